@@ -1,4 +1,4 @@
-"""Settings of the documentation site: `tools/run docs` builds it in build/docs."""
+"""Settings of the documentation site, which `tools/run docs` builds in build/docs."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ extensions = [
     "sphinx_copybutton",
     "tools.docs",
 ]
-exclude_patterns = ["README.md"]  # GitHub's index of this folder; the site has index.md
+exclude_patterns = ["README.md"]  # index of this folder on GitHub; index.md includes it
 html_theme = "furo"
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 
-# Notebooks are executed by a test and shown with the outputs they are stored with.
+# A test executes the notebooks; the site shows their stored outputs.
 nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = [
     "myst.header",  # pages may skip a level of headings
-    "ref.python",  # a short name in a signature may be of two packages
+    "ref.python",  # two packages may have the same short name in a signature
 ]
 
-# Docstrings are Google style; a name in single backticks links to its entry where there is one.
+# Docstrings are in Google style; a name in single backticks links to its entry if there is one.
 default_role = "py:obj"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-napoleon_attr_annotations = False  # the signature has the types
+napoleon_attr_annotations = False  # the signature shows the types
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

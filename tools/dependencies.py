@@ -1,11 +1,11 @@
-"""What is installed beside our own code: hashes, licences, advisories, and the oldest versions that work.
+"""Maintain the dependencies: hashes, licences, advisories, and tests with the oldest versions.
 
-    python -m tools.dependencies hashes               # tools/hashes.txt: SHA-256 of every pinned distribution
-    python -m tools.dependencies licences             # docs/licences.md: licences of what each package installs
-    python -m tools.dependencies audit                # known vulnerabilities of the pinned versions
-    python -m tools.dependencies oldest ENV           # tests with the oldest versions that the packages say they take
+    python -m tools.dependencies hashes               # writes tools/hashes.txt: SHA-256 of every pinned distribution
+    python -m tools.dependencies licences             # writes docs/licences.md: licences of all dependencies
+    python -m tools.dependencies audit                # lists known vulnerabilities of the pinned versions
+    python -m tools.dependencies oldest ENV           # runs tests with the oldest versions that the packages accept
 
-`hashes` and `licences` describe the environment of `tools/run`, whose versions tools/constraints.txt has.
+`hashes` and `licences` describe the environment of `tools/run`, whose versions are in tools/constraints.txt.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ HASHES = ROOT / "tools" / "hashes.txt"
 LICENCES = ROOT / "docs" / "licences.md"
 PROJECTS = sorted(ROOT.glob("packages/*/pyproject.toml"))
 
-#: Tools of this script, each in a throwaway environment of its own.
+#: Tools of this script, which are installed in temporary environments.
 AUDIT, RESOLVER = "pip-audit==2.10.1", "uv==0.13.9"
-#: Versions with a known vulnerability that does not concern us, and why.
+#: Identifiers of known vulnerabilities that do not affect the packages, with the reason.
 ACCEPTED: dict[str, str] = {}
 
-#: A core set of tests that the oldest versions must pass: every package reads, trains, predicts and exports.
+#: Tests that the oldest versions must pass, in which every package reads, trains, predicts and exports.
 OLDEST_TESTS = (
     "tests/core/optim",
     "tests/core/training/test_run.py",
@@ -51,7 +51,7 @@ OLDEST_TESTS = (
     "tests/video/models",
     "tests/video/commands/test_video_predict_and_export.py",
 )
-#: What these tests need beside the packages.
+#: Dependencies of these tests in addition to the packages.
 TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis", "beartype")
 
 
@@ -59,15 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in ("hashes", "licences"):
-        verbs.add_parser(verb).add_argument("--check", action="store_true", help="compare only; 1 if it would change")
+        verbs.add_parser(verb).add_argument(
+            "--check", action="store_true", help="only compare; exit with status 1 if the file differs"
+        )
     verbs.add_parser("audit")
     oldest_parser = verbs.add_parser("oldest")
-    oldest_parser.add_argument("env", type=Path, help="new folder of the environment")
+    oldest_parser.add_argument("env", type=Path, help="folder of the new environment")
     oldest_parser.add_argument("--tests", nargs="+", default=list(OLDEST_TESTS), help="arguments for pytest")
     arguments = parser.parse_args(argv)
     if arguments.verb == "audit":
         problems = advisories()
-        print("\n".join(problems) or "no known vulnerability in the pinned versions")
+        print("\n".join(problems) or "The pinned versions have no known vulnerabilities.")
         return int(bool(problems))
     if arguments.verb == "oldest":
         return oldest(arguments.env, arguments.tests)
@@ -81,17 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def system() -> str:
-    """For what the hashes are: wheels differ by Python, system and processor."""
+    """Name the kind of system to which hashes apply, because wheels differ by Python, system and processor."""
     return f"Python {sys.version_info.major}.{sys.version_info.minor}, {sys.platform}, {platform.machine()}"
 
 
 def hashes_fit() -> bool:
-    """Whether tools/hashes.txt is for this kind of system."""
+    """Return whether tools/hashes.txt applies to this kind of system."""
     return f"# For {system()};" in HASHES.read_text(encoding="utf-8")
 
 
 def hashes() -> str:
-    """The pinned versions, each with the SHA-256 of the distribution that pip takes here; nothing is installed."""
+    """Return the pinned versions with the SHA-256 hash of the distribution that pip selects, without installing it."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
@@ -102,7 +104,7 @@ def hashes() -> str:
     ]
     head = [
         f"# For {system()}; written by `python -m tools.dependencies hashes` from tools/constraints.txt.",
-        "# tools/run installs these files and no others where it runs on such a system.",
+        "# On such a system, tools/run installs only these files.",
     ]
     return "\n".join([*head, *sorted(lines, key=str.lower), ""])
 
@@ -112,14 +114,14 @@ def _sha256(installed: dict[str, Any]) -> str:
 
 
 def requirements(project: dict[str, Any], extras: Iterable[str] = ()) -> list[Requirement]:
-    """What a project requires, with some of its extras."""
+    """Return the requirements of a project with some of its extras."""
     optional = project.get("optional-dependencies", {})
     lines = [*project["dependencies"], *(line for extra in extras for line in optional.get(extra, ()))]
     return [Requirement(line) for line in lines]
 
 
 def closure(wanted: Iterable[Requirement]) -> set[str]:
-    """Distributions that requirements install here, with all that these require, as canonical names."""
+    """Return the canonical names of all distributions that requirements install, directly or indirectly."""
     members = {
         canonicalize_name(project["name"]): project
         for project in (tomllib.loads(file.read_text(encoding="utf-8"))["project"] for file in PROJECTS)
@@ -149,18 +151,18 @@ def closure(wanted: Iterable[Requirement]) -> set[str]:
 
 
 def licences() -> str:
-    """The page of licences: for every package all that it installs, and what only extras bring."""
+    """Return the page of licences, with all dependencies of every package and whether only an extra installs them."""
     parts = [
-        "# Licences of what is installed",
+        "# Licences of the dependencies",
         "",
-        "Our own code is under the Apache License 2.0. Each package also installs the distributions below, under the "
-        "licences that they state themselves. Written by `python -m tools.dependencies licences` on Linux, in the "
-        "versions of `tools/constraints.txt`; the CUDA libraries come with PyTorch there.",
+        "The code of the packages is under the Apache License 2.0. Each package also installs the distributions below, "
+        "under the licences that they state. `python -m tools.dependencies licences` has written this page on Linux, "
+        "with the versions of `tools/constraints.txt`; there, PyTorch also installs the CUDA libraries.",
         "",
-        "Wheels hold libraries with licences of their own. Those of PyAV (ssl-video) hold FFmpeg built with x264 and "
-        "x265, which are under the GPL 2 or later: whoever passes on an environment or an image with it passes on GPL "
-        "code. A PyAV built against an FFmpeg without them (`pip install av --no-binary av`) does not; reading videos "
-        "needs neither.",
+        "Wheels can contain libraries with other licences. The wheels of PyAV (ssl-video) contain FFmpeg built with "
+        "x264 and x265, which are under the GPL 2 or later: if you distribute an environment or an image that contains "
+        "them, you distribute GPL code. This does not apply to a PyAV built against an FFmpeg without these libraries "
+        "(`pip install av --no-binary av`), which are not needed for reading videos.",
     ]
     for file in PROJECTS:
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
@@ -170,7 +172,7 @@ def licences() -> str:
             "",
             f"## {project['name']}",
             "",
-            "| distribution | version | licence | with |",
+            "| distribution | version | licence | installed by |",
             "| --- | --- | --- | --- |",
         ]
         rows = [(name, "") for name in base] + [(name, "an extra") for name in extras]
@@ -183,7 +185,7 @@ def _version(name: str) -> str:
 
 
 def licence(name: str) -> str:
-    """The licence that a distribution states: its expression, else its classifiers, else the first line of its text."""
+    """Return the licence that a distribution states as an expression, in its classifiers or as text, in this order."""
     metadata: Any = importlib.metadata.metadata(name)
     if expression := metadata.get("License-Expression"):
         return str(expression)
@@ -197,7 +199,7 @@ def licence(name: str) -> str:
 
 
 def advisories() -> list[str]:
-    """Known vulnerabilities of the pinned versions, one a line; what could not be found out is a line, too."""
+    """List known vulnerabilities of the pinned versions and failures to look them up, one per line."""
     unknown = "advisories could not be looked up ({}); expected a network and a package index. Try again"
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -215,25 +217,25 @@ def advisories() -> list[str]:
 
 
 def of_audit(audited: Sequence[dict[str, Any]]) -> list[str]:
-    """What to say about the entries of pip-audit's report, a line for each problem that is not accepted."""
+    """Describe the entries of pip-audit's report, with a line for each problem that is not accepted."""
     skipped = [each for each in audited if "skip_reason" in each]
     found = []
     if skipped:
         names = ", ".join(each["name"] for each in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        found.append(f"advisories of {len(skipped)} distributions could not be looked up ({names}); the index has none")
+        found.append(f"the index has no advisories for {len(skipped)} distributions ({names})")
     for each in audited:
         for known in each.get("vulns", ()):
             if known["id"] not in ACCEPTED:
-                mended = ", ".join(known["fix_versions"]) or "no version yet"
-                found.append(f"{each['name']} {each['version']}: {known['id']}, mended in {mended}")
+                fixed = ", ".join(known["fix_versions"]) or "no version yet"
+                found.append(f"{each['name']} {each['version']}: {known['id']}, fixed in {fixed}")
     return found
 
 
 def tool(requirement: str, folder: Path) -> Path:
-    """Install a tool into a new environment; the environment's Python.
+    """Install a tool into a new environment and return the Python of the environment.
 
     Raises:
-        subprocess.CalledProcessError: It cannot be installed.
+        subprocess.CalledProcessError: The tool cannot be installed.
     """
     subprocess.run([sys.executable, "-m", "venv", str(folder / "env")], check=True, capture_output=True, text=True)
     python = folder / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
@@ -248,7 +250,7 @@ def _last_line(text: str | None) -> str:
 
 
 def oldest(env: Path, tests: Sequence[str]) -> int:
-    """Install the oldest versions that the packages say they take into a new environment, and run tests there."""
+    """Install the oldest versions that the packages accept into a new environment and run tests with them."""
     pinned = env.with_name(f"{env.name}.txt")
     members = [word for file in PROJECTS for word in ("--no-emit-package", file.parent.name)]
     python = env / ("Scripts" if os.name == "nt" else "bin") / "python"

@@ -1,7 +1,7 @@
-"""Run `python -m` commands in processes forked from one that has imported their libraries.
+"""Run `python -m` commands in processes forked from a process that has imported their libraries.
 
-Importing torch, torchvision and MONAI takes seconds of processor time, more than many a short command itself. A fork
-server imports them once; each command is then a process of its own, with the working folder of the server, its own
+Importing torch, torchvision and MONAI takes seconds of processor time, which is more than many short commands need. A
+fork server imports them once. Each command is then a separate process with the working folder of the server, its own
 environment variables and its own log.
 """
 
@@ -18,10 +18,10 @@ from pathlib import Path
 
 
 class Forked:
-    """A fork server, of which there is one in a process.
+    """Fork server, of which a process has only one.
 
     Args:
-        modules: What it imports; what is not installed is passed over.
+        modules: Modules to import; those that are not installed are ignored.
     """
 
     def __init__(self, modules: Sequence[str]) -> None:
@@ -31,16 +31,17 @@ class Forked:
     def run(
         self, module: str, words: Sequence[str], log: Path, *, seconds: float | None = None, **environment: str
     ) -> int | None:
-        """Run `python -m module words...`, its output going to the end of the log.
+        """Run `python -m module words...` and append its output to the log.
 
         Returns:
-            The exit status, negative for a signal; None if the time was up, and the process and its children killed.
+            Exit status, negative for a signal; None if the time limit was exceeded and the process was killed together
+            with its children.
         """
         process = self._context.Process(target=_main, args=(module, list(words), str(log), environment))
         process.start()
         process.join(seconds)
         if process.exitcode is None and process.pid is not None:
-            # The child leads a group of its own as soon as it runs; before that there is nobody else to end.
+            # The child leads its own process group as soon as it runs; before that, it has no children.
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -53,7 +54,7 @@ class Forked:
 def _main(module: str, words: list[str], log: str, environment: Mapping[str, str]) -> None:
     os.setsid()
     os.environ.update(environment)
-    with open(log, "ab") as file:  # noqa: PTH123 - its descriptor is what counts
+    with open(log, "ab") as file:  # noqa: PTH123 - only the descriptor is used
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())

@@ -1,4 +1,4 @@
-"""Install every package alone, as users do, and check that it works without the libraries of its siblings.
+"""Install every package alone, as users do, and check that it works without the libraries of the other packages.
 
     python -m tools.isolation                     # every package under packages/
     python -m tools.isolation contrastive-core    # one of them
@@ -6,10 +6,10 @@
 Wheels of the package and of the core are installed in a fresh environment, which is deleted afterwards:
 
   - the wheel's version equals `__version__` and the changelog's top entry; it contains py.typed and the licence;
-  - every module can be imported, the command line answers --help and --version, and a first use works;
-  - pip finds no conflict, and no library of the siblings is installed.
+  - every module can be imported, the command line accepts --help and --version, and a short program runs;
+  - pip finds no conflict, and no library of the other packages is installed.
 
-The core is checked without its extras first, then with them in the same environment.
+The core is first checked without its extras, and then with them in the same environment.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from tools.results import ROOT
 
 @dataclass(frozen=True)
 class Install:
-    """What a user installs, and what they then have.
+    """Installation of a package, and its expected content.
 
     Args:
-        libraries: Third-party distributions this install is there for; every other install lacks them.
-        modules: Import packages of which every module must import.
+        libraries: Third-party distributions that only this installation contains.
+        modules: Import packages of which all modules must be importable.
         skip: Import packages inside these that need an extra.
         commands: Command lines that must end with status 0.
-        use: A program that must run.
+        use: Program that must run.
     """
 
     libraries: frozenset[str]
@@ -63,7 +63,7 @@ assert ssl_medseg.evaluate(Path("hearts/labelsTr"), "hearts").summary.mean_dice.
 """
 ENGINE = frozenset({"lightning-fabric", "safetensors", "jsonargparse", "rich"})
 CORE = "contrastive-core"
-# The one place that says what belongs to whom: an install has its own libraries and none that only others name.
+# Libraries of each installation; it must not contain libraries that are listed only for other installations.
 INSTALLS = {
     CORE: Install(
         frozenset(),
@@ -122,7 +122,7 @@ EXTRAS = frozenset(
     }
 )
 
-# Run by the fresh environment's Python: imports what it is told and says what is there.
+# Program for the Python of the fresh environment, which imports the given packages and prints the distributions.
 PROBE = """
 import importlib, importlib.metadata, json, pkgutil, sys
 skip = tuple(sys.argv[1].split())
@@ -153,13 +153,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def absent(install: str) -> frozenset[str]:
-    """The libraries that must not come with an install: those of the others, and what only an extra may bring."""
+    """Return the libraries that an installation must not contain: those of the others and those of extras."""
     every = frozenset().union(*(each.libraries for each in INSTALLS.values()))
     return (every | EXTRAS) - INSTALLS[install].libraries
 
 
 def check(package: str) -> list[str]:
-    """Build, install and try one package; the problems found."""
+    """Build, install and try one package, and return the problems found."""
     with tempfile.TemporaryDirectory(prefix=f"{package}-") as folder:
         wheels = [build(name, Path(folder, "dist"), "wheel")[0] for name in dict.fromkeys([CORE, package])]
         problems = [f"{package}: {problem}" for problem in of_wheel(package, wheels[-1])]
@@ -195,7 +195,7 @@ def of_wheel(package: str, wheel: Path) -> list[str]:
 
 def of_environment(python: Path, install: str) -> list[str]:
     wanted = INSTALLS[install]
-    with tempfile.TemporaryDirectory() as elsewhere:  # so that nothing is imported from the checkout
+    with tempfile.TemporaryDirectory() as elsewhere:  # prevents imports from the checkout
         probe = attempt([str(python), "-I", "-c", PROBE, " ".join(wanted.skip), *wanted.modules], elsewhere)
         words = [line.split() for line in (*wanted.commands, "python -m pip check")]
         tries = [probe, *(attempt([str(python.with_name(word)), *rest], elsewhere) for word, *rest in words)]
@@ -208,7 +208,7 @@ def of_environment(python: Path, install: str) -> list[str]:
 
 
 def attempt(command: list[str], folder: str) -> tuple[str, str]:
-    """Standard output of a command, and what to report if it failed."""
+    """Return the standard output of a command, and a problem to report if it failed."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     name = " ".join([Path(command[0]).name, *command[1:]]).partition("\n")[0]
     return done.stdout, f"`{name}` ended with status {done.returncode}:\n{done.stderr}" if done.returncode else ""

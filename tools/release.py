@@ -1,10 +1,10 @@
-"""Check that a tag, a package's version and its changelog agree, then build what is released: sdist and wheel.
+"""Check that the tag, the version and the changelog of a package agree, then build sdist and wheel.
 
     python -m tools.release contrastive-core-v0.1.0 --out dist
 
-A release is a commit in which packages/PACKAGE says `__version__ = "X.Y.Z"`, the changelog's top entry is
-`## X.Y.Z - YYYY-MM-DD`, and the siblings' version ranges admit X.Y.Z; it is tagged PACKAGE-vX.Y.Z. The pinned versions
-that it was tested with have no known vulnerability, which needs a network to find out.
+A release is a commit with the tag PACKAGE-vX.Y.Z in which packages/PACKAGE states `__version__ = "X.Y.Z"`, the top
+entry of its changelog is `## X.Y.Z - YYYY-MM-DD`, and the version ranges of the other packages include X.Y.Z. The
+pinned versions with which it was tested must have no known vulnerability; checking this needs a network.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def disagreements(tag: str) -> list[str]:
-    """Every reason why this tag cannot be released, empty if it can."""
+    """Return all reasons why this tag cannot be released, or an empty list if it can."""
     package, _, version = tag.rpartition("-v")
     known = sorted(path.parent.name for path in PACKAGES.glob("*/pyproject.toml"))
     if package not in known or not re.fullmatch(r"\d+\.\d+\.\d+", version):
@@ -69,7 +69,7 @@ def version_file(package: str) -> Path:
 
 
 def declared_version(package: str) -> str:
-    """`__version__` of a package, read without importing it."""
+    """Read `__version__` of a package without importing it."""
     found = re.search(r'^__version__ = "(.+)"$', (ROOT / version_file(package)).read_text(), re.MULTILINE)
     if not found:
         raise ValueError(f'{version_file(package)}: expected a line __version__ = "X.Y.Z"')
@@ -77,7 +77,7 @@ def declared_version(package: str) -> str:
 
 
 def top_entry(package: str) -> tuple[str, str]:
-    """Version and date (or "unreleased") of the newest entry of a package's changelog."""
+    """Return version and date (or "unreleased") of the newest entry in the changelog of a package."""
     changelog = PACKAGES / package / "CHANGELOG.md"
     found = re.search(r"^## (\S+) - (\S+)$", changelog.read_text(), re.MULTILINE)
     if not found:
@@ -86,7 +86,7 @@ def top_entry(package: str) -> tuple[str, str]:
 
 
 def requirements(package: str) -> list[Requirement]:
-    """What a package asks for, extras included."""
+    """Return the requirements of a package, including those of its extras."""
     project = tomllib.loads((PACKAGES / package / "pyproject.toml").read_text())["project"]
     extras = project.get("optional-dependencies", {}).values()
     return [Requirement(line) for lines in (project["dependencies"], *extras) for line in lines]
@@ -95,8 +95,8 @@ def requirements(package: str) -> list[Requirement]:
 def build(package: str, out: Path, *targets: str) -> list[Path]:
     """Build distributions ("wheel", "sdist") of a package into a folder and list them.
 
-    Wheels are pure, whatever is installed here: one with a compiled library serves this kind of machine alone, and its
-    users build that library with one command.
+    Wheels are always pure: a wheel with a compiled library would support only this kind of machine, and users can build
+    the library with one command.
     """
     chosen = [word for target in targets for word in ("--target", target)]
     command = [sys.executable, "-m", "hatchling", "build", *chosen, "--directory", str(out.resolve())]

@@ -1,20 +1,20 @@
-"""Write the tables of the pages from docs/results/*.json, or check that they are what the files say.
+"""Write the tables of the pages from docs/results/*.json, or check that the pages match these files.
 
-    python -m tools.results            # rewrite every table
-    python -m tools.results --check    # change nothing; exit status 1 if a table or a file is wrong
+    python -m tools.results            # rewrites every table
+    python -m tools.results --check    # changes nothing; exits with status 1 if a table or a file is wrong
 
-A table stands between `<!-- results:NAME -->` and `<!-- /results -->` and is made from docs/results/NAME.json, with its
-notes and origin. `<!-- results:NAME {"rows": [["a", 1], ["b"]], "columns": ["method", "Dice"]} -->` shows a part of it:
-the rows that begin with these cells and the columns of these names, without the notes.
+The text between `<!-- results:NAME -->` and `<!-- /results -->` is generated from docs/results/NAME.json: a table with
+its notes and origin. `<!-- results:NAME {"rows": [["a", 1], ["b"]], "columns": ["method", "Dice"]} -->` selects the
+rows that begin with these cells and the columns with these names, and omits the notes.
 
-`<!-- results:NAME {"gpu_stage": "STAGE"} -->` may lack its file: the page then says which stage of tools.gpu.run
-measures it.
+For `<!-- results:NAME {"gpu_stage": "STAGE"} -->` the file may be missing; the page then names the stage of
+tools.gpu.run that measures it.
 
-A table between `<!-- headline:NAME -->` and `<!-- /headline -->` is made from docs/results/headline.json, which has for
-NAME the "columns" and "rows"; a cell is text, or an object that names a cell of a results file:
+The table between `<!-- headline:NAME -->` and `<!-- /headline -->` is generated from docs/results/headline.json, which
+contains "columns" and "rows" for NAME. A cell is text, or an object that refers to a cell of a results file:
 `{"file": "acdc", "row": [2, "labels alone"], "column": "Dice"}`.
 
-A results file has
+A results file contains
 
     name      NAME
     commit    git hash of the code that ran, 12 or 40 hexadecimal digits
@@ -22,11 +22,11 @@ A results file has
     hardware  {"cpu": model, "cores": count, ...}
     versions  {"python": ..., "torch": ..., ...}
     seeds     [integers]
-    config    {everything needed to run it again}
+    config    {everything needed to repeat the run}
     table     {"columns": [names], "rows": [[name, numbers ...], ...]}
     notes     [sentences shown below the table]
 
-Other keys are free. `provenance` gives the commit, date, hardware and versions.
+Other keys are optional. `provenance` returns commit, date, hardware and versions.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "lightning-fabric", "lightly", "pyt
 
 
 def provenance() -> dict[str, object]:
-    """Commit, date, hardware and versions of this process."""
+    """Return commit, date, hardware and versions of this process."""
     return {
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -62,14 +62,14 @@ def provenance() -> dict[str, object]:
 
 
 def write_result(path: Path, result: Mapping[str, object]) -> None:
-    """Write one results file; the tables of the pages are made from it."""
+    """Write a results file, from which the tables of the pages are generated."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2, default=str) + "\n")
     print(f"wrote {path}")
 
 
 def _commit() -> str:
-    copied = ROOT / "COMMIT"  # in a copy without history, as tools.gpu.pack makes it
+    copied = ROOT / "COMMIT"  # in a copy without history, as written by tools.gpu.pack
     if copied.is_file():
         return copied.read_text().strip()
     found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -139,18 +139,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def pages() -> list[Path]:
-    """The Markdown files of the repository, as git lists them."""
+    """Return the Markdown files of the repository that git lists."""
     listed = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
     return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
 
 
 def files() -> list[Path]:
-    """The results files."""
+    """Return the paths of the results files."""
     return [path for path in sorted((ROOT / RESULTS).glob("*.json")) if path.name != HEADLINES]
 
 
 def filled(text: str, page: Path) -> str:
-    """The page with every marked table made anew."""
+    """Return the text of a page with every marked table regenerated."""
 
     def fill(marked: re.Match[str]) -> str:
         path = ROOT / RESULTS / f"{marked[2]}.json"
@@ -171,7 +171,7 @@ def filled(text: str, page: Path) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The contents of a results file."""
+    """Read the contents of a results file."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
@@ -179,12 +179,12 @@ def read(path: Path) -> dict[str, Any]:
 def selected(
     result: Mapping[str, Any], *, rows: Sequence[Sequence[object]] | None = None, columns: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """A result with some rows and columns of its table, in the order asked for, and without notes.
+    """Return a result without notes whose table has only selected rows and columns, in the given order.
 
     Args:
         result: Contents of a results file.
-        rows: First cells of the wanted rows; None takes all.
-        columns: Names of the wanted columns; None takes all.
+        rows: First cells of the selected rows; all rows if None.
+        columns: Names of the selected columns; all columns if None.
     """
     table = result["table"]
     chosen = table["rows"] if rows is None else [row_of(result, cells) for cells in rows]
@@ -195,16 +195,16 @@ def selected(
 
 
 def row_of(result: Mapping[str, Any], cells: Sequence[object]) -> list[Any]:
-    """The one row that begins with these cells."""
+    """Return the only row that begins with these cells."""
     found = [row for row in result["table"]["rows"] if row[: len(cells)] == list(cells)]
     if len(found) != 1:
-        raise ValueError(f"{len(found)} rows of {result['name']} begin with {list(cells)}; expected one")
+        raise ValueError(f"{len(found)} rows of {result['name']} begin with {list(cells)}, expected one")
     row: list[Any] = found[0]
     return row
 
 
 def headline(name: str) -> str:
-    """A table of headline numbers, each of which is a cell of a results file."""
+    """Return a table of headline numbers, each of which is a cell of a results file."""
 
     def text(cell: object) -> str:
         if not isinstance(cell, dict):
@@ -227,11 +227,11 @@ def link(path: Path, page: Path) -> str:
 
 
 def render(result: Mapping[str, Any], source: str) -> str:
-    """The table in Markdown, numbers right-aligned with equally many decimals, then where it came from.
+    """Return the table in Markdown with right-aligned numbers, followed by the notes and the origin.
 
     Args:
         result: Contents of a results file.
-        source: How the page refers to the file.
+        source: Link from the page to the file.
     """
     columns, rows = result["table"]["columns"], result["table"]["rows"]
     cells = list(zip(*(aligned(column) for column in zip(*rows, strict=True)), strict=True))
@@ -248,7 +248,7 @@ def render(result: Mapping[str, Any], source: str) -> str:
 
 
 def aligned(column: Sequence[object]) -> list[str]:
-    """A column's cells as text; None is a dash."""
+    """Format the cells of a column as text with equally many decimals; None becomes a dash."""
     exponents = [Decimal(repr(value)).as_tuple().exponent for value in column if isinstance(value, float)]
     decimals = -min((exponent for exponent in exponents if isinstance(exponent, int)), default=0)
     return [
@@ -258,7 +258,7 @@ def aligned(column: Sequence[object]) -> list[str]:
 
 
 def validate(path: Path) -> list[str]:
-    """What keeps a results file from being one: problems that name the file, empty if there are none."""
+    """Return the problems of a results file, each of which names the file, or an empty list."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -289,7 +289,7 @@ def contents(result: Mapping[str, Any], stem: str) -> list[str]:
         and hardware["cores"] > 0,
         f"seeds: expected integers, at least one, got {result['seeds']}": result["seeds"]
         and all(isinstance(seed, int) for seed in result["seeds"]),
-        "versions: expected python and torch among them": {"python", "torch"} <= set(result["versions"]),
+        "versions: expected at least python and torch": {"python", "torch"} <= set(result["versions"]),
         "notes: expected sentences": all(isinstance(note, str) for note in result["notes"]),
         "table: expected columns and rows, none of them empty": rectangular,
         "table: expected as many cells in every row as there are columns": rectangular

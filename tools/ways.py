@@ -1,9 +1,9 @@
-"""Count the files that a value passes on six ways through the packages: ``python -m tools.ways [WAY ...]``.
+"""Count the source files involved in six common tasks: ``python -m tools.ways [TASK ...]``.
 
-A way is run with a profile hook. Of the files of the packages whose functions run, it prints those that *hand the
-value on* (a function in them returns a new tensor, array, or an object that holds one) apart from those that only
-help (checks, names, options). The first number is how many files a reader opens to follow the value, beside the number
-by the same rule before the packages were refiled.
+Each task runs under a profile hook. The source files whose functions run are divided into those that *transform the
+value* (a function in them returns a new tensor, array, or an object that contains one) and those that only help
+(checks, names, options). The first number is the number of files that a reader opens to follow the value. It is
+compared with the number, counted in the same manner, before the packages were reorganised.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _SMALL = 16
 _PARTS = ("<module>", "<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 
 BEFORE = {"loss": 10, "view": 10, "batch": 14, "mask": 11, "selftraining": 14, "clip": 15}
-"""Files that handed the value on at d0b6090, the commit before the packages were refiled, counted by `follow`."""
+"""Number of files that transformed the value at d0b6090, before the packages were reorganised, counted by `follow`."""
 
 Way = Callable[[Path], AbstractContextManager[Callable[[], object]]]
-"""Prepares a way in an empty folder and gives the call that goes it."""
+"""Function that prepares a task in an empty folder and returns the call to profile."""
 
 
 def follow(call: Callable[[], object]) -> tuple[set[str], set[str]]:
-    """Run a call; return the files that hand a value on, and the others whose functions ran."""
+    """Run a call and return the files that transform the value, and the other files whose functions ran."""
     handing, running = set(), set()
 
     def hook(frame: FrameType, event: str, returned: object) -> None:
         file = frame.f_code.co_filename
-        # A comprehension is a part of its function, although it has a frame of its own before Python 3.12.
+        # A comprehension belongs to its function, although it has a separate frame before Python 3.12.
         if not file.startswith(PACKAGES) or frame.f_code.co_name in _PARTS:
             return
         running.add(file)
@@ -68,7 +68,7 @@ def _arguments(frame: FrameType) -> tuple[str, ...]:
 
 
 def _values(found: object, depth: int = 2) -> Iterator[int]:
-    """Identities of the arrays in an object; ids, affine matrices and other small arrays count only with a gradient."""
+    """Yield the identities of the arrays in an object, except small arrays without gradient such as affine matrices."""
     if isinstance(found, torch.Tensor):
         if found.numel() > _SMALL or found.requires_grad:
             yield id(found)
@@ -88,7 +88,7 @@ def _values(found: object, depth: int = 2) -> Iterator[int]:
 
 @contextlib.contextmanager
 def loss(folder: Path) -> Iterator[Callable[[], object]]:
-    """NT-Xent of two batches of embeddings and its gradient, on the PyTorch path."""
+    """NT-Xent of two batches of embeddings and its gradient, with the PyTorch backend."""
     from contrastive_core import nt_xent
     from contrastive_core.similarity import use_backend
 
@@ -108,7 +108,7 @@ def view(folder: Path) -> Iterator[Callable[[], object]]:
 
 @contextlib.contextmanager
 def batch(folder: Path) -> Iterator[Callable[[], object]]:
-    """Image files to the two views that a pre-training step takes."""
+    """From image files to the two views of a pre-training step."""
     from PIL import Image
 
     from contrastive_core.training import Batches
@@ -126,7 +126,7 @@ def batch(folder: Path) -> Iterator[Callable[[], object]]:
 
 @contextlib.contextmanager
 def mask(folder: Path) -> Iterator[Callable[[], object]]:
-    """A NIfTI file to a mask file on its grid, by an open model, as `ssl-medseg predict` does for every image."""
+    """From a NIfTI file to a mask file on its grid with a loaded model, as in `ssl-medseg predict`."""
     import nibabel as nib
 
     from ssl_medseg.io import ImageFile, read_volume, write_mask
@@ -151,7 +151,7 @@ def mask(folder: Path) -> Iterator[Callable[[], object]]:
 
 @contextlib.contextmanager
 def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
-    """Unlabelled slices to pseudo-labels to the loss of a step of self-training in rounds."""
+    """From unlabelled slices and their pseudo-labels to the loss of a self-training step in rounds."""
     from contrastive_core.training import Run, RunOptions
     from ssl_medseg.losses.segmentation import segmentation_loss
     from ssl_medseg.models.checkpoint import load_segmenter
@@ -194,7 +194,7 @@ def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
 
 @contextlib.contextmanager
 def clip(folder: Path) -> Iterator[Callable[[], object]]:
-    """Video files to the loss of a step of multiview pseudo-labelling."""
+    """From video files to the loss of a step of multiview pseudo-labelling."""
     from contrastive_core.training import Run, RunOptions
     from ssl_video.augment import ClipAugment
     from ssl_video.data import ClipDataset, ClipSpec, open_videos
@@ -227,7 +227,7 @@ def _segmenter(folder: Path) -> None:
 
 
 def _of_tests(name: str) -> Any:
-    """A module of medseg's tests, which are not typed."""
+    """Import a module of the tests of ssl-medseg, which are not typed."""
     return importlib.import_module(f"tests.medseg.{name}")
 
 
@@ -238,13 +238,13 @@ WAYS: dict[str, Way] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("ways", nargs="*", default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
+    parser.add_argument("ways", nargs="*", default=list(WAYS), metavar="TASK", help=", ".join(WAYS))
     for name in parser.parse_args().ways:
         with tempfile.TemporaryDirectory() as folder, WAYS[name](Path(folder)) as call:
             call()  # caches and lazy imports
             handing, helping = follow(call)
         print(f"{name}: {WAYS[name].__doc__}")
-        for what, files in ((f"hand the value on ({BEFORE[name]} before)", handing), ("help", helping)):
+        for what, files in ((f"transform the value ({BEFORE[name]} before)", handing), ("only help", helping)):
             lines = sum(len(Path(file).read_text(encoding="utf-8").splitlines()) for file in files)
             print(f"  {len(files)} files, {lines} lines, {what}")
             for file in sorted(files):

@@ -1,7 +1,7 @@
-"""Compile the library while the wheel is built, where torch and a compiler are there; otherwise the wheel is pure.
+"""Compile the native library when a wheel is built, if torch and a compiler are available; else build a pure wheel.
 
-`CONTRASTIVE_CORE_EXT` says what is wanted: auto (the default) takes the library if it can be built, 0 takes none, cpu
-fails without it.
+The environment variable `CONTRASTIVE_CORE_EXT` controls the build: auto (the default) includes the library if it can be
+built, 0 omits it, and cpu fails if it cannot be built.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGE = Path("src", "contrastive_core", "native")
 
 
 class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg] # pip's hatchling is not typed
-    """The hook, found by its base class."""
+    """Build hook, which hatchling finds by its base class."""
 
     PLUGIN_NAME = "custom"
 
@@ -32,13 +32,13 @@ class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg] # pip's hatch
         if wanted not in ("auto", "0", "cpu"):
             raise ValueError(f"{VARIABLE} is {wanted!r}, expected auto, 0 or cpu")
         beside = Path(self.root, PACKAGE, "_lib")
-        shutil.rmtree(beside, ignore_errors=True)  # of an earlier build: it would be loaded
+        shutil.rmtree(beside, ignore_errors=True)  # a library of an earlier build would be loaded
         if wanted == "0":
             return
         build = _module(Path(self.root, PACKAGE, "build.py"))
-        # An editable install loads from the sources, a wheel takes the file along.
-        hashed = build.source_hash()  # edited sources must not meet a library of the old ones
-        # Removed when the process ends: hatchling reads the file after this.
+        # An editable install loads the library from the source folder; a wheel contains it.
+        hashed = build.source_hash()  # edited sources must not load a library built from older ones
+        # The folder is removed when the process ends, because hatchling reads the file later.
         self.scratch = tempfile.TemporaryDirectory(prefix="contrastive-core-", ignore_cleanup_errors=True)
         folder = beside / hashed if version == "editable" else Path(self.scratch.name)
         try:
@@ -49,14 +49,14 @@ class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg] # pip's hatch
             self.app.display_warning(f"contrastive-core is built without its compiled library: {error}")
             return
         build_data["pure_python"] = False
-        # One file for all Pythons and torches: it has no Python in it.
+        # The library does not depend on the versions of Python and torch.
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
         if version != "editable":
             build_data["force_include"][str(library)] = f"contrastive_core/native/_lib/{hashed}/{library.name}"
 
 
 def _module(path: Path) -> ModuleType:
-    """A file of the package as a module; the package itself cannot be imported here."""
+    """Load a file of the package as a module, because the package itself cannot be imported here."""
     spec = importlib.util.spec_from_file_location("contrastive_core_build", path)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(path)

@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_refused() -> None:
         bank.add(torch.ones(3, 4))
     with pytest.raises(TypeError, match="expected a floating-point tensor"):
         bank.add(torch.ones(3, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"state of a bank \[4, 2\], expected \[5, 2\]"):
+    with pytest.raises(ValueError, match=r"state of a bank of shape \[4, 2\], expected \[5, 2\]"):
         bank.load_state_dict(MemoryBank(4, 2).state_dict())
     with pytest.raises(ValueError, match="size 0"):
         MemoryBank(0, 2)

@@ -57,7 +57,7 @@ def run(
 
 
 def started_again(done: subprocess.CompletedProcess[str], bad: str) -> bool:
-    said = [line for line in done.stderr.splitlines() if "starting again" in line]
+    said = [line for line in done.stderr.splitlines() if "starts again" in line]
     return len(said) == 1 and f"{bad}: the library that reads it crashed (SIGSEGV)" in said[0]
 
 

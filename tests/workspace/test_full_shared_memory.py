@@ -33,5 +33,5 @@ def test_training_ends_with_one_line_and_does_not_wait(tmp_path: Path) -> None:
         pytest.skip("mounting is not allowed here")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert "shared memory (df -h /dev/shm" in done.stderr
+    assert "shared memory was full (df -h /dev/shm" in done.stderr
     assert done.stderr.rstrip().endswith("--resume")

@@ -45,9 +45,9 @@ def test_names_in_data_and_models_are_checked(tmp_path: Path) -> None:
         lambda: LabelMap(("background", "liver\x07"), (0, 1)),
     ]
     for attempt in attempts:
-        with pytest.raises(UserError, match="holds control characters"):
+        with pytest.raises(UserError, match="contains control characters"):
             attempt()
-    with pytest.raises(UserError, match="holds a path separator"):
+    with pytest.raises(UserError, match="contains a path separator"):
         combine(None, {"../../split": Combination(("p1",), ("p2",))}, test=(), unlabelled=())
 
 

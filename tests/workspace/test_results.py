@@ -119,7 +119,7 @@ def test_missing_file_is_named(repository: Path, capsys: pytest.CaptureFixture[s
         ({"hardware": {"cpu": "", "cores": 2}}, "hardware: expected a cpu"),
         ({"seeds": 0}, "seeds: expected list, got int"),
         ({"seeds": []}, "seeds: expected integers, at least one"),
-        ({"versions": {"python": "3.11"}}, "versions: expected python and torch"),
+        ({"versions": {"python": "3.11"}}, "versions: expected at least python and torch"),
         ({"config": None}, "config: expected dict, got NoneType"),
         ({"notes": [1]}, "notes: expected sentences"),
         ({"table": {"columns": ["a"], "rows": []}}, "table: expected columns and rows"),

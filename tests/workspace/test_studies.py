@@ -95,7 +95,11 @@ def test_claims_are_paired_by_seed() -> None:
     del accuracies["simclr-1-distilled16"]
     sentences = claims(accuracies)
     assert (
-        "Gain in points, head's first layer over the encoder, wide: 2.0 ± 0.0 at 1 %, 0.0 ± 0.0 at 10 %." in sentences
+        "Difference in points, fine-tuned from the head's first layer minus from the encoder, wide: 2.0 ± 0.0 at 1 %, "
+        "0.0 ± 0.0 at 10 %." in sentences
     )
-    assert "Gain in points, wide, taught by itself for 16 epochs over fine-tuned: 0.0 ± 0.0 at 10 %." in sentences
+    assert (
+        "Difference in points, distilled from itself for 16 epochs minus fine-tuned, wide: 0.0 ± 0.0 at 10 %."
+        in sentences
+    )
     assert len(sentences) == 8

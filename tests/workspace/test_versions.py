@@ -125,10 +125,10 @@ def test_release_is_refused(
 def test_release_is_refused_for_known_vulnerabilities(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(dependencies, "advisories", lambda: ["pillow 9.0.0: PYSEC-2022-42979, mended in 9.3.0"])
+    monkeypatch.setattr(dependencies, "advisories", lambda: ["pillow 9.0.0: PYSEC-2022-42979, fixed in 9.3.0"])
     line = ["core-v1.2.0", "--out", str(repository / "dist")]
     assert release.main(line) == 1
-    assert "core-v1.2.0: pillow 9.0.0: PYSEC-2022-42979, mended in 9.3.0" in capsys.readouterr().err
+    assert "core-v1.2.0: pillow 9.0.0: PYSEC-2022-42979, fixed in 9.3.0" in capsys.readouterr().err
     assert not (repository / "dist").exists()
 
 
@@ -148,9 +148,9 @@ def test_what_an_audit_says(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr(dependencies, "ACCEPTED", {"C": "its code is not called"})
     assert dependencies.of_audit(audited) == [
-        "advisories of 1 distributions could not be looked up (local); the index has none",
-        "pillow 9.0: A, mended in 9.3",
-        "idna 3.0: B, mended in no version yet",
+        "the index has no advisories for 1 distributions (local)",
+        "pillow 9.0: A, fixed in 9.3",
+        "idna 3.0: B, fixed in no version yet",
     ]
 
 

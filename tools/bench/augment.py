@@ -1,13 +1,13 @@
-"""Two augmented views per image and second on one core, beside lightly, torchvision v2 and AlbumentationsX.
+"""Measure augmentation speed on one core, compared with lightly, torchvision v2 and AlbumentationsX.
 
     python -m tools.bench.augment --images CIFAR10/train --out docs/results/bench_augment.json
 
-Images are decoded beforehand, as PIL images for lightly, as uint8 tensors for torchvision v2, as arrays for
-AlbumentationsX, and as one uint8 tensor for ours; for views of 224 pixels they are first enlarged to 256. All make the
-same family of views: crop, flip, colour jitter, grey, with blur at 96 and 224 px. Libraries that are not installed are
-left out. Methods take turns, round by round, and the time is that of the processor, so that a machine
-busy with something else slows all of them. Normalisation is left out. "one by one" gives our
-module single images instead of whole batches.
+The result is the number of images per second with two views each. Images are decoded beforehand, as PIL images for
+lightly, as uint8 tensors for torchvision v2, as arrays for AlbumentationsX, and as one uint8 tensor for ssl-vision; for
+views of 224 pixels they are first enlarged to 256. All methods apply the same kinds of operations: crop, flip, colour
+jitter, greyscale, and blur at 96 and 224 px, without normalisation. Libraries that are not installed are omitted.
+Methods alternate in rounds, and processor time is measured, so that other work on the machine affects all methods
+equally. "one by one" passes single images to our module instead of whole batches.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ CASES = {  # size: (side of the images, images, strength of the jitter, blur, ro
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="folder of images (found recursively); noise if left out")
+    parser.add_argument("--images", type=Path, help="folder of images, searched recursively; noise by default")
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 224], choices=CASES)
-    parser.add_argument("--rounds", type=int, help="how often every method takes its turn; by default 15 to 7 times")
+    parser.add_argument("--rounds", type=int, help="number of rounds; by default 7 to 15")
     parser.add_argument("--out", type=Path, help="results JSON to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    # What every training process does sooner or later; glibc then keeps freed memory instead of returning it to the
-    # system after every use, and a measurement in a fresh process is not one of page faults.
+    # As in every training process, glibc then keeps freed memory instead of returning it to the system after every use.
+    # Otherwise a fresh process would measure page faults.
     torch.ones(7 << 20)
     cells = [cell for size in arguments.sizes for cell in measure(size, arguments.images, arguments.rounds)]
     print("| size | method | images/s, two views | ratio to lightly |\n|---|---|---|---|")
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def measure(size: int, folder: Path | None, rounds: int | None) -> list[dict[str, float | str]]:
-    """CPU seconds of every method at one size, as medians over rounds in which each takes its turn."""
+    """Measure images per CPU second of every method at one size, as medians over alternating rounds."""
     side, count, strength, blur, usual = CASES[size]
     pictures = read(folder, count, side)
     methods = make_methods(size, pictures, strength=strength, blur=blur)
@@ -103,7 +103,7 @@ def measure(size: int, folder: Path | None, rounds: int | None) -> list[dict[str
 
 
 def make_methods(size: int, pictures: Sequence[Image.Image], *, strength: float, blur: bool) -> dict[str, Work]:
-    """What takes turns: each call makes two views of every picture."""
+    """Return the methods to compare; each call computes two views of every picture."""
     batch = torch.stack([as_tensor(picture) for picture in pictures])
     ids = torch.arange(len(batch))
     methods: dict[str, Work] = {}
@@ -133,7 +133,7 @@ def _lightly(size: int, pictures: Sequence[Image.Image], *, strength: float, blu
     try:
         from lightly.transforms import SimCLRTransform
     except ImportError:
-        print("lightly is not installed: left out", file=sys.stderr)
+        print("lightly is not installed and is omitted", file=sys.stderr)
         return None
     transform = SimCLRTransform(
         input_size=size, cj_strength=strength, gaussian_blur=0.5 if blur else 0.0, normalize=None
@@ -147,7 +147,7 @@ def _lightly(size: int, pictures: Sequence[Image.Image], *, strength: float, blu
 
 
 def _taps(size: int) -> int:
-    """Odd number of taps of the blur, about a tenth of the side."""
+    """Return an odd kernel size of the blur, about a tenth of the side."""
     return 2 * (size // 10 // 2) + 1
 
 
@@ -177,7 +177,7 @@ def _albumentations(size: int, pictures: Sequence[Image.Image], *, strength: flo
     try:
         import albumentations
     except ImportError:
-        print("AlbumentationsX is not installed: left out", file=sys.stderr)
+        print("AlbumentationsX is not installed and is omitted", file=sys.stderr)
         return None
     s = 0.8 * strength
     transform = albumentations.Compose(
@@ -203,19 +203,19 @@ def _albumentations(size: int, pictures: Sequence[Image.Image], *, strength: flo
 
 
 def read(folder: Path | None, count: int, side: int) -> list[Image.Image]:
-    """`count` RGB pictures of side x side pixels, spread over the folder."""
+    """Read `count` RGB pictures of side x side pixels, selected evenly from the folder."""
     if folder is None:
         noise = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
         return [Image.fromarray(image.numpy()) for image in noise]
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
     if len(paths) < count:
-        raise SystemExit(f"{folder}: found {len(paths)} .jpg and .png images, {count} are needed")
+        raise SystemExit(f"{folder}: found {len(paths)} .jpg and .png images, expected at least {count}")
     chosen = paths[:: len(paths) // count][:count]
     return [Image.open(path).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for path in chosen]
 
 
 def as_tensor(picture: Image.Image) -> Tensor:
-    """A picture as uint8 [3, H, W]."""
+    """Convert a picture to a uint8 tensor [3, H, W]."""
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return pixels.view(picture.height, picture.width, 3).permute(2, 0, 1)
 

@@ -1,12 +1,12 @@
-"""Time the training step of a SimCLR network on a fixed batch: no images are read and no views are drawn.
+"""Measure the training step of a SimCLR network on a fixed batch, without image loading and augmentation.
 
     python -m tools.bench.bare_network --image-size 32 --width 0.25 --batch-size 256 --steps 12
     python -m tools.bench.bare_network --image-size 32 --width 0.25 --batch-size 256 --compile
 
-The step is that of `ssl-vision pretrain`: encoder and head on both views, NT-Xent, gradient, LARS. It prints one JSON
-line with the seconds of the median step. `--compile` compares the network alone, as PyTorch runs it and compiled by
-`torch.compile`: seconds that compiling takes, seconds per step of both (they take turns), the share of the
-convolutions, and the number of steps after which compiling has paid for itself.
+The step equals that of `ssl-vision pretrain`: encoder and head on both views, NT-Xent, gradient and LARS. The script
+prints one JSON line with the seconds of the median step. `--compile` compares the network alone in eager mode and
+compiled by `torch.compile`, in alternating steps. It records the seconds for compiling, the seconds per step of both,
+the fraction of the time spent in convolutions, and the number of steps after which compiling saves time overall.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def compare_compiled(arguments: argparse.Namespace) -> dict[str, float | None]:
 
 
 def write(out: Path, measured: dict[str, float | None], arguments: argparse.Namespace) -> None:
-    """Add the measurement of this size to the file."""
+    """Add the measurement for this size to the file."""
     rows = json.loads(out.read_text())["table"]["rows"] if out.exists() else []
     pays = measured["steps_to_pay_back"]
     channels = "all channels" if arguments.width == 1 else f"{arguments.width:.0%} of the channels"
@@ -116,9 +116,9 @@ def write(out: Path, measured: dict[str, float | None], arguments: argparse.Name
             "config": {"threads": arguments.threads, "precision": arguments.precision, "steps": arguments.steps},
             "table": {"columns": columns, "rows": [*(each for each in rows if each[0] != row[0]), row]},
             "notes": [
-                "Forward and backward pass of ResNet-18 with its projection head on a fixed batch of two views per "
-                "image; eager and compiled steps take turns, medians. The last column: share of the eager step's time "
-                "in convolutions, which compiling leaves as they are."
+                "Median time of the forward and backward pass of ResNet-18 with its projection head on a fixed batch "
+                "of two views per image; eager and compiled steps alternate. The last column is the percentage of the "
+                "time of the eager step spent in convolutions, which compiling does not change."
             ],
         },
     )

@@ -1,10 +1,10 @@
-"""Time and memory of `contrastive_core.encode_in_chunks` beside the whole batch at once.
+"""Measure time and memory of `contrastive_core.encode_in_chunks`, compared with the whole batch at once.
 
     python -m tools.bench.grad_cache --batches 512 1024 --chunks 64 256 --out docs/results/grad_cache.json
 
-A step is value and gradient of NT-Xent on a small vision transformer (no batch norm), in float32. Every cell runs in a
-process of its own, so that its peak memory is its own. Times are CPU seconds at one thread, which hold on a machine
-that is also busy; the gradients of all cells of a batch must agree.
+A step is value and gradient of NT-Xent with a small vision transformer (without batch norm) in float32. Every cell of
+the table is measured in a separate process, so that peak memory is not shared. Times are CPU seconds of one thread,
+which are also valid on a busy machine. The gradients of all cells of a batch must agree.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ SIZE, PATCH, LAYERS, WIDTH = 32, 4, 6, 192
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, nargs="+", default=[512, 1024], help="views in a step, even")
-    parser.add_argument("--chunks", type=int, nargs="+", default=[64, 256], help="views the encoder sees at a time")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[512, 1024], help="numbers of views per step, which must be even"
+    )
+    parser.add_argument(
+        "--chunks", type=int, nargs="+", default=[64, 256], help="numbers of views per call of the encoder"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cell", type=int, nargs=2, metavar=("BATCH", "CHUNK"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
@@ -41,7 +45,7 @@ def main() -> None:
         for chunk in [batch, *sorted((c for c in arguments.chunks if c < batch), reverse=True)]:
             found = whole if chunk == batch else cell(batch, chunk, arguments.repeats)
             if not math.isclose(found["gradient_norm"], whole["gradient_norm"], rel_tol=1e-4):
-                raise SystemExit(f"{batch} views in chunks of {chunk} have another gradient: {found} and {whole}")
+                raise SystemExit(f"the gradient of {batch} views in chunks of {chunk} differs: {found} and {whole}")
             seconds, mb = found["cpu_s"], found["extra_mb"]
             rows.append([batch, chunk, round(mb), round(seconds, 2), round(seconds / whole["cpu_s"], 2)])
             print(*rows[-1], sep="\t", flush=True)
@@ -49,8 +53,8 @@ def main() -> None:
         columns = ["views", "at a time", "peak memory, MB", "step, s", "times whole"]
         notes = [
             f"Value and gradient of NT-Xent in float32 with a vision transformer ({LAYERS} layers, width {WIDTH}, "
-            f"{SIZE} px, patches of {PATCH}); CPU seconds at one thread, median of {arguments.repeats} step(s); memory "
-            "is the peak of the process beyond what model and images take.",
+            f"{SIZE} px, patches of {PATCH}); CPU seconds of one thread, median of {arguments.repeats} step(s); memory "
+            "is the peak of the process in addition to model and images.",
         ]
         config = {name: getattr(arguments, name) for name in ("batches", "chunks", "repeats")}
         table = {"columns": columns, "rows": rows}
@@ -68,7 +72,7 @@ def main() -> None:
 
 
 def cell(batch: int, chunk: int, repeats: int) -> dict[str, float]:
-    """One cell from a fresh process."""
+    """Measure one cell in a fresh process."""
     command = [sys.executable, "-m", "tools.bench.grad_cache", "--cell", str(batch), str(chunk)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -79,7 +83,7 @@ def cell(batch: int, chunk: int, repeats: int) -> dict[str, float]:
 
 
 def measure(batch: int, chunk: int, *, repeats: int) -> dict[str, float]:
-    """Seconds, extra memory and the gradient's norm of a step."""
+    """Measure seconds, extra memory and the norm of the gradient of a step."""
     import torch
     from torchvision.models import VisionTransformer
 
@@ -97,7 +101,7 @@ def measure(batch: int, chunk: int, *, repeats: int) -> dict[str, float]:
         loss = nt_xent(*encode_in_chunks(encoder, views, chunk_size=chunk).chunk(2))
         loss.backward()  # type: ignore[no-untyped-call]
 
-    step(views[:4])  # what is loaded on first use belongs to no size
+    step(views[:4])  # excludes what is loaded on first use
     memory = _HostMemory()
     seconds = []
     for _ in range(repeats):

@@ -1,8 +1,8 @@
-"""One cell of `tools/bench/losses.py`: one loss at one size, timed and weighed in a process of its own.
+"""Measure one cell of `tools/bench/losses.py`: time and memory of one loss at one size, in a separate process.
 
-Every method does the same work: normalise, value, gradient with respect to both views; the
-bare matrix products are what a method cannot do without. Extra memory is the highest resident size during the first
-call less the size before it, on CUDA the allocator's peak less what was allocated.
+Every method does the same work: normalisation, value, and gradient with respect to both views. The plain matrix
+products are a lower limit. Extra memory is the largest resident size during the first call minus the size before it; on
+CUDA, it is the peak of the allocator minus the memory allocated before.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def nt_xent() -> Loss:
 
 
 def nt_xent_torch() -> Loss:
-    """The same without the compiled library, and without the kernels for tensor cores."""
+    """Return NT-Xent without the compiled library and without the kernels for tensor cores."""
     from contrastive_core.similarity import tensor_cores, use_backend
 
     ours = nt_xent()
@@ -44,7 +44,7 @@ def nt_xent_torch() -> Loss:
     def loss(a: Tensor, b: Tensor) -> Tensor:
         with use_backend("torch"), mock.patch.object(tensor_cores, "in_use", return_value=False):
             value = ours(a, b)
-            # Backwards too, where it is decided again.
+            # The backward pass selects the implementation again.
             if value.requires_grad:
                 value.backward()  # type: ignore[no-untyped-call]
             return value.detach()
@@ -53,7 +53,7 @@ def nt_xent_torch() -> Loss:
 
 
 def full_matrix() -> Loss:
-    """What a paper's pseudo-code gives: all similarities, the diagonal blanked, cross-entropy."""
+    """Return NT-Xent as in a paper's pseudo-code: cross-entropy over all similarities except the diagonal."""
 
     def loss(a: Tensor, b: Tensor) -> Tensor:
         z = F.normalize(torch.cat([a, b]), dim=1)
@@ -64,7 +64,7 @@ def full_matrix() -> Loss:
 
 
 def full_matrix_compiled() -> Loss:
-    """The same through torch.compile."""
+    """Return `full_matrix` compiled by torch.compile."""
     loss: Loss = torch.compile(full_matrix())
     return loss
 
@@ -91,7 +91,7 @@ def pml_supcon() -> Loss:
 
 
 def gemms(count: int) -> Callable[[], Loss]:
-    """`count` products [N, D] x [D, N] in tiles that stay in cache, and nothing else."""
+    """Return `count` products [N, D] x [D, N] in tiles that fit into the cache, without any other work."""
 
     def work(a: Tensor, b: Tensor) -> Tensor:
         z = torch.cat([a, b]).detach()
@@ -120,7 +120,7 @@ METHODS: dict[str, Callable[[], Loss]] = {
 
 
 def views(rows: int, dim: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two correlated views of rows / 2 samples."""
+    """Draw two correlated views of rows / 2 samples."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(rows // 2, dim, generator=generator)
     b = a + 2 * torch.randn(rows // 2, dim, generator=generator)
@@ -128,9 +128,10 @@ def views(rows: int, dim: int, device: str, dtype: torch.dtype) -> tuple[Tensor,
 
 
 def peak_flops(dtype: torch.dtype, device: str, threads: int) -> float:
-    """Operations per second of a bare product of square matrices, inputs of this type and float32 sums.
+    """Measure operations per second of a plain product of square matrices of this type with float32 sums.
 
-    On the CPU the faster of the two libraries that torch brings, and the best of some calls: other programs may run.
+    On the CPU, the result is the best of several calls, because other programs may run, and that of the faster of the
+    two libraries in torch.
     """
     torch.set_num_threads(threads)
     side = PEAK_SIDE[device]
@@ -149,11 +150,11 @@ def peak_flops(dtype: torch.dtype, device: str, threads: int) -> float:
 
 
 def peak_bytes(device: str, threads: int) -> float:
-    """Bytes read and written per second by a copy that no cache holds."""
+    """Measure bytes read and written per second by a copy that is larger than the caches."""
     torch.set_num_threads(threads)
     source = torch.zeros(COPIED // 4, device=device)
     target = torch.empty_like(source)
-    target.copy_(source)  # the first one has the pages to get
+    target.copy_(source)  # the first copy allocates pages
     wall, cpu = _times(lambda: target.copy_(source), device, 10, 3.0)
     return 2 * COPIED / min(cpu if cpu and threads == 1 else wall)
 
@@ -179,16 +180,17 @@ def measure(
     long: float,
     limit_mb: float,
 ) -> dict[str, object]:
-    """Times, extra memory and result of one method; {"skipped": why} when it is not installed or does not fit.
+    """Measure times, extra memory and result of one method.
 
-    The first call at a size is for its memory; if it takes longer than `long` seconds, for the time too.
+    Memory is measured in the first call, and so is time if that call takes longer than `long` seconds. The result is
+    {"skipped": reason} if the method is not installed or does not fit into memory.
     """
     torch.set_num_threads(threads)
     try:
         loss = METHODS[method]()
     except ModuleNotFoundError as missing:
         return {"skipped": f"{missing.name} is not installed"}
-    # Loads what is loaded on first use; its cost belongs to no size.
+    # Exclude what is loaded on first use.
     call(loss, *views(WARM_UP_ROWS[device], dim, device, getattr(torch, dtype)))
     a, b = views(rows, dim, device, getattr(torch, dtype))
     memory = _CudaMemory() if device == "cuda" else _HostMemory()
@@ -219,9 +221,9 @@ def measure(
 
 
 def _times(run: Callable[[], object], device: str, repeats: int, seconds: float) -> tuple[list[float], list[float]]:
-    """Wall and CPU seconds of each run: `repeats`, more of short ones, fewer once `seconds` are spent.
+    """Measure wall and CPU seconds of `repeats` runs, of more if they are short, and of fewer after `seconds` in total.
 
-    On CUDA the device's time between two events, and no CPU seconds.
+    On CUDA, measure the device time between two events, and no CPU seconds.
     """
     wall: list[float] = []
     cpu: list[float] = []
@@ -247,11 +249,11 @@ class _HostMemory:
     def __init__(self) -> None:
         refs = Path("/proc/self/clear_refs")
         if refs.exists():
-            refs.write_text("5")  # forget the peak of the imports
+            refs.write_text("5")  # resets the peak, which includes the imports
         self.before = self._peak_mb()
 
     def limit(self, mb: float) -> None:
-        """Lets an allocation fail, where the machine would swap or kill."""
+        """Limit the memory, so that an allocation fails instead of making the machine swap or kill the process."""
         status = Path("/proc/self/status")
         if status.exists():
             data_mb = int(re.findall(r"VmData:\s+(\d+)", status.read_text())[0]) / 1024

@@ -1,6 +1,6 @@
 """Draw time and memory of the losses by batch size from the results of `tools/bench/losses.py`.
 
-python -m tools.bench.loss_figure docs/results/bench_losses.json    # writes bench_losses.png beside it
+python -m tools.bench.loss_figure docs/results/bench_losses.json    # writes bench_losses.png to the same folder
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAMES = {"nt_xent": "contrastive-core", "full_matrix": "full matrix in PyTorch",
 
 
 def curves(path: Path) -> dict[str, list[tuple[int, float, float]]]:
-    """For every method: N, seconds and megabytes."""
+    """Read N, seconds and megabytes of every method."""
     result = read(path)
     columns = result["table"]["columns"]
     sizes = sorted({row[0] for row in result["table"]["rows"]})

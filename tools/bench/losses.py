@@ -1,23 +1,24 @@
-r"""Time and memory of `contrastive_core.nt_xent` beside its peers and the matrix products nobody can avoid.
+r"""Measure time and memory of `contrastive_core.nt_xent`, compared with other libraries and plain matrix products.
 
     python -m tools.bench.losses --out docs/results/bench_losses.json    # about ten minutes on a quiet machine
 
-A size is the number N of embeddings compared (N / 2 samples, two views each); a call is value and gradient in float32.
-Every cell runs in a process of its own (`tools/bench/loss_cell.py`), forked from one that has imported everything, so
-that its peak memory is its own. A round goes over all cells, and medians over rounds are reported, so that a busy
-minute of the machine does not fall on one method; a call that takes longer than `--long` is made in one round only.
-Peers that are not installed and cells that do not fit into the memory limit are left out, saying so.
+A size is the number N of embeddings (N / 2 samples with two views each); a call computes value and gradient in float32.
+Every cell is measured in a separate process (`tools/bench/loss_cell.py`), forked from a process that has imported all
+libraries, so that peak memory is not shared. A round measures all cells, and medians over rounds are reported, so that
+other work on the machine does not affect only one method. A call that takes longer than `--long` is measured in only
+one round. Libraries that are not installed and cells that exceed the memory limit are omitted with a message.
 
     python -m tools.bench.losses --device cuda --sizes 4096 16384 65536 --dims 128 768 --dtypes float32 bfloat16 \
         --methods nt_xent nt_xent_torch full_matrix full_matrix_compiled --limit-gb 60 --out bench_losses_cuda.json
 
-On CUDA all cells run in one process. The last columns compare nt_xent with what the machine can do at most, measured in
-the same run: two products N x N x D at the rate of a bare product of large matrices (float16 on CUDA), and reading the
+On CUDA, all cells run in one process. The last columns compare nt_xent with the limits of the machine, measured in the
+same run: two products N x N x D at the rate of a plain product of large matrices (float16 on CUDA), and reading the
 embeddings twice and writing the gradient once at the rate of a copy.
 
-`nt_xent` uses the compiled library where it is built (`python -m contrastive_core build`), `nt_xent_torch` does not.
-Times are CPU seconds at one thread (they hold on a machine that is also busy), wall seconds at more, device seconds on
-CUDA. The table has a row for every size: seconds and megabytes of nt_xent, and of the others multiples of them.
+`nt_xent` uses the compiled library if it has been built (`python -m contrastive_core build`); `nt_xent_torch` does not.
+Times are CPU seconds with one thread (which are also valid on a busy machine), wall seconds with several threads, and
+device seconds on CUDA. Each row of the table has a size, seconds and megabytes of nt_xent, and those of the other
+methods as multiples.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ PEERS = frozenset({"lightly", "pml_supcon", "pml_nt_xent"})  # methods of librar
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the machine can do at most, measured beside the losses.
+    """Limits of the machine, measured in the same run as the losses.
 
     Attributes:
-        flops: operations per second of a bare product, float32 on the CPU and float16 on CUDA.
-        bytes: read and written per second by a copy.
+        flops: Operations per second of a plain product, in float32 on the CPU and in float16 on CUDA.
+        bytes: Bytes read and written per second by a copy.
     """
 
     flops: float
@@ -63,7 +64,7 @@ class Limits:
         return cls(peak_flops(dtype, device, threads), peak_bytes(device, threads))
 
     def shares(self, rows: int, dim: int, dtype: str, seconds: float) -> list[str]:
-        """Shares of the time that products and memory alone would take."""
+        """Return the shares of the time that products and memory traffic alone would take."""
         size = 4 if dtype == "float32" else 2
         products, memory = 4 * rows**2 * dim / self.flops, 3 * rows * dim * size / self.bytes
         return [f"{products / seconds:.0%}", f"{memory / seconds:.1%}"]
@@ -110,7 +111,9 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096, 16384], help="embeddings N, even")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[1024, 4096, 16384], help="numbers of embeddings N, which must be even"
+    )
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--methods", nargs="+", default=list(DEFAULT), choices=list(METHODS))
@@ -118,11 +121,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--rounds", type=int, default=3, help="passes over all cells")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per cell and round")
-    parser.add_argument("--seconds", type=float, default=1.0, help="no further repeat after this long in a cell")
-    parser.add_argument("--long", type=float, default=4.0, help="seconds of a call from which one round is enough")
-    parser.add_argument("--timeout", type=float, default=900.0, help="give a cell up after this many seconds")
-    parser.add_argument("--limit-gb", type=float, default=8.0, help="extra memory a cell may take")
-    parser.add_argument("--in-process", action="store_true", help="all cells in this process, as on CUDA")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="seconds per cell after which calls are not repeated"
+    )
+    parser.add_argument("--long", type=float, default=4.0, help="seconds per call from which only one round is made")
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds after which a cell is stopped")
+    parser.add_argument("--limit-gb", type=float, default=8.0, help="limit of extra memory per cell in GB")
+    parser.add_argument("--in-process", action="store_true", help="measure all cells in this process, as on CUDA")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     arguments.sizes.sort()
@@ -132,7 +137,7 @@ def parse() -> argparse.Namespace:
 
 
 def run_cell(arguments: argparse.Namespace, **cell: Any) -> Result:
-    """The cell's result from a process of its own (on CUDA from this one), or {"skipped": why}."""
+    """Measure a cell in a separate process (on CUDA in this process); return the result or {"skipped": reason}."""
     options = {"device": arguments.device, "repeats": arguments.repeats, "seconds": arguments.seconds}
     options |= {"long": arguments.long, "limit_mb": arguments.limit_gb * 1024}
     if arguments.device == "cuda" or arguments.in_process:
@@ -165,9 +170,9 @@ def work(end: Connection, cell: Mapping[str, Any]) -> None:
 
 
 def merge(results: list[Result]) -> Result:
-    """One result of the rounds: medians, the smallest of the minima, the number of calls behind them."""
+    """Merge the results of all rounds into medians, the smallest minima and the total number of calls."""
     if not results:
-        return {"skipped": "a smaller size was left out"}
+        return {"skipped": "a smaller size was skipped"}
     for result in results:
         if "skipped" in result:
             return result
@@ -176,7 +181,7 @@ def merge(results: list[Result]) -> Result:
 
 
 def check_agreement(merged: Mapping[Key, Result]) -> None:
-    """Marks results whose loss or gradient is not ours: a fast wrong answer is not a peer."""
+    """Mark the results whose loss or gradient differs from ours."""
     for (threads, dtype, dim, rows, _), result in merged.items():
         ours = merged.get((threads, dtype, dim, rows, OURS), {})
         if "loss" in result and "loss" in ours:
@@ -186,7 +191,7 @@ def check_agreement(merged: Mapping[Key, Result]) -> None:
 
 
 def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> dict[str, object]:
-    """The results file: every cell, and a table with a row for every size."""
+    """Return the content of the results file, with all cells and a table with a row for every size."""
     names = ("threads", "dtype", "dim", "rows", "method")
     on_cuda = arguments.device == "cuda"
     limits = {threads: Limits.measure(arguments.device, threads) for threads in arguments.threads}
@@ -198,7 +203,7 @@ def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> di
     for threads, dtype, dim, size in itertools.product(
         arguments.threads, arguments.dtypes, arguments.dims, arguments.sizes
     ):
-        ours = merged.get((threads, dtype, dim, size, OURS), {"skipped": "not asked for"})
+        ours = merged.get((threads, dtype, dim, size, OURS), {"skipped": "not requested"})
         cells = [merged[threads, dtype, dim, size, method] for method in arguments.methods]
         row = [size, dim, dtype if on_cuda else threads]
         row += [multiple(cell, ours, clock_of(threads, arguments)) for cell in cells]
@@ -223,25 +228,29 @@ def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> di
             "rows": rows,
         },
         "notes": [
-            f"Value and gradient {'' if on_cuda else 'in float32 '}of N embeddings (N / 2 pairs) of D numbers. Of "
-            "nt_xent seconds and extra megabytes; of the others time as multiples of nt_xent's, in brackets extra "
-            "memory likewise. "
+            f"Value and gradient {'' if on_cuda else 'in float32 '}of N embeddings (N / 2 pairs) with D features: "
+            "seconds and extra megabytes of nt_xent, and time and extra memory (in brackets) of the others as "
+            "multiples of these. "
             + (
-                "nt_xent_torch lacks the kernels for tensor cores. The full matrix of bfloat16 inputs is multiplied in "
-                "bfloat16. "
+                "nt_xent_torch does not use the kernels for tensor cores. The full matrix of bfloat16 inputs is "
+                "multiplied in bfloat16. "
                 if on_cuda
-                else f"nt_xent_torch lacks the compiled library ({instructions}). gemm2 and gemm3 are two and three "
-                "N x N x D products by torch and nothing else: the work of a symmetric loss, and of one that stores "
-                "N x N. "
+                else f"nt_xent_torch does not use the compiled library ({instructions}). gemm2 and gemm3 are two and "
+                "three N x N x D products by torch without any other work: the products of a symmetric loss, and of a "
+                "loss that stores the N x N matrix. "
             )
-            + "The last columns: the share of nt_xent's time that its products and its memory traffic would take at "
-            "the limit of the machine, with two products N x N x D at the rate of the fastest bare product in the same "
-            "run, the embeddings read twice and the gradient written once at the rate of a copy: "
+            + "The last columns are the shares of nt_xent's time that its products and its memory traffic would take "
+            "at the limit of the machine, with two products N x N x D at the rate of the fastest plain product in the "
+            "same run, and with the embeddings read twice and the gradient written once at the rate of a copy: "
             + ", ".join(f"{limit}" for limit in limits.values())
             + ".",
-            f"Medians over {arguments.rounds} rounds, of calls over {arguments.long:g} s over one; "
-            + ("CPU seconds at one thread, wall seconds at more. " if arguments.device == "cpu" else "Device seconds. ")
-            + f"A dash: more than {arguments.limit_gb:g} GB or {arguments.timeout:g} s would be needed"
+            f"Medians over {arguments.rounds} rounds, or one round for calls over {arguments.long:g} s; "
+            + (
+                "CPU seconds with one thread, wall seconds with several. "
+                if arguments.device == "cpu"
+                else "device seconds. "
+            )
+            + f"A dash means that more than {arguments.limit_gb:g} GB or {arguments.timeout:g} s would be needed"
             + "".join(f", or {reason}" for reason in sorted(missing))
             + ".",
         ],
@@ -250,7 +259,7 @@ def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> di
 
 
 def multiple(theirs: Result, ours: Result, clock: str) -> str:
-    """A cell of the table: "5.70x [29.8x]", and for ourselves "1.51 s [104 MB]"."""
+    """Format a cell of the table: "5.70x [29.8x]", or "1.51 s [104 MB]" for nt_xent."""
     if "skipped" in theirs or "skipped" in ours:
         return "-"
     if theirs is ours:

@@ -1,10 +1,11 @@
-"""What leaving negligible entries out of the compiled backward pass saves, and what it changes.
+"""Measure how omitting negligible entries from the compiled backward pass changes time and result.
 
     python -m tools.bench.low_temperature --out docs/results/low_temperature.json
 
-Backward pass of a mean NT-Xent over N unit rows, two views of N / 2 samples at a distance set by noise: with everything
-and without negligible entries, in turn, CPU seconds of one thread. The change is relative to the size of the gradient
-before anything cancels, the norm of the incoming gradient over the temperature.
+The backward pass of a mean log-sum-exp over N unit rows, two views of N / 2 samples whose distance is set by noise, is
+computed alternately with all entries and without negligible entries, in CPU seconds of one thread. The change is
+relative to the size of the gradient before cancellation, which is the norm of the incoming gradient divided by the
+temperature.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def rows(count: int, dim: int, noise: float) -> Tensor:
 
 
 def backward(z: Tensor, temperature: float, part: float) -> tuple[float, Tensor]:
-    """CPU seconds and gradient, leaving out that part of the precision."""
+    """Return CPU seconds and gradient when entries up to this share of the precision are omitted."""
     library.set_up(part_omitted=part)
     z = z.clone().requires_grad_()
     loss = self_lse(z, scale=1 / temperature, max_norm=1.0).mean()
@@ -68,9 +69,10 @@ def main() -> None:
         "config": {"dim": arguments.dim, "repeats": arguments.repeats},
         "table": {"columns": columns, "rows": table},
         "notes": [
-            f"Backward pass in float32, {arguments.dim} numbers a row, CPU seconds of one thread, the best of "
-            f"{arguments.repeats} calls each. From a temperature of 0.025 down both take the rectangular form, which "
-            "costs twice as much. The change is relative to the norm of the incoming gradient over the temperature."
+            f"Backward pass in float32 with {arguments.dim} features; CPU seconds of one thread, the best of "
+            f"{arguments.repeats} calls each. From a temperature of 0.025 down, both use the rectangular form, which "
+            "costs twice as much. The change is relative to the norm of the incoming gradient divided by the "
+            "temperature."
         ],
     }
     print(render(result, f"{arguments.out or 'low_temperature.json'}"))

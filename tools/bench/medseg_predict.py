@@ -1,15 +1,16 @@
-r"""Seconds per volume of `ssl-medseg predict` beside a plain script of MONAI with the same network, from file to mask.
+r"""Measure seconds per volume of `ssl-medseg predict`, compared with a MONAI script with the same network.
 
     python -m tools.bench.medseg_predict --shape 320 320 20 --width 16 --threads 1
     python -m tools.bench.medseg_predict --images data/prostate/imagesTr --threads 1 \
         --out docs/results/medseg_predict.json
 
-The script is the chain of MONAI's own tutorials: LoadImaged, ScaleIntensityRangePercentilesd, Spacingd,
-ResizeWithPadOrCropd, SliceInferer, softmax, Invertd, argmax, SaveImaged. It runs with 1, 4 and 16 slices at
-once. `--nnunet` adds nnU-Net's predictor (which has to be installed) around the same network, with its own reading,
-normalisation, cubic resampling, tiles and writing; give a `--size` that covers a slice, for it does not crop. Rounds
-alternate between the contestants, the first is not counted, and medians are printed, with the share of equal voxels.
-Importing is measured by itself: it is paid once.
+Times are from file to mask. The script follows MONAI's tutorials: LoadImaged, ScaleIntensityRangePercentilesd,
+Spacingd, ResizeWithPadOrCropd, SliceInferer, softmax, Invertd, argmax, SaveImaged. It runs with 1, 4 and 16 slices at a
+time.
+`--nnunet` adds nnU-Net's predictor (which must be installed) with the same network and its own reading, normalisation,
+cubic resampling, tiles and writing; choose a `--size` that covers a slice, because it does not crop. Rounds alternate
+between the programs, the first round is not counted, and medians are printed with the share of equal voxels. The time
+for imports is measured separately.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ Contestant = Callable[[Path, Path], None]
 
 
 def generated(folder: Path, shape: tuple[int, int, int]) -> list[Path]:
-    """Two volumes of noise: speed does not depend on what is seen."""
+    """Write two volumes of noise; speed does not depend on the content."""
     paths = [folder / f"{number}.nii.gz" for number in range(2)]
     for number, path in enumerate(paths):
         array = np.random.default_rng(number).integers(0, 500, shape).astype(np.int16)
@@ -61,7 +62,7 @@ def generated(folder: Path, shape: tuple[int, int, int]) -> list[Path]:
 
 
 def ours(network: nn.Module, p: Preprocessing) -> Contestant:
-    """What the command does with one image."""
+    """Return a function that segments one image as the command does."""
 
     def run(image: Path, mask: Path) -> None:
         volume = read_volume(ImageFile(image))
@@ -71,7 +72,7 @@ def ours(network: nn.Module, p: Preprocessing) -> Contestant:
 
 
 def monai_script(network: nn.Module, p: Preprocessing, batch_size: int) -> Contestant:
-    """The same with MONAI's transforms and inferer."""
+    """Return a function that segments one image with MONAI's transforms and inferer."""
     from monai.inferers.inferer import SliceInferer
 
     t: Any = importlib.import_module("monai.transforms")  # its names are not exported for type checkers
@@ -107,7 +108,7 @@ def monai_script(network: nn.Module, p: Preprocessing, batch_size: int) -> Conte
 
 
 def nnunet(network: nn.Module, p: Preprocessing) -> Contestant:
-    """nnU-Net's predictor around the same network."""
+    """Return a function that segments one image with nnU-Net's predictor and the same network."""
     found = nnunet_predictor.predictor(network, LABELS, size=p.size[0], spacing=p.spacing or (1.0, 1.0))
     return partial(nnunet_predictor.predict, found)
 
@@ -119,7 +120,7 @@ def seconds_to_import(code: str) -> float:
 
 
 def measure(arguments: argparse.Namespace) -> tuple[dict[str, float], float]:
-    """Contestant -> median seconds per volume, and the share of equal voxels."""
+    """Measure the median seconds per volume of each program, and the share of equal voxels."""
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     torch.manual_seed(0)
     p = Preprocessing(size=(arguments.size, arguments.size), spacing=(SPACING[0], SPACING[1]))
@@ -127,7 +128,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, float], float]:
     network = network.to(memory_format=torch.channels_last)
     contestants = {"predict": ours(network, p)}
     contestants |= {f"MONAI, {size:2} at once": monai_script(network, p, size) for size in SLICES_AT_ONCE}
-    count = len(contestants)  # whose masks are the same; nnU-Net normalises by other rules
+    count = len(contestants)  # these masks are equal; nnU-Net normalises differently
     if arguments.nnunet:
         contestants["nnU-Net"] = nnunet(network, p)
     with tempfile.TemporaryDirectory() as scratch:
@@ -152,13 +153,13 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, float], float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=3, default=(320, 320, 20), help="of generated volumes")
-    parser.add_argument("--images", type=Path, help="folder of NIfTI files instead")
+    parser.add_argument("--shape", type=int, nargs=3, default=(320, 320, 20), help="shape of the generated volumes")
+    parser.add_argument("--images", type=Path, help="folder of NIfTI files to use instead of generated volumes")
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--nnunet", action="store_true", help="nnU-Net's predictor too")
+    parser.add_argument("--nnunet", action="store_true", help="also measure nnU-Net's predictor")
     parser.add_argument("--out", type=Path, help="results file")
     arguments = parser.parse_args(argv)
     warnings.filterwarnings("ignore")

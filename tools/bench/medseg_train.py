@@ -1,10 +1,10 @@
-"""Training speed of `ssl-medseg train`: slices per second of the step alone, and with its batches drawn and augmented.
+"""Measure the training speed of `ssl-medseg train` in slices per second, with and without loading of batches.
 
     python -m tools.bench.medseg_train --size 64 --width 16 --batch-size 20 --out docs/results/medseg_train.json
 
-Generated slices, so nothing is needed. Rounds alternate between the contestants, and the median over rounds is printed:
-a fixed batch, batches as the command draws them, and both in bfloat16. The ratio says what share of the speed is left
-with loading; it holds on a busy machine, the slices per second do not.
+Slices are generated, so that no data are needed. Rounds alternate between a fixed batch and batches that are drawn and
+augmented as in the command, in float32 and in bfloat16, and medians over rounds are printed. The ratio is the share of
+the speed that remains with loading. The ratio is also valid on a busy machine; the slices per second are not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PRECISIONS: tuple[Literal["32-true", "bf16-mixed"], ...] = ("32-true", "bf16-mix
 
 
 def random_slices(count: int, size: int) -> SliceSet:
-    """Noise with labels: the speed does not depend on what is seen."""
+    """Generate noise with labels; speed does not depend on the content."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(count, 1, size, size, generator=generator)
     labels = torch.randint(0, CLASSES, (count, size, size), generator=generator, dtype=torch.uint8)
@@ -40,7 +40,7 @@ def random_slices(count: int, size: int) -> SliceSet:
 
 
 def contestant(run: Run, slices: SliceSet, *, width: int, batch_size: int, loading: bool) -> Callable[[int], None]:
-    """One step of training, on a batch that stays or on those of the command."""
+    """Return a function that executes one training step, on a fixed batch or on the batches of the command."""
     batches = SegmentationBatches(
         run, slices, classes=CLASSES, pool=torch.arange(len(slices)), batch_size=batch_size, augment=AugmentOptions()
     )
@@ -54,13 +54,13 @@ def contestant(run: Run, slices: SliceSet, *, width: int, batch_size: int, loadi
         optimizer.zero_grad()
         run.fabric.backward(loss)
         optimizer.step()
-        loss.item()  # an accelerator has done its work now
+        loss.item()  # waits for an accelerator
 
     return step
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Contestant -> slices per second."""
+    """Measure the slices per second of every variant."""
     slices = random_slices(4 * arguments.batch_size, arguments.size)
     steps: dict[str, Callable[[int], None]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
             for name, step in steps.items():
                 begun = time.perf_counter()
                 step(number)
-                if number:  # the first of each prepares kernels
+                if number:  # the first round prepares kernels
                     seconds[name].append(time.perf_counter() - begun)
     return {name: arguments.batch_size / statistics.median(found) for name, found in seconds.items()}
 

@@ -1,4 +1,4 @@
-"""nnU-Net's predictor as a contestant of `tools/bench/medseg_predict.py`, with our network in the place of its own."""
+"""Run nnU-Net's predictor with a network of ssl-medseg, for `tools/bench/medseg_predict.py`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ _RESAMPLING = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": No
 def predictor(
     network: nn.Module, labels: LabelMap, *, size: int, spacing: tuple[float, float], batch_size: int = 2
 ) -> Any:
-    """A 2-D configuration as its planner writes one, for slices that one patch covers; nothing is mirrored.
+    """Return a predictor with a 2-D configuration as nnU-Net's planner writes it, without mirroring.
+
+    One patch must cover a slice.
 
     Raises:
         ModuleNotFoundError: nnunetv2 is not installed.
     """
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        os.environ.setdefault(name, os.devnull)  # it warns of their absence; nothing is read there
+        os.environ.setdefault(name, os.devnull)  # nnU-Net warns if they are missing, but reads nothing from them
     with contextlib.redirect_stdout(io.StringIO()):
         inference = importlib.import_module("nnunetv2.inference.predict_from_raw_data")
         plans = importlib.import_module("nnunetv2.utilities.plans_handling.plans_handler").PlansManager(
@@ -44,7 +46,7 @@ def predictor(
 
 
 def predict(found: Any, image: Path, mask: Path) -> None:
-    """From a file to its mask."""
+    """Segment an image file and write its mask."""
     name = str(mask).removesuffix(".nii.gz")
     with contextlib.redirect_stdout(io.StringIO()):
         found.predict_from_files_sequential([[str(image)]], [name], save_probabilities=False, overwrite=True)

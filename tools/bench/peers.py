@@ -1,9 +1,9 @@
-"""Imports the peers of `tools/bench/losses.py` that are installed, once for all cells."""
+"""Import the libraries that `tools/bench/losses.py` compares, if they are installed, once for all cells."""
 
 import contextlib
 import importlib
 
-import contrastive_core.losses  # noqa: F401 - its operators are defined once, too
+import contrastive_core.losses  # noqa: F401 - also defines its operators only once
 
 for name in ("lightly.loss", "pytorch_metric_learning.losses"):
     with contextlib.suppress(ModuleNotFoundError):

@@ -1,12 +1,13 @@
-"""Training speed of `ssl-vision pretrain` beside lightly's and solo-learn's on the same encoder, images and batch.
+"""Measure the training speed of `ssl-vision pretrain`, compared with lightly and solo-learn.
 
     python -m tools.bench.pretrain --data cifar10/train --threads 1 --out docs/results/pretrain_speed.json
     python -m tools.bench.pretrain --data photos --image-size 224 --batch-size 32 --threads 1 --out ...
 
-Run it with a Python that has lightly; `--source` names a checkout of solo-learn, which is left out otherwise. Each
-round runs every contestant once, as a process of its own; the median over rounds of the median step counts, loading and
-augmentation included. "network" is the training step of our network on a fixed batch (tools.bench.bare_network): what
-ssl-vision takes more than it is the time spent outside the network. Nothing else should run on the machine.
+All programs use the same encoder, images and batch size. Run this script with a Python that has lightly; `--source`
+names a checkout of solo-learn, which is omitted otherwise. Each round runs every program once in a separate process.
+The result is the median over rounds of the median step, including loading and augmentation. "network" is the training
+step of our network on a fixed batch (tools.bench.bare_network); the difference between ssl-vision and "network" is the
+time spent outside the network. Run no other programs on the machine.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CONTESTANTS = (
 
 
 def peer(library: str, precision: str, images: Path, out: Path, arguments: argparse.Namespace) -> float:
-    """Seconds per step of a library's recipe in the usual loop."""
+    """Measure seconds per step of a library's recipe in the loop of its examples."""
     command = [
         *(sys.executable, "-m", "tools.studies.peers", library),
         *("--data", images / "train", "--out", out, "--epochs", 1),
@@ -45,7 +46,7 @@ def peer(library: str, precision: str, images: Path, out: Path, arguments: argpa
 
 
 def ours(precision: str, images: Path, out: Path, arguments: argparse.Namespace) -> float:
-    """Seconds per step of our command."""
+    """Measure seconds per step of `ssl-vision pretrain`."""
     size = arguments.image_size
     command = [
         *(sys.executable, "-m", "ssl_vision", "pretrain", images, out, "--epochs", 1, "--temperature", 0.5),
@@ -62,7 +63,7 @@ def ours(precision: str, images: Path, out: Path, arguments: argparse.Namespace)
 
 
 def network(precision: str, arguments: argparse.Namespace) -> float:
-    """Seconds per step of our network on a fixed batch."""
+    """Measure seconds per step of our network on a fixed batch."""
     command = [
         *(sys.executable, "-m", "tools.bench.bare_network", "--image-size", arguments.image_size),
         *("--width", arguments.width, "--batch-size", arguments.batch_size, "--threads", arguments.threads),
@@ -79,10 +80,10 @@ def _run(command: list[object], threads: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with one folder of images per class")
-    parser.add_argument("--source", type=Path, help="a checkout of solo-learn")
+    parser.add_argument("--data", type=Path, required=True, help="folder with a subfolder of images for each class")
+    parser.add_argument("--source", type=Path, help="checkout of solo-learn")
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--only", help="contestants, separated by commas")
+    parser.add_argument("--only", help="programs to run, separated by commas")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -125,8 +126,8 @@ def main() -> None:
                 "config": {**config, "steps": STEPS, "image_size": arguments.image_size, "encoder": "resnet18"},
                 "table": {"columns": ["loop", "images/s", "ratio"], "rows": rows},
                 "notes": [
-                    "Images per second (two views each) of the median step, loading and augmentation included; median "
-                    "of the rounds. fp32 is the libraries' example loop; bf16 adds autocast and channels-last.",
+                    "Images per second (two views each) of the median step, including loading and augmentation; median "
+                    "over rounds. fp32 is the example loop of each library; bf16 adds autocast and channels-last.",
                 ],
                 "seconds_per_step": seconds,
             },

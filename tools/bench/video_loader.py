@@ -1,12 +1,13 @@
-"""Clips per second of ssl-video's data set beside PyTorchVideo's and bare PyAV. Into docs/results/video_speed.json.
+"""Measure the clips per second that ssl-video reads, compared with PyTorchVideo and plain PyAV.
 
     python -m tools.bench.video_loader --videos data/ucf101_10/train --out docs/results/video_speed.json
 
-A clip is 8 frames, 8 apart at 30 a second, at a random moment. Bare PyAV opens a file, seeks, decodes the window and
-converts those 8 frames, with no more care than that. PyTorchVideo's `labeled_video_dataset` converts the whole window,
-of which 8 frames are then taken, as its tutorials do. Everything in one process and one thread; contestants alternate,
-the first round is not counted, and medians over rounds are printed, with ratios, which hold on a busy machine too.
-`240x320` is a generated file of 10 seconds of h264 (key frames 12 or 250 apart), for milliseconds per clip.
+A clip has 8 frames at intervals of 8 frames at 30 frames per second, and starts at a random time. Plain PyAV opens a
+file, seeks, decodes the window and converts these 8 frames, without any further checks. PyTorchVideo's
+`labeled_video_dataset` converts the whole window, from which 8 frames are then selected as in its tutorials. Everything
+runs in one process and one thread. Readers alternate, the first round is not counted, and medians over rounds are
+printed with ratios, which are also valid on a busy machine. `240x320` is a generated h264 file of 10 seconds with key
+frames 12 or 250 frames apart.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from tools.results import provenance, write_result
 SPEC = ClipSpec()
 OURS, MOTION, BARE, PEER = "ssl-video", "ssl-video, with the next frames", "bare PyAV", "PyTorchVideo"
 Contestant = Callable[[int], object]
-"""From a number to the clip of one video."""
+"""Function from a number to the clip of one video."""
 
 
 def generated(folder: Path, seconds: int) -> dict[str, VideoSet]:
-    """A moving texture of 240 x 320 pixels, as h264 with key frames often and seldom."""
+    """Write a moving texture of 240 x 320 pixels as h264 files with frequent and with rare key frames."""
     texture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     sets = {}
     for apart in (12, 250):
@@ -52,13 +53,13 @@ def generated(folder: Path, seconds: int) -> dict[str, VideoSet]:
 
 
 def ours(videos: VideoSet, *, following: bool) -> Contestant:
-    """What `train` reads."""
+    """Return a function that reads clips as `ssl-video train` does."""
     data = ClipDataset(videos, SPEC, following=following)
     return lambda number: data.clip(number % len(data), seed=number).clip.frames
 
 
 def bare(videos: VideoSet) -> Contestant:
-    """Open, seek, decode, convert 8 frames."""
+    """Return a function that opens a file, seeks, decodes, and converts 8 frames with PyAV."""
 
     def read(number: int) -> object:
         with av.open(str(videos[number % len(videos)].path)) as container:
@@ -81,7 +82,7 @@ def bare(videos: VideoSet) -> Contestant:
 
 
 def peer(videos: VideoSet, scratch: Path) -> Contestant:
-    """`labeled_video_dataset` with its random clips, endlessly."""
+    """Return a function that reads random clips with PyTorchVideo's `labeled_video_dataset`."""
     from pytorchvideo.data import labeled_video_dataset, make_clip_sampler
 
     table = scratch / "paths.txt"
@@ -103,7 +104,7 @@ def peer(videos: VideoSet, scratch: Path) -> Contestant:
 
 
 def readable_by_all(videos: VideoSet) -> tuple[VideoSet, list[str]]:
-    """The videos that PyTorchVideo can read too, and the names of the others."""
+    """Return the videos that PyTorchVideo can read, and the names of the others."""
     from pytorchvideo.data.encoded_video import EncodedVideo
 
     good: list[int] = []
@@ -111,7 +112,7 @@ def readable_by_all(videos: VideoSet) -> tuple[VideoSet, list[str]]:
     for place, video in enumerate(videos.videos):
         try:
             clip = EncodedVideo.from_path(str(video.path), decode_audio=False).get_clip(0, SPEC.duration)
-        except Exception as error:  # noqa: BLE001 - whatever a peer's reader raises: it cannot read this file
+        except Exception as error:  # noqa: BLE001 - PyTorchVideo can raise any exception for a file that it cannot read
             print(f"PyTorchVideo: {video.key}: {type(error).__name__}")
             clip = None
         (good if clip and clip["video"] is not None else bad).append(place)
@@ -119,7 +120,7 @@ def readable_by_all(videos: VideoSet) -> tuple[VideoSet, list[str]]:
 
 
 def measure(videos: VideoSet, scratch: Path, *, clips: int, rounds: int) -> dict[str, float]:
-    """Contestant -> seconds per clip."""
+    """Measure the seconds per clip of every reader."""
     contestants = {
         OURS: ours(videos, following=False), MOTION: ours(videos, following=True), BARE: bare(videos),
         PEER: peer(videos, scratch),
@@ -129,7 +130,7 @@ def measure(videos: VideoSet, scratch: Path, *, clips: int, rounds: int) -> dict
         begun = time.perf_counter()
         for place in range(clips):
             read(number * clips + place)
-        if number:  # in the first, files come into memory and are indexed
+        if number:  # the first round loads the files into memory and indexes them
             seconds[name].append((time.perf_counter() - begun) / clips)
     return {name: statistics.median(found) for name, found in seconds.items()}
 
@@ -137,7 +138,7 @@ def measure(videos: VideoSet, scratch: Path, *, clips: int, rounds: int) -> dict
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=Path, nargs="*", default=[], help="folders of videos")
-    parser.add_argument("--seconds", type=int, default=10, help="of the generated files")
+    parser.add_argument("--seconds", type=int, default=10, help="duration of the generated files in seconds")
     parser.add_argument("--count", type=int, default=20, help="clips per round")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path)
@@ -164,8 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "config": {**config, "threads": 1, "left_out": left_out},
                 "table": {"columns": ["videos", "reader", "ms/clip", "clips/s", "times PyTorchVideo"], "rows": rows},
                 "notes": [
-                    "One process, one thread; a clip is 8 frames of a window of 64 at 30 a second, at a random moment; "
-                    f"medians of {arguments.rounds} rounds, in which the readers take turns.",
+                    "One process and one thread; a clip has 8 frames of a window of 64 frames at 30 frames per second, "
+                    f"at a random time; medians of {arguments.rounds} alternating rounds.",
                 ],
             },
         )  # fmt: skip

@@ -1,13 +1,13 @@
-"""Training speed of `ssl-video train`: clips per second of the step alone, and with its clips read and augmented.
+"""Measure the training speed of `ssl-video train` in clips per second, with and without loading of clips.
 
     python -m tools.bench.video_train --videos data/ucf101_10/train --out docs/results/video_train_speed.json
 
-For frames alone (FixMatch), frames and temporal gradient (the default) and frames, flow and gradient: a fixed batch,
-then batches as the command reads and augments them. Rounds alternate between the contestants, the first is not counted,
-and the median is printed. The ratio says what share of the speed is left with loading.
+The views are frames alone (FixMatch), frames and temporal gradient (the default), and frames, flow and gradient. Rounds
+alternate between a fixed batch and batches that are read and augmented as in the command. The first round is not
+counted, and medians are printed. The ratio is the share of the speed that remains with loading.
 
-Without loader processes on a CPU the seconds are CPU time, so that the ratio also holds on a busy machine. With
-`--workers` they are those of the wall clock, and the machine must be quiet.
+On a CPU without loader processes, CPU time is measured, so that the ratio is also valid on a busy machine. With
+`--workers`, wall time is measured, and no other programs should run on the machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VIEWS = {"frames": ("rgb",), "frames, gradient": ("rgb", "tg"), "frames, flow, g
 def contestant(
     run: Run, videos: VideoSet, views: tuple[str, ...], arguments: argparse.Namespace, *, loading: bool
 ) -> Callable[[int], None]:
-    """One step of training, on a batch that stays or on those of the command."""
+    """Return a function that executes one training step, on a fixed batch or on the batches of the command."""
     data = ClipDataset(videos, ClipSpec(frames=arguments.frames, stride=64 / arguments.frames), following=True)
     feed = Feed(
         run, data, data, ClipAugment(arguments.size, views=views),
@@ -55,13 +55,13 @@ def contestant(
         optimizer.zero_grad()
         run.fabric.backward(losses.loss)
         optimizer.step()
-        losses.loss.item()  # an accelerator has done its work now
+        losses.loss.item()  # waits for an accelerator
 
     return step
 
 
 def measure(videos: VideoSet, arguments: argparse.Namespace) -> dict[tuple[str, bool], float]:
-    """(Views, with loading) -> clips per second."""
+    """Measure the clips per second for all views, with and without loading."""
     steps: dict[tuple[str, bool], Callable[[int], None]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for (name, views), loading in itertools.product(VIEWS.items(), (False, True)):
@@ -77,7 +77,7 @@ def measure(videos: VideoSet, arguments: argparse.Namespace) -> dict[tuple[str, 
             for which, step in steps.items():
                 begun = clock()
                 step(number)
-                if number > 1:  # the first of each prepares kernels
+                if number > 1:  # the first round prepares kernels
                     seconds[which].append(clock() - begun)
     clips = arguments.batch_size * (1 + arguments.mu)
     return {name: clips / statistics.median(found) for name, found in seconds.items()}
@@ -85,8 +85,8 @@ def measure(videos: VideoSet, arguments: argparse.Namespace) -> dict[tuple[str, 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=Path, required=True, help="folder of class folders")
-    parser.add_argument("--frames", type=int, default=8, help="of a clip, from a window of 64")
+    parser.add_argument("--videos", type=Path, required=True, help="folder with a subfolder for each class")
+    parser.add_argument("--frames", type=int, default=8, help="number of frames per clip, from a window of 64")
     parser.add_argument("--size", type=int, default=48)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "config": {name: getattr(arguments, name) for name in names},
                 "table": {"columns": ["views", "clips/s, a fixed batch", "with loading", "ratio"], "rows": rows},
                 "notes": [
-                    "Clips of a step, labelled and not, per second of the median step of MvPL: `small_slow` of width "
+                    "Labelled and unlabelled clips per second of the median step of MvPL: `small_slow` of width "
                     f"{arguments.width}, clips of {arguments.frames} frames at {arguments.size} pixels, read and "
                     f"augmented {place}; {arguments.threads or 'all'} thread(s).",
                 ],

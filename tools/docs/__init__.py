@@ -1,6 +1,6 @@
-"""A Sphinx extension: it writes the reference pages before a build reads its sources.
+"""Sphinx extension that writes the reference pages before a build reads its sources.
 
-They are made from the docstrings and argument parsers into `docs/<package>/reference/`, which git ignores.
+The pages are generated from docstrings and command lines and written to `docs/<package>/reference/`, which git ignores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 
 def write_reference(app: Sphinx) -> None:
-    """Write the generated pages of every package, and delete those of an earlier build that are gone."""
+    """Write the generated pages of every package and delete obsolete pages of an earlier build."""
     for package in PACKAGES:
         folder = Path(app.srcdir) / package / "reference"
         files = reference_files(package)
@@ -45,7 +45,7 @@ def write_reference(app: Sphinx) -> None:
 
 
 def reference_files(package: str) -> dict[str, str]:
-    """The generated pages of a package by their path below `reference/`."""
+    """Return the generated pages of a package by their path below `reference/`."""
     module = package.replace("-", "_")
     python = reference.pages(module)
     files = {f"{name}.rst": text for name, text in python.items()}
@@ -58,7 +58,7 @@ def reference_files(package: str) -> dict[str, str]:
     recipes = sorted((Path(importlib.import_module(module).__path__[0]) / "configs").glob("*.yaml"))
     if recipes:
         files["recipes.md"] = "\n\n".join(["# Recipes for `--config`", *map(recipe, recipes)]) + "\n"
-        sections += ["## Recipes", "The YAML files that `--config NAME` knows.", _toctree(["recipes"])]
+        sections += ["## Recipes", "YAML files that `--config NAME` selects by name.", _toctree(["recipes"])]
     sections += ["## Python", _toctree(list(python))]
     changelog = ROOT / "packages" / package / "CHANGELOG.md"
     if changelog.is_file():
@@ -69,7 +69,7 @@ def reference_files(package: str) -> dict[str, str]:
 
 
 def recipe(path: Path) -> str:
-    """A recipe: the comment on top of it as text, then its values."""
+    """Format a recipe with its leading comment as text, followed by its values."""
     lines = path.read_text(encoding="utf-8").splitlines()
     about = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
     values = "\n".join(line for line in lines if not line.startswith("#"))
@@ -77,22 +77,22 @@ def recipe(path: Path) -> str:
 
 
 def link_pages(app: Sphinx, page: str, source: list[str]) -> None:
-    """Make the links of a page those of the site."""
+    """Convert the links of a page to links of the site."""
     path = Path(app.env.doc2path(page))
     if path.suffix == ".md":
         source[0] = site_links(source[0], path, path)
 
 
 def link_included(app: Sphinx, included: Path, page: str, content: list[str]) -> None:
-    """Make the links of an included README those of the page that includes it."""
+    """Convert the links of an included README to links of the page that includes it."""
     content[0] = site_links(content[0], Path(app.srcdir, included), Path(app.env.doc2path(app.env.docname)))
 
 
 def site_links(text: str, written_in: Path, shown_in: Path) -> str:
-    """Links between files of the repository as links between pages of the site.
+    """Convert links between files of the repository to links between pages of the site.
 
-    A README becomes the first page of its folder, a changelog a page of the reference. A link to anything else keeps
-    its text only.
+    A README is the first page of its folder, and a changelog is a page of the reference. A link to any other file is
+    replaced by its text.
     """
 
     def link(found: re.Match[str]) -> str:
@@ -115,8 +115,8 @@ def site_links(text: str, written_in: Path, shown_in: Path) -> str:
 
 
 def keep_formulas(*arguments: object) -> None:
-    """Keep the line breaks of indented formulas and examples, which reStructuredText would set as a quotation."""
-    lines = cast(list[str], arguments[-1])  # the event gives the docstring last, to be changed in place
+    """Preserve the line breaks of indented formulas and examples, which reStructuredText would show as a quotation."""
+    lines = cast(list[str], arguments[-1])  # the last argument is the docstring, which is changed in place
     for index in reversed(range(2, len(lines))):
         before, blank, line = lines[index - 2 : index + 1]
         begins = line.startswith("    ") and not blank.strip() and before and not before.startswith((" ", "-", "*"))

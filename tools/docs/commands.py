@@ -1,4 +1,4 @@
-"""Pages of the command lines: what each command does, and all of its flags with default and meaning."""
+"""Generate the pages of the command lines, with a description of each command and all of its flags."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from contrastive_core.app.flags import Flags
 from contrastive_core.app.help import placeholder
 
 Flag = tuple[str, str, str]
-"""The flag with a placeholder for its value, its default, and its text."""
+"""Flag with a placeholder for its value, default, and description."""
 
 
 def page(prog: str, name: str, verb: Verb) -> str:
-    """The page of one command."""
+    """Return the page of one command."""
     module, _, attribute = verb.target.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     flags = Flags(function)
@@ -37,13 +37,13 @@ def page(prog: str, name: str, verb: Verb) -> str:
 
 
 def overview(prog: str, verbs: Mapping[str, Verb]) -> str:
-    """The table of commands with links to their pages."""
+    """Return the table of commands with links to their pages."""
     rows = [f"| [`{prog} {name}`](commands/{name}.md) | {_sentence(verb.help)} |" for name, verb in verbs.items()]
     return "\n".join(["| command | |", "|---|---|", *rows])
 
 
 def _flags(function: Callable[..., Any], flags: Flags) -> Iterator[tuple[str, Flag]]:
-    """Every flag with the heading that it stands under."""
+    """Yield every flag with the heading of its group."""
     hints, texts = typing.get_type_hints(function), _texts(function)
     for name, parameter in inspect.signature(function).parameters.items():
         kind, text = hints[name], texts.get(name, "")
@@ -59,7 +59,7 @@ def _flags(function: Callable[..., Any], flags: Flags) -> Iterator[tuple[str, Fl
 
 
 def _fields(prefix: str, kind: Any, instance: Any) -> Iterator[tuple[str, Any, Any, str]]:
-    """Key, type, default and text of the fields of a dataclass, those of a field that is one behind another dot."""
+    """Yield key, type, default and text of each field of a dataclass, including the fields of nested dataclasses."""
     hints, texts = typing.get_type_hints(kind), _texts(kind)
     for field in dataclasses.fields(kind):
         key, default = f"{prefix}.{field.name}", getattr(instance, field.name, None)
@@ -70,13 +70,13 @@ def _fields(prefix: str, kind: Any, instance: Any) -> Iterator[tuple[str, Any, A
 
 
 def _written(flags: Flags, key: str, kind: Any) -> str:
-    """A flag as people write it: `--no-flip` or `--batch-size N`, by its last name where that is unambiguous."""
+    """Format a flag as on a command line, such as `--[no-]flip` or `--batch-size N`, by its short name."""
     name = flags.short_name(key).replace("_", "-")
     return f"`--[no-]{name}`" if kind is bool else f"`--{name} {placeholder(kind)}`"
 
 
 def _texts(documented: Any) -> dict[str, str]:
-    """The text of every argument or attribute in a docstring, in one line."""
+    """Return the text of every argument or attribute in a docstring, each in one line."""
     found = parse(inspect.getdoc(documented) or "").params
     return {each.arg_name: " ".join((each.description or "").split()) for each in found}
 
@@ -87,7 +87,7 @@ def _sentence(text: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value as it is written on a command line."""
+    """Format a value as on a command line."""
     if value is None or isinstance(value, bool):
         return {None: "none", True: "on", False: "off"}[value]
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Pages of the Python reference: one for every folder and module at the root of a package."""
+"""Generate the pages of the Python reference, one for every folder and module at the root of a package."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from types import ModuleType
 
 NOT_API = frozenset({"__main__", "cli", "commands", "configs", "native", "reports"})
-"""Parts of a package whose Python names are not for users; commands have pages of their own."""
+"""Parts of a package whose Python names are not public; commands have separate pages."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A public name.
+    """Public name with an entry in the reference.
 
     Attributes:
-        path: The shortest path on which the name is public: where users import it from.
-        module: The module that defines it.
-        kind: class, function or data.
-        summary: First sentence of its docstring.
-        is_defined_here: Whether the folder or module of the page defines it, rather than exports it.
+        path: Shortest path from which users can import the name.
+        module: Module that defines the name.
+        kind: Kind of the object: class, function or data.
+        summary: First sentence of the docstring.
+        is_defined_here: Whether the folder or module of the page defines the name, rather than only exporting it.
     """
 
     path: str
@@ -33,64 +33,66 @@ class Entry:
 
 
 def pages(package: str) -> dict[str, str]:
-    """The pages of a package in reStructuredText, by the name of their file.
+    """Return the pages of a package in reStructuredText by the name of their file.
 
-    A name that two folders export has its entry where it is defined.
+    A name that several folders export has its entry on the page of the folder that defines it.
     """
     root = importlib.import_module(package)
     names = sorted(found.name for found in pkgutil.iter_modules(root.__path__))
-    rooms = [f"{package}.{name}" for name in names if not name.startswith("_") and name not in NOT_API]
-    found = {room: public(root, room) for room in rooms}
-    homes = {id_: room for room, entries in found.items() for id_ in entries}
-    homes |= {id_: room for room, entries in found.items() for id_, each in entries.items() if each.is_defined_here}
+    sections = [f"{package}.{name}" for name in names if not name.startswith("_") and name not in NOT_API]
+    found = {section: public(root, section) for section in sections}
+    pages_of = {id_: section for section, entries in found.items() for id_ in entries}
+    pages_of |= {
+        id_: section for section, entries in found.items() for id_, each in entries.items() if each.is_defined_here
+    }
     written = {}
-    for room, entries in found.items():
-        if kept := [each for id_, each in entries.items() if homes[id_] == room]:
-            written[room.rpartition(".")[2]] = page(room, kept)
-    rest = [name for name in getattr(root, "__all__", ()) if not _is_in(getattr(root, name), rooms)]
-    if rest:  # commands as functions, and what a private module defines
+    for section, entries in found.items():
+        if kept := [each for id_, each in entries.items() if pages_of[id_] == section]:
+            written[section.rpartition(".")[2]] = page(section, kept)
+    rest = [name for name in getattr(root, "__all__", ()) if not _is_in(getattr(root, name), sections)]
+    if rest:  # commands as functions, and names that a private module defines
         others = [_entry(f"{package}.{name}", getattr(root, name), package) for name in rest]
         written[package] = page(package, [each for each in others if each])
     return written
 
 
-def page(room: str, entries: list[Entry]) -> str:
-    """The page of a folder or module: what it is for, a list of its names, and each name."""
-    parts = [_heading(room, "="), _docstring(room)]
+def page(section: str, entries: list[Entry]) -> str:
+    """Return the page of a folder or module with its docstring, a list of its names, and the entry of each name."""
+    parts = [_heading(section, "="), _docstring(section)]
     parts.append("\n".join(f"- `{each.path.rpartition('.')[2]} <{each.path}>`: {each.summary}" for each in entries))
     for module in dict.fromkeys(each.module for each in entries):
-        if module != room:
+        if module != section:
             parts += [_heading(module, "-"), _docstring(module)]
         parts += [_directive(each) for each in entries if each.module == module]
     return "\n\n".join(parts) + "\n"
 
 
-def public(root: ModuleType, room: str) -> dict[int, Entry]:
-    """The public names of a folder or module at the root, each once, by the identity of what they name.
+def public(root: ModuleType, section: str) -> dict[int, Entry]:
+    """Return the public names of a folder or module at the root of a package, by the identity of their objects.
 
-    They are those of its `__all__`; where it has none, those of all modules in it.
+    These are the names in `__all__`, or the names of all modules in the folder if it has no `__all__`.
     """
     found: dict[int, Entry] = {}
-    module = importlib.import_module(room)
+    module = importlib.import_module(section)
     at_root = {id(getattr(root, name)): name for name in getattr(root, "__all__", ())}
     for place in [module] if hasattr(module, "__all__") else [module, *_below(module)]:
         for name in public_names(place):
             value = getattr(place, name)
             path = f"{root.__name__}.{at_root[id(value)]}" if id(value) in at_root else f"{place.__name__}.{name}"
-            entry = _entry(path, value, room)
+            entry = _entry(path, value, section)
             if entry is not None and id(value) not in found:
                 found[id(value)] = entry
     for name in getattr(root, "__all__", ()):
         value = getattr(root, name)
-        if id(value) not in found and _is_in(value, [room]):
-            entry = _entry(f"{root.__name__}.{name}", value, room)
+        if id(value) not in found and _is_in(value, [section]):
+            entry = _entry(f"{root.__name__}.{name}", value, section)
             if entry is not None:
                 found[id(value)] = entry
     return found
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """What a module offers: its `__all__`, or the functions and classes that it defines."""
+    """Return the public names of a module: its `__all__`, or the functions and classes that it defines."""
     if hasattr(module, "__all__"):
         return list(module.__all__)
     return [
@@ -102,20 +104,20 @@ def public_names(module: ModuleType) -> list[str]:
     ]
 
 
-def _entry(path: str, value: object, room: str) -> Entry | None:
-    """The entry of a name; None for a module and for what has no docstring of its own."""
+def _entry(path: str, value: object, section: str) -> Entry | None:
+    """Return the entry of a name, or None for a module and for an object without docstring."""
     if inspect.ismodule(value):
         return None
     if not (inspect.isclass(value) or inspect.isroutine(value)):
-        return Entry(path, room, "data", "")
-    defined = str(getattr(value, "__module__", room))
+        return Entry(path, section, "data", "")
+    defined = str(getattr(value, "__module__", section))
     doc = inspect.getdoc(value) if value.__doc__ else None
     if doc is None:
         return None
     summary = " ".join(doc.partition("\n\n")[0].split())
     kind = "class" if inspect.isclass(value) else "function"
-    here = defined == room or defined.startswith(f"{room}.")
-    return Entry(path, defined if here else room, kind, summary, here)
+    here = defined == section or defined.startswith(f"{section}.")
+    return Entry(path, defined if here else section, kind, summary, here)
 
 
 def _below(module: ModuleType) -> Iterator[ModuleType]:
@@ -124,9 +126,9 @@ def _below(module: ModuleType) -> Iterator[ModuleType]:
             yield importlib.import_module(found.name)
 
 
-def _is_in(value: object, rooms: list[str]) -> bool:
+def _is_in(value: object, sections: list[str]) -> bool:
     defined = str(getattr(value, "__module__", ""))
-    return any(defined == room or defined.startswith(f"{room}.") for room in rooms)
+    return any(defined == section or defined.startswith(f"{section}.") for section in sections)
 
 
 def _directive(entry: Entry) -> str:
@@ -136,7 +138,7 @@ def _directive(entry: Entry) -> str:
 
 
 def _docstring(module: str) -> str:
-    """The text of a module, which is no target of its own: names are documented where users import them."""
+    """Return a directive for the docstring of a module, without a link target for the module."""
     return f".. automodule:: {module}\n   :no-index:"
 
 

@@ -1,1 +1,1 @@
-"""Read damaged files with every reader and count what goes wrong."""
+"""Read damaged files with every reader and count the failures."""

@@ -1,12 +1,12 @@
-"""Damage valid files at random and read them, each in a process that may die.
+"""Damage valid files at random and read them in separate processes.
 
-    python -m tools.fuzz --cases 60                         # of every format; what CI runs
+    python -m tools.fuzz --cases 60                         # 60 cases of every format, as in CI
     python -m tools.fuzz --cases 170 --log fuzz.jsonl --out docs/results/fuzz.json
-    python -m tools.fuzz --only nrrd --case 17 --keep found # one case again, with its files
+    python -m tools.fuzz --only NRRD --case 17 --keep found # repeats one case and keeps its files
 
 A case fails if its reader raises anything but a UserError that names the file, crashes, takes over 10 s or over 2 GB,
-or, in formats with a checksum, reads something else than was written. With --log, an interrupted run goes on where it
-was. The exit status is 1 if a case fails.
+or, in formats with a checksum, reads changed content. With --log, an interrupted run continues. The exit status is 1 if
+a case fails.
 """
 
 from __future__ import annotations
@@ -41,14 +41,20 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 def main(argv: list[str]) -> int:
     """Try the formats and print the counts."""
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cases", type=int, default=50, help="damaged files of each format")
+    parser.add_argument("--cases", type=int, default=50, help="number of damaged files of each format")
     parser.add_argument("--seed", type=int, default=0, help="seed of the damage")
-    parser.add_argument("--package", choices=sorted(PACKAGES), action="append", help="formats of this package alone")
-    parser.add_argument("--only", help="a single format")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="packages tried at a time")
-    parser.add_argument("--log", type=Path, help="file of JSON lines with every case; a run that is in it goes on")
+    parser.add_argument(
+        "--package", choices=sorted(PACKAGES), action="append", help="try only the formats of this package"
+    )
+    parser.add_argument("--only", help="try only this format")
+    parser.add_argument(
+        "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="number of packages to try at a time"
+    )
+    parser.add_argument(
+        "--log", type=Path, help="JSON lines file for all cases, from which an interrupted run continues"
+    )
     parser.add_argument("--out", type=Path, help="results file for the counts")
-    parser.add_argument("--case", type=int, help="try this case of --only alone and print what it says")
+    parser.add_argument("--case", type=int, help="try only this case of --only and print its outcome")
     parser.add_argument("--keep", type=Path, help="folder for the files of --case")
     options = parser.parse_args(argv)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -59,7 +65,7 @@ def main(argv: list[str]) -> int:
         done = pool.map(lambda package: run(package, options, log), options.package or list(PACKAGES))
         problems = [problem for each in done for problem in each]
     if options.only and not log.counts:
-        problems.append(f"there is no format {options.only!r}")
+        problems.append(f"--only: there is no format {options.only!r}")
     print(summary(log.counts))
     print("\n".join(problems), end="\n" if problems else "", file=sys.stderr)
     if options.out:
@@ -68,9 +74,9 @@ def main(argv: list[str]) -> int:
 
 
 class Log:
-    """The outcomes of all cases, kept in a file if there is one.
+    """Outcomes of all cases, which are also written to a file if one is given.
 
-    The first line states what was run; a file of another commit or seed is refused.
+    The first line of the file describes the run; a file of another commit or seed is refused.
     """
 
     def __init__(self, file: Path | None, *, seed: int) -> None:
@@ -85,14 +91,16 @@ class Log:
         if file.is_file():
             head, *records = map(json.loads, file.read_text(encoding="utf-8").splitlines())
             if (head["seed"], head["commit"]) != (seed, self.head["commit"]):
-                raise SystemExit(f"{file}: is of seed {head['seed']} and commit {head['commit']}; choose another file")
+                raise SystemExit(
+                    f"{file} belongs to seed {head['seed']} and commit {head['commit']}; choose another file"
+                )
             for record in records:
                 self._count(record)
         else:
             self._append(self.head)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Count a case and write it down."""
+        """Count a case and append it to the file."""
         with self._lock:
             self._count(record)
             self._append(record)
@@ -112,7 +120,7 @@ class Log:
 
 
 def run(package: str, options: argparse.Namespace, log: Log) -> list[str]:
-    """Try the formats of a package in a server of its own; problems of the server, not of the readers."""
+    """Try the formats of a package in a separate server, and return problems of the server itself."""
     start = {name: found.total() for name, found in log.counts.items()}
     wanted = {"package": package, "seed": options.seed, "only": options.only, "cases": options.cases, "start": start}
     request = json.dumps(wanted)
@@ -132,7 +140,7 @@ def _records(server: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def try_one(packages: list[str], name: str, number: int, seed: int, keep: Path | None) -> int:
-    """Try one case again, say what it does, and keep its files."""
+    """Try one case again, print its outcome, and keep its files."""
     import tempfile
 
     formats = {name: kind for package in packages for name, kind in load_formats(package).items()}
@@ -148,14 +156,14 @@ def try_one(packages: list[str], name: str, number: int, seed: int, keep: Path |
 
 
 def summary(counts: Mapping[str, Counter[str]]) -> str:
-    """The counts of every format, a line each, and the sum."""
+    """Return the counts of every format, one per line, and their sum."""
     lines = [f"{name}: " + ", ".join(f"{n} {word}" for word, n in found.items()) for name, found in counts.items()]
     total = sum((found for found in counts.values()), Counter[str]())
     return "\n".join([*lines, f"{total.total():,} cases: " + ", ".join(f"{n:,} {word}" for word, n in total.items())])
 
 
 def result(log: Log, options: argparse.Namespace) -> dict[str, Any]:
-    """The counts as a results file."""
+    """Return the counts as the content of a results file."""
     rows: list[list[Any]] = []
     silent = 0
     for package, title in PACKAGES.items():
@@ -184,13 +192,13 @@ def result(log: Log, options: argparse.Namespace) -> dict[str, Any]:
             "rows": [*rows, ["all", "", "", *sums]],
         },
         "notes": [
-            f"{total:,} damaged files; failures (tracebacks, crashes, hangs over 10 s, over 2 GB, errors that do not "
-            f"name the file, other content in spite of a checksum): {failures}.",
-            "Checksum: `yes`: the format has one, and other content counts as a failure; `made to fit`: the checksums "
-            "were computed anew over the damage, to reach the code behind them; `no`: the format has none, so that "
-            "damage within the content goes unnoticed.",
-            f"The slowest case took {log.slowest:.1f} s, the largest process held {log.largest:,.0f} MB, libraries "
-            f"included; {log.seconds:,.0f} s in all.",
+            f"{total:,} damaged files. Failures (tracebacks, crashes, more than 10 s or 2 GB, errors that do not name "
+            f"the file, other content despite a checksum): {failures}.",
+            "The column on checksums is `yes` if the format has checksums, so that other content is a failure; `made "
+            "to fit` if the checksums were recomputed after the damage, to test the code behind them; and `no` if the "
+            "format has none, so that damage within the content cannot be detected.",
+            f"The slowest case took {log.slowest:.1f} s, and the largest process used {log.largest:,.0f} MB including "
+            f"libraries; all cases took {log.seconds:,.0f} s.",
         ],
     }  # fmt: skip
 

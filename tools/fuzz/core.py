@@ -22,7 +22,7 @@ from tools.fuzz.format import Format, digest
 
 
 def document(name: str, text: str) -> Callable[[Path, str], list[Path]]:
-    """A maker of an example that is one text file."""
+    """Return a function that writes an example consisting of one text file."""
 
     def make(root: Path, _: str) -> list[Path]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def document(name: str, text: str) -> Callable[[Path, str], list[Path]]:
 
 
 def sign_card(root: Path) -> None:
-    """Make the hashes in model.json fit a damaged model folder, as far as it is JSON at all."""
+    """Update the hashes in model.json to match a damaged model folder, if the file is still JSON."""
     try:
         file = next(root.rglob("model.json"))
         card = json.loads(file.read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def _snapshots(root: Path, tracked: dict[str, Any]) -> Snapshots:
 
 
 def _read_checkpoint(root: Path) -> str:
-    """The newest checkpoint; where that is damaged, the one before it has to be taken as it was written."""
+    """Read the newest checkpoint; if it is damaged, the previous one must be restored unchanged."""
     tracked = _tracked()
     position = _snapshots(root, tracked).restore(Processes(rank=0, world_size=1), say=lambda _: None)
     state = _state(tracked)

@@ -52,7 +52,7 @@ _FLOATS = (0.0, -0.0, 1e-45, 1e-30, 1e30, 1e300, -1.0, float("nan"), float("inf"
 
 
 def _values() -> list[Any]:
-    """What a document holds in place of the expected value."""
+    """Return values that replace the expected value in a document."""
     deep: Any = 1
     for _ in range(60):
         deep = [deep]
@@ -78,14 +78,14 @@ _VALUES = _values()
 
 
 def damage(content: bytes, kind: Kind, draw: random.Random, *, other: bytes = b"", header: int = 512) -> bytes:
-    """A damaged copy of the content of a file.
+    """Return a damaged copy of the content of a file.
 
     Args:
-        content: The valid content.
-        kind: The format's structure. Documents are damaged by their values in three of four cases, else by their bytes.
-        draw: Where all decisions come from.
-        other: Content of another file of the format, parts of which are put into this one.
-        header: Length of the part at the beginning that half of the changes fall into.
+        content: Valid content.
+        kind: Structure of the format. In three of four cases, the values of a document are changed, otherwise bytes.
+        draw: Random generator of all decisions.
+        other: Content of another file of the format, parts of which are inserted into this one.
+        header: Length of the initial part in which half of the changes are made.
     """
     structured = _STRUCTURED.get(kind)
     if structured is not None and _is_text(content) and draw.random() < 0.75:
@@ -97,13 +97,13 @@ def damage(content: bytes, kind: Kind, draw: random.Random, *, other: bytes = b"
 
 
 def _is_text(content: bytes) -> bool:
-    """Whether a file of a folder is one of its documents: others hold tensors or voxels."""
+    """Return whether a file is a text document; other files of a folder contain tensors or voxels."""
     start = content.lstrip()[:1]
     return b"\0" not in content[:8] and start != b"" and (start.isascii() and content[:512].isascii())
 
 
 def _damage_bytes(content: bytes, draw: random.Random, other: bytes, header: int) -> bytes:
-    """One to four changes: bits, bytes, numbers, what was cut out, doubled, put in or taken from another file."""
+    """Make one to four changes to bits, bytes and numbers, or remove, duplicate, insert and exchange parts."""
     made = bytearray(content)
     for _ in range(draw.randint(1, 4)):
         reach = min(len(made), header) if draw.random() < 0.5 else len(made)
@@ -147,7 +147,7 @@ def _number(draw: random.Random) -> bytes:
 
 
 def _damage_lines(content: bytes, draw: random.Random) -> bytes:
-    """A text header of lines `key: value` or `key = value`: values replaced, lines removed, doubled or moved."""
+    """Damage a text header of lines `key: value` or `key = value`: replace values; remove, duplicate or move lines."""
     head, gap, body = content.partition(b"\n\n")
     if b"ElementDataFile" in content:
         at = content.index(b"\n", content.index(b"ElementDataFile")) + 1
@@ -190,7 +190,7 @@ def _damage_yaml(content: bytes, draw: random.Random) -> bytes:
 
 
 def _changed(document: Any, draw: random.Random) -> Any:
-    """A document with one to three of its values replaced, removed, doubled or renamed."""
+    """Return a document with one to three of its values replaced, removed, duplicated or renamed."""
     document = [document]
     for _ in range(draw.randint(1, 3)):
         places = _places(document)
@@ -213,7 +213,7 @@ def _changed(document: Any, draw: random.Random) -> Any:
 
 
 def _places(document: Any) -> list[tuple[Any, Any]]:
-    """Every value of a document as its container and key."""
+    """Return container and key of every value of a document."""
     keys = document.keys() if isinstance(document, dict) else range(len(document))
     found = [(document, key) for key in keys]
     for holder, key in list(found):

@@ -1,4 +1,4 @@
-"""The description of a format that the fuzzer tries: valid examples, a reader, and what protects the content."""
+"""Describe a format for the fuzzer: valid examples, a reader, and the protection of the content."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tools.fuzz.damage import Kind
 
 @dataclass(frozen=True)
 class Format:
-    """How a format is tried.
+    """Format that the fuzzer tries.
 
     Attributes:
-        name: What the table calls it.
-        make: Writes a valid example into an empty folder and returns the files of which one is damaged.
-        read: Reads what lies in the folder, as the package does, and returns what it holds as text.
-        examples: Names of the examples; `make` gets one.
+        name: Name of the format in the table.
+        make: Function that writes a valid example to an empty folder and returns the files of which one is damaged.
+        read: Function that reads the folder as the package does and returns its content as text.
+        examples: Names of the examples, one of which is passed to `make`.
         kind: Structure of the files.
-        has_checksum: Whether the format has checksums, so that to read something else is a silent difference.
-        sign: Makes the checksums fit the damaged content, to reach the code behind them.
-        header: Bytes at the beginning that half of the changes fall into.
+        has_checksum: Whether the format has checksums, so that reading changed content is a failure.
+        sign: Function that updates the checksums to match damaged content, to test the code behind them.
+        header: Number of initial bytes in which half of the changes are made.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Format:
 
 
 def digest(*values: Any) -> str:
-    """A hash of values, by their text; of arrays and tensors by type, shape and bytes."""
+    """Return a hash of values by their text, and of arrays and tensors by type, shape and bytes."""
     found = hashlib.sha256()
     for value in values:
         found.update(_encoded(value))

@@ -117,7 +117,7 @@ def _read_volume(root: Path) -> str:
 
 
 def _repack(root: Path) -> None:
-    """Compress damaged content anew, so that the checksum fits."""
+    """Compress damaged content again, so that the checksum matches."""
     (file,) = root.iterdir()
     content = file.read_bytes()
     file.unlink()
@@ -143,7 +143,7 @@ _COMPRESSED: dict[str, UID] = {
 
 
 def _make_series(root: Path, example: str) -> list[Path]:
-    """Four slices; or one file of several frames made of them."""
+    """Write four slices, or one file with these slices as frames."""
     folder = root / "series"
     folder.mkdir()
     slices = [_slice(z, _SYNTAXES.get(example, ExplicitVRLittleEndian)) for z in range(4)]
@@ -188,7 +188,7 @@ def _slice(z: int, syntax: UID) -> FileDataset:
 
 
 def _make_compressed(root: Path, example: str) -> list[Path]:
-    """Four slices whose pixels are compressed, each beside the stream of its pixels."""
+    """Write four slices with compressed pixels, and the compressed stream of each slice as a separate file."""
     (root / "series").mkdir()
     (root / "streams").mkdir()
     for z in range(4):
@@ -204,7 +204,7 @@ def _make_streams(root: Path, example: str) -> list[Path]:
 
 
 def _wrap_streams(root: Path) -> None:
-    """Put damaged streams of pixels into sound DICOM files."""
+    """Write intact DICOM files around the damaged pixel streams."""
     for z in range(4):
         _write_compressed(root, z, (root / "example").read_text())
 
@@ -241,7 +241,7 @@ def _write_compressed(root: Path, z: int, example: str) -> None:
 
 
 def _make_channels(root: Path, _: str) -> list[Path]:
-    """A data set of two channels, of which the second lies on another grid; without checksums."""
+    """Write a data set without checksums that has two channels, the second of which is on another grid."""
     for folder in ("imagesTr", "labelsTr"):
         (root / "data" / folder).mkdir(parents=True)
     shifted = _AFFINE.copy()
@@ -279,7 +279,7 @@ def _make_cache(root: Path, _: str) -> list[Path]:
 
 
 def _read_cache(root: Path) -> str:
-    """Cases as the cache gives them: what is damaged in it is made again."""
+    """Read prepared cases through the cache, which recreates damaged entries."""
     dataset = open_dataset(root / "data")
     cases = prepare_cases(dataset, dataset.names, Preprocessing((32, 32)), labels=True, cache=root / "cache")
     return digest([[case.slices, case.label, str(case.geometry)] for case in cases])
@@ -296,7 +296,7 @@ def _phantom(root: Path) -> Any:
 
 
 def _make_list(root: Path, example: str) -> list[Path]:
-    """A data set of each layout, whose files are listed in one or two documents."""
+    """Write a data set in the layout of the example, and return the documents that list its files."""
     _phantom(root)
     data = root / "data"
     if example == "decathlon":

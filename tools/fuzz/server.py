@@ -1,4 +1,4 @@
-"""Try the formats of one package: imports its readers once and forks a process for each case."""
+"""Try the formats of one package, by importing its readers once and forking a process for each case."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ _MODULES = {"core": "core", "vision": "vision", "medseg": "medseg", "video": "vi
 
 SAME, OTHER, REFUSED = "same", "other content", "refused"
 HARMLESS = (SAME, OTHER, REFUSED)
-"""Outcomes that are no failures."""
+"""Outcomes that are not failures."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one case.
+    """Outcome of one case.
 
     Attributes:
-        word: One of `HARMLESS`, or the failure.
-        detail: The message or the traceback.
-        seconds: Time that it took.
+        word: One of `HARMLESS`, or the kind of failure.
+        detail: Message or traceback.
+        seconds: Time of the case.
         megabytes: Largest resident memory.
     """
 
@@ -63,15 +63,15 @@ class Outcome:
 
 
 def load_formats(package: str) -> dict[str, Format]:
-    """The formats of a package by name."""
+    """Return the formats of a package by name."""
     module = importlib.import_module(f"tools.fuzz.{_MODULES[package]}")
     return {each.name: each for each in module.FORMATS}
 
 
 def isolate(calls: Mapping[int, Callable[[], str]], *, seconds: int = SECONDS) -> dict[int, Outcome]:
-    """Call functions one after another in a forked process, each limited in time and memory.
+    """Call functions one after another in a forked process, with limits of time and memory for each.
 
-    A function at which the process ends gets that as its outcome; the functions after it are not called.
+    If the process ends during a function, this is the outcome of the function, and the following ones are not called.
     """
     read, write = os.pipe()
     child = os.fork()
@@ -90,7 +90,7 @@ def isolate(calls: Mapping[int, Callable[[], str]], *, seconds: int = SECONDS) -
                 found[number] = Outcome(**record)
     _, status, _ = os.wait4(child, 0)
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child, signal.SIGKILL)  # what it has started
+        os.killpg(child, signal.SIGKILL)  # processes that it has started
     if begun is not None:
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         word = f"crash ({signal.Signals(number).name if number else f'exit status {os.WEXITSTATUS(status)}'})"
@@ -146,7 +146,7 @@ def _largest_memory() -> int:
 
 
 def _lacked_memory(error: BaseException | None) -> bool:
-    """Whether an error comes from an allocation that failed: on a larger machine it would have succeeded."""
+    """Return whether an exception is caused by a failed allocation, which could succeed on a larger machine."""
     while error is not None:
         if isinstance(error, MemoryError) or "bad_alloc" in str(error) or "allocate" in str(error):
             return True
@@ -155,7 +155,7 @@ def _lacked_memory(error: BaseException | None) -> bool:
 
 
 class Corpus:
-    """Valid examples of a format, and what its reader gives for each."""
+    """Valid examples of a format, and the result of its reader for each of them."""
 
     def __init__(self, kind: Format, folder: Path) -> None:
         self.kind, self.folder = kind, folder
@@ -175,7 +175,7 @@ class Corpus:
 
     @contextmanager
     def case(self, number: int, seed: int) -> Iterator[tuple[Path, str, Path]]:
-        """A folder with an example of which one file is damaged; its name, and the file."""
+        """Yield a folder with an example of which one file is damaged, the name of the example, and the file."""
         draw = random.Random(f"{seed} {self.kind.name} {number}")  # noqa: S311 - no secret
         example = draw.choice(list(self.kind.examples))
         file = draw.choice(self.files[example])
@@ -200,7 +200,7 @@ class Corpus:
         return self.folder / f"example{list(self.kind.examples).index(example)}"
 
     def attempt(self, numbers: Sequence[int], seed: int) -> Iterator[tuple[int, Outcome]]:
-        """Read damaged examples, several in one process; what fails is tried again in a process of its own."""
+        """Read several damaged examples in one process, and try those that fail again in a separate process."""
         left = list(numbers)
         while left:
             found = isolate({number: partial(self._judged, number, seed) for number in left})
@@ -231,7 +231,7 @@ class Corpus:
 
 
 def judge(word: str, detail: str, good: str, place: Path, kind: Format) -> tuple[str, str]:
-    """The outcome of a case and its message, from what the reader did."""
+    """Return the outcome of a case and its message from the behaviour of the reader."""
     if word == "read":
         return (SAME if detail == good else "silent difference" if kind.has_checksum else OTHER), ""
     if word == REFUSED:
@@ -245,19 +245,19 @@ def judge(word: str, detail: str, good: str, place: Path, kind: Format) -> tuple
 
 
 def serve(package: str, *, seed: int, cases: int, only: str | None, start: Mapping[str, int]) -> None:
-    """Try so many cases of each format, but for those before `start`; a line of JSON for each.
+    """Try cases of each format from `start` on, and print a line of JSON for each case.
 
     Args:
         package: Group of formats.
         seed: Seed of the damage.
         cases: Number of cases of each format.
-        only: Name of a single format; None: all of the package.
-        start: Number of the first case of a format, if it is not 0.
+        only: Name of a single format; all formats of the package if None.
+        start: Number of the first case of each format, if it is not 0.
     """
     formats = load_formats(package)
     gc.collect()
     gc.freeze()
-    # In memory where there is such a place: writers of checkpoints wait for the disk.
+    # Use a folder in memory if there is one, because writers of checkpoints wait for the disk.
     shared = Path("/dev/shm")  # noqa: S108
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=shared if os.access(shared, os.W_OK) else None) as folder:
         for name, kind in formats.items():

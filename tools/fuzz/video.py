@@ -240,7 +240,7 @@ def _make_evaluation(root: Path, _: str) -> list[Path]:
 
 
 def _of(*examples: str) -> tuple[str, ...]:
-    """The examples that this build of FFmpeg can write."""
+    """Return the examples that this build of FFmpeg can write."""
     return tuple(name for name in examples if _CODECS[name][1] in av.codecs_available)
 
 

@@ -94,7 +94,7 @@ def _read_picture(root: Path) -> str:
 
 
 def _sign_png(root: Path) -> None:
-    """Compute the checksums of the chunks anew."""
+    """Recompute the checksums of the chunks."""
     file = next((root / "class").iterdir())
     data = bytearray(file.read_bytes())
     at = 8
@@ -248,7 +248,7 @@ def _read_bundle(root: Path) -> str:
 
 
 def _sign_bundle(root: Path) -> None:
-    """Make the checksums of the table's blocks fit, if its footer still points at them."""
+    """Recompute the checksums of the blocks of a table, if its footer still refers to them."""
     from ssl_vision.importing.tensorflow import DamagedError, varint
 
     for file in root.rglob("*.index"):
@@ -301,7 +301,7 @@ def _make_log(root: Path, _: str) -> list[Path]:
 
 
 def _make_cifar(root: Path, example: str) -> list[Path]:
-    """The files of CIFAR-10 or CIFAR-100, each with two images."""
+    """Write the files of CIFAR-10 or CIFAR-100 with two images each."""
     kind: Any = {"CIFAR-10": datasets.CIFAR10, "CIFAR-100": datasets.CIFAR100}[example]
     folder = root / kind.base_folder
     folder.mkdir()
@@ -316,7 +316,7 @@ def _make_cifar(root: Path, example: str) -> list[Path]:
 
 
 def _read_cifar(root: Path) -> str:
-    """The test images, with the checksums of the files that lie there in place of the published ones."""
+    """Read the test images with the checksums of the files in the folder instead of the published ones."""
     name = "cifar10" if (root / datasets.CIFAR10.base_folder).exists() else "cifar100"
     kind: Any = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
     folder = root / kind.base_folder

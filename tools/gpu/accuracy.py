@@ -1,9 +1,9 @@
-"""Value and gradient of every loss on a device, against the full matrix in float64.
+"""Compare value and gradient of every loss on a device with the full matrix in float64.
 
     python -m tools.gpu.accuracy --device cuda --out accuracy.json
 
-Errors are relative, in the Euclidean norm; the worst over losses, sizes and temperatures is printed for every type.
-Which backend computes follows the environment, as for any user of the package.
+Errors are relative, in the Euclidean norm; the largest error over losses, sizes and temperatures is printed for every
+type. The backend depends on the environment, as for every user of the package.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Loss = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def _summed(lse: Tensor) -> Tensor:
-    """A scalar of which every row's gradient is another number."""
+    """Compute a scalar whose gradient differs between rows."""
     weights = torch.linspace(0.5, 1.5, len(lse), device=lse.device, dtype=torch.float64)
     return (lse.double().masked_fill(lse == -torch.inf, 0.0) * weights).mean()
 
 
 def losses(rows: int, device: str) -> dict[str, Loss]:
-    """Functions of unit rows [rows, D] twice, the second a view of the first, and the temperature."""
+    """Return functions of two views of unit rows [rows, D] and the temperature."""
     labels = torch.randint(0, 10, (2 * rows,), generator=torch.Generator().manual_seed(rows)).to(device)
     ordered = labels.sort().values
 
@@ -55,10 +55,10 @@ def losses(rows: int, device: str) -> dict[str, Loss]:
 
 
 def evaluate(loss: Loss, a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Value, and the gradient of both arguments."""
+    """Compute the value and the gradients of both arguments."""
     a, b = (x.detach().clone().requires_grad_() for x in (a, b))
     value = loss(a, b, temperature)
-    # Times the rows, or a float16 gradient would be too small for its type.
+    # Multiply by the number of rows, because a float16 gradient would otherwise be too small for its type.
     gradients = torch.autograd.grad(value * len(a), (a, b))
     return value.detach().double(), torch.cat(gradients).double()
 
@@ -85,7 +85,7 @@ def compare(device: str, sizes: tuple[tuple[int, int], ...]) -> list[dict[str, A
 
 
 def worst(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """By type: the largest errors and where they are; the number of failures."""
+    """Return the largest errors by type, the cases in which they occur, and the number of failures."""
     found: dict[str, Any] = {}
     for name in DTYPES:
         mine = [row for row in rows if row["dtype"] == name]
@@ -93,7 +93,7 @@ def worst(rows: list[dict[str, Any]]) -> dict[str, Any]:
         found[name] = {"failed": len(mine) - len(good)}
         for key in ("value", "gradient"):
             if good:
-                # NaN would never be the largest.
+                # NaN would never compare as the largest error.
                 found[name][key] = max(good, key=lambda row: float("inf") if row[key] != row[key] else row[key])
     return found
 
@@ -101,8 +101,8 @@ def worst(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--largest", type=int, default=2048, help="rows of a view in the largest case")
-    parser.add_argument("--smallest", type=int, default=0, help="rows of a view in the smallest case")
+    parser.add_argument("--largest", type=int, default=2048, help="number of rows per view in the largest case")
+    parser.add_argument("--smallest", type=int, default=0, help="number of rows per view in the smallest case")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     begun = time.monotonic()

@@ -1,8 +1,8 @@
-"""Where the time goes on a device: the kernels of a large NT-Xent, and of a step of SimCLR's network with its loss.
+"""Measure the time of the kernels of a large NT-Xent and of a training step of SimCLR on a device.
 
     python -m tools.gpu.kernel_times --device cuda --out kernels.json
 
-The file lists the kernels by their time, in microseconds over all calls of one run.
+The file lists the kernels by their total time in one run, in microseconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LISTED = 25
 
 
 def kernels(run: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:
-    """The longest kernels of the third of three runs."""
+    """Return the kernels with the longest total time in the third of three runs."""
     run(), run()
     activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
     with profile(activities=[activity]) as found:
@@ -43,7 +43,7 @@ def kernels(run: Callable[[], object], device: torch.device) -> list[dict[str, A
 
 
 def loss_step(device: torch.device, *, rows: int, features: int) -> Callable[[], None]:
-    """Value and gradient of NT-Xent on `rows` embeddings in bfloat16."""
+    """Return a function that computes value and gradient of NT-Xent for `rows` embeddings in bfloat16."""
     a, b = (torch.randn(rows // 2, features, device=device, dtype=torch.bfloat16).requires_grad_() for _ in range(2))
     return lambda: nt_xent(a, b, temperature=0.1).backward()  # type: ignore[no-untyped-call]
 
@@ -51,10 +51,10 @@ def loss_step(device: torch.device, *, rows: int, features: int) -> Callable[[],
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--rows", type=int, default=65536, help="embeddings of the loss")
+    parser.add_argument("--rows", type=int, default=65536, help="number of embeddings of the loss")
     parser.add_argument("--features", type=int, default=768)
-    parser.add_argument("--batch", type=int, default=512, help="images of a step, two views each")
-    parser.add_argument("--width", type=float, default=1.0, help="of the network")
+    parser.add_argument("--batch", type=int, default=512, help="number of images per step, with two views each")
+    parser.add_argument("--width", type=float, default=1.0, help="width multiplier of the network")
     parser.add_argument("--only", choices=["nt_xent", "simclr"], nargs="+", default=["nt_xent", "simclr"])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()

@@ -1,10 +1,11 @@
-"""Accuracy of a linear classifier over the images that pre-training has seen, for several runs.
+"""Compute the accuracy of a linear classifier over the number of pre-training images, for several runs.
 
     python -m tools.gpu.linear_curve --data cifar10 --device cuda --out curve.json runs/simclr runs/suncet
 
-Each run was made with `ssl-vision pretrain --save_every`. Its models are scored in the order of their epochs: features
-of the images as they are, computed once, a linear classifier on those of the training images, top-1 on the test images.
-Images are decoded once for all models. The file is written after every model.
+Each run must have been trained by `ssl-vision pretrain --save-every`. Its models are scored in the order of their
+epochs: features are computed once without augmentation, a linear classifier is trained on those of the training images,
+and its top-1 accuracy is computed on the test images. Images are decoded once for all models. The file is written after
+every model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ssl_vision.models.checkpoint import load_encoder
 
 
 def models(run: Path) -> Iterator[tuple[int, Path]]:
-    """Steps of training and folder of each kept model of a run, in order; the one at the end last, if it has ended."""
+    """Return the number of training steps and the folder of each saved model of a run, in order of the steps."""
     for folder in sorted((run / "models").glob("epoch-*")):
         yield _steps(run, int(folder.name.removeprefix("epoch-"))), folder
     if (run / "model" / "model.json").is_file():
@@ -33,21 +34,21 @@ def models(run: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _steps(run: Path, epoch: int) -> int:
-    """Steps until the end of an epoch, by the records, which count epochs as fractions."""
+    """Return the number of steps until the end of an epoch, from the records, which count epochs as fractions."""
     record = _lines(run / "metrics.jsonl")[-1]
     steps: int = round(epoch * (record["step"] + 1) / record["epoch"])
     return steps
 
 
 def inputs(run: Path, steps: int) -> int:
-    """Images that had gone through the network after so many steps, each view counted."""
+    """Return the number of images that passed through the network in a number of steps, counting each view."""
     record = _lines(run / "metrics.jsonl")[-1]
     count: int = round(record["inputs"] * steps / (record["step"] + 1))
     return count
 
 
 def score(model: Path, train: ImageSet, test: ImageSet, *, device: str, epochs: int) -> float:
-    """Top-1 in percent."""
+    """Compute the top-1 accuracy of a linear classifier in percent."""
     loaded = load_encoder(str(model), device=device)
     features = extract(loaded, train, batch_size=2048)
     classes = len(train.classes)
@@ -62,7 +63,7 @@ def score(model: Path, train: ImageSet, test: ImageSet, *, device: str, epochs: 
 
 
 def decoded(data: str, part: str) -> ImageSet:
-    """The images of a part, in memory."""
+    """Load the images of a part into memory."""
     images = open_images(data, split=part)
     labels = images.labels().tolist()
     return ArrayImages(images.name, in_memory(images), labels=labels, classes=images.classes, split=part)
@@ -74,10 +75,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders of pretrain")
-    parser.add_argument("--data", required=True, help="images with labels, in train and test")
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders of ssl-vision pretrain")
+    parser.add_argument("--data", required=True, help="labelled images with the parts train and test")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--epochs", type=int, default=30, help="of the linear classifier")
+    parser.add_argument("--epochs", type=int, default=30, help="number of epochs of the linear classifier")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     train, test = decoded(arguments.data, "train"), decoded(arguments.data, "test")

@@ -1,11 +1,11 @@
-"""Train MvPL with R3D-18 on packed clips, where no video can be decoded, and score it on the test clips over time.
+"""Train MvPL with R3D-18 on packed clips, without a video decoder, and score it on the test clips during training.
 
     python -m tools.gpu.mvpl clips run --device cuda --steps 400 --out mvpl.json
 
-The loop of `ssl-video train` in small: its loader, augmentation, method, optimiser and schedule, on clips that
-`tools.gpu.pack` wrote. A clip there is one JPEG, its frames one below the other, and `clips.csv` has its class, part
-(labelled, unlabelled or test), number of frames and frames per second. All frames are decoded into memory once, 220 MB
-for 600 clips of 30 frames of 64 x 64 pixels.
+The loop is a small version of `ssl-video train`, with its loader, augmentation, method, optimiser and schedule. Clips
+are written by `tools.gpu.pack`. A clip is one JPEG image with its frames one below the other, and `clips.csv` states
+its class, part (labelled, unlabelled or test), number of frames and frames per second. All frames are decoded into
+memory once, which takes 220 MB for 600 clips of 30 frames with 64 x 64 pixels.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ VIEWS = ("rgb", "tg")
 
 
 class PackedClips:
-    """Clips of some parts of a packed folder: a `ClipSource` whose frames lie decoded in memory, uint8 [T, 3, H, W]."""
+    """`ClipSource` for the clips of some parts of a packed folder, decoded into memory as uint8 [T, 3, H, W]."""
 
     def __init__(self, folder: Path, parts: Collection[str], spec: ClipSpec) -> None:
         with (folder / "clips.csv").open(newline="") as file:
@@ -60,12 +60,12 @@ class PackedClips:
         return len(self.videos)
 
     def clip(self, index: int, *, seed: int) -> Sample:
-        """A random clip of a video, and the frame after each of its frames."""
+        """Return a random clip of a video, and the frame after each of its frames."""
         duration = len(self._frames[index]) / self._rates[index]
         return Sample(self._at(index, clip_start(duration, self.spec, seed=seed, id=index)), index)
 
     def middle(self, index: int) -> Clips:
-        """The clip in the middle of a video."""
+        """Return the clip in the middle of a video."""
         duration = len(self._frames[index]) / self._rates[index]
         return self._at(index, max(0.0, duration - self.spec.duration) / 2)
 
@@ -76,14 +76,14 @@ class PackedClips:
 
 
 def read_frames(file: Path, count: int) -> Tensor:
-    """The frames of a packed clip: uint8 [count, 3, H, W]."""
+    """Decode the frames of a packed clip: uint8 [count, 3, H, W]."""
     with Image.open(file) as image:
         strip = np.asarray(image.convert("RGB"))
     return torch.from_numpy(strip.reshape(count, -1, *strip.shape[1:]).transpose(0, 3, 1, 2).copy())
 
 
 def accuracy(recognizer: Recognizer, clips: PackedClips, augment: ClipAugment) -> float:
-    """Top-1 in percent, of the middle of the middle clip of each test video, on its frames."""
+    """Compute top-1 in percent on the frames of the centre crop of the middle clip of each test video."""
     found = []
     for first in range(0, len(clips), 32):
         middles = [clips.middle(index) for index in range(first, min(first + 32, len(clips)))]
@@ -94,13 +94,13 @@ def accuracy(recognizer: Recognizer, clips: PackedClips, augment: ClipAugment) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of packed clips")
-    parser.add_argument("run", type=Path, help="folder of the run, new")
+    parser.add_argument("run", type=Path, help="new folder of the run")
     parser.add_argument("--method", choices=["mvpl", "supervised"], default="mvpl")
     parser.add_argument("--network", default="r3d_18")
     parser.add_argument("--width", type=int, default=0, help="of a network that has one")
     parser.add_argument("--size", type=int, default=56, help="side of the crops")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--every", type=int, default=50, help="steps between two scores")
+    parser.add_argument("--every", type=int, default=50, help="number of steps between two scores")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--mu", type=int, default=4)
     parser.add_argument("--workers", type=int, default=6)

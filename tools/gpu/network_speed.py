@@ -1,9 +1,9 @@
-"""Images per second of SimCLR's network alone: no loading, no augmentation, the same images in every step.
+"""Measure the images per second of SimCLR's network alone, without loading and augmentation.
 
     python -m tools.gpu.network_speed --device cuda --run runs/simclr --out network.json
 
-What a training run takes beyond this is loading, augmentation and logging: with `--run`, a run of `ssl-vision pretrain`
-with this network and batch on this device, its share of a step.
+All steps use the same images. A training run also needs time for loading, augmentation and logging. With `--run`, a run
+of `ssl-vision pretrain` with the same network and batch size on this device, the share of this time is computed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ssl_vision.models import EncoderOptions, build_encoder
 
 
 def network_step(device: torch.device, *, batch: int, width: float) -> Callable[[], None]:
-    """A step of SimCLR with a ResNet-18 in bfloat16, on the same random views of `batch` images every time."""
+    """Return a training step of SimCLR with a ResNet-18 in bfloat16, on the same random views of `batch` images."""
     options = EncoderOptions(name="resnet18", stem="cifar", width_multiplier=width)
     network = SimCLR(build_encoder(options, image_size=32), projection_dim=128, layers=2)
     network = network.to(device).to(memory_format=torch.channels_last)
@@ -44,7 +44,7 @@ def network_step(device: torch.device, *, batch: int, width: float) -> Callable[
 
 
 def steps_per_second(run: Path) -> float:
-    """Median over the records of a run's speed but the first, which has the start in it."""
+    """Return the median speed over the records of a run, without the first record, which includes the start."""
     records = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
     speeds = [record["steps_per_second"] for record in records if "steps_per_second" in record]
     return float(statistics.median(speeds[1:] or speeds))
@@ -53,7 +53,7 @@ def steps_per_second(run: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch", type=int, default=512, help="images, two views each")
+    parser.add_argument("--batch", type=int, default=512, help="number of images, with two views each")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--run", type=Path, help="folder of a training run to compare with")

@@ -1,11 +1,11 @@
-"""Put all that tools.gpu.run needs into one folder of at most 64 MiB, to take to a GPU machine without a network.
+"""Pack everything that tools.gpu.run needs into a folder of at most 64 MiB, for a GPU machine without a network.
 
     python -m tools.gpu.pack --cifar10 cifar10.tar.xz --acdc acdc --ucf101 ucf101_10 --into .gpu
 
-The folder holds the sources of the packages, the tools and the tests as they lie here, the wheels of `wheels.txt`, and
-the data: CIFAR-10 as it comes, ACDC with its longer side at 192 pixels and intensities in 8 bits, clips of UCF-101 as
-pictures that need no video decoder. Data that are there already stay. At the end the size is printed, and the command
-line that runs everything on the machine.
+The folder contains the present sources of the packages, the tools and the tests, the wheels of `wheels.txt`, and the
+data: CIFAR-10 unchanged, ACDC with a longer side of 192 pixels and 8-bit intensities, and clips of UCF-101 as images
+that need no video decoder. Data that are already in the folder are kept. At the end, the size and the command line for
+the GPU machine are printed.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("packages", "tools", "tests", "pyproject.toml")
 SIDE = 192
 CLIP_SIDE = 64
-LONGEST = 500  # frames of a clip: a JPEG has at most 65,535 rows
+LONGEST = 500  # largest number of frames of a clip, because a JPEG has at most 65,535 rows
 SECONDS = 540
 LIMIT = 64 << 20
-# The machine's Python, and the names of platforms whose wheels run there.
+# Python of the GPU machine, and platforms whose wheels run there.
 PLATFORMS = [f"--platform=manylinux_2_{minor}_x86_64" for minor in (28, 27, 17)] + ["--platform=manylinux2014_x86_64"]
 
 
 def copy_sources(into: Path) -> None:
-    """The files under version control, in their present state, and the name of the commit."""
+    """Copy the files under version control in their present state, and write the commit."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", *SOURCES], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\n")
@@ -54,7 +54,7 @@ def copy_sources(into: Path) -> None:
 
 
 def download_wheels(into: Path, cache: Path) -> None:
-    """The wheels of `wheels.txt`; those of an earlier call are taken from the cache."""
+    """Download the wheels of `wheels.txt`; wheels of an earlier call are taken from the cache."""
     shutil.rmtree(into, ignore_errors=True)
     lines = Path(__file__).with_name("wheels.txt").read_text().splitlines()
     wanted = [line for line in lines if line[:1] != "#"]
@@ -74,7 +74,7 @@ def download_wheels(into: Path, cache: Path) -> None:
 
 
 def pack_acdc(source: Path, into: Path) -> None:
-    """A Decathlon folder with every slice's longer side at `SIDE` pixels, uint8, as one archive `acdc.tar.xz`."""
+    """Pack a Decathlon folder as `acdc.tar.xz`, with the longer side of each slice at `SIDE` pixels, in uint8."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "acdc")
         for part in ("imagesTr", "labelsTr"):
@@ -98,10 +98,11 @@ def pack_acdc(source: Path, into: Path) -> None:
 
 
 def pack_clips(source: Path, into: Path, per_class: int) -> None:
-    """Some clips of every class as `tools.gpu.mvpl` reads them, without a video decoder, as one archive `clips.tar`.
+    """Pack some clips of every class as `clips.tar` in the format of `tools.gpu.mvpl`, which needs no video decoder.
 
-    A clip becomes one JPEG, its frames one below the other. Of each class the first clips are for training, a fifth of
-    these with labels, and the last ones, a quarter of all, for the test: clips of one recording follow each other.
+    A clip is one JPEG image with its frames one below the other. The last quarter of the clips of each class is for the
+    test, because clips of one recording follow each other. The other clips are for training, a fifth of them with
+    labels.
     """
     _, *lines = (source / "clips.csv").read_text().splitlines()
     found: dict[str, list[str]] = {}
@@ -126,12 +127,12 @@ def pack_clips(source: Path, into: Path, per_class: int) -> None:
 
 
 def write_strip(video: Path, to: Path) -> tuple[int, float]:
-    """Write the first `LONGEST` frames of a video, short side at most `CLIP_SIDE`, below each other as one JPEG.
+    """Write the first `LONGEST` frames of a video one below the other as one JPEG, with short side `CLIP_SIDE` or less.
 
     Returns:
         Number of frames, and frames per second.
     """
-    from ssl_video.data import index_video  # they need PyAV, which a machine without videos need not have
+    from ssl_video.data import index_video  # need PyAV, which may be missing if no videos are packed
     from ssl_video.data.reader import every_frame, resize_short
 
     index = index_video(video)
@@ -144,7 +145,7 @@ def write_strip(video: Path, to: Path) -> tuple[int, float]:
 
 
 def command_line(into: Path) -> str:
-    """What runs everything on the machine, from the folder that holds `into`; results are in $OUT."""
+    """Return the command line that runs everything from the parent folder of `into` and writes results to $OUT."""
     return (
         f"cd {into.name} && export PYTHONPATH=$PWD && timeout {SECONDS + 40} "
         f"python3 -m tools.gpu.run --out $OUT --work /tmp/gpu --seconds {SECONDS}"
@@ -153,11 +154,17 @@ def command_line(into: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--into", type=Path, required=True, help="the folder, made anew but for its data")
-    parser.add_argument("--cifar10", type=Path, help="archive of CIFAR-10 with train/ and test/, a folder per class")
-    parser.add_argument("--acdc", type=Path, help="ACDC as a Decathlon folder with split.csv")
+    parser.add_argument(
+        "--into", type=Path, required=True, help="folder to write, whose contents are replaced except for the data"
+    )
+    parser.add_argument(
+        "--cifar10", type=Path, help="archive of CIFAR-10 with train/ and test/ and a subfolder for each class"
+    )
+    parser.add_argument("--acdc", type=Path, help="folder of ACDC in the layout of the Decathlon with split.csv")
     parser.add_argument("--ucf101", type=Path, help="folder of clips with clips.csv and classes.json")
-    parser.add_argument("--clips", type=int, default=24, help="clips of every class, a quarter for the test")
+    parser.add_argument(
+        "--clips", type=int, default=24, help="number of clips per class, of which a quarter are for the test"
+    )
     parser.add_argument("--wheels", type=Path, default=Path("~/.cache/contrastive-gpu-wheels").expanduser())
     arguments = parser.parse_args()
     into: Path = arguments.into
@@ -177,7 +184,7 @@ def main() -> None:
     size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
     print(f"{into}: {size / 2**20:.1f} MiB")
     if size > LIMIT:
-        raise SystemExit(f"{into} takes {size / 2**20:.1f} MiB, more than {LIMIT >> 20}; leave out data")
+        raise SystemExit(f"{into} takes {size / 2**20:.1f} MiB, expected at most {LIMIT >> 20} MiB; omit some data")
     print(command_line(into))
 
 

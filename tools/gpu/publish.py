@@ -1,8 +1,8 @@
-"""Turn the results of a GPU run into the files of docs/results that the pages have places for.
+"""Write the results of a GPU run to the files in docs/results from which the pages are generated.
 
     python -m tools.gpu.publish out/gpu.json
 
-Stages that did not run, or left no results, are passed over. `tools/run results-table` then fills the pages.
+Stages that did not run or have no results are skipped. Run `tools/run results-table` afterwards to update the pages.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ TABLES = {function.__name__: function for function in (simclr, suncet, mvpl, acd
 
 
 def publish(record: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ``gpu_STAGE.json`` for every stage of a gpu.json that has results."""
+    """Write ``gpu_STAGE.json`` for every stage with results in a gpu.json."""
     written = []
     origin = json.loads(record["stages"]["prepare"]["provenance"]["said"].strip().splitlines()[-1])
     for name, table in TABLES.items():
@@ -83,7 +83,7 @@ def publish(record: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="gpu.json of a run")
+    parser.add_argument("file", type=Path, help="file gpu.json of a run")
     arguments = parser.parse_args()
     publish(json.loads(arguments.file.read_text()), ROOT / RESULTS)
 

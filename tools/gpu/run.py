@@ -1,13 +1,13 @@
-"""Run everything that needs a GPU, in order of worth, within a few minutes and without a network.
+"""Run everything that needs a GPU, in order of importance, within a few minutes and without a network.
 
-    python -m tools.gpu.run --out out                  # on the machine, in the folder that tools.gpu.pack made
+    python -m tools.gpu.run --out out                  # on the GPU machine, in the folder written by tools.gpu.pack
     python -m tools.gpu.run --out out --rehearse       # the same stages at tiny sizes on the CPU
 
-`stages.yaml` lists the stages. A stage is a few commands with a time limit together; stages of one group run side by
-side. After every stage `gpu.json` (the results), `log.txt` (what the commands printed) and `runs.tar.gz` (metrics and
-records of the training runs) are written again, so that a run that is cut off keeps what it had. A stage that fails or
-runs out of time is recorded as such and stops no other. A rehearsal forks its commands from a process that has imported
-their libraries, so that it takes less than a minute; what they do is the same.
+`stages.yaml` lists the stages. A stage has one or more commands with a common time limit. The stages of a group run at
+the same time. After every stage, `gpu.json` (results), `log.txt` (output of the commands) and `runs.tar.gz` (metrics
+and records of the training runs) are written again, so that an interrupted run preserves its results. A stage that
+fails or exceeds its time limit is recorded and does not stop the others. A rehearsal runs the same commands, but forks
+them from a process that has imported their libraries, so that it takes less than a minute.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ LARGEST_LOG = 200_000  # characters of a stage's output, its end
 
 @dataclass
 class Stage:
-    """What to run, and what came of it.
+    """Commands to run, and their results.
 
     Attributes:
-        name: names its folder and its entry in the results.
-        seconds: time limit of all its commands together.
-        commands: argument lists; `{python}`, `{device}`, `{data}`, `{work}` (the stage's folder), `{runs}` (the folder
-            of all stages) and `{acdc}` (what `--acdc` says) are replaced.
-        group: stages that follow each other with the same number run side by side.
-        last: seconds of the limit that are kept for the last command, which then runs even if those before it ran out
-            of time or failed: it collects what they have left.
-        rehearse: arguments added to each command in a rehearsal; None leaves the stage out.
-        record: of the run: seconds, the commands with their exit status, and the JSON files they wrote.
+        name: Name of the stage, its folder and its entry in the results.
+        seconds: Time limit of all commands together.
+        commands: Argument lists, in which `{python}`, `{device}`, `{data}`, `{work}` (folder of the stage), `{runs}`
+            (folder of all stages) and `{acdc}` (value of `--acdc`) are replaced.
+        group: Number of the group; consecutive stages with the same number run at the same time.
+        last: Seconds of the time limit that are reserved for the last command, which runs even if previous commands
+            failed or were out of time, because it collects their results.
+        rehearse: Additional arguments of each command in a rehearsal; None to omit the stage.
+        record: Record of the run: seconds, the commands with their exit status, and the JSON files that they wrote.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Stage:
 
 
 class Session:
-    """All stages of one call."""
+    """Execution of all stages of one call."""
 
     def __init__(self, out: Path, work: Path, *, device: str, data: Path, budget: float) -> None:
         self.out, self.work, self.device, self.data = out, work, device, data
@@ -89,11 +89,11 @@ class Session:
         return os.pathsep.join(map(str, [*SOURCES, site, *filter(None, [os.environ.get("PYTHONPATH")])]))
 
     def left(self) -> float:
-        """Seconds of the budget."""
+        """Return the remaining seconds of the budget."""
         return self.budget - (time.monotonic() - self.begun)
 
     def run(self, stage: Stage) -> None:
-        """Run the commands of a stage, one after the other, until one fails or the time is up."""
+        """Run the commands of a stage one after another until one fails or the time limit is exceeded."""
         folder = self.work / stage.name
         folder.mkdir(parents=True, exist_ok=True)
         begun, deadline = time.monotonic(), time.monotonic() + min(stage.seconds, self.left())
@@ -121,11 +121,11 @@ class Session:
         self.write()
 
     def _extended(self, command: Sequence[str]) -> list[str]:
-        """The command with the arguments that were given for `{NAME}`."""
+        """Return the command with each `{NAME}` replaced by its arguments."""
         return [part for word in command for part in (self.more.get(word, [word]))]
 
     def _wait(self, words: Sequence[str], log: Path, deadline: float) -> int | str:
-        """Exit status, or what happened instead."""
+        """Run a command and return its exit status, or a description of what happened instead."""
         left = deadline - time.monotonic()
         if left < 0.1:
             return "out of time"
@@ -150,7 +150,7 @@ class Session:
         return self.work / f"{stage.name}.log"
 
     def write(self) -> None:
-        """Results so far, whole files or none."""
+        """Write the results so far, each file atomically."""
         with self._lock:
             results = {stage.name: stage.record for stage in self.stages if stage.record}
             record = {"seconds": round(time.monotonic() - self.begun, 1), "machine": machine(), "stages": results}
@@ -172,7 +172,7 @@ class Session:
 
 
 def machine() -> dict[str, str]:
-    """The card and its driver, as nvidia-smi names them; empty without one."""
+    """Return the GPU and its driver as named by nvidia-smi, or an empty result without a GPU."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm", "--format=csv,noheader"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -182,7 +182,7 @@ def machine() -> dict[str, str]:
 
 
 def read_stages(path: Path, names: Sequence[str], *, rehearse: bool) -> list[Stage]:
-    """The stages of a file, or those named; in a rehearsal with the arguments that make them small."""
+    """Read all stages of a file, or the selected ones; in a rehearsal with the arguments that make them small."""
     stages = [Stage(**entry) for entry in yaml.safe_load(path.read_text())]
     known = {stage.name for stage in stages}
     if unknown := set(names) - known:
@@ -199,7 +199,7 @@ def read_stages(path: Path, names: Sequence[str], *, rehearse: bool) -> list[Sta
 
 
 def prepare(session: Session) -> dict[str, Any]:
-    """Unpack the data and install the wheels, side by side: what each took, or how it failed."""
+    """Unpack the data and install the wheels at the same time, and return the time or the failure of each."""
     site, data = session.work / "site", session.data
     wheels = sorted(map(str, (ROOT / "wheels").glob("*.whl")))
     jobs: dict[str, list[str]] = {}
@@ -241,13 +241,15 @@ def _replace(path: Path, content: bytes) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json, log.txt and runs.tar.gz")
-    parser.add_argument("--work", type=Path, help="scratch folder; by default a temporary one")
+    parser.add_argument("--work", type=Path, help="scratch folder; by default a temporary folder")
     parser.add_argument("--data", type=Path, help="folder of the unpacked data; by default in the scratch folder")
     parser.add_argument("--stages", nargs="+", default=[], help="stages to run; by default all")
     parser.add_argument("--file", type=Path, default=STAGES, help="file of the stages")
-    parser.add_argument("--acdc", default="", help="further arguments of the segmentation study, in one string")
-    parser.add_argument("--seconds", type=float, default=540, help="budget of the whole call")
-    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU, nothing installed")
+    parser.add_argument("--acdc", default="", help="additional arguments of the segmentation study, in one string")
+    parser.add_argument("--seconds", type=float, default=540, help="time limit of the whole call in seconds")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="run at tiny sizes on the CPU without installing anything"
+    )
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="contrastive-gpu-"))
     for folder in (arguments.out, work):
@@ -274,7 +276,7 @@ def main() -> None:
 
 
 def failures(stages: Sequence[Stage]) -> list[str]:
-    """Stages with a command that did not end well."""
+    """Return the stages with a command that failed."""
     return [s.name for s in stages if any(c["status"] != 0 for c in s.record.get("commands", []))]
 
 

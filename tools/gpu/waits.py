@@ -1,10 +1,10 @@
-"""Where a training command makes the host wait for a CUDA device.
+"""Find where a training command makes the host wait for a CUDA device.
 
     python -m tools.gpu.waits --out waits.json ssl_vision pretrain DATA OUT ...
 
-The command runs in this process under `torch.cuda.set_sync_debug_mode`, which reports every wait that PyTorch knows of.
-In place of a package with a command line, a module that is a program may stand, such as tools.gpu.mvpl. The file lists
-how many waits there were, by the innermost line of our packages.
+The command runs in this process under `torch.cuda.set_sync_debug_mode`, which reports every wait that PyTorch detects.
+Instead of a package with a command line, you can give a module that is a program, such as tools.gpu.mvpl. The file
+lists the number of waits by the innermost line of our packages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OWN = (*PACKAGES, "tools/gpu")
 
 
 def run(package: str, words: list[str]) -> int:
-    """Exit status of a package's command line, or of a module run as a program."""
+    """Run the command line of a package, or a module as a program, and return the exit status."""
     if package in PACKAGES:
         status: int = importlib.import_module(f"{package}.cli").main(words)
         return status

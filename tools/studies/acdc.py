@@ -1,12 +1,13 @@
-"""Semi-supervised segmentation of ACDC with 1, 2 and 8 labelled patients.
+"""Evaluate semi-supervised segmentation of ACDC with 1, 2 and 8 labelled patients.
 
     python -m tools.studies.acdc --data data/acdc --runs runs/acdc --out docs/results/acdc.json
 
-Five draws of labelled patients. For each draw: the supervised baseline and, starting from the same model, plain self-
-training (Dice on the pseudo-labels), the paper's joint training (segmentation loss on labels, local contrastive loss
-on pseudo-labels), both together, and further baselines. Methods of a draw differ only in the loss, so differences are
-paired. Scores are those of the ten patients that `split.csv` reserves for validation, used here as the test part; two
-other patients select the step. Commands with a result are not repeated; the table states how many draws ran.
+The study has five draws of labelled patients. For each draw, a supervised baseline is trained. Starting from the same
+model, plain self-training (Dice on the pseudo-labels), the paper's joint training (segmentation loss on labels, local
+contrastive loss on pseudo-labels), both together, and further baselines are trained. Methods of a draw differ only in
+the loss, so that differences are paired. The test part consists of the ten patients that `split.csv` reserves for
+validation; two other patients select the step. Commands with a result are not repeated; the table states the number of
+finished draws.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ COUNTS = (2, 1, 8)
 
 @dataclass(frozen=True)
 class Method:
-    """A line of the table.
+    """Row of the table.
 
     Attributes:
-        name: in words.
-        words: what its command adds.
-        each: slices that a step sees.
-        steps: of training, or of all rounds together, after the first segmenter.
-        kind: its command: none, for it is the first segmenter itself; a longer training on labels alone; `selftrain`;
-            or the parent's pre-training before the labels.
+        name: Name of the method.
+        words: Additional arguments of its command.
+        each: Number of slices per step.
+        steps: Number of steps of training, or of all rounds together, after the first segmenter.
+        kind: Kind of command: none for the first segmenter itself; a longer training on labels alone; `selftrain`; or
+            the pre-training of the parent method before the labels.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Method:
 
     @property
     def slices(self) -> int:
-        """Slices seen in all, those of the first segmenter included."""
+        """Total number of slices, including those of the first segmenter."""
         return 20 * FIRST + self.each * self.steps
 
 
@@ -87,15 +88,15 @@ METHODS = {
     "parent": Method("parent pre-training, then labels", kind="parent", each=48),
 }
 MAIN = ("first", "supervised", "pseudo", "both", "contrast")
-"""Run first, draw by draw."""
+"""Methods that run first, draw by draw."""
 
 Scores = dict[str, dict[int, float]]
-"""Method -> draw -> mean Dice."""
+"""Mean Dice by method and draw."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """The data, the folder of the runs, and how much of the study is wanted."""
+    """Data set, folder of the runs, and extent of the study."""
 
     data: Path
     runs: Path
@@ -103,7 +104,7 @@ class Study:
     methods: tuple[str, ...]
 
     def jobs(self) -> list[Job]:
-        """Every command: the main methods draw by draw, all labels, then the rest."""
+        """Return all commands: the main methods draw by draw, all labels, and then the other methods."""
         cells = [(count, draw) for draw in range(1, self.draws + 1) for count in COUNTS[:2]]
         cells += [(8, draw) for draw in range(1, 4)]
         main = [method for method in self.methods if method in MAIN]
@@ -116,7 +117,7 @@ class Study:
         ]
 
     def splits(self) -> Job:
-        """Labelled, validation, test and unlabelled patients of every draw."""
+        """Return the job that draws labelled, validation, test and unlabelled patients."""
         out, table = self.runs / "splits", self.data / "split.csv"
         words = (
             "make-splits",
@@ -132,7 +133,7 @@ class Study:
         return self._job("splits", (*words, "--table", str(table), "--table_test", "[val]"), out / "all-labelled.json")
 
     def cell(self, count: int, draw: int, methods: Sequence[str]) -> list[Job]:
-        """The first segmenter, then training and test of methods, with some labelled patients."""
+        """Return the jobs of the first segmenter and of the methods with a number of labelled patients."""
         jobs = [self.train("first", count, draw, FIRST, *NETWORK)]
         for method in methods:
             if (kind := METHODS[method].kind) != "first":
@@ -141,7 +142,7 @@ class Study:
         return jobs
 
     def upper(self, seed: int) -> list[Job]:
-        """All labels but those of validation and test, as many steps as labels alone."""
+        """Return the jobs that train on all labels except those of validation and test, as long as on labels alone."""
         out, split = self.runs / f"all-seed{seed}", self.runs / "splits" / "all-labelled.json"
         words = (
             "train",
@@ -158,7 +159,7 @@ class Study:
         return [job, self._tested(out)]
 
     def train(self, name: str, count: int, draw: int, steps: int, *words: str) -> Job:
-        """On the labels alone."""
+        """Return the job that trains on the labels alone."""
         out = self.out(name, count, draw)
         command = (
             "train",
@@ -174,11 +175,11 @@ class Study:
         return self._job(out.name, (*command, *self._shared(draw)), out / "model" / "model.json", "splits")
 
     def more(self, method: str, count: int, draw: int) -> list[Job]:
-        """On the labels alone for longer."""
+        """Return the job that trains on the labels alone for more steps."""
         return [self.train(method, count, draw, FIRST + METHODS[method].steps, *NETWORK)]
 
     def parent(self, method: str, count: int, draw: int) -> list[Job]:
-        """Both stages of pre-training on all training volumes, then the labels."""
+        """Return the jobs of both stages of pre-training on all training volumes and of training on the labels."""
         out = self.out("trunk", count, draw)
         stages = ("--global_steps", str(MORE // 2), "--local_steps", str(MORE // 2))
         split = str(self.split(count, draw))
@@ -187,7 +188,7 @@ class Study:
         return [trunk, self.train(method, count, draw, FIRST, "--init", str(out))]
 
     def go_on(self, method: str, count: int, draw: int) -> list[Job]:
-        """From the first segmenter, with the unlabelled patients."""
+        """Return the job of self-training with the unlabelled patients, starting from the first segmenter."""
         out, first, found = self.out(method, count, draw), self.out("first", count, draw), METHODS[method]
         rounds = 1 if method == "teacher" else ROUNDS
         words = (
@@ -199,7 +200,7 @@ class Study:
         return [self._job(out.name, (*words, *self._shared(draw)), out / "model" / "model.json", first.name)]
 
     def test(self, method: str, count: int, draw: int) -> Job:
-        """Score the test patients."""
+        """Return the job that scores the test patients."""
         return self._tested(self.out(method, count, draw))
 
     def _tested(self, out: Path) -> Job:
@@ -207,15 +208,15 @@ class Study:
         return self._job(f"{out.name}-test", words, out / "evaluation" / "test.json", out.name)
 
     def out(self, method: str, count: int, draw: int) -> Path:
-        """A run's folder."""
+        """Return the folder of a run."""
         return self.runs / f"{method}-{count}-draw{draw}"
 
     def split(self, count: int, draw: int) -> Path:
-        """The patients of a draw."""
+        """Return the split file of a draw."""
         return self.runs / "splits" / f"{count}-labelled-draw{draw}.json"
 
     def scores(self, count: int) -> Scores:
-        """What has been tested so far."""
+        """Return the scores of all finished tests."""
         found: Scores = {}
         for method in self.methods:
             for draw in range(1, self.draws + 1):
@@ -223,14 +224,14 @@ class Study:
         return {method: values for method, values in found.items() if values}
 
     def upper_scores(self) -> dict[int, float]:
-        """With all labels."""
+        """Return the scores with all labels."""
         found: dict[int, float] = {}
         for seed in (1, 2, 3):
             _read(self.runs / f"all-seed{seed}", found, seed)
         return found
 
     def pseudo_dice(self, method: str, count: int) -> list[list[float]]:
-        """Dice of the pseudo-labels with the withheld truth, round by round, of every draw that has run."""
+        """Return the Dice of the pseudo-labels with the withheld true labels, by round, of every finished draw."""
         found = []
         for draw in range(1, self.draws + 1):
             rounds = sorted((self.out(method, count, draw) / "rounds").glob("round-*.json"))
@@ -253,12 +254,12 @@ def _read(run: Path, into: dict[int, float], number: int) -> None:
 
 
 def ceiling(model: Path, data: Path, split: Path) -> float:
-    """Mean foreground Dice, over test volumes and the structures in each, of the truth after both resamplings.
+    """Compute the mean foreground Dice of the true labels after resampling to the pixels of the network and back.
 
     Args:
-        model: whose preprocessing it is.
-        data: the data set.
-        split: the file whose test cases are taken.
+        model: Model whose preprocessing is used.
+        data: Data set.
+        split: Split file with the test cases.
     """
     segmenter, dataset = load_segmenter(str(model), device="cpu"), open_dataset(data)
     found = []
@@ -279,13 +280,13 @@ def ceiling(model: Path, data: Path, split: Path) -> float:
 
 
 def paired(scores: Scores, method: str, baseline: str) -> list[float]:
-    """Differences in the draws that both have."""
+    """Return the differences in the draws that both methods have."""
     mine, theirs = scores.get(method, {}), scores.get(baseline, {})
     return [mine[draw] - theirs[draw] for draw in sorted(mine.keys() & theirs.keys())]
 
 
 def rows(study: Study) -> list[list[object]]:
-    """The table: a line per number of labelled patients and method."""
+    """Return the table, with a row for each number of labelled patients and method."""
     lines: list[list[object]] = []
     for count in sorted(COUNTS):
         scores = study.scores(count)
@@ -312,11 +313,11 @@ COMPARED = (
     ("both", "supervised-long"), ("teacher", "pseudo"), ("contrast", "first"), ("intra", "contrast"),
     ("official", "contrast"), ("parent", "supervised"),
 )  # fmt: skip
-"""Method and what it is held against, for the sentences."""
+"""Pairs of a method and the method with which it is compared, for the notes."""
 
 
 def claims(scores: Scores, count: int) -> str:
-    """Paired differences, with their standard errors over draws."""
+    """Describe paired differences with their standard errors over draws."""
     said = []
     for method, baseline in COMPARED:
         values = paired(scores, method, baseline)
@@ -324,7 +325,7 @@ def claims(scores: Scores, count: int) -> str:
             error = statistics.stdev(values) / len(values) ** 0.5
             better = sum(value > 0 for value in values)
             said.append(
-                f"{METHODS[method].name} against {METHODS[baseline].name} {statistics.mean(values):+.3f} ± {error:.3f} "
+                f"{METHODS[method].name} minus {METHODS[baseline].name} {statistics.mean(values):+.3f} ± {error:.3f} "
                 f"({better} of {len(values)} draws better)"
             )
     return f"Mean differences and their standard errors, {count} labelled: {'; '.join(said)}." if said else ""
@@ -337,13 +338,17 @@ def _signed(values: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="ACDC as a Decathlon folder with split.csv")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of ACDC in the layout of the Decathlon with split.csv"
+    )
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--workers", type=int, default=1, help="commands side by side, a thread each")
-    parser.add_argument("--collect", action="store_true", help="run nothing, write what is there")
-    parser.add_argument("--commit", help="of the code that ran, where it is another one than this")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="number of commands to run at a time, with one thread each"
+    )
+    parser.add_argument("--collect", action="store_true", help="write the existing results without running commands")
+    parser.add_argument("--commit", help="commit of the code that ran the commands, if it differs from this one")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     study = Study(arguments.data, arguments.runs, arguments.draws, tuple(arguments.methods))
@@ -351,7 +356,7 @@ def main() -> None:
     if not arguments.collect:
         missing = run_all(jobs, logs=arguments.runs / "logs", workers=arguments.workers)
         if missing:
-            raise SystemExit(f"not all results are there, for {', '.join(missing)} did not end well")
+            raise SystemExit(f"no results were written, because these jobs failed: {', '.join(missing)}")
     top = ceiling(study.upper(1)[0].result.parent, study.data, study.split(1, 1))
     notes = [
         "Mean foreground Dice of the 20 volumes of 10 test patients on their original grids: mean and standard "

@@ -1,4 +1,4 @@
-"""Score a pre-training run on CIFAR-10, other libraries' runs and baselines.
+"""Score a pre-training run on CIFAR-10, the runs of other libraries, and baselines.
 
     ssl-vision pretrain cifar10 --out runs/ours --config simclr-cifar10-cpu
     python -m tools.studies.peers lightly --data cifar10/train --out runs/lightly --precision bf16
@@ -6,8 +6,8 @@
     python -m tools.studies.cifar10 --data cifar10 --run runs/ours --lightly runs/lightly --solo-learn runs/solo \
         --out docs/results/peers.json
 
-Linear and nearest-neighbour accuracy of every saved epoch (epoch 0 is the untrained network), of raw pixels, and of the
-encoders trained by `tools/studies/peers.py`. Test images are used here only.
+The scores are the linear and nearest-neighbour accuracy of every saved epoch (epoch 0 is the untrained network), of raw
+pixels, and of the encoders trained by `tools/studies/peers.py`. Test images are used only here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PEER_WIDTH = 0.25
 
 
 class NormalisedResNet(nn.Module):
-    """A peer's encoder behind the input normalisation of its transform."""
+    """Encoder of another library, preceded by the input normalisation of its transform."""
 
     def __init__(self, mean: list[float], std: list[float]) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class NormalisedResNet(nn.Module):
 
 
 def lightly_encoder() -> nn.Module:
-    """Behind the normalisation of lightly's transform: by ImageNet's moments."""
+    """Build an encoder with the normalisation of lightly's transform, the mean and deviation of ImageNet."""
     return NormalisedResNet([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def solo_learn_encoder() -> nn.Module:
-    """Behind that of solo-learn's: by CIFAR-10's moments."""
+    """Build an encoder with the normalisation of solo-learn's transform, the mean and deviation of CIFAR-10."""
     return NormalisedResNet([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
 
 
@@ -61,7 +61,7 @@ PEERS = {"lightly": "lightly_encoder", "solo-learn": "solo_learn_encoder"}
 
 
 def as_model_folder(weights: Path, encoder: str) -> Path:
-    """Put a peer's weights into a model folder that our commands open."""
+    """Write the weights of another library to a model folder that `ssl-vision` can open."""
     tensors = {f"encoder.module.backbone.{name}": tensor for name, tensor in load_file(weights).items()}
     options = EncoderOptions(name=f"tools.studies.cifar10:{encoder}", width_multiplier=1.0, stem="cifar", sk_ratio=0.0)
     metadata = {"format": "ssl-vision encoder 1", "encoder": asdict(options), "image_size": 32, "epoch": 0}
@@ -69,7 +69,7 @@ def as_model_folder(weights: Path, encoder: str) -> Path:
 
 
 def score(model: str, data: str, linear_epochs: int) -> tuple[float, float]:
-    """Linear and kNN accuracy in percent, of features of whole images computed once, as a CPU allows."""
+    """Compute linear and kNN accuracy in percent, from features of whole images that are computed only once."""
     loaded = load_encoder(model)
     train, test = (labelled_features(loaded, data, split=split, batch_size=512) for split in ("train", "test"))
     width, classes = train.features.shape[1], len(train.classes)
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--run", type=Path, required=True)
     for peer in PEERS:
-        parser.add_argument(f"--{peer}", dest=peer, type=Path, help=f"the out folder of tools/studies/peers.py {peer}")
+        parser.add_argument(f"--{peer}", dest=peer, type=Path, help=f"output folder of tools/studies/peers.py {peer}")
     parser.add_argument("--linear-epochs", type=int, default=90)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -129,9 +129,10 @@ def main() -> None:
             "notes": [
                 "10,000 test images; linear: 90 epochs on features computed once, without augmentation; kNN: k = 200, "
                 "temperature 0.1. One seed.",
-                f"An epoch shows {images:,} images in two views each. Each peer (lightly 1.6.0, solo-learn 9187ea3): "
-                "its own transform, head, loss and optimiser recipe for CIFAR-10, with our encoder, batch size and "
-                "number of steps. So this compares recipes; in so short a run a temperature or a rate may decide.",
+                f"An epoch has {images:,} images with two views each. The other libraries (lightly 1.6.0, solo-learn "
+                "9187ea3) use their own transform, head, loss and optimiser recipe for CIFAR-10, with our encoder, "
+                "batch size and number of steps. The table therefore compares recipes; in such short runs, a "
+                "temperature or a learning rate can make the difference.",
             ],
         },
     )

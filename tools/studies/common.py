@@ -1,7 +1,7 @@
-"""Run studies: lists of commands, in parallel, without repeating those that have a result.
+"""Run studies, which are lists of commands, in parallel and without repeating commands that have a result.
 
-A study is a list of jobs, each a command line that can also be run by hand. A training that was killed continues from
-its last checkpoint when the study is run again.
+A study is a list of jobs, each of which is a command line that can also be run manually. A training that was killed
+continues from its last checkpoint when the study is run again.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _TRAINING = frozenset({"pretrain", "finetune", "distill", "train", "selftrain", 
 
 @dataclass(frozen=True)
 class Job:
-    """One command.
+    """One command of a study.
 
     Args:
-        name: unique; also that of its log.
-        words: what follows the program's name.
-        result: the file that exists when it is done.
-        after: names of jobs whose results it needs.
-        program: whose command it is.
+        name: Unique name of the job and its log.
+        words: Arguments of the program.
+        result: File that exists when the job is done.
+        after: Names of the jobs whose results the job needs.
+        program: Program to run.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Job:
 
     @property
     def line(self) -> str:
-        """The command line."""
+        """Command line of the job."""
         return f"{self.program} {shlex.join(self.words)}"
 
     @property
     def resuming(self) -> tuple[str, ...]:
-        """Its words, such that a training that was killed goes on."""
+        """Arguments of the program, with which a killed training continues."""
         return (*self.words, "--resume") if self.words[0] in _TRAINING else self.words
 
 
@@ -63,17 +63,18 @@ def run_all(
     call: Callable[[Job, Path], int | None] | None = None,
     deadline: float | None = None,
 ) -> list[str]:
-    """Run what has no result yet, in order as far as the needs allow.
+    """Run all jobs that have no result, in order as far as their dependencies allow.
 
     Args:
-        jobs: all of them.
-        logs: folder of their logs.
-        workers: jobs at a time.
-        call: how one is run, its output going to the log, and which status it ends with; None: as a program.
-        deadline: by `time.monotonic`, after which no job begins; `call` ends those that run.
+        jobs: Jobs of the study.
+        logs: Folder of the logs.
+        workers: Number of jobs to run at a time.
+        call: Function that runs a job, writes its output to the log and returns the exit status. None: run the job as a
+            program.
+        deadline: Time by `time.monotonic` after which no job begins; `call` must end running jobs.
 
     Returns:
-        Names of the jobs without a result: failed, waiting for one that did, or out of time.
+        Names of the jobs without a result, which have failed, wait for a failed job, or are out of time.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting = [job for job in jobs if not job.result.exists()]
@@ -97,7 +98,7 @@ def run_all(
 
 
 def start(job: Job, log: Path) -> int:
-    """The job as a program of its own, with one thread."""
+    """Run a job as a separate program with one thread and return its exit status."""
     command = [sys.executable, "-m", job.program.replace("-", "_"), *job.resuming]
     with log.open("w") as stream:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -105,18 +106,18 @@ def start(job: Job, log: Path) -> int:
 
 
 class Starter:
-    """Runs jobs in processes forked from one that has imported the programs' libraries, until a deadline.
+    """Callable that runs jobs in processes forked from a process with imported libraries, until a deadline.
 
     Args:
-        modules: to import.
-        deadline: by `time.monotonic`, at which running jobs are ended; None: never.
+        modules: Modules to import before forking.
+        deadline: Time by `time.monotonic` at which running jobs are ended; None: no limit.
     """
 
     def __init__(self, modules: Sequence[str], deadline: float | None) -> None:
         self._forked, self._deadline = Forked(modules), deadline
 
     def __call__(self, job: Job, log: Path) -> int | None:
-        """Exit status; None: out of time."""
+        """Run a job and return its exit status, or None if it is out of time."""
         log.write_bytes(b"")
         seconds = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         module = job.program.replace("-", "_")
@@ -137,7 +138,7 @@ def _run(job: Job, logs: Path, lock: threading.Lock, call: Callable[[Job, Path],
 
 
 def mean_and_spread(values: Sequence[float], *, decimals: int = 1) -> str:
-    """`61.3 ± 0.4`: mean and standard deviation over seeds or draws."""
+    """Format mean and standard deviation over seeds or draws: `61.3 ± 0.4`."""
     if len(values) < 2:
         return f"{values[0]:.{decimals}f}"
     return f"{statistics.mean(values):.{decimals}f} ± {statistics.stdev(values):.{decimals}f}"
@@ -147,7 +148,7 @@ HALF_PER_CLASS = 2500
 
 
 def half_of(cifar10: Path, out: Path) -> Path:
-    """Make the folder, unless it is there; returns it."""
+    """Create a folder with half of the training images of CIFAR-10, unless it exists, and return it."""
     if not (out / "test").exists():
         for folder in sorted(path for path in (cifar10.resolve() / "train").iterdir() if path.is_dir()):
             (out / "train" / folder.name).mkdir(parents=True, exist_ok=True)
@@ -169,23 +170,23 @@ EPOCHS_FROM_SCRATCH = {1: "150", 10: "45"}
 
 @dataclass(frozen=True)
 class Place:
-    """The images, and the folder of the runs."""
+    """Folders of the images and of the runs."""
 
     data: Path
     runs: Path
 
     def labels(self) -> Job:
-        """Labelled images, a draw for every seed, and 2,500 others that settings were chosen on."""
+        """Return the job that draws labelled images for every seed, and 2,500 images for choosing settings."""
         counts = f"[{', '.join(map(str, PER_CLASS.values()))}]"
         words = ("make-splits", str(self.data), str(self.runs / "labels"), "--per_class", counts, "--fractions", "[]")
         return Job("labels", (*words, "--validation-fraction", "0.1"), self.runs / "labels" / "validation.json")
 
     def label_file(self, percent: int, seed: int) -> Path:
-        """The labelled images of a seed."""
+        """Return the label file of a seed."""
         return self.runs / "labels" / f"{PER_CLASS[percent]}-per-class-draw{seed}.json"
 
     def pretraining(self, encoder: str, seed: int) -> Job:
-        """SimCLR with the encoder of that name, kept after every quarter: 8 epochs, 397,312 views."""
+        """Return the job that pre-trains an encoder by SimCLR for 8 epochs (397,312 views), saved every 2 epochs."""
         name = f"{encoder}-s{seed}"
         words = (
             *(
@@ -201,7 +202,7 @@ class Place:
         return Job(name, words, self.model(name))
 
     def finetuning(self, name: str, model: Path, percent: int, seed: int, *, after: str, layer: int = 0) -> list[Job]:
-        """Fine-tune a model on the labels of a seed, and test it."""
+        """Return the jobs that fine-tune a model on the labels of a seed and test it."""
         words = (
             *("finetune", str(model), str(self.data), str(self.runs / name), *TRAIN, "--epochs", EPOCHS[percent]),
             *("--optimizer.lr", "0.1", "--from_layer", str(layer)),
@@ -210,7 +211,7 @@ class Place:
         return [Job(name, words, self.model(name), ("labels", after)), self.test(name)]
 
     def supervised(self, encoder: str, percent: int, seed: int) -> list[Job]:
-        """The same network from scratch, on the labels alone, and its test."""
+        """Return the jobs that train the same network from scratch, on the labels alone, and test it."""
         name = f"supervised-{encoder}-{percent}-s{seed}"
         words = (
             *("finetune", "none", str(self.data), str(self.runs / name), "--config", "supervised", *TRAIN),
@@ -220,16 +221,16 @@ class Place:
         return [Job(name, words, self.model(name), ("labels",)), self.test(name)]
 
     def test(self, name: str) -> Job:
-        """Score a classifier on the test images."""
+        """Return the job that scores a classifier on the test images."""
         words = ("evaluate", str(self.runs / name), str(self.data), "--name", "test")
         return Job(f"{name}-test", words, self._scores(name), (name,))
 
     def model(self, name: str) -> Path:
-        """The file that exists when a run has ended."""
+        """Return the file that exists when a run has ended."""
         return self.runs / name / "model" / "model.json"
 
     def top1(self, name: str) -> float:
-        """Its test accuracy in percent."""
+        """Read the test accuracy of a run in percent."""
         return float(json.loads(self._scores(name).read_text())["top1"])
 
     def _scores(self, name: str) -> Path:
@@ -237,26 +238,30 @@ class Place:
 
 
 def parse(description: str | None) -> argparse.Namespace:
-    """The arguments of an experiment."""
+    """Parse the arguments of a study."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as a folder train/<class>, test/<class>")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of CIFAR-10 with train/<class> and test/<class>"
+    )
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--workers", type=int, default=2, help="commands side by side, a thread each")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="number of commands to run at a time, with one thread each"
+    )
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 
 def perform(study: Callable[[Place], list[Job]], arguments: argparse.Namespace) -> tuple[Place, list[Job]]:
-    """Run what has not run yet.
+    """Run all jobs of a study that have no result.
 
     Raises:
-        SystemExit: a command did not end well; it is named.
+        SystemExit: A command failed; the message names it.
     """
     place = Place(half_of(arguments.data, arguments.runs / "data"), arguments.runs)
     jobs = study(place)
     missing = run_all(jobs, logs=arguments.runs / "logs", workers=arguments.workers)
     if missing:
-        raise SystemExit(f"no results, for {', '.join(missing)} did not end well")
+        raise SystemExit(f"no results were written, because these jobs failed: {', '.join(missing)}")
     return place, jobs
 
 
@@ -269,7 +274,7 @@ def write(
     notes: Sequence[str],
     accuracies: Mapping[str, object],
 ) -> None:
-    """Write the results file of an experiment."""
+    """Write the results file of a study."""
     write_result(
         out,
         {

@@ -1,10 +1,10 @@
-"""The table of `ssl-vision few-labels` on CIFAR-10, with 50, 500 and 5,000 labels.
+"""Evaluate `ssl-vision few-labels` on CIFAR-10 with 50, 500 and 5,000 labels.
 
     python -m tools.studies.few_labels --data cifar10 --runs runs/few-labels --out docs/results/few_labels.json
 
-One SimCLR encoder, three draws of the labelled images for each number of labels. Every setting, and the classifier that
-is recommended, is chosen by cross-validation on the labelled images; test images are scored at the end. Commands with a
-result are not repeated, and pre-training and fine-tuning that were killed continue.
+The study uses one SimCLR encoder and three draws of labelled images for each number of labels. All settings and the
+recommended classifier are chosen by cross-validation on the labelled images; test images are scored at the end.
+Commands with a result are not repeated, and killed pre-training and fine-tuning continue.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ METHODS = {"linear": "linear classifier", "knn": "nearest neighbours", "finetune
 
 
 def study(data: Path, runs: Path) -> list[Job]:
-    """Every command, in the order of need."""
+    """Return all commands in the order of their dependencies."""
     encoder, labels = runs / "encoder", runs / "labels"
     pretraining = (
         *("pretrain", str(data), str(encoder), "--config", "simclr-cifar10-cpu", "--encoder.width_multiplier", "0.125"),
@@ -60,10 +60,10 @@ def _name(per_class: int, draw: int) -> str:
 
 
 def summarise(found: Mapping[int, list[dict[str, Any]]]) -> list[list[object]]:
-    """Rows of the table: number of labels, test accuracy of every method, of the recommended one, and of the best one.
+    """Return the rows of the table: test accuracy of every method, of the recommended method, and of the best method.
 
     Args:
-        found: Number of labels -> what `few-labels` wrote, for every draw.
+        found: Results of `few-labels` for every draw, by number of labels.
     """
     rows: list[list[object]] = []
     for labels, draws in found.items():
@@ -83,7 +83,7 @@ def summarise(found: Mapping[int, list[dict[str, Any]]]) -> list[list[object]]:
 
 
 def notes(found: Mapping[int, list[dict[str, Any]]]) -> list[str]:
-    """What the table shows: fine-tuning beside the linear classifier, and what following the recommendation costs."""
+    """Describe how fine-tuning compares with the linear classifier, and the recommended with the best method."""
     sentences = [
         "Top-1 % on 10,000 test images: mean and standard deviation over draws of the labelled images. One "
         "encoder: ResNet-18 with an eighth of the channels, 32 epochs of SimCLR on 25,000 images (half of CIFAR-10's "
@@ -96,9 +96,10 @@ def notes(found: Mapping[int, list[dict[str, Any]]]) -> list[str]:
         losses = [max(test.values()) - test[draw["recommended"]] for test, draw in zip(tests, draws, strict=True)]
         settings = [next(c["setting"] for c in draw["candidates"] if c["method"] == "finetune") for draw in draws]
         sentences.append(
-            f"{labels:,} labels: fine-tuning over the linear classifier {', '.join(f'{g:+.1f}' for g in gains)} points "
-            f"by draw; the recommended method is {statistics.mean(losses):.1f} points below the best on the test "
-            f"images; fine-tuning with {'; '.join(settings)}."
+            f"{labels:,} labels: the difference of fine-tuning to the linear classifier is "
+            f"{', '.join(f'{g:+.1f}' for g in gains)} points by draw; the recommended method is "
+            f"{statistics.mean(losses):.1f} points below the best on the test images; the settings of fine-tuning are "
+            f"{'; '.join(settings)}."
         )
     return sentences
 
@@ -114,7 +115,7 @@ def main() -> None:
         if done:
             found[per_class * CLASSES] = done
     if missing and not found:
-        raise SystemExit(f"no results, for {', '.join(missing)} did not end well")
+        raise SystemExit(f"no results were written, because these jobs failed: {', '.join(missing)}")
     columns = ["labels", "draws", *METHODS.values(), "recommended", "best on the test images", "recommended by draw"]
     write_result(
         arguments.out,
@@ -129,7 +130,7 @@ def main() -> None:
         },
     )
     if missing:
-        raise SystemExit(f"written without {', '.join(missing)}, which did not end well")
+        raise SystemExit(f"results were written without those of the jobs that failed: {', '.join(missing)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""nnU-Net (2-D) on the labelled patients of a split, for a given CPU time. Masks of the test patients into a folder.
+"""Train nnU-Net (2-D) on the labelled patients of a split for a given CPU time, and segment the test patients.
 
     python -m tools.studies.nnunet --data data/acdc --split 2-labelled-draw1.json --out runs/nnunet --cpu_seconds 2000
     ssl-medseg evaluate runs/nnunet/masks data/acdc --split 2-labelled-draw1.json --part test --name nnunet
 
-Runs in an environment of its own with nnunetv2 and needs nothing of ours there. Plans, preprocessing, network, loss,
-augmentation, optimiser and mirrored prediction are nnU-Net's; the one change is that the learning rate falls to 0 over
-the given CPU time of the training loop rather than over 1,000 epochs. The last weights are used.
+The script runs in a separate environment with nnunetv2, without the packages of this repository. Plans, preprocessing,
+network, loss, augmentation, optimiser and mirrored prediction are those of nnU-Net. The only change is that the
+learning rate decays to 0 over the given CPU time of the training loop instead of 1,000 epochs. The last weights are
+used.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NAME = "Dataset001_Few"
 
 
 def prepare(data: Path, split: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Write the labelled cases as nnU-Net has them, and its dataset.json, which is returned."""
+    """Write the labelled cases in the layout of nnU-Net, and return the content of its dataset.json."""
     raw = out / "raw" / _NAME
     described = json.loads((data / "dataset.json").read_text())
     cases = [case for case, _ in split["labelled"]]
@@ -44,7 +45,7 @@ def prepare(data: Path, split: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def train(folder: Path, dataset: dict[str, Any], cases: list[str], *, seconds: float, every: int) -> Any:
-    """Train for a CPU time; the trainer."""
+    """Train for a given CPU time and return the trainer."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     plans = {**json.loads((folder / "nnUNetPlans.json").read_text()), "continue_training": False}
@@ -71,7 +72,7 @@ def train(folder: Path, dataset: dict[str, Any], cases: list[str], *, seconds: f
 
 
 def predict(trainer: Any, dataset: dict[str, Any], images: list[Path], masks: Path) -> None:
-    """Masks of images on their own grids, with mirrored views, as nnU-Net predicts."""
+    """Write the masks of images on their own grids, with mirrored views as in nnU-Net's prediction."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
@@ -88,12 +89,14 @@ def predict(trainer: Any, dataset: dict[str, Any], images: list[Path], masks: Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a Decathlon folder")
-    parser.add_argument("--split", type=Path, required=True, help="as ssl-medseg make-splits writes it")
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything")
-    parser.add_argument("--cpu_seconds", type=float, required=True, help="of the training loop")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder in the layout of the Medical Segmentation Decathlon"
+    )
+    parser.add_argument("--split", type=Path, required=True, help="split file of ssl-medseg make-splits")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all outputs")
+    parser.add_argument("--cpu_seconds", type=float, required=True, help="CPU seconds of the training loop")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--every", type=int, default=10, help="steps between two lines")
+    parser.add_argument("--every", type=int, default=10, help="number of steps between two lines of output")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     os.environ |= {
@@ -106,7 +109,7 @@ def main() -> None:
     torch.set_num_threads(1)
     split = json.loads(arguments.split.read_text())
     dataset = prepare(arguments.data, split, out)
-    # After the folders are known: nnU-Net reads them as it is imported.
+    # Import after setting the environment variables, which nnU-Net reads on import.
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprints,
         plan_experiments,
@@ -117,7 +120,9 @@ def main() -> None:
     plan_experiments([1])
     preprocess([1], configurations=("2d",), num_processes=(1,))
     cases = [case for case, _ in split["labelled"]]
-    os.environ |= {"nnUNet_n_proc_DA": "0"}  # augment in this process, whose CPU time counts; the planner refuses 0
+    os.environ |= {
+        "nnUNet_n_proc_DA": "0"
+    }  # augment in this process, whose CPU time is measured; the planner does not accept 0
     torch.set_num_threads(1)
     trainer = train(out / "preprocessed" / _NAME, dataset, cases, seconds=arguments.cpu_seconds, every=arguments.every)
     images = [arguments.data.resolve() / "imagesTr" / f"{case}.nii.gz" for case, _ in split["test"]]

@@ -1,12 +1,12 @@
-"""PAWS beside SuNCEt and SimCLR on scikit-learn's digits with 10 labels per class.
+"""Compare PAWS with SuNCEt and SimCLR on scikit-learn's digits with 10 labels per class.
 
     python -m tools.studies.paws --out docs/results/paws.json
 
-The loops are those of docs/ssl-vision/own-model.md. All methods see as many images in a step and take as many steps,
-with the same network, views, optimiser and schedule. SuNCEt and PAWS see the labelled images in training as well. The
-features are then classified with the same labels, by a logistic regression whose penalty is chosen by cross-validation
-on them and by the nearest neighbour. Nothing was tuned, so this compares the losses at settings chosen for SimCLR, with
-PAWS's own temperatures. A few CPU-minutes.
+The loops are those of docs/ssl-vision/own-model.md. All methods use the same number of images per step, the same number
+of steps, and the same network, views, optimiser and schedule. SuNCEt and PAWS also use the labelled images in training.
+The features are then classified with the same labels, by nearest neighbours and by logistic regression, whose penalty
+is chosen by cross-validation on the labelled images. Nothing was tuned, so the losses are compared at settings chosen
+for SimCLR, with the temperatures of the PAWS paper. The study takes a few CPU minutes.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Method = Literal["SimCLR", "SimCLR + SuNCEt", "PAWS"]
 METHODS: tuple[Method, ...] = ("SimCLR", "SimCLR + SuNCEt", "PAWS")
 SEEDS = (0, 1, 2)
 PER_CLASS = 10
-SUPPORTS = 50  # labelled images of a step, five of each class
-INPUTS = 178  # images of a step: 2 x 89, or 2 x 64 and 50 labelled
+SUPPORTS = 50  # labelled images per step, five of each class
+INPUTS = 178  # images per step: 2 x 89, or 2 x 64 and 50 labelled
 TEMPERATURE = 0.2
 
 
@@ -71,7 +71,7 @@ def train(method: Method, pixels: Tensor, labels: Tensor, labelled: Tensor, *, s
 
 @torch.no_grad()
 def score(model: SimCLR | None, train_set: tuple[Tensor, Tensor], test_set: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Top-1 % on the test images of classifiers fitted to the labelled ones; without a model on raw pixels."""
+    """Compute top-1 % on the test images of classifiers fitted to the labelled images; without a model, on pixels."""
 
     def features(pixels: Tensor) -> Tensor:
         images = pixels.float() / 255
@@ -119,11 +119,12 @@ def main() -> None:
             "config": {"steps": arguments.steps, "inputs per step": INPUTS, "labels per class": PER_CLASS},
             "table": {"columns": ["pre-training", "linear top-1 %", "nearest neighbour top-1 %"], "rows": rows},
             "notes": [
-                f"364 test digits, {PER_CLASS} labelled images of each class, three seeds with labelled images of "
-                f"their own. ResNet-18 with an eighth of the channels, {arguments.steps} steps of {INPUTS} images at "
-                f"16 px; of these {SUPPORTS} are labelled with SuNCEt and PAWS. Nothing was tuned for any method.",
+                f"364 test digits, {PER_CLASS} labelled images of each class, and three seeds with different labelled "
+                f"images. ResNet-18 with an eighth of the channels, {arguments.steps} steps of {INPUTS} images at "
+                f"16 px; with SuNCEt and PAWS, {SUPPORTS} of these are labelled. Nothing was tuned for any method.",
                 *(
-                    f"PAWS over SuNCEt, {kind}: {', '.join(f'{gain:+.1f}' for gain in gains[kind])} points by seed."
+                    f"Difference of PAWS to SuNCEt, {kind}: {', '.join(f'{gain:+.1f}' for gain in gains[kind])} points "
+                    "by seed."
                     for kind in kinds
                 ),
             ],

@@ -3,9 +3,9 @@
     python -m tools.studies.peers lightly --data cifar10/train --out runs/lightly --epochs 10
     python -m tools.studies.peers solo-learn --source solo-learn --data cifar10/train --out runs/solo --epochs 10
 
-The recipes are those of the libraries for CIFAR-10; the loop is that of their examples. `--precision bf16` uses
-bfloat16 and channels-last as our own run does; the default is what the examples do. The encoder is saved after every
-fifth epoch and the last.
+The recipes are those of the libraries for CIFAR-10, and the loop is that of their examples. `--precision bf16` uses
+bfloat16 and channels-last, as our own run does; the default is that of the examples. The encoder is saved after every
+fifth epoch and after the last one.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ Scheduled = tuple[torch.optim.Optimizer, LRScheduler]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a library brings to the loop.
+    """Parts of a library that the loop uses.
 
     Args:
-        transform: PIL image -> two views.
-        head: number of features -> projection head.
-        loss: of the projections of both views.
-        optimizer: (model, batch size, epochs, steps per epoch) -> optimiser, and schedule that is stepped every step.
+        transform: Function from a PIL image to two views.
+        head: Function from the number of features to a projection head.
+        loss: Function of the projections of both views.
+        optimizer: Function from model, batch size, epochs and steps per epoch to an optimiser and a schedule, which is
+            stepped after every step.
     """
 
     transform: Callable[[Any], Any]
@@ -55,9 +56,10 @@ class Recipe:
 
 
 def lightly(_: Path | None, size: int) -> Recipe:
-    """The CIFAR-10 benchmark of lightly: SGD 0.06 per 128 images, weight decay 5e-4, cosine by epochs, tau 0.5.
+    """Return the recipe of lightly's CIFAR-10 benchmark.
 
-    Images of more than 64 px are blurred as its transform does by default.
+    It uses SGD with a learning rate of 0.06 per 128 images, weight decay 5e-4, a cosine schedule by epochs and
+    temperature 0.5. Images of more than 64 px are blurred, as by default in lightly's transform.
     """
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
@@ -76,14 +78,15 @@ def lightly(_: Path | None, size: int) -> Recipe:
 
 
 def solo_learn(source: Path | None, size: int) -> Recipe:
-    """solo-learn's scripts/pretrain/cifar/simclr.yaml with symmetric.yaml: LARS with clipped rates, temperature 0.2.
+    """Return the recipe of solo-learn's scripts/pretrain/cifar/simclr.yaml with symmetric.yaml.
 
-    Its warm-up of 10 epochs becomes a tenth of the run, as ours does.
+    It uses LARS with clipped learning rates and temperature 0.2. The warm-up of 10 epochs is shortened to a tenth of
+    the run, as in our recipe.
     """
     if size != CIFAR:
         raise SystemExit(f"solo-learn: its recipe is for images of {CIFAR} px, not {size}")
     if source is None:
-        raise SystemExit("solo-learn: its released package is years old; name a checkout by --source")
+        raise SystemExit("solo-learn has no usable package; name a checkout by --source")
     modules = _open_solo_learn(source)
     transforms, loss, lars = modules["data.pretrain_dataloader"], modules["losses.simclr"], modules["utils.lars"]
     from omegaconf import OmegaConf
@@ -115,7 +118,7 @@ def solo_learn(source: Path | None, size: int) -> Recipe:
 
 
 def _open_solo_learn(source: Path) -> dict[str, Any]:
-    """The files of solo-learn that are needed, with timm < 1; all of it does not import beside current torch."""
+    """Import only the required files of solo-learn (with timm < 1), because not all of them work with current torch."""
     for name in ("solo", "solo.data", "solo.losses", "solo.utils"):
         package = types.ModuleType(name)
         package.__path__ = [str(source / name.replace(".", "/"))]
@@ -129,7 +132,7 @@ RECIPES: dict[str, Callable[[Path | None, int], Recipe]] = {"lightly": lightly, 
 
 
 class SimCLR(nn.Module):
-    """Our encoder under the library's head."""
+    """Our encoder with the projection head of the library."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -204,14 +207,16 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", choices=list(RECIPES))
-    parser.add_argument("--data", type=Path, required=True, help="folder with one folder of images per class")
+    parser.add_argument("--data", type=Path, required=True, help="folder with a subfolder of images for each class")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--source", type=Path, help="a checkout of solo-learn, which is not installable any more")
+    parser.add_argument("--source", type=Path, help="checkout of solo-learn, which can no longer be installed")
     parser.add_argument("--image-size", type=int, default=CIFAR)
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=0, help="stop after this many steps (0: all): for timing")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="number of steps after which to stop, for timing; 0 for no limit"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)

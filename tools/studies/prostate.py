@@ -1,11 +1,11 @@
-"""Prostate MRI with 2 labelled patients, scored on the images' own grids in mm.
+"""Evaluate self-training on prostate MRI with 2 labelled patients, scored on the grids of the images in mm.
 
     python -m tools.studies.prostate --data data/prostate --runs runs/prostate --out docs/results/prostate.json
 
-For every draw of labelled patients: `ssl-medseg run`, which trains a baseline and then rounds of plain self-training,
-and as a control a training on the labels only with as many steps. One patient, the same in all draws, selects the
+For every draw of labelled patients, `ssl-medseg run` trains a baseline and then rounds of plain self-training. The
+control is a training on the labels alone with the same number of steps. One patient, the same in all draws, selects the
 step and decides whether self-training is kept; three patients are for the test. The last weights of self-training,
-which nothing selected, are scored as well. Commands with a result are not repeated.
+which were not selected by any score, are also scored. Commands with a result are not repeated.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ MODELS = {
     "last": ("self-training, its last weights", "{run}/selftrain/models/round-03"),
     "kept": ("self-training, as run keeps it", "{run}"),
 }
-"""Line of the table -> its name, and the model's folder."""
+"""Names of the rows of the table, and folders of their models."""
 MEASURES = ("dice", "hd95", "assd")
 
 
 @dataclass(frozen=True)
 class Study:
-    """The data, the folder of the runs, and the number of draws."""
+    """Data set, folder of the runs, and number of draws."""
 
     data: Path
     runs: Path
     draws: int
 
     def jobs(self) -> list[Job]:
-        """Every command, draw by draw."""
+        """Return all commands, draw by draw."""
         return [self.splits(), *(job for draw in range(1, self.draws + 1) for job in self.draw(draw))]
 
     def splits(self) -> Job:
-        """Labelled, validation, test and unlabelled patients of every draw."""
+        """Return the job that draws labelled, validation, test and unlabelled patients."""
         out = self.runs / "splits"
         words = ("make-splits", str(self.data), str(out), "--n-labelled", "[2]", "--n-validation", "1", "--n-test", "3")
         return _job("splits", (*words, "--draws", "3"), out / "2-labelled-draw1.json")
 
     def draw(self, draw: int) -> Iterator[Job]:
-        """Both stages, the control, and the test of every model."""
+        """Yield the jobs of a draw: both stages, the control, and the test of every model."""
         split, run = self.split(draw), self.runs / f"draw{draw}"
         shared = ("--cache", str(self.runs / "cache"), "--seed", str(draw), *NETWORK, *CPU)
         stages = ("--baseline_steps", str(FIRST), "--rounds", str(ROUNDS), "--steps", str(STEPS))
@@ -81,22 +81,22 @@ class Study:
             yield _job(f"{name}-draw{draw}-test", (*scored, *where), scores, needed)
 
     def split(self, draw: int) -> Path:
-        """The patients of a draw."""
+        """Return the split file of a draw."""
         return self.runs / "splits" / f"2-labelled-draw{draw}.json"
 
     def scores(self, name: str, draw: int) -> Path:
-        """What `evaluate` writes."""
+        """Return the scores file of `evaluate`."""
         return self.runs / "scores" / f"{name}-draw{draw}" / "test.json"
 
     def validation(self, draw: int) -> list[float]:
-        """Dice on validation of the first segmenter and of the best step after it."""
+        """Return the validation Dice of the first segmenter and of the best step after it."""
         rounds = sorted((self.runs / f"draw{draw}" / "selftrain" / "rounds").glob("round-*.json"))
         found = [json.loads(path.read_text())["validation"] for path in rounds]
         return [found[0]["before"], max(entry["after"] for entry in found)] if found else []
 
 
 def measured(path: Path) -> dict[str, float | None]:
-    """Measure -> mean over structures of the mean over test volumes; None where one of them has no distance."""
+    """Return the mean of each measure over structures and test volumes; None if a structure has no distance."""
     structures = json.loads(path.read_text())["summary"]["structures"]
     found: dict[str, float | None] = {}
     for measure in MEASURES:
@@ -107,7 +107,7 @@ def measured(path: Path) -> dict[str, float | None]:
 
 
 def rows(study: Study) -> list[list[object]]:
-    """A line per model."""
+    """Return a row of the table for every model."""
     lines: list[list[object]] = []
     for name, (words, _) in MODELS.items():
         paths = [study.scores(name, draw) for draw in range(1, study.draws + 1)]
@@ -119,7 +119,7 @@ def rows(study: Study) -> list[list[object]]:
             values = [value for entry in found if (value := entry[measure]) is not None]
             missing = len(found) - len(values)
             text = mean_and_spread(values, decimals=decimals) if values else "-"
-            line.append(f"{text} ({missing} draws miss a structure)" if missing else text)
+            line.append(f"{text} ({missing} draws lack a structure)" if missing else text)
         lines.append(line)
     return lines
 
@@ -130,10 +130,12 @@ def _job(name: str, words: tuple[str, ...], result: Path, *after: str) -> Job:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a Decathlon folder")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder in the layout of the Medical Segmentation Decathlon"
+    )
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--draws", type=int, default=3, choices=(1, 2, 3))
-    parser.add_argument("--collect", action="store_true", help="run nothing, write what is there")
+    parser.add_argument("--collect", action="store_true", help="write the existing results without running commands")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     study = Study(arguments.data, arguments.runs, arguments.draws)
@@ -141,7 +143,7 @@ def main() -> None:
     if not arguments.collect:
         missing = run_all(jobs, logs=arguments.runs / "logs", workers=1)
         if missing:
-            raise SystemExit(f"not all results are there, for {', '.join(missing)} did not end well")
+            raise SystemExit(f"no results were written, because these jobs failed: {', '.join(missing)}")
     draws = range(1, study.draws + 1)
     write_result(
         arguments.out,

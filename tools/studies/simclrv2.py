@@ -1,13 +1,13 @@
-"""SimCLRv2's claims on CIFAR-10 with 1 % and 10 % of the labels.
+"""Test the claims of SimCLRv2 on CIFAR-10 with 1 % and 10 % of the labels.
 
     python -m tools.studies.simclrv2 --data cifar10 --runs runs/few-labels --out docs/results/simclrv2.json
 
-A wide and a narrow ResNet-18 (a quarter and an eighth of the usual channels) are pre-trained alike, with a head of
-three layers, and fine-tuned from the encoder and from the first layer of the head. The wide network fine-tuned from
-the first layer is then the teacher, on all training images without labels, of a student like itself and of the narrow
-network. Both networks are also trained on the labels only. Fine-tuning was tuned on a validation part of the training
-images with SimCLR's encoder of seed 0. Distillation was not tuned, with two exceptions: the factor of self-
-distillation was added after a first run that ended at chance on the test images, and 16 epochs were tried after 4.
+A wide and a narrow ResNet-18 (a quarter and an eighth of the usual channels) are pre-trained in the same manner, with a
+head of three layers, and fine-tuned from the encoder and from the first layer of the head. The wide network that was
+fine-tuned from the first layer then teaches a student of the same size and the narrow network, on all training images
+without labels. Both networks are also trained on the labels alone. Fine-tuning was tuned on a validation part of the
+training images with the SimCLR encoder of seed 0. Distillation was not tuned, with two exceptions: the factor of
+self-distillation was added after a first run whose test accuracy was at chance level, and 16 epochs were tried after 4.
 Commands with a result are not repeated; pre-training is shared with `tools/studies/suncet.py`.
 """
 
@@ -22,21 +22,21 @@ from tools.studies.common import ENCODERS, PER_CLASS, SEEDS, Job, Place, mean_an
 
 WIDTHS = {"simclr": "wide", "small": "narrow"}
 SHORT, LONG = 4, 16
-"""Epochs of teaching."""
+"""Epochs of distillation."""
 NOT_LONG = ("simclr", 1)
-"""Encoder and percentage of labels that were taught for the short time only."""
+"""Encoder and percentage of labels for which only the short distillation was run."""
 DISTIL = ("--batch_size", "256", "--precision", "bf16-mixed", "--threads", "1")
 ROWS = {
     "supervised-{encoder}-{percent}": "labels alone",
     "{encoder}-{percent}-layer0": "fine-tuned from the encoder",
     "{encoder}-{percent}-layer1": "fine-tuned from the head's first layer",
-    "{encoder}-{percent}-distilled": f"taught by the wide one, {SHORT} epochs",
-    f"{{encoder}}-{{percent}}-distilled{LONG}": f"taught by the wide one, {LONG} epochs",
+    "{encoder}-{percent}-distilled": f"distilled from the wide network, {SHORT} epochs",
+    f"{{encoder}}-{{percent}}-distilled{LONG}": f"distilled from the wide network, {LONG} epochs",
 }
 
 
 def study(place: Place) -> list[Job]:
-    """Every command, in the order of need."""
+    """Return all commands in the order of their dependencies."""
     jobs = [place.labels()]
     jobs += [place.pretraining(encoder, seed) for seed, encoder in itertools.product(SEEDS, ENCODERS)]
     for seed, percent, encoder, layer in itertools.product(SEEDS, PER_CLASS, ENCODERS, (0, 1)):
@@ -52,14 +52,14 @@ def study(place: Place) -> list[Job]:
 
 
 def distilled(place: Place, encoder: str, percent: int, seed: int, *, epochs: int) -> list[Job]:
-    """A student, pre-trained itself, taught by the wide network fine-tuned from the head's first layer."""
+    """Return the jobs that distil the wide network, fine-tuned from the head's first layer, into a student."""
     name, teacher, start = (
         f"{encoder}-{percent}-distilled{'' if epochs == SHORT else epochs}-s{seed}",
         f"simclr-{percent}-layer1-s{seed}",
         f"{encoder}-s{seed}",
     )
-    # The paper's temperatures for a like and for a smaller student. At 0.1 the linear layer diverges without the factor
-    # of the released notebook, for its step is not adapted by LARS.
+    # Temperatures of the paper for a student of the same size and for a smaller one. At 0.1 the linear layer, which
+    # LARS does not adapt, diverges without the factor of the released notebook.
     own = {"simclr": ("--temperature", "0.1", "--scale_by_temperature"), "small": ("--temperature", "1.0")}[encoder]
     words = (
         *("distill", str(place.runs / teacher), str(place.data), str(place.runs / name), *DISTIL),
@@ -83,9 +83,9 @@ def main() -> None:
         found = [accuracies.get(row.format(encoder=encoder, percent=percent)) for percent in PER_CLASS]
         rows.append([WIDTHS[encoder], title, *(mean_and_spread(values) if values else None for values in found)])
     about = (
-        "Top-1 % on 10,000 test images: mean and standard deviation of three seeds, each with labelled images of its "
-        "own. 25,000 training images, 8 epochs of pre-training. Wide: a quarter of ResNet-18's channels; narrow: an "
-        "eighth."
+        "Top-1 % on 10,000 test images: mean and standard deviation over three seeds with different labelled images. "
+        "25,000 training images, 8 epochs of pre-training. The wide network has a quarter of the channels of "
+        "ResNet-18, the narrow one an eighth."
     )
     columns = ["network", "training", *(f"{percent} % of labels" for percent in PER_CLASS)]
     notes = [about, *claims(accuracies)]
@@ -94,16 +94,22 @@ def main() -> None:
 
 
 def claims(accuracies: dict[str, list[float]]) -> list[str]:
-    """Each claim as the differences it is about, paired by seed: mean and standard deviation, in points."""
+    """Describe each claim by its differences in points, paired by seed: mean and standard deviation."""
     questions = {
-        "wide over narrow, from the encoder": ("simclr-{}-layer0", "small-{}-layer0"),
-        "wide over narrow, labels alone": ("supervised-simclr-{}", "supervised-small-{}"),
-        "head's first layer over the encoder, wide": ("simclr-{}-layer1", "simclr-{}-layer0"),
-        "head's first layer over the encoder, narrow": ("small-{}-layer1", "small-{}-layer0"),
-        f"narrow, taught for {SHORT} epochs over fine-tuned": ("small-{}-distilled", "small-{}-layer1"),
-        f"narrow, taught for {LONG} epochs over fine-tuned": (f"small-{{}}-distilled{LONG}", "small-{}-layer1"),
-        f"wide, taught by itself for {SHORT} epochs over fine-tuned": ("simclr-{}-distilled", "simclr-{}-layer1"),
-        f"wide, taught by itself for {LONG} epochs over fine-tuned": (
+        "wide minus narrow, both fine-tuned from the encoder": ("simclr-{}-layer0", "small-{}-layer0"),
+        "wide minus narrow, both trained on labels alone": ("supervised-simclr-{}", "supervised-small-{}"),
+        "fine-tuned from the head's first layer minus from the encoder, wide": ("simclr-{}-layer1", "simclr-{}-layer0"),
+        "fine-tuned from the head's first layer minus from the encoder, narrow": ("small-{}-layer1", "small-{}-layer0"),
+        f"distilled from the wide network for {SHORT} epochs minus fine-tuned, narrow": (
+            "small-{}-distilled",
+            "small-{}-layer1",
+        ),
+        f"distilled from the wide network for {LONG} epochs minus fine-tuned, narrow": (
+            f"small-{{}}-distilled{LONG}",
+            "small-{}-layer1",
+        ),
+        f"distilled from itself for {SHORT} epochs minus fine-tuned, wide": ("simclr-{}-distilled", "simclr-{}-layer1"),
+        f"distilled from itself for {LONG} epochs minus fine-tuned, wide": (
             f"simclr-{{}}-distilled{LONG}",
             "simclr-{}-layer1",
         ),
@@ -117,7 +123,7 @@ def claims(accuracies: dict[str, list[float]]) -> list[str]:
             if first in accuracies
         }
         found = ", ".join(f"{gain} at {percent} %" for percent, gain in gains.items())
-        sentences.append(f"Gain in points, {question}: {found}.")
+        sentences.append(f"Difference in points, {question}: {found}.")
     return sentences
 
 

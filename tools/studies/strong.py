@@ -1,19 +1,21 @@
-r"""The strong recipe with few labelled patients, on ACDC, on the prostate data, or on these as isotropic volumes.
+r"""Evaluate the strong recipe with few labelled patients, on ACDC, prostate data, or isotropic prostate volumes.
 
     python -m tools.studies.strong acdc --data data/acdc --runs runs/acdc-strong --out docs/results/acdc_strong.json
     python -m tools.studies.strong prostate --data data/prostate --runs runs/prostate --out runs/prostate_strong.json
 
-For each draw of labelled patients a baseline on the labels, N steps; from it N more steps of every method; and 2N
-steps on the labels alone, so that these are trained as long as the rest. Differences to that line are paired by draw.
-On ACDC the test patients are those that `split.csv` keeps for validation, and two other patients choose the step; of
-the ten of the prostate data three are for the test and one chooses. The last step is scored beside the chosen one.
-`prostate-1mm` resamples the prostate volumes to voxels of 1 mm first. Commands that have run are not run again.
+For each draw of labelled patients, a baseline is trained on the labels for N steps. Every method then trains for N more
+steps from this baseline. For comparison, a network is trained on the labels alone for 2N steps; differences from it are
+paired by draw. On ACDC, the test patients are those that `split.csv` reserves for validation, and two other patients
+select the step. Of the ten patients of the prostate data, three are for the test and one selects the step. The last
+step is also scored. `prostate-1mm` first resamples the prostate volumes to voxels of 1 mm. Commands with a result are
+not repeated.
 
     python -m tools.studies.strong acdc --data data/acdc --runs runs/gpu --out acdc.json --device cuda --counts 2 \
         --effort minutes --precision bf16-mixed --workers 12 --by-draw --seconds 240
 
-On a GPU many small trainings run side by side. `--by-draw` finishes every method on a draw before the next draw, and
-`--seconds` ends what runs then and writes the table of what is there, so that a short session leaves whole rows.
+On a GPU, many small trainings run at the same time. `--by-draw` finishes all methods of a draw before the next draw,
+and `--seconds` sets a time limit after which the table of the finished commands is written, so that a short session
+yields complete rows.
 """
 
 from __future__ import annotations
@@ -39,16 +41,16 @@ from tools.studies.prostate import measured
 
 @dataclass(frozen=True)
 class Material:
-    """A data set of the study.
+    """Data set of the study.
 
     Attributes:
-        counts: numbers of labelled patients, in the order of the runs.
-        draws: of labelled patients.
-        splits: what the command that draws them adds; TABLE stands for the data's `split.csv`.
-        test: the test volumes, in words.
-        choosing: Patients on whom the step is chosen, for the notes.
-        upper: train on all labels, too.
-        spacing: voxels that the volumes are resampled to, in mm; None: as they are.
+        counts: Numbers of labelled patients, in the order of the runs.
+        draws: Number of draws of labelled patients.
+        splits: Additional arguments of `make-splits`; TABLE is replaced by the path of `split.csv`.
+        test: Description of the test volumes.
+        choosing: Description of the patients on whom the step is chosen, for the notes.
+        upper: Whether to train on all labels as well.
+        spacing: Voxel size in mm to which the volumes are resampled; None: no resampling.
     """
 
     counts: tuple[int, ...]
@@ -77,7 +79,7 @@ MATERIALS = {
 
 @dataclass(frozen=True)
 class Method:
-    """A line of the table: its name, and what its command adds to `selftrain`; None: labels alone."""
+    """Row of the table with its name and the additional arguments of `selftrain`; None: labels alone."""
 
     name: str
     words: tuple[str, ...] | None = None
@@ -113,26 +115,26 @@ LIBRARIES = (
     "ssl_medseg.evaluation",
 )
 MAIN = ("first", "consistency", LABELS)
-"""Run first, draw by draw."""
+"""Methods that run first, draw by draw."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """The data, the folder of the runs, and how much of the study is wanted.
+    """Data set, folder of the runs, and extent of the study.
 
     Attributes:
-        material: what kind of data.
-        data: their folder.
-        runs: the folder.
-        draws: of labelled patients.
-        effort: of every stage, which sets N.
-        precision: of training.
-        device: of training and prediction.
-        counts: numbers of labelled patients.
-        methods: names of the lines.
-        by_draw: every line of a draw before the next draw.
-        steps: N; 0: that of the effort.
-        flags: of every training on labels, whose size and network the methods inherit.
+        material: Kind of data set.
+        data: Folder of the data set.
+        runs: Folder of the runs.
+        draws: Number of draws of labelled patients.
+        effort: Effort of every stage, which sets N.
+        precision: Number format of training.
+        device: Device of training and prediction.
+        counts: Numbers of labelled patients.
+        methods: Names of the rows.
+        by_draw: Whether to run all rows of a draw before the next draw.
+        steps: Number of steps N; 0 for that of the effort.
+        flags: Additional flags of every training on labels, whose size and network the methods inherit.
     """
 
     material: Material
@@ -149,7 +151,7 @@ class Study:
     flags: tuple[str, ...] = ()
 
     def jobs(self) -> list[Job]:
-        """Every command: the main lines draw by draw, all labels, then the other methods; or all of them by draw."""
+        """Return all commands: main rows draw by draw, all labels, then the other methods; or everything by draw."""
         cells = [(count, draw) for draw in range(1, self.draws + 1) for count in self._counts]
         if self.by_draw:
             lines = [job for cell in cells for name in self.methods for job in self.line(name, *cell)]
@@ -163,7 +165,7 @@ class Study:
         ]
 
     def splits(self) -> Job:
-        """Labelled, validation, test and unlabelled patients of every draw."""
+        """Return the job that draws labelled, validation, test and unlabelled patients."""
         out, counts = self.runs / "splits", ",".join(map(str, sorted(self._counts)))
         words = ("make-splits", str(self.data), str(out), "--n-labelled", counts, "--draws", str(self.draws))
         chosen = (str(self.data / "split.csv") if word == "TABLE" else word for word in self.material.splits)
@@ -171,7 +173,7 @@ class Study:
         return Job("splits", (*words, *chosen), out / last, program="ssl-medseg")
 
     def line(self, name: str, count: int, draw: int) -> list[Job]:
-        """Training and test of one method with some labelled patients."""
+        """Return the jobs that train and test one method with a number of labelled patients."""
         split = self.runs / "splits" / f"{count}-labelled-draw{draw}.json"
         out, first = self.out(name, count, draw), self.out("first", count, draw)
         words = METHODS[name].words
@@ -183,7 +185,7 @@ class Study:
         return self._trained(out, command, draw, first.name)
 
     def upper(self) -> list[Job]:
-        """All labels but those of validation and test, 2N steps."""
+        """Return the jobs that train for 2N steps on all labels except those of validation and test."""
         out, split = self.runs / "all", self.runs / "splits" / "all-labelled.json"
         return self._trained(
             out, ["train", str(self.data), str(out), "--split", str(split), *self._steps(2), *self.flags], 1, "splits"
@@ -191,11 +193,11 @@ class Study:
 
     @property
     def n(self) -> int:
-        """N, the steps of the first training and of every method."""
+        """Number of steps N of the first training and of every method."""
         return self.steps or EFFORTS[self.effort].steps
 
     def _steps(self, times: int) -> list[str]:
-        """The flag for so many times N steps, where it is not what the effort says."""
+        """Return the flag for a multiple of N steps, if it differs from the number of steps of the effort."""
         return ["--steps", str(times * self.n)] if times > 1 or self.steps else []
 
     @property
@@ -203,20 +205,20 @@ class Study:
         return self.counts or self.material.counts
 
     def out(self, name: str, count: int, draw: int) -> Path:
-        """A run's folder."""
+        """Return the folder of a run."""
         return self.runs / f"{name}-{count}-draw{draw}"
 
     def scores(self, name: str, count: int, which: str) -> dict[int, float]:
-        """Draw -> mean Dice on the test patients, of the draws that have run; `which` is chosen or last."""
+        """Return the mean Dice on the test patients for every finished draw; `which` is chosen or last."""
         return {draw: _mean(path) for draw, path in self.files(name, count, which).items()}
 
     def distances(self, name: str, count: int, which: str) -> list[float]:
-        """95th percentile of the surface distance of each draw, in mm; none where a structure has no distance."""
+        """Return the 95th percentile of the surface distance in mm of every draw that has all structures."""
         found = [measured(path)["hd95"] for path in self.files(name, count, which).values()]
         return [value for value in found if value is not None]
 
     def files(self, name: str, count: int, which: str) -> dict[int, Path]:
-        """Draw -> scores, of the draws that have run."""
+        """Return the scores file of every finished draw."""
         paths = {draw: _scores(self.out(name, count, draw), which) for draw in range(1, self.draws + 1)}
         return {draw: path for draw, path in paths.items() if path.exists()}
 
@@ -243,7 +245,7 @@ class Study:
 
 
 def _split(command: list[str]) -> str:
-    """The split's file among the words of a training."""
+    """Return the split file in the arguments of a training."""
     return next(word for word in command if word.endswith(".json"))
 
 
@@ -256,7 +258,7 @@ def _mean(path: Path) -> float:
 
 
 def rows(study: Study) -> list[list[object]]:
-    """The table: a line per number of labelled patients and method."""
+    """Return the table, with a row for each number of labelled patients and method."""
     lines: list[list[object]] = []
     for count in sorted(study.material.counts):
         baseline = study.scores(LABELS, count, "chosen")
@@ -283,7 +285,7 @@ def rows(study: Study) -> list[list[object]]:
 
 
 def isotropic(data: Path, out: Path, spacing: tuple[float, float, float]) -> Path:
-    """A copy of a Decathlon folder whose volumes have voxels of the given size."""
+    """Write a copy of a Decathlon folder whose volumes have voxels of the given size."""
     for path in sorted(data.glob("*Tr/*.nii.gz")):
         target = out / path.parent.name / path.name
         if not target.exists():
@@ -302,20 +304,30 @@ def isotropic(data: Path, out: Path, spacing: tuple[float, float, float]) -> Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("material", choices=MATERIALS)
-    parser.add_argument("--data", type=Path, required=True, help="a Decathlon folder; of ACDC with split.csv")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder in the layout of the Decathlon; for ACDC with split.csv"
+    )
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--draws", type=int, help="of labelled patients; all")
-    parser.add_argument("--counts", type=int, nargs="+", default=(), help="numbers of labelled patients; all")
+    parser.add_argument("--draws", type=int, help="number of draws of labelled patients; all by default")
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=(), help="numbers of labelled patients; all by default"
+    )
     parser.add_argument("--effort", choices=EFFORTS, default="hour")
     parser.add_argument("--precision", default="32-true", help="number format of training")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--workers", type=int, default=1, help="commands side by side, a thread each")
-    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS), help="lines; all")
-    parser.add_argument("--by-draw", action="store_true", help="every line of a draw before the next draw")
-    parser.add_argument("--seconds", type=float, help="write what there is after so long")
-    parser.add_argument("--steps", type=int, default=0, help="N; by default that of the effort")
-    parser.add_argument("--flags", default="", help="further flags of training on labels, in one string")
-    parser.add_argument("--collect", action="store_true", help="run nothing, write what is there")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="number of commands to run at a time, with one thread each"
+    )
+    parser.add_argument(
+        "--methods", choices=METHODS, nargs="+", default=list(METHODS), help="methods to run; all by default"
+    )
+    parser.add_argument("--by-draw", action="store_true", help="run all methods of a draw before the next draw")
+    parser.add_argument(
+        "--seconds", type=float, help="time limit in seconds, after which the existing results are written"
+    )
+    parser.add_argument("--steps", type=int, default=0, help="number of steps N; by default that of the effort")
+    parser.add_argument("--flags", default="", help="additional flags of training on labels, in one string")
+    parser.add_argument("--collect", action="store_true", help="write the existing results without running commands")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     deadline = None if arguments.seconds is None else time.monotonic() + arguments.seconds
@@ -342,7 +354,9 @@ def main() -> None:
             jobs, logs=arguments.runs / "logs", workers=arguments.workers, call=call, deadline=deadline
         )  # fmt: skip
         if missing and (deadline is None or time.monotonic() < deadline):
-            raise SystemExit(f"these jobs have no result: {', '.join(missing)}; see their logs")
+            raise SystemExit(
+                f"no results were written, because these jobs failed: {', '.join(missing)}; see their logs"
+            )
     size, steps = EFFORTS[study.effort].size, study.n
     write_result(
         arguments.out,

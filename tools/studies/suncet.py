@@ -1,12 +1,12 @@
-"""SuNCEt's claim on CIFAR-10: with few labels, SimCLR's accuracy for less compute.
+"""Test the claim of SuNCEt on CIFAR-10 that few labels reach SimCLR's accuracy with less compute.
 
     python -m tools.studies.suncet --data cifar10 --runs runs/few-labels --out docs/results/suncet.json
 
-SimCLR with and without SuNCEt, with equal network inputs (506 and 512 per step), number of steps, learning rate and
-schedule. The encoders after a quarter, half, three quarters and all of the budget are fine-tuned with the 10 % of
-labels that SuNCEt used. The same network is also trained on these labels only. Fine-tuning was tuned on a validation
-part of the training images with SimCLR's encoder of seed 0; nothing of SuNCEt was tuned. Test images select nothing.
-Commands with a result are not repeated.
+SimCLR is trained with and without SuNCEt, with equal network inputs (506 and 512 per step), number of steps, learning
+rate and schedule. The encoders after a quarter, half, three quarters and all of the budget are fine-tuned with the 10 %
+of the labels that SuNCEt used. The same network is also trained on these labels alone. Fine-tuning was tuned on a
+validation part of the training images with the SimCLR encoder of seed 0; SuNCEt was not tuned. No choice depends on
+test images. Commands with a result are not repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contrastive_core.app.report.figures import MUTED, SERIES, new_figure, plain
 from tools.studies.common import PRETRAIN, SEEDS, Job, Place, mean_and_spread, parse, perform, write
 
 SHARES = (25, 50, 75, 100)
-# Epochs of the 25,000 images that are a quarter of the budget: twice 97 steps of 512 views, once 195 of 256 + 250.
+# Epochs of 25,000 images in a quarter of the budget: two of 97 steps with 512 views, one of 195 with 256 + 250 views.
 EPOCHS_OF_A_QUARTER = {"simclr": 2, "suncet": 1}
 BUDGET = {"simclr": 8 * 97 * 2 * 256, "suncet": 4 * 195 * (2 * 128 + 250)}
 METHODS = {"simclr": "SimCLR", "suncet": "SimCLR + SuNCEt"}
@@ -27,7 +27,7 @@ PERCENT = 10
 
 
 def study(place: Place) -> list[Job]:
-    """Every command, in the order of need."""
+    """Return all commands in the order of their dependencies."""
     jobs = [place.labels(), *(place.pretraining("simclr", seed) for seed in SEEDS)]
     for seed in SEEDS:
         jobs.append(suncet(place, seed))
@@ -38,7 +38,7 @@ def study(place: Place) -> list[Job]:
 
 
 def suncet(place: Place, seed: int) -> Job:
-    """Pre-training with SuNCEt beside SimCLR's loss, in as many steps of as many inputs as SimCLR alone."""
+    """Return the job that pre-trains with SimCLR and SuNCEt, with as many steps and inputs as SimCLR alone."""
     name = f"suncet-s{seed}"
     words = (
         *("pretrain", str(place.data), str(place.runs / name), *PRETRAIN, "--epochs", "4", "--save_every", "1"),
@@ -50,14 +50,14 @@ def suncet(place: Place, seed: int) -> Job:
 
 
 def model_after(place: Place, method: str, share: int, seed: int) -> Path:
-    """Where pre-training left the model of that share of the budget."""
+    """Return the folder of the model after a share of the budget."""
     out = place.runs / f"{method}-s{seed}"
     epoch = EPOCHS_OF_A_QUARTER[method] * share // 25
     return out if share == SHARES[-1] else out / "models" / f"epoch-{epoch:04d}"
 
 
 def compute_to_reach(curve: dict[int, list[float]], accuracy: float) -> float | None:
-    """The share of the budget at which the mean curve reaches an accuracy, between points on a line; None: nowhere."""
+    """Return the share of the budget at which the mean curve, interpolated linearly, reaches an accuracy, or None."""
     means = [(share, statistics.mean(values)) for share, values in curve.items()]
     if means[0][1] >= accuracy:
         return float(means[0][0])
@@ -99,14 +99,14 @@ def main() -> None:
     rows.append(["labels alone", None, None, None, None, mean_and_spread(baseline)])
     reached = compute_to_reach(curves["suncet"], statistics.mean(curves["simclr"][100]))
     verdict = (
-        f"SuNCEt reaches SimCLR's final accuracy at {reached:.0f} % of the budget (between points on a line)."
+        f"SuNCEt reaches SimCLR's final accuracy at {reached:.0f} % of the budget (by linear interpolation)."
         if reached is not None
         else "SuNCEt does not reach SimCLR's final accuracy within the budget."
     )
     about = (
         f"Top-1 % on 10,000 test images after fine-tuning with {PERCENT} % of the labels (2,500 images): mean and "
-        "standard deviation of three seeds, each with labelled images of its own. Quarter-width ResNet-18, 25,000 "
-        "training images."
+        "standard deviation over three seeds with different labelled images. ResNet-18 with a quarter of the channels, "
+        "25,000 training images."
     )
     columns = ["pre-training", "thousand inputs", *(f"after {share} %" for share in SHARES)]
     write(arguments.out, jobs, columns=columns, rows=rows, notes=[about, verdict], accuracies=curves)

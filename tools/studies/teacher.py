@@ -1,13 +1,13 @@
-"""A teacher that was pre-trained elsewhere, few labels, and a small student that learns from all images, on CIFAR-10.
+"""Distil a teacher with ImageNet weights and few labels into a small student on CIFAR-10.
 
     python -m tools.studies.teacher --data cifar10 --runs runs/few-labels --out docs/results/teacher.json \
         --weights lite0.pth
 
 The weights are those of EfficientNet-Lite0, trained on ImageNet, with the names of timm's `tf_efficientnet_lite0`. A
-linear classifier on its features learns from the 500 labels of the first draw of `tools/studies/few_labels.py`; it
-then teaches the encoder of that study on all training images. The same student alone is in that study's table. The
-labels and the student's encoder must be in the folder of runs. Commands with a result are not repeated, and a
-distillation that was killed continues.
+linear classifier on its features is trained with the 500 labels of the first draw of `tools/studies/few_labels.py`. The
+result teaches the encoder of that study on all training images. The table of that study contains the student without
+teacher. The labels and the encoder of the student must be in the folder of runs. Commands with a result are not
+repeated, and a killed distillation continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LABELS, DRAW = 500, 0
 
 
 def study(data: Path, runs: Path, weights: Path, *, epochs: int) -> list[Job]:
-    """Every command, in the order of need."""
+    """Return all commands in the order of their dependencies."""
     labels = str(runs / "labels" / f"{LABELS // 10}-per-class-draw{DRAW}.json")
     network, teacher, student = runs / "lite0", runs / "lite0-few", runs / _name(epochs)
     imported = ("import-checkpoint", str(weights), str(network), "--architecture", NETWORK)
@@ -54,14 +54,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "runs", "out", "weights"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=2, help="passes of the student over the training images")
+    parser.add_argument(
+        "--epochs", type=int, default=2, help="number of passes of the student over the training images"
+    )
     arguments = parser.parse_args()
     epochs: int = arguments.epochs
     data = half_of(arguments.data, arguments.runs / "data")
     jobs = study(data, arguments.runs, arguments.weights, epochs=epochs)
     missing = run_all(jobs, logs=arguments.runs / "logs", workers=1)
     if missing:
-        raise SystemExit(f"no results, for {', '.join(missing)} did not end well")
+        raise SystemExit(f"no results were written, because these jobs failed: {', '.join(missing)}")
     alone = _test_accuracies(arguments.runs / f"{LABELS}-labels-draw{DRAW}" / "few-labels.json")
     teacher = _test_accuracies(arguments.runs / "lite0-few" / "few-labels.json")
     taught = Place(arguments.data, arguments.runs).top1(_name(epochs))
@@ -69,12 +71,12 @@ def main() -> None:
         ["EfficientNet-Lite0 (ImageNet)", "linear classifier", teacher["linear"]],
         ["ResNet-18, an eighth of the channels", "linear classifier", alone["linear"]],
         ["ResNet-18, an eighth of the channels", "fine-tuned", alone["finetune"]],
-        ["ResNet-18, an eighth of the channels", f"taught by EfficientNet-Lite0, {epochs} epochs", taught],
+        ["ResNet-18, an eighth of the channels", f"distilled from EfficientNet-Lite0, {epochs} epochs", taught],
     ]
     note = (
-        f"Top-1 % on 10,000 test images with {LABELS} labels, one draw. Both kinds of the small network start from the "
-        f"same encoder (32 epochs of SimCLR on 25,000 images) at 32 px; the teacher sees crops of {IMAGE_SIZE} px, "
-        "enlarged. The weights of EfficientNet-Lite0 come from supervised training on ImageNet, whose classes "
+        f"Top-1 % on 10,000 test images with {LABELS} labels, one draw. All results of the small network start from "
+        f"the same encoder (32 epochs of SimCLR on 25,000 images) at 32 px; the teacher receives crops enlarged to "
+        f"{IMAGE_SIZE} px. The weights of EfficientNet-Lite0 come from supervised training on ImageNet, whose classes "
         "include those of CIFAR-10."
     )
     write_result(
@@ -85,7 +87,7 @@ def main() -> None:
             "seeds": [DRAW],
             "config": {"commands": [job.line for job in jobs]},
             "table": {"columns": ["network", "training", "top-1 %"], "rows": rows},
-            "notes": [note, f"Taught over fine-tuned: {taught - alone['finetune']:+.1f} points."],
+            "notes": [note, f"Difference of distilled to fine-tuned: {taught - alone['finetune']:+.1f} points."],
         },
     )
 

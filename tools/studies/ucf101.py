@@ -1,12 +1,12 @@
-"""MvPL with few labels on ten classes of UCF-101: labels alone, FixMatch, MvPL, and each of its options.
+"""Evaluate MvPL with few labels on ten classes of UCF-101, compared with labels alone, FixMatch and options of MvPL.
 
     python -m tools.studies.ucf101 --data data/ucf101_10 --runs runs/ucf101 --out docs/results/ucf101_10_8_frames.json
 
-Neighbouring clips of a class share a scene, so the last clips of each class are reserved: a test part, and before it
-a validation part. Every draw has its own labelled videos and seed, which all methods share, so differences are
-paired. All methods have the same compute. Settings were chosen on the validation part with draws 3 and 4; the other
-draws are scored on the test part and select nothing. Commands with a result are not repeated, and `--collect` writes
-what there is.
+Because neighbouring clips of a class share a scene, the last clips of each class are the test part, and those before
+them the validation part. All methods of a draw share its labelled videos and its seed, so that differences are paired,
+and all methods have the same compute. Settings were chosen on the validation part with draws 3 and 4. The other draws
+are scored on the test part, which was not used for any choice. Commands with a result are not repeated, and `--collect`
+writes the existing results.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from tools.results import provenance, write_result
 from tools.studies.common import Job, mean_and_spread, run_all
 
 STEPS, MU, CLIPS, PEAK = 500, 2, 8, 0.3
-"""Of the recommended method: steps, unlabelled clips for each labelled one, labelled clips, peak learning rate."""
+"""Steps, unlabelled clips per labelled clip, labelled clips, and peak learning rate of the recommended method."""
 CLIP = ("--clip.frames", "8", "--clip.stride", "12", "--image-size", "48")
 CPU = (
     *("--device", "cpu", "--threads", "1", "--precision", "bf16-mixed", "--log_every", "5", "--progress", "false"),
     *("--checkpoint_every", "250"),
 )
 VIEWS = ("rgb", "tg")
-"""Of the default."""
+"""Views of the default method."""
 WARMUP = 0.4
-"""Of the default: fraction of the steps with labels alone."""
+"""Fraction of the steps with labels alone in the default method."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of a table: its name there, and what its command adds to the recipe."""
+    """Row of the table with its name and the additional arguments of its command."""
 
     name: str
     words: tuple[str, ...] = ()
@@ -55,10 +55,10 @@ class Method:
 
     @property
     def passes(self) -> float:
-        """Passes of a clip through the network in a step on average, a backward pass counting as two forward ones.
+        """Average number of passes of clips through the network per step, with a backward pass counted as two.
 
-        A step with labels alone costs 3 for each clip and view; one with pseudo-labels as much for labelled and strong
-        clips, and 1 for the weak ones. Augmentation is not counted.
+        A step with labels alone takes 3 passes for each clip and view. A step with pseudo-labels takes 3 for each
+        labelled and strongly augmented clip, and 1 for each weakly augmented clip. Augmentation is not counted.
         """
         labels = 3 * CLIPS
         with_pseudo_labels = labels + (3 + 1) * MU * CLIPS
@@ -67,7 +67,7 @@ class Method:
 
     @property
     def steps(self) -> int:
-        """Steps for the compute of the recommended method."""
+        """Number of steps with the compute of the recommended method."""
         return round(STEPS * Method("").passes / self.passes)
 
 
@@ -91,23 +91,23 @@ METHODS: dict[str, Method] = {
 }
 CORE = ("mvpl", "labels")
 DRAWS = (0, 1, 2, 5, 6)
-"""Of labelled videos; 3 and 4 are those that settings were chosen with."""
+"""Draws of labelled videos; settings were chosen with draws 3 and 4."""
 FEW = 3
 
 Scores = dict[str, dict[int, dict[str, float]]]
-"""Method -> draw -> view -> top-1 %."""
+"""Top-1 % by method, draw and view."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """The data, the folder of the runs, and which draws are wanted."""
+    """Data set, folder of the runs, and draws to run."""
 
     data: Path
     runs: Path
     draws: tuple[int, ...] = DRAWS
 
     def jobs(self) -> list[Job]:
-        """Every command; what says most comes first."""
+        """Return all commands, the most informative ones first."""
         first, later = DRAWS[:FEW], DRAWS[FEW:]
         others = [method for method in METHODS if method not in (*CORE, "fixmatch")]
         cells = [(percent, method, draw) for percent in (10, 5) for draw in first for method in CORE]
@@ -120,7 +120,7 @@ class Study:
         return [self.splits(), *(job for cell in wanted for job in self.cell(*cell))]
 
     def splits(self) -> Job:
-        """The labelled videos of every draw, and what is kept."""
+        """Return the job that draws the labelled videos, the validation part and the test part."""
         out = self.runs / "splits"
         words = (
             *("make-splits", str(self.data), str(out), "--fractions", "[0.05,0.1,0.2]", "--draws", "7"),
@@ -129,11 +129,11 @@ class Study:
         return Job("splits", words, out / "20percent-draw6.json", program="ssl-video")
 
     def cell(self, percent: int, method: str, draw: int) -> list[Job]:
-        """Training and test."""
+        """Return the jobs that train and test one method."""
         out, split = self.out(percent, method, draw), str(self.split(percent, draw))
         chosen = METHODS[method]
         recipe = "supervised-small-cpu" if chosen.supervised else "mvpl-small-cpu"
-        # Stated for 40 clips a step; the peak is the same in all runs.
+        # The flag refers to 40 clips per step; the peak is the same in all runs.
         rate = PEAK * REFERENCE_CLIPS / (CLIPS if chosen.supervised else CLIPS * (1 + MU))
         train = (
             *("train", str(self.data), str(out), "--split", split, "--config", recipe, *CLIP, "--seed", str(draw)),
@@ -152,19 +152,19 @@ class Study:
         ]
 
     def out(self, percent: int, method: str, draw: int) -> Path:
-        """A run's folder."""
+        """Return the folder of a run."""
         return self.runs / f"{percent}percent-{method}-draw{draw}"
 
     def split(self, percent: int, draw: int) -> Path:
-        """The videos of a draw."""
+        """Return the split file of a draw."""
         return self.runs / "splits" / f"{percent}percent-draw{draw}.json"
 
     def line(self, job: Job) -> str:
-        """Its command, wherever data and runs are."""
+        """Return the command of a job, independently of the folders of data and runs."""
         return job.line.replace(f"{self.runs}/", "runs/").replace(str(self.data), "ucf101_10")
 
     def scores(self, percent: int, methods: Mapping[str, Method]) -> Scores:
-        """What has been tested so far."""
+        """Return the scores of all finished tests."""
         found: Scores = {}
         for method in methods:
             for draw in self.draws:
@@ -175,7 +175,7 @@ class Study:
         return found
 
     def pseudo_labels(self, percent: int, method: str, draw: int) -> dict[str, float] | None:
-        """Coverage and accuracy of the pseudo-labels in the last quarter of a run."""
+        """Return coverage and accuracy of the pseudo-labels in the last quarter of a run."""
         path = self.out(percent, method, draw) / "metrics.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         last = [line for line in lines if "coverage" in line and line["step"] >= 0.75 * METHODS[method].steps]
@@ -183,7 +183,7 @@ class Study:
             return None
         found = {}
         for name in ("coverage", "pseudo_accuracy", "pseudo_accuracy_all"):
-            # A step in which no pseudo-label counted has no accuracy: "NaN" there.
+            # The accuracy is "NaN" in a step without selected pseudo-labels.
             numbers = [value for line in last if isinstance(value := line.get(name), int | float)]
             if numbers:
                 found[name] = statistics.mean(numbers)
@@ -194,14 +194,15 @@ _IMPORTED = ("ssl_video.commands.train", "ssl_video.commands.evaluate", "ssl_vid
 
 
 def forking(videos: Path, pattern: str) -> Callable[[Job, Path], int]:
-    """A way to run jobs for `run_all`.
+    """Return a function that runs jobs for `run_all` in forked processes.
 
     Args:
-        videos: folder of the videos.
-        pattern: of their names below it. All their frames are kept: 64 pixels, not more than some hundred files.
+        videos: Folder of the videos.
+        pattern: Pattern of their paths in this folder. All of their frames are kept in memory, so there should be only
+            some hundred files of 64 pixels.
 
     Returns:
-        From a job and the path of its log to the exit status.
+        Function from a job and the path of its log to the exit status.
     """
     for name in _IMPORTED:
         importlib.import_module(name)
@@ -213,7 +214,7 @@ def forking(videos: Path, pattern: str) -> Callable[[Job, Path], int]:
         found = kept.get(str(path))
         return plain(path, frames) if found is None else {frame: found[frame] for frame in frames}
 
-    reader.read_frames = read_frames  # `read_clip` looks it up there
+    reader.read_frames = read_frames  # used by `read_clip`
     context = multiprocessing.get_context("fork")
 
     def call(job: Job, log: Path) -> int:
@@ -233,30 +234,30 @@ def _command(job: Job, log: Path) -> None:
         status = program.main(list(job.resuming))
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # at an ordinary end it would wait for threads that stayed behind in the parent
+        os._exit(status)  # an ordinary exit would wait for threads that exist only in the parent
 
 
 ABOUT = (
-    "Top-1 % on the 208 videos of the test part, 2 clips of each: mean and standard deviation over the draws, and of "
-    "the differences from labels alone on all views, paired by draw. 3-D ResNet of 10 layers and width 8 from scratch, "
-    f"clips of 8 frames at 48 pixels, bf16-mixed. MvPL: {STEPS} steps, {CLIPS} labelled clips a step and {MU} "
-    "unlabelled ones for each; the other methods take as many steps as the same number of passes through the "
-    "network allows."
+    "Top-1 % on the 208 videos of the test part, with 2 clips of each: mean and standard deviation over the draws, and "
+    "of the differences from labels alone on all views, paired by draw. 3-D ResNet with 10 layers and width 8, trained "
+    f"from scratch on clips of 8 frames at 48 pixels in bf16-mixed. MvPL: {STEPS} steps with {CLIPS} labelled clips "
+    f"each and {MU} unlabelled clips per labelled one; the other methods have the number of steps with the same number "
+    "of passes through the network."
 )
 PSEUDO_LABELS = (
-    "Labelled: share of the unlabelled clips whose pseudo-label counted in the last quarter of the steps; and how many "
-    "of these were right."
+    "The last columns show the share of the unlabelled clips with a selected pseudo-label in the last quarter of the "
+    "steps, and the share of correct pseudo-labels among these."
 )
 VIEW_NAMES = {"rgb": "frames", "fused": "all views"}
 CHOSEN = (
-    "Settings are those chosen on the validation part with draws 3 and 4 for clips of 4 frames (see ucf101_10): peak "
-    "learning rate 0.3, threshold 0.4. None was chosen anew."
+    "Settings are those chosen on the validation part with draws 3 and 4 for clips of 4 frames (see ucf101_10), peak "
+    "learning rate 0.3 and threshold 0.4. No setting was chosen again."
 )
 BASELINE = "labels"
 
 
 def paired(scores: Scores, method: str, baseline: str, view: str) -> list[float]:
-    """Differences in the draws that both have."""
+    """Return the differences in the draws that both methods have."""
     mine, theirs = scores.get(method, {}), scores.get(baseline, {})
     return [
         mine[draw][view] - theirs[draw][view]
@@ -266,7 +267,7 @@ def paired(scores: Scores, method: str, baseline: str, view: str) -> list[float]
 
 
 def row(study: Study, scores: Scores, method: str, percent: int) -> list[object]:
-    """One line of the table."""
+    """Return a row of the table."""
     runs = scores[method]
     rgb, fused = ([run[view] for run in runs.values() if view in run] for view in ("rgb", "fused"))
     pseudo = [found for draw in runs if (found := study.pseudo_labels(percent, method, draw))]
@@ -295,7 +296,7 @@ COLUMNS = (
 
 
 def draw(study: Study, path: Path) -> None:
-    """Every run with a tenth of the labels as a dot, and the mean over draws, on frames and on all views."""
+    """Draw every run with 10 % of the labels as a dot, and the mean over draws, on frames and on all views."""
     scores = study.scores(10, METHODS)
     figure = new_figure(7.2, 1.2 + 0.35 * len(scores))
     axes = figure.subplots()
@@ -316,7 +317,7 @@ def draw(study: Study, path: Path) -> None:
 
 
 def verdict(scores: Scores, percent: int) -> str:
-    """What the paired differences say: mean and standard error over draws."""
+    """Describe the paired differences by mean and standard error over draws."""
     said = []
     for method, baseline, view in (
         ("mvpl", "labels", "rgb"), ("mvpl", "labels", "fused"), ("mvpl", "labels-rgb", "rgb"),
@@ -326,14 +327,14 @@ def verdict(scores: Scores, percent: int) -> str:
         if len(values) > 1:
             error = statistics.stdev(values) / len(values) ** 0.5
             said.append(
-                f"{METHODS[method].name} against {METHODS[baseline].name}, on {VIEW_NAMES[view]}: "
+                f"{METHODS[method].name} minus {METHODS[baseline].name}, on {VIEW_NAMES[view]}: "
                 f"{statistics.mean(values):+.1f} ± {error:.1f} ({len(values)} draws)"
             )
     return f"Differences and their standard errors with {percent} % of the labels: {'; '.join(said)}." if said else ""
 
 
 def write(study: Study, jobs: Sequence[Job], out: Path, commit: str | None) -> None:
-    """The results file and the plot, of what is there."""
+    """Write the results file and the figure from the existing results."""
     scores = {percent: study.scores(percent, METHODS) for percent in (5, 10, 20)}
     rows = [[percent, *row(study, found, method, percent)] for percent, found in scores.items() for method in found]
     draws = {draw for found in scores.values() for runs in found.values() for draw in runs}
@@ -358,9 +359,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of ucf101_10")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--draws", type=int, nargs="+", choices=DRAWS, default=DRAWS)
-    parser.add_argument("--workers", type=int, default=1, help="commands side by side, a thread each")
-    parser.add_argument("--collect", action="store_true", help="run nothing, write what is there")
-    parser.add_argument("--commit", help="of the code that ran, where it is another one than this")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="number of commands to run at a time, with one thread each"
+    )
+    parser.add_argument("--collect", action="store_true", help="write the existing results without running commands")
+    parser.add_argument("--commit", help="commit of the code that ran the commands, if it differs from this one")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     study = Study(arguments.data, arguments.runs, tuple(arguments.draws))
@@ -370,7 +373,7 @@ def main() -> None:
         call = forking(arguments.data, "train/*/*.avi")
         missing = run_all(jobs, logs=arguments.runs / "logs", workers=arguments.workers, call=call)
         if missing:
-            raise SystemExit(f"not all results are there, for {', '.join(missing)} did not end well")
+            raise SystemExit(f"no results were written, because these jobs failed: {', '.join(missing)}")
     write(study, jobs, arguments.out, arguments.commit)
 
 

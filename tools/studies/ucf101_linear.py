@@ -1,9 +1,9 @@
-"""Linear classifiers on ten classes of UCF-101 with all labels: what mean frames and flow histograms tell.
+"""Evaluate linear classifiers of mean frames and flow histograms on ten classes of UCF-101 with all labels.
 
     python -m tools.studies.ucf101_linear --data data/ucf101_10 --split SPLIT --out docs/results/ucf101_10_linear.json
 
-The reference for `tools.studies.ucf101`: the same training, validation and test videos, but the labels of all training
-videos. Weight decay is chosen on the validation part.
+This is the reference for `tools.studies.ucf101`. It uses the same training, validation and test videos, but the labels
+of all training videos. Weight decay is chosen on the validation part.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from tools.results import provenance, write_result
 
 DECAYS = (1e-3, 1e-4, 1e-5, 1e-6)
 SPEEDS = (0.25, 1.0, 2.5)
-"""Limits between the bins of the speed, in pixels a frame."""
+"""Boundaries between the bins of the speed, in pixels per frame."""
 DIRECTIONS, CELLS = 8, 4
 
 
 class Features(NamedTuple):
-    """Of N videos."""
+    """Features and labels of N videos."""
 
     mean_frame: Tensor
     """Mean over time at 16 x 16 pixels: ``[N, 768]``."""
     flow: Tensor
-    """Square roots of the shares of place, speed and direction of the flow: ``[N, 4 * 4 * 4 * 8]``."""
+    """Square roots of the flow histogram over position, speed and direction: ``[N, 4 * 4 * 4 * 8]``."""
     labels: Tensor
-    """int64 ``[N]``."""
+    """Classes: int64 ``[N]``."""
 
 
 def flow_histogram(flow: Tensor) -> Tensor:
-    """Histogram of displacements ``[P, 2, H, W]`` over 4 x 4 cells, 4 speeds and 8 directions, of sum 1."""
+    """Compute the histogram of displacements ``[P, 2, H, W]`` over 4 x 4 cells, 4 speeds and 8 directions, of sum 1."""
     u, v = flow[:, 0], flow[:, 1]
     direction = (torch.atan2(v, u) / (2 * torch.pi) % 1 * DIRECTIONS).long().clamp(max=DIRECTIONS - 1)
     speed = torch.bucketize((u.square() + v.square()).sqrt(), torch.tensor(SPEEDS))
@@ -56,7 +56,7 @@ def flow_histogram(flow: Tensor) -> Tensor:
 
 
 def features(videos: VideoSet) -> Features:
-    """The features of all videos, from every second pair of frames."""
+    """Compute the features of all videos, from every second pair of frames."""
     means, histograms = [], []
     for video in videos.videos:
         frames = torch.from_numpy(np.stack(list(every_frame(video.path)))).permute(0, 3, 1, 2).contiguous()
@@ -68,7 +68,7 @@ def features(videos: VideoSet) -> Features:
 
 
 def predict(train: Tensor, labels: Tensor, tested: Sequence[Tensor], *, classes: int, decay: float) -> list[Tensor]:
-    """Classes that logistic regression on standardised features gives to other videos."""
+    """Predict the classes of other videos by logistic regression on standardised features."""
     mean, spread = train.mean(0), train.std(0).clamp(min=1e-4) * train.shape[1] ** 0.5
     weight, bias = (torch.zeros(*shape, requires_grad=True) for shape in ((train.shape[1], classes), (classes,)))
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
@@ -88,7 +88,7 @@ def predict(train: Tensor, labels: Tensor, tested: Sequence[Tensor], *, classes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of ucf101_10")
-    parser.add_argument("--split", type=Path, required=True, help="a split of tools.studies.ucf101")
+    parser.add_argument("--split", type=Path, required=True, help="split file of tools.studies.ucf101")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -83,7 +83,7 @@ def test_a_signature_is_read_without_running_its_module(package: str) -> None:
 
 @pytest.mark.parametrize(
     ("target", "said"),
-    [("verb:bad", "heavy_library"), ("verb:none", "declares no none"), ("nowhere:f", "has no source file")],
+    [("verb:bad", "heavy_library"), ("verb:none", "does not declare none"), ("nowhere:f", "has no source file")],
 )
 def test_what_is_not_declared_has_to_be_imported(package: str, target: str, said: str) -> None:
     with pytest.raises(UndeclaredError, match=said):

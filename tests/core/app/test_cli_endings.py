@@ -54,7 +54,7 @@ def test_endings(
     ("error", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "o/x"), "o/x: No space left on device. The disk is full"),
-        (PermissionError(errno.EACCES, "Permission denied", "o"), "o: Permission denied. You have no permission"),
+        (PermissionError(errno.EACCES, "Permission denied", "o"), "o: Permission denied. Permission is missing"),
         (OSError(errno.EROFS, "Read-only file system", "o"), "file system is read-only"),
         (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "disk is full"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "a data loading process ended"),
@@ -73,7 +73,7 @@ def test_failures_of_the_machine_are_one_line_with_the_way_on(
     assert run("toy", VERBS, ["fit", "my data", "--seed", "3"], version="1") == 1
     err = capsys.readouterr().err
     assert said in err
-    assert err.endswith(", then resume with\n  toy fit 'my data' --seed 3 --resume\n")
+    assert err.endswith(", then resume the run with\n  toy fit 'my data' --seed 3 --resume\n")
     assert run("toy", VERBS, ["fit", "d", "--resume"], version="1") == 1
     assert capsys.readouterr().err.endswith("\n  toy fit d --resume\n")
 
@@ -96,7 +96,7 @@ def test_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "toy 1.2.3\n"
     assert run("toy", VERBS, ["chekc"], version="1") == 2
     said = capsys.readouterr().err
-    assert said == "toy: unknown command 'chekc'; expected one of fit, check; did you mean check?\nSee `toy --help`.\n"
+    assert said == "toy: unknown command 'chekc', expected one of fit, check; did you mean check?\nSee `toy --help`.\n"
 
 
 def test_help_writes_values_and_defaults_as_they_are_typed(

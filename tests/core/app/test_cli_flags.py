@@ -128,7 +128,7 @@ def test_ready_configs_by_name(
     assert got["steps"] == 77
     said = refused("d", "o", "--config", "smal-net", configs="ready_configs")
     assert said == (
-        "--config smal-net: no such file; expected a YAML file, or one of the ready ones: bad, small-net; "
-        "did you mean small-net?"
+        "--config smal-net: there is no such file, expected a YAML file or one of the included configurations: bad, "
+        "small-net; did you mean small-net?"
     )
     assert "unknown key 'stesp'; did you mean steps?" in refused("--config", "bad", configs="ready_configs")

@@ -18,9 +18,9 @@ from tests.core.app.toy_program import VERBS, fit
     [
         ([], "missing: DATA (what to learn from), OUT (where to write)"),
         (["d"], "missing: OUT (where to write)"),
-        (["d", "o", "x"], "unexpected argument 'x'; expected 2 without a flag (data, out)"),
-        (["--data", "d", "o", "x"], "unexpected argument 'x'; expected 1 without a flag (out)"),
-        (["--data", "d", "--out", "o", "x"], "unexpected argument 'x'; expected flags only"),
+        (["d", "o", "x"], "unexpected argument 'x', expected 2 without a flag (data, out)"),
+        (["--data", "d", "o", "x"], "unexpected argument 'x', expected 1 without a flag (out)"),
+        (["--data", "d", "--out", "o", "x"], "unexpected argument 'x', expected only flags"),
         (["d", "o", "--stesp", "3"], "unknown flag --stesp; did you mean --steps?"),
         (["d", "o", "--stesp=3"], "unknown flag --stesp; did you mean --steps?"),
         (["d", "o", "--optimizer.nmae", "x"], "unknown flag --optimizer.nmae; did you mean --optimizer.name?"),
@@ -40,7 +40,7 @@ from tests.core.app.toy_program import VERBS, fit
             "--no-python` to use several GPUs.",
         ),
         (["d", "o", "-s", "3"], "unknown flag -s"),
-        (["d", "o", "--name", "x"], "--name is ambiguous; expected one of --optimizer.name, --net.name"),
+        (["d", "o", "--name", "x"], "--name is ambiguous, expected one of --optimizer.name, --net.name"),
         (["d", "o", "--steps"], "--steps expects a value"),
         (["d", "o", "--steps", "--lr", "3"], "--steps expects a value"),
         (["d", "o", "--steps", "many"], "--steps: expected a whole number, got many"),
@@ -50,7 +50,7 @@ from tests.core.app.toy_program import VERBS, fit
         (["d", "o", "--warmup", "x"], "--optimizer.rate.warmup: expected a whole number or null, got x"),
         (
             ["d", "o", "--splits", "a,,b"],
-            "--splits: there is an empty item in 'a,,b'; expected values with commas between them",
+            "--splits: 'a,,b' has an empty item, expected values separated by commas",
         ),
         (["d", "o", "--widths", "1,a"], "--net.widths: expected a list (each a whole number), got a"),
         (["d", "o", "--widths", "[a]"], "--net.widths: expected a list (each a whole number), got a"),
@@ -72,7 +72,7 @@ def test_wrong_words(refused: Callable[..., str], words: list[str], said: str) -
         ("optimizer: {nmae: sgd}", "unknown key 'optimizer.nmae'; did you mean optimizer.name?"),
         ("optimizer:\n  rate:\n    pek: 3", "unknown key 'optimizer.rate.pek'; did you mean optimizer.rate.peak?"),
         ("resume: true", "unknown key 'resume'; did you mean run.resume?"),
-        ("[1, 2]", "holds a list; expected lines `argument: value`"),
+        ("[1, 2]", "contains a list, expected lines `argument: value`"),
         ("a: [", "cannot be read"),
         ("steps: many", "steps: expected a whole number, got many"),
         ("optimizer: {name: adam}", "optimizer.name: expected one of sgd, lars, got adam"),
@@ -100,7 +100,7 @@ def test_a_required_flag(module: types.ModuleType, capsys: pytest.CaptureFixture
     said = "toy check: missing: --split-file (split file, as written by toy split)\n"
     assert capsys.readouterr().err.startswith(said)
     assert run("toy", VERBS, ["check", "images", "s.json"], version="1") == 2
-    said = "toy check: unexpected argument 's.json'; expected 1 without a flag (data), and --split-file\n"
+    said = "toy check: unexpected argument 's.json', expected 1 without a flag (data), and --split-file\n"
     assert capsys.readouterr().err.startswith(said)
     assert run("toy", VERBS, ["check", "--help"], version="1") == 0
     shown = capsys.readouterr().out
@@ -122,7 +122,7 @@ def test_dashes_in_an_optional_dataclass(module: types.ModuleType, capsys: pytes
 
 
 def test_missing_file(refused: Callable[..., str]) -> None:
-    assert refused("d", "o", "--config", "nowhere") == "--config nowhere: no such file; expected a YAML file"
+    assert refused("d", "o", "--config", "nowhere") == "--config nowhere: there is no such file, expected a YAML file"
     assert refused("d", "o", "--config") == "--config expects a value"
 
 

@@ -206,7 +206,7 @@ def test_learned_temperature_in_every_mode(formulas: SimpleNamespace) -> None:
         lambda f: functional.hessian(f, (z, t)),
     ):
         torch.testing.assert_close(way(ours), way(formula), rtol=1e-9, atol=1e-11)
-    with pytest.raises(RuntimeError, match=r"supcon: torch\.vmap runs over the temperature"):
+    with pytest.raises(RuntimeError, match=r"supcon: torch\.vmap cannot run over the temperature"):
         torch.vmap(ours, in_dims=(None, 0))(z, t.expand(2))
 
 

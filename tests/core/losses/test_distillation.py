@@ -93,8 +93,14 @@ def test_module_holds_keywords() -> None:
     ("student", "teacher", "options", "error", "message"),
     [
         ((3, 4), (3, 5), {}, ValueError, "expected"),
-        ((3, 4), (2, 4), {}, ValueError, r"student_logits \[3, 4\], teacher_logits \[2, 4\], expected both \[N, C\]"),
-        ((0, 4), (0, 4), {}, ValueError, "at least one sample and class"),
+        (
+            (3, 4),
+            (2, 4),
+            {},
+            ValueError,
+            r"student_logits is \[3, 4\] and teacher_logits is \[2, 4\], expected both \[N, C\]",
+        ),
+        ((0, 4), (0, 4), {}, ValueError, "at least one sample and one class"),
         ((4,), (4,), {}, ValueError, r"expected both \[N, C\]"),
         ((3, 4), (3, 4), {"temperature": 0.0}, ValueError, "temperature is 0.0, expected a positive"),
         ((3, 4), (3, 4), {"temperature": "1"}, TypeError, "temperature is a str"),

@@ -186,7 +186,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "integer embedding": ({"embedding": torch.ones(3, 6, 12, 12).long()}, TypeError, "embedding is torch.int64"),
     "float label": ({"label": torch.ones(3, 12, 12)}, TypeError, "label is torch.float32, expected an integer"),
     "one-hot label": ({"label": torch.ones(3, 4, 12, 12).long()}, ValueError, r"expected \[B, E, H, W\] and \[B"),
-    "other size": ({"label": torch.ones(3, 24, 24).long()}, ValueError, r"label \[3, 24, 24\]"),
+    "other size": ({"label": torch.ones(3, 24, 24).long()}, ValueError, r"label is \[3, 24, 24\]"),
     "empty": ({"embedding": torch.ones(0, 6, 2, 2), "label": torch.ones(0, 2, 2).long()}, ValueError, "not empty"),
     "negative label": ({"label": -torch.ones(3, 12, 12).long()}, ValueError, "labels range from -1 to -1"),
     "large label": ({"num_classes": 3}, ValueError, r"labels range from 0 to 3, expected 0 \(background\) to 2; pass"),
@@ -199,9 +199,9 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative pairs": ({"pairs": torch.tensor([[0, -1]])}, ValueError, "pairs range from -1 to 0"),
     "float anchors": ({"anchors": torch.ones(3, 3, 2, 2)}, TypeError, "anchors is torch.float32"),
     "anchors of other images": ({"anchors": torch.ones(2, 3, 2, 2).long()}, ValueError, "for the 3 images of the"),
-    "no anchors": ({"anchors": torch.ones(3, 3, 0, 2).long()}, ValueError, r"anchors are \[3, 3, 0, 2\], expected \[B"),
+    "no anchors": ({"anchors": torch.ones(3, 3, 0, 2).long()}, ValueError, r"have shape \[3, 3, 0, 2\], expected \[B"),
     "anchors' classes": (
-        {"anchors": torch.ones(3, 3, 2, 2).long(), "num_classes": 5}, ValueError, "num_classes is 5, anchors are for 4"
+        {"anchors": torch.ones(3, 3, 2, 2).long(), "num_classes": 5}, ValueError, "is 5, but anchors are for 4 classes"
     ),
     "variant": ({"variant": "both"}, ValueError, "variant is 'both', expected 'inter' or 'intra'"),
     "reduction": ({"reduction": "sum"}, ValueError, "reduction is 'sum', expected 'pair_mean' or 'official'"),

@@ -75,7 +75,7 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "counts": (
         lambda: nt_xent(ones(2, 3), ones(3, 3)),
         ValueError,
-        r"view_a \[2, 3\], view_b \[3, 3\], expected as many",
+        r"view_a \[2, 3\], view_b \[3, 3\], expected the same number",
     ),
     "widths": (lambda: nt_xent(ones(2, 3), ones(2, 4)), ValueError, r"expected embeddings of the same width"),
     "bank's width": (lambda: info_nce(ones(2, 3), ones(2, 3), ones(2, 4)), ValueError, "bank .* same width"),

@@ -46,7 +46,9 @@ def test_command_prints_it_and_the_environment_chooses() -> None:
     assert lines[0] == f"contrastive-core {contrastive_core.__version__}"
     assert lines[1].split() == ["backend", "reference"]
     # The compiled library: where it is, or why it is not.
-    assert re.match(r"library   AVX|          native: not built; `python -m contrastive_core build` does it", lines[2])
+    assert re.match(
+        r"library   AVX|          native: it has not been built; run `python -m contrastive_core build`", lines[2]
+    )
     assert lines[3].split() == ["torch", torch.__version__]
 
 

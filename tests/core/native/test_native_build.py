@@ -87,19 +87,19 @@ def test_wheel_with_the_library(checkout: Path, native: None) -> None:
 
 def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BuildError, match="torch is not installed here; pip install"):
+    with pytest.raises(BuildError, match="torch is not installed here; use pip install"):
         find_torch()
 
 
 def test_with_an_old_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.9.1+cpu")
-    with pytest.raises(BuildError, match=r"torch 2\.9\.1\+cpu is older than 2\.10"):
+    with pytest.raises(BuildError, match=r"found torch 2\.9\.1\+cpu, expected 2\.10 or newer"):
         find_torch()
 
 
 def test_on_another_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    with pytest.raises(BuildError, match=r"not for Linux on aarch64; the PyTorch path is used"):
+    with pytest.raises(BuildError, match=r"not Linux on aarch64; the PyTorch backend is used"):
         build_cpu(tmp_path)
 
 
@@ -132,5 +132,5 @@ def test_what_the_build_command_made_is_used_and_a_broken_one_is_reported(native
     done = run("-c", USE, CONTRASTIVE_CORE_CACHE=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "backend   torch" in done.stdout
-    assert f"native: {made} does not load" in done.stdout
-    assert "`python -m contrastive_core build` makes it anew" in done.stdout
+    assert f"native: {made} cannot be loaded" in done.stdout
+    assert "run `python -m contrastive_core build` to build it again" in done.stdout

@@ -135,18 +135,18 @@ def test_group_added_too_late_is_named() -> None:
     schedule = WarmupCosine(sgd, peak_lr=1.0, warmup_steps=0, total_steps=2)
     sgd.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     sgd.step()
-    with pytest.raises(ValueError, match="got 2 parameter groups, expected the 1 of the start"):
+    with pytest.raises(ValueError, match="the optimizer has 2 parameter groups, expected 1 as when"):
         schedule.step()
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"warmup_steps": 5}, "0 <= warm-up < total"),
-        ({"warmup_steps": -1}, "0 <= warm-up < total"),
-        ({"total_steps": 0, "warmup_steps": 0}, "0 <= warm-up < total"),
+        ({"warmup_steps": 5}, "0 <= warmup_steps < total_steps"),
+        ({"warmup_steps": -1}, "0 <= warmup_steps < total_steps"),
+        ({"total_steps": 0, "warmup_steps": 0}, "0 <= warmup_steps < total_steps"),
         ({"peak_lr": -1.0}, "peak_lr=-1.0"),
-        ({"peak_lr": [1.0, 2.0]}, "one finite number at least 0, or 1, one per group"),
+        ({"peak_lr": [1.0, 2.0]}, "one finite number of at least 0, or a list of 1 such numbers"),
         ({"start_lr": float("inf")}, "start_lr=inf"),
     ],
 )

@@ -98,7 +98,7 @@ def test_memory_does_not_grow_with_the_processes(run: Callable[[int], Found]) ->
 def test_second_derivatives_are_refused_in_words(found: Found) -> None:
     for own in found:
         for text in own["twice"]:
-            assert "contrastive_core: a loss that passes rows around a ring can be differentiated once" in text
+            assert 'contrastive_core: a loss with gather="ring" can be differentiated once' in text
             assert 'gather="all"' in text
 
 
@@ -136,7 +136,7 @@ def test_other_words_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match='gather is \'rings\', expected False, True, "all" or "ring"'):
             call()
-    with pytest.raises(ValueError, match="with label_smoothing all rows are gathered"):
+    with pytest.raises(ValueError, match="with label_smoothing, which gathers all rows"):
         suncet(a, labels, label_smoothing=0.1, gather="ring")
     assert (
         repr(SuNCEtLoss(gather="ring"))

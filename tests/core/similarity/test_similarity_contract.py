@@ -95,7 +95,11 @@ WRONG = {
     ),
     "scale 0": (lambda: self_lse(torch.ones(3, 2), scale=0.0), ValueError, "scale is 0.0, expected a positive"),
     "scale nan": (lambda: self_lse(torch.ones(3, 2), scale=math.nan), ValueError, "scale is nan"),
-    "widths": (lambda: row_lse(torch.ones(3, 2), torch.ones(3, 4), scale=1.0), ValueError, "expected the same width"),
+    "widths": (
+        lambda: row_lse(torch.ones(3, 2), torch.ones(3, 4), scale=1.0),
+        ValueError,
+        "expected the same number of columns",
+    ),
     "among alone": (lambda: self_lse(torch.ones(3, 2), scale=1.0, among="same"), ValueError, "'same' without classes"),
     "classes alone": (
         lambda: self_lse(torch.ones(3, 2), scale=1.0, classes=torch.arange(3)),

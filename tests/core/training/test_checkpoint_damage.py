@@ -29,22 +29,31 @@ DAMAGE = {
         lambda p: (p / "tensors.safetensors").write_bytes(b"x" * 20),
         "tensors.safetensors has 20 bytes",
     ),
-    "flipped bit in tensors": (lambda p: flip(p / "tensors.safetensors", -5), "tensors.safetensors is not what"),
-    "flipped bit in the header": (lambda p: flip(p / "tensors.safetensors", 9), "tensors.safetensors is not what"),
-    "flipped bit in state": (lambda p: flip(p / "state.json", 30), "state.json is not what was written"),
+    "flipped bit in tensors": (
+        lambda p: flip(p / "tensors.safetensors", -5),
+        "tensors.safetensors does not have the hash",
+    ),
+    "flipped bit in the header": (
+        lambda p: flip(p / "tensors.safetensors", 9),
+        "tensors.safetensors does not have the hash",
+    ),
+    "flipped bit in state": (
+        lambda p: flip(p / "state.json", 30),
+        "state.json does not have the hash in manifest.json",
+    ),
     "missing tensors": (lambda p: (p / "tensors.safetensors").unlink(), "tensors.safetensors cannot be read: No such"),
     "missing state": (lambda p: (p / "state.json").unlink(), "state.json cannot be read: No such"),
     "missing manifest": (lambda p: (p / "manifest.json").unlink(), "manifest.json cannot be read"),
     "empty manifest": (lambda p: (p / "manifest.json").write_text(""), "manifest.json cannot be read"),
     "other manifest": (
         lambda p: shutil.copy(p.parent / "step-000020" / "manifest.json", p),
-        "manifest.json says step 20",
+        "manifest.json states step 20",
     ),
     "a list as manifest": (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
     "empty folder": (lambda p: [file.unlink() for file in list(p.iterdir())], "manifest.json cannot be read"),
     "all zeros": (
         lambda p: (p / "state.json").write_bytes(bytes((p / "state.json").stat().st_size)),
-        "state.json is not",
+        "state.json does not",
     ),
 }
 
@@ -83,7 +92,7 @@ def test_every_bit_of_the_manifest_is_noticed_or_harmless(tmp_path: Path) -> Non
 def test_all_damaged(tmp_path: Path) -> None:
     for path in three(tmp_path):
         flip(path / "state.json", 30)
-    with pytest.raises(UserError, match=r"(?s)every checkpoint.*step-000030: .*step-000010: .*--out"):
+    with pytest.raises(UserError, match=r"(?s)all checkpoints.*step-000030: .*step-000010: .*--out"):
         checkpoint.newest_good(tmp_path, say=pytest.fail)
     assert len(checkpoint.listing(tmp_path)) == 3
 

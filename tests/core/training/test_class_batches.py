@@ -95,10 +95,10 @@ def test_only_equality_and_order_of_labels_matter() -> None:
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"classes": 5}, "found labelled samples of 4 classes, asked for batches of 5 classes"),
+        ({"classes": 5}, "found labelled samples of 4 classes, but batches of 5 classes"),
         ({"classes": 1}, "expected at least 2"),
-        ({"samples": 1}, "1 samples per class on 1 process.*at least 2"),
-        ({"samples": 3, "world_size": 2}, "3 samples per class on 2 process.*multiple"),
+        ({"samples": 1}, "1 samples per class were requested on 1 process.*at least 2"),
+        ({"samples": 3, "world_size": 2}, "3 samples per class were requested on 2 process.*multiple"),
     ],
 )
 def test_batches_that_cannot_be_made_are_refused(keywords: dict[str, int], message: str) -> None:

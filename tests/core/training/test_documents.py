@@ -35,7 +35,7 @@ def test_json(tmp_path: Path, content: str | bytes, said: str) -> None:
         ("[" * 5000, "deeper than 100"),
         ("a: " + "9" * 5000, "integer string conversion"),
         (LAUGHS, "more than 1,000,000"),
-        ("a: &a [*a]", "stands for the value it is in"),
+        ("a: &a [*a]", "refers to the value that contains it"),
         ("a: [", "YAML"),
         ("a: !!python/object/apply:os.abort []", "could not determine a constructor"),
         ("a: 2026-99-99", "month must be"),

@@ -37,18 +37,18 @@ def test_roundtrip_from_the_run_or_the_model_folder(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="epoch is a int; a model file holds tensors"):
+    with pytest.raises(TypeError, match="epoch is a int, expected a tensor"):
         save_model(tmp_path / "model", {"epoch": 3}, {})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match=r"metadata\.x is a Tensor"):
         save_model(tmp_path / "model", {}, {"x": torch.ones(1)})
-    with pytest.raises(UserError, match="holds no model"):
+    with pytest.raises(UserError, match="contains no model"):
         load_model(tmp_path)
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none is not a folder; expected a run folder"):
         load_model(tmp_path / "none")
-    with pytest.raises(UserError, match=r"holds no model: expected model\.json and model\.safetensors"):
+    with pytest.raises(UserError, match=r"contains no model; expected model\.json and model\.safetensors"):
         load_model(tmp_path)
     (tmp_path / "config.yaml").write_text("a: 1\n")
     with pytest.raises(UserError, match=r"has not written its model yet .* --resume"):
@@ -91,7 +91,9 @@ def test_every_altered_card_is_refused(tmp_path: Path) -> None:
 
 
 def test_code_of_a_model_runs_only_where_it_is_trusted() -> None:
-    with pytest.raises(UserError, match=r"run: its network is os:abort, code outside.*--trust-model-code"):
+    with pytest.raises(
+        UserError, match=r"run: opening this model would run os:abort, which is not part.*--trust-model-code"
+    ):
         check_model_code("os:abort", model="run")
     with trust_model_code():
         check_model_code("os:abort", model="run")

@@ -20,8 +20,8 @@ def test_names_of_files(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("", "has no name"),
-        (" ", "has no name"),
+        ("", "has an empty name"),
+        (" ", "has an empty name"),
         ("../../x", "path separator"),
         ("/etc/passwd", "path separator"),
         ("a\\b", "path separator"),
@@ -36,7 +36,7 @@ def test_names_of_files(name: str) -> None:
         ("a.", "ends with a dot"),
         (" a", "space"),
         ("é" * 101, "longer than 200 bytes"),
-        (7, "is a int; expected text"),
+        (7, "is a int, expected text"),
     ],
 )
 def test_names_that_no_file_gets(name: str, problem: str) -> None:

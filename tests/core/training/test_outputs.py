@@ -43,7 +43,9 @@ def test_other_files_are_refused_before_the_first_is_written(tmp_path: Path, cha
         elif change == "damaged index":
             (tmp_path / INDEX).write_text("[" * 100_000)
     before = old.read_text() if old.exists() else None
-    with pytest.raises(UserError, match=r"b\.csv exists, and `prog verb` did not write it here.*--overwrite"):
+    with pytest.raises(
+        UserError, match=r"b\.csv already exists, and `prog verb` did not write it to this folder.*--overwrite"
+    ):
         write(new, old)
     assert not new.exists()
     assert (old.read_text() if old.exists() else None) == before
@@ -59,10 +61,10 @@ def test_inputs_are_never_replaced(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "1.dcm").write_text("slice")
     for target, read in ((image, image), (linked, image), (folder / "1.dcm", folder)):
-        with pytest.raises(UserError, match="which reads it"):
+        with pytest.raises(UserError, match="is an input of"):
             write(target, inputs=[read], overwrite=True)
     assert image.read_text() == "image"
-    with pytest.raises(UserError, match="is a folder where"):
+    with pytest.raises(UserError, match="is a folder, but"):
         write(folder, overwrite=True)
 
 
@@ -91,7 +93,7 @@ def test_a_file_that_was_not_replaced_after_all_stays_foreign(tmp_path: Path) ->
     (tmp_path / "a.csv").write_text("theirs")
     with Outputs([tmp_path / "a.csv"], command="prog verb", overwrite=True):
         pass
-    with pytest.raises(UserError, match="did not write it here"):
+    with pytest.raises(UserError, match="did not write it to this folder"):
         write(tmp_path / "a.csv")
 
 
@@ -112,7 +114,7 @@ def test_many_files_are_named_in_short(tmp_path: Path) -> None:
     for target in targets:
         target.write_text("theirs")
     with pytest.raises(
-        UserError, match=r"2\.csv and 9 more files exist, and .* did not write them here or they have been"
+        UserError, match=r"2\.csv and 9 more files exist, and .* did not write them to this folder or they have been"
     ):
         write(*targets)
 
@@ -154,13 +156,13 @@ def test_files_that_others_rely_on_are_written_once(tmp_path: Path, capsys: pyte
     assert split.stat() == before
     for content, change in ((b"drawn again", b""), (b"split", b"edited by hand")):
         split.write_bytes(change or b"split")
-        with pytest.raises(UserError, match=r"a\.json: is there already and says something else"):
+        with pytest.raises(UserError, match=r"a\.json already exists with another content"):
             write_once({other: b"new", split: content}, command="prog make-splits")
         assert split.read_bytes() == (change or b"split")
         assert not other.exists()
     write_once({split: b"drawn again"}, command="prog make-splits", overwrite=True)
     assert capsys.readouterr().err == f"--overwrite replaces {split}\n"
-    with pytest.raises(UserError, match="which reads it"):
+    with pytest.raises(UserError, match="is an input of"):
         write_once({split: b"third"}, command="prog make-splits", inputs=[split], overwrite=True)
     assert split.read_bytes() == b"drawn again"
 
@@ -175,10 +177,10 @@ def test_a_folder_is_claimed_only_if_it_is_empty_or_was_claimed_before(tmp_path:
         claim_folder(own, command="prog other")
     foreign.mkdir()
     (foreign / theirs).write_text("{}")
-    with pytest.raises(UserError, match=r"is not empty \(it holds .*`prog demo` did not make it"):
+    with pytest.raises(UserError, match=r"is not empty \(it contains .*`prog demo` did not create it"):
         claim_folder(foreign, command="prog demo")
     assert [path.name for path in foreign.iterdir()] == [theirs]
-    with pytest.raises(UserError, match="is a file where"):
+    with pytest.raises(UserError, match="is a file, but"):
         claim_folder(own / "data", command="prog demo")
 
 

@@ -218,5 +218,5 @@ def test_two_processes_resume_exactly_and_as_one(
     assert promised(part, 24) == promised(whole, 24)
     program = start(*toy(alone, *words, "--resume"))
     assert program.wait() == 0, program.said()
-    assert "the checkpoint is of 2 process(es), this run has 1" in program.said()
+    assert "the checkpoint was written by a run on 2 process(es); this run has 1" in program.said()
     assert_same_curve(alone, one_process)

@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path: Path, capsys: pytes
     assert {name: value for name, value in part.items() if ".damaged" not in name} == whole
     for state in tmp_path.glob("checkpoints/step-0000*/state.json"):
         state.unlink()
-    with start(tmp_path, resume=True) as run, pytest.raises(UserError, match=r"(?s)every checkpoint.*cannot be read"):
+    with start(tmp_path, resume=True) as run, pytest.raises(UserError, match=r"(?s)all checkpoints.*cannot be read"):
         go(run, 10)
 
 

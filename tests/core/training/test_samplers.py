@@ -66,7 +66,7 @@ def test_loader(workers: int) -> None:
 @pytest.mark.parametrize(
     ("keywords", "kind", "message"),
     [
-        ({"batch_size": 11}, UserError, r"found 10 samples; one step needs 11 .*Lower batch_size"),
+        ({"batch_size": 11}, UserError, r"found 10 samples, but one step needs 11 .*Lower batch_size"),
         ({"batch_size": 4, "world_size": 3}, UserError, r"one step needs 12 \(batch_size 4 on 3"),
         ({"batch_size": 0}, UserError, "expected at least 1"),
         ({"batch_size": 1, "rank": 2, "world_size": 2}, ValueError, "0 <= rank < world_size = 2"),

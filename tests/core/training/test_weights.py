@@ -47,7 +47,7 @@ class _Code:
 def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, read: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": _Code()}, "code.pth")
-    with pytest.raises(UserError, match="would run code"):
+    with pytest.raises(UserError, match="could run code"):
         read(Path("code.pth"))  # type: ignore[operator]
     assert not Path("ran").exists()
 
@@ -55,7 +55,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, read: object, mon
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("gone.pth", None, "no such file"),
+        ("gone.pth", None, "does not exist"),
         ("cut.pth", b"PK\x03\x04cut", "cannot be read as weights"),
         ("cut.safetensors", b"\xff" * 30, "damaged or not a safetensors file"),
     ],
@@ -69,7 +69,7 @@ def test_missing_and_damaged_files_are_refused(tmp_path: Path, name: str, conten
 
 def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="holds no state dictionary"):
+    with pytest.raises(UserError, match="contains no state dictionary"):
         read_state_dict(tmp_path / "a.pth")
     with pytest.raises(UserError, match="without tensors"):
         read_tensors(tmp_path / "a.pth")
@@ -82,5 +82,5 @@ def test_a_file_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
     assert len(read_tensors(file)) == 1
-    with pytest.raises(UserError, match=r"packed\.pt: takes .* and unpacks to 16\.8 MB"):
+    with pytest.raises(UserError, match=r"packed\.pt has .* and unpacks to 16\.8 MB"):
         read_tensors(tmp_path / "packed.pt")

@@ -193,7 +193,7 @@ def test_a_label_map_is_proposed(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["check", str(tmp_path), "--label-map", str(proposed)]) == 0
     proposed.write_text(proposed.read_text().replace("structure 300", "liver"))
     assert main(["check", str(tmp_path), "--propose-map", str(proposed)]) == 1
-    assert "map.json would be replaced by the output of `ssl-medseg check`, which reads it" in capsys.readouterr().err
+    assert "map.json is an input of `ssl-medseg check` and would be replaced" in capsys.readouterr().err
     assert "liver" in proposed.read_text()
 
 

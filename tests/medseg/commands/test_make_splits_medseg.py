@@ -138,7 +138,7 @@ def test_files_and_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture
     # The same again changes nothing; another seed must not replace what runs may have used.
     assert main(line) == 0
     assert main([*line, "--seed", "1"]) == 1
-    assert "is there already and says something else" in capsys.readouterr().err
+    assert "already exists with another content" in capsys.readouterr().err
 
 
 def test_hashes_say_nothing_of_unlabelled_cases_labels(tmp_path: Path) -> None:

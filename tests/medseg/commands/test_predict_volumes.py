@@ -150,10 +150,10 @@ def test_labels_and_images_are_never_replaced(tmp_path: Path, model: Path) -> No
     for flags in ({}, {"overwrite": True}):
         with pytest.raises(UserError, match=r"labelsTr/case0\.nii\.gz"):
             predict(str(model), str(root), root / "labelsTr", device="cpu", **flags)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="did not write it here"):
+    with pytest.raises(UserError, match="did not write it to this folder"):
         predict(str(model), str(root / "imagesTr"), root / "labelsTr", device="cpu")
     (root / "list.csv").write_text("case,image\ncase1,imagesTr/case0.nii.gz\ncase0,imagesTr/case1.nii.gz\n")
-    with pytest.raises(UserError, match="which reads it"):
+    with pytest.raises(UserError, match="is an input of"):
         predict(
             str(model), str(root / "list.csv"), root / "imagesTr", device="cpu", overwrite=True,
             opening=DataOptions(allow_unlabelled=True),
@@ -209,7 +209,7 @@ def test_the_largest_part_of_each_structure_is_kept() -> None:
         (("nowhere", "out"), "no such file or folder"),
         (("empty", "out"), "contains no images"),
         (("images", "mask.nii.gz"), "is a single file, but there are 2 images"),
-        (("images", "images"), "which reads it"),
+        (("images", "images"), "is an input of"),
         (("images/a.nii.gz", "mask.dcm"), "not a DICOM series"),
         (("twice", "out"), "would both have a mask named a"),
     ],

@@ -37,7 +37,7 @@ def test_a_split_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_split_that_runs_may_have_used_is_not_overwritten(tmp_path: Path) -> None:
     write_split(tmp_path / "split.json", SPLIT, heart())
-    with pytest.raises(UserError, match="is there already and says something else"):
+    with pytest.raises(UserError, match="already exists with another content"):
         write_split(tmp_path / "split.json", Split(("a_ED",)), heart())
 
 

@@ -51,7 +51,11 @@ def test_other_models_and_changed_cards_are_refused(tmp_path: Path) -> None:
     card = json.loads((folder / "model.json").read_text())
     good = json.dumps(card)
     for key, value, said in (
-        ("labels", {"names": ["a", "b"], "values": [0, 1]}, r"head.classify.weight is \[2, 2, 3, 3\] by model.json"),
+        (
+            "labels",
+            {"names": ["a", "b"], "values": [0, 1]},
+            r"head.classify.weight is \[2, 2, 3, 3\] according to model.json",
+        ),
         ("network", {"nme": "unet"}, "does not describe a segmenter"),
     ):
         changed = json.loads(good)

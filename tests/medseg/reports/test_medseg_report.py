@@ -248,7 +248,7 @@ def test_pre_training_is_no_segmenter(finished: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected the out folder of `ssl-medseg train`"):
+    with pytest.raises(UserError, match="expected the output folder of `ssl-medseg train`"):
         report(tmp_path / "nowhere")
     (run / "evaluation" / "other.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="is not an evaluation"):

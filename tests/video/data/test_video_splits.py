@@ -124,7 +124,7 @@ def test_split_files_are_believed_only_whole(ucf: Path, tmp_path: Path) -> None:
     before = file.read_bytes()
     make_splits(str(ucf), tmp_path / "out", fractions=(0.5,), draws=1)
     assert file.read_bytes() == before
-    with pytest.raises(UserError, match="says something else"):
+    with pytest.raises(UserError, match="already exists with another content"):
         make_splits(str(ucf), tmp_path / "out", fractions=(0.5,), draws=1, seed=1)
     content = json.loads(before)
     content["test"].append([content["train"][0], "Dive"])

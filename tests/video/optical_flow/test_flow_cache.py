@@ -250,7 +250,7 @@ def test_too_little_space_is_said_first(folder: Path, tmp_path: Path, monkeypatc
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 0, 100))
-    with pytest.raises(UserError, match=r"the missing files take about .*, and 100 B are free"):
+    with pytest.raises(UserError, match=r"the missing files take about .*, but only 100 B are free"):
         flow(str(folder), tmp_path / "flow")
     assert not (tmp_path / "flow").exists()
 

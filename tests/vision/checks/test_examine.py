@@ -253,7 +253,7 @@ def test_long_lists_are_shortened_in_the_text_only(write, noise) -> None:
     text = report.text()
     assert "25 files cannot be read" in text
     assert text.count("an empty file") == 10
-    assert "... and 15 more; the JSON has all of them" in text
+    assert "... and 15 more; --out FILE writes all of them" in text
     assert "x0.png, x1.png, x2.png and 6 more: identical files" in text
     content = json.loads(report.to_json())
     assert len(content["errors"][0]["items"]) == 25

@@ -71,7 +71,7 @@ def test_every_image_of_a_class_is_as_likely(tmp_path: Path) -> None:
 def test_files_are_not_overwritten_and_none_is_written_if_one_cannot_be(tmp_path: Path) -> None:
     make_splits("digits", tmp_path, draws=1, fractions=(0.1,))
     make_splits("digits", tmp_path, draws=1, fractions=(0.1,))
-    with pytest.raises(UserError, match=r"10percent-draw0.json: is there already"):
+    with pytest.raises(UserError, match=r"10percent-draw0.json already exists"):
         make_splits("digits", tmp_path, draws=1, seed=1)
     assert [file.name for file in tmp_path.iterdir()] == ["10percent-draw0.json"]
 

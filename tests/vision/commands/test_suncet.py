@@ -181,7 +181,7 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             SuNCEtOptions(**settings)  # type: ignore[arg-type]
     for settings, batch_size, message in (
-        ({"classes_per_batch": 11}, 16, "suncet.classes_per_batch .* of 10 classes, asked for batches of 11"),
+        ({"classes_per_batch": 11}, 16, "suncet.classes_per_batch .* of 10 classes, but batches of 11"),
         ({"classes_per_batch": 10, "images_per_class": 200}, 0, "found 1433 images, but a step takes 2000"),
         ({"classes_per_batch": 10, "epochs": 1.0}, 0, "0 with suncet in all epochs"),
         ({}, 0, "batch_size is 0"),

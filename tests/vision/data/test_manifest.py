@@ -140,7 +140,7 @@ def test_a_missing_file_is_named_when_read(manifest, tmp_path: Path) -> None:
         ("", "found the columns an empty file, expected path"),
         ("where,label\na.png,x\n", r"found the columns where, label, expected path\[,label\]"),
         ("path label\na.png x\n", r"found the columns path label, expected path\[,label\]\[,split\] separated by"),
-        ("path,label,label\na.png,x,y\n", "found the column label twice, expected each once"),
+        ("path,label,label\na.png,x,y\n", "found the column label twice, expected it once"),
         ("path\nC:\\\\photos\\\\a.png\n", r"found paths on a Windows drive \(C:.*line 2\)"),
         ("path,label\na.png,x,y\na.png\n", r"found rows with more or fewer values than its 2 columns \(lines 2, 3\)"),
         ("path,label\n,x\na.png,x\n ,y\n", r"found rows without a path \(lines 2, 4\)"),

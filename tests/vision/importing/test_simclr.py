@@ -152,7 +152,7 @@ def test_nothing_is_overwritten(official: Path, tmp_path: Path) -> None:
     theirs.write_text("theirs")
     with pytest.raises(
         UserError,
-        match=r"import\.json would be replaced by the output of `ssl-vision import-checkpoint`, which reads it",
+        match=r"import\.json is an input of `ssl-vision import-checkpoint` and would be replaced",
     ):
         import_checkpoint(official, tmp_path / "out")
     assert [path.name for path in theirs.parent.iterdir()] == ["import.json"]

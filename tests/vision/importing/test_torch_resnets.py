@@ -174,7 +174,7 @@ class Stranger:
 
 def test_files_that_would_run_code_are_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": bare(narrow()), "config": Stranger()}, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"(?s)Stranger.*would run code.*torch\.save\(model\.state_dict\(\)"):
+    with pytest.raises(UserError, match=r"(?s)Stranger.*could run code.*torch\.save\(model\.state_dict\(\)"):
         import_checkpoint(tmp_path / "a.pt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

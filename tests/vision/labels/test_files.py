@@ -172,6 +172,6 @@ def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
     file = tmp_path / "few.json"
     write_label_file(file, ours(("a.png", "cat")))
     write_label_file(file, ours(("a.png", "cat")))
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         write_label_file(file, ours(("b.png", "cat")))
     assert read_label_file(file) == ours(("a.png", "cat"))

@@ -151,7 +151,7 @@ def test_opening_a_model_runs_no_code_that_it_names(tmp_path: Path) -> None:
     metadata = {"format": "ssl-vision encoder 1", "encoder": {"name": "os:abort"}, "image_size": 32, "head": None}
     save_model(tmp_path / "model", {}, metadata)
     for opened in (load_encoder, load_pretrained):
-        with pytest.raises(UserError, match=r"os:abort, code outside this package.*--trust-model-code"):
+        with pytest.raises(UserError, match=r"os:abort, which is not part of this package.*--trust-model-code"):
             opened(str(tmp_path))
 
 
@@ -159,7 +159,10 @@ def test_opening_a_model_runs_no_code_that_it_names(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"encoder": {"name": 3}}, "encoder.name is 3; expected str"),
-        ({"encoder": {"name": "resnet18", "width_multiplier": 4096}}, r"by model\.json and .* in the weights"),
+        (
+            {"encoder": {"name": "resnet18", "width_multiplier": 4096}},
+            r"according to model\.json and .* in the weights",
+        ),
         ({"encoder": {"name": "resnet18", "layers": 3}}, "unknown entry 'layers'"),
         ({"image_size": 1 << 31}, "image_size is 2147483648"),
         ({"image_size": True}, "image_size is True; expected int"),

@@ -388,7 +388,7 @@ def test_damaged_files_are_named(copy: Path, file: str, content: str, message: s
 
 
 def test_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no config.yaml .* expected the out folder of `ssl-vision pretrain`"):
+    with pytest.raises(UserError, match=r"no config.yaml, expected the output folder of `ssl-vision pretrain`"):
         report(tmp_path)
 
 

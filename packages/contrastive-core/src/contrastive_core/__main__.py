@@ -1,4 +1,4 @@
-"""`python -m contrastive_core`: report the backend in use, and why others are not; `build` compiles the fast one."""
+"""Report the backend in use and why others are unavailable, or compile the native backend (`build`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from contrastive_core.native.library import cache_folder
 
 
 def main() -> int:
-    """Run one command line."""
+    """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m contrastive_core", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="build")
-    commands.add_parser("build", help="compile the library for this machine's processor into the user's cache")
+    commands.add_parser("build", help="compile the native backend for this machine and store it in the user's cache")
     arguments = parser.parse_args()
     if arguments.command is None:
         print(info())
@@ -25,7 +25,7 @@ def main() -> int:
     except BuildError as error:
         print(f"python -m contrastive_core build: {error}", file=sys.stderr)
         return 1
-    # In a process of its own: this one may hold an older library.
+    # Report from a new process, because this one may have loaded an older library.
     return subprocess.run([sys.executable, "-m", "contrastive_core"], check=False).returncode
 
 

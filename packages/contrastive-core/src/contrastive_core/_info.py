@@ -14,7 +14,7 @@ from contrastive_core.similarity.api import active_backend, unavailable
 
 @dataclass(frozen=True)
 class Info:
-    """Backend, versions and devices in use; `print` shows them in readable form."""
+    """Backend, versions and devices in use; `print` shows one of them per line."""
 
     version: str
     """Version of contrastive-core."""
@@ -23,15 +23,15 @@ class Info:
     library: str
     """Instruction set and file of the compiled library; empty if none is loaded."""
     unavailable: dict[str, str]
-    """Backends that did not load, each with the reason and the remedy."""
+    """Backends that could not be loaded, each with the reason and the remedy."""
     torch: str
     """Version of PyTorch."""
     devices: tuple[str, ...]
-    """"cpu", and the accelerators PyTorch finds."""
+    """"cpu" and the accelerators that PyTorch finds."""
     cuda: str
     """Implementation on CUDA devices: PyTorch tiles, or Triton kernels for tensor cores."""
     threads: int
-    """CPU threads PyTorch uses within an operation."""
+    """Number of CPU threads that PyTorch uses within an operation."""
 
     def __str__(self) -> str:
         lines = [
@@ -48,7 +48,7 @@ class Info:
 
 
 def info() -> Info:
-    """Return the backend in use, why others are not, and versions, devices and threads.
+    """Return the backend in use, the reason why others are unavailable, and the versions, devices and threads.
 
     >>> info().backend in ("native", "torch")
     True

@@ -1,4 +1,4 @@
-"""Load the names of a package on first use, so that importing it costs nothing."""
+"""Import the public names of a package on first use, so that importing the package costs nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Any
 def load_on_use(
     package: str, places: Mapping[str, str], *, extra: str | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return `__getattr__` and `__dir__` of a package, for its `__init__.py`.
+    """Build the `__getattr__` and `__dir__` functions of a package that imports its public names on first use.
 
     Args:
         package: `__name__` of the package.
-        places: Module of each public name.
-        extra: Extra of contrastive-core that installs what these modules import.
+        places: Module that defines each public name.
+        extra: Extra of contrastive-core that installs the dependencies of these modules.
+
+    Returns:
+        `__getattr__` and `__dir__`, to be assigned in the package's `__init__.py`.
 
     >>> load_on_use("contrastive_core", {"LARS": "contrastive_core.optim"})[0]("LARS").__name__
     'LARS'

@@ -1,12 +1,13 @@
-"""Gather rows from all processes with the gradient of the union batch, and pass them around a ring.
+"""Exchange rows between processes, by a gather with the gradient of the union batch or around a ring.
 
-Each process computes the loss of its own anchors among the rows of all processes. A row receives gradient from the
+Each process computes the loss of its own anchors against the rows of all processes. A row receives gradients from the
 anchors of every process, so the backward pass of the gather sums the incoming gradients over processes and returns the
 local part. Data-parallel training averages parameter gradients over processes; the result is then the gradient of the
 mean loss over the union batch. (`torch.distributed.all_gather` alone propagates no gradient.)
 
-Ring: in each hop, a process sends the rows it holds to its right neighbour, rank + 1, and receives those of its left
-neighbour. After W - 1 hops each process has seen the rows of all W, and never held more than two parts at a time.
+In each hop around the ring, a process sends the rows it currently holds to its right neighbour, rank + 1, and receives
+those of its left neighbour. After W - 1 hops each process has seen the rows of all W processes. Besides its own rows,
+it never holds those of more than two others.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ def world_size() -> int:
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """Concatenate the rows of all processes in rank order, with gradient: [n, ...] on each of W -> [W n, ...].
+    """Concatenate the rows of all W processes in rank order, with gradient: [n, ...] -> [W n, ...].
 
-    The backward pass sums the gradient of the result over processes and returns to each the part of its own rows. Every
-    process must call this function with the same number of rows, and all must run the backward pass if one does. With a
-    single process, x itself is returned. Linear, and differentiable any number of times in reverse and forward mode.
+    The backward pass sums the gradient of the result over processes and returns to each process the part that belongs
+    to its own rows. Every process must call this function with the same number of rows, and all must run the backward
+    pass if one does. With a single process, x itself is returned. The function is linear, and differentiable any number
+    of times in reverse and forward mode.
 
     Raises:
-        ValueError: On every process, if they hold different numbers of rows, or rows of different size or type.
+        ValueError: The processes hold different numbers of rows, or rows of different size or type (raised on each).
 
     >>> gather_rows(torch.ones(2, 3)).shape
     torch.Size([2, 3])
@@ -67,13 +69,19 @@ def gather_labels(y: Tensor) -> Tensor:
 
 
 def how_to_gather(name: str, gather: Gather, rows: Tensor) -> Literal["alone", "all", "ring"]:
-    """Choose how the rows of other processes are exchanged: not at all, gathered, or passed around a ring.
+    """Choose how processes exchange rows: not at all ("alone"), by a gather ("all"), or around a ring ("ring").
 
-    "all" and "ring" give the same values and gradients. The ring holds the rows of three processes instead of those of
-    all, but its matrix products are smaller, so True selects it only where memory matters: from `RING_FROM` bytes.
+    "all" and "ring" give the same values and gradients. With the ring, a process holds the rows of three processes
+    instead of those of all, but its matrix products are smaller. `gather=True` therefore selects the ring only if the
+    rows of all processes take at least `RING_FROM` bytes.
+
+    Args:
+        name: Name of the loss, for error messages.
+        gather: Setting of the loss.
+        rows: Rows [n, D] of this process.
 
     Raises:
-        ValueError: `gather` is none of False, True, "all" and "ring".
+        ValueError: `gather` is not one of False, True, "all" and "ring".
     """
     if gather not in (False, True, "all", "ring"):
         raise ValueError(f'{name}: gather is {gather!r}, expected False, True, "all" or "ring"')
@@ -85,15 +93,16 @@ def how_to_gather(name: str, gather: Gather, rows: Tensor) -> Literal["alone", "
 
 
 def split_own(gathered: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a tensor from :func:`gather_rows` into this process's rows and those of the others, in order."""
+    """Split the result of :func:`gather_rows` into the rows of this process and those of the others, in rank order."""
     own, size = rank(), len(gathered) // world_size()
     return gathered[own * size : (own + 1) * size], torch.cat([gathered[: own * size], gathered[(own + 1) * size :]])
 
 
 def visitors(*own: Tensor) -> Iterator[list[Tensor]]:
-    """Yield the tensors of each other process, the left neighbour's first, while the next ones are in transit.
+    """Yield the tensors of each other process around the ring, beginning with those of the left neighbour.
 
-    Every process must exhaust the iterator, with tensors of the same shapes and types.
+    The tensors of the next process are transferred in the meantime. Every process must exhaust the iterator, with
+    tensors of the same shapes and types.
     """
     hop = Hop(own)
     for later in reversed(range(world_size() - 1)):
@@ -104,7 +113,7 @@ def visitors(*own: Tensor) -> Iterator[list[Tensor]]:
 
 
 class Hop:
-    """Asynchronous exchange: send tensors to the right neighbour, receive as many of the same shapes from the left.
+    """Asynchronous transfer of tensors to the right neighbour and of tensors of the same shapes from the left one.
 
     The transfer starts on construction. Every process must make the same hops in the same order.
 
@@ -131,10 +140,12 @@ class Hop:
 
 
 def refuse_unequal(x: Tensor) -> None:
-    """Compare shapes and types over processes: a gather of unequal tensors would hang or read out of bounds.
+    """Check that the tensors of all processes have the same shape and type.
+
+    A gather of unequal tensors would wait forever or read out of bounds.
 
     Raises:
-        ValueError: On every process, if they hold different numbers of rows, or rows of different size or type.
+        ValueError: The processes hold different numbers of rows, or rows of different size or type (raised on each).
     """
     mine = torch.tensor([len(x), math.prod(x.shape[1:]), _DTYPES.index(x.dtype)], device=x.device)
     parts = _one_per_process(mine)
@@ -151,7 +162,9 @@ def refuse_unequal(x: Tensor) -> None:
         found = ", ".join(
             f"rank {i}: {size} x {_DTYPES[d]}" for i, (size, d) in enumerate(zip(sizes, dtypes, strict=True))
         )
-        raise ValueError(f"gather: the processes hold rows of different kinds ({found}), expected the same on each")
+        raise ValueError(
+            f"gather: the processes hold rows of different sizes or types ({found}), expected the same on each"
+        )
 
 
 class _Gather(Function):

@@ -1,4 +1,4 @@
-"""The error for input that its user can put right."""
+"""Exception for errors that the user can correct."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 _CONTROLS = (*range(32), *range(127, 160))
 _DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 UNPRINTABLE = frozenset(map(chr, (*_CONTROLS, *_DIRECTIONS)))
-"""Control characters, and those that change the direction of text, so that a name reads as another one."""
+"""Control characters, and characters that change the direction of text and can disguise a name."""
 _ESCAPES = {ord(letter): letter.encode("unicode_escape").decode() for letter in UNPRINTABLE - {"\n", "\t"}}
 _LONGEST = 2000
 
 
 class UserError(Exception):
-    """Bad input; the message names the file or argument, what was found, what was expected and what to do.
+    """Error in the user's input.
 
-    Command lines print the message alone, without a traceback. What it quotes of a file is made fit for a terminal:
-    control characters are escaped, and lines of more than 2,000 characters are shortened.
+    The message names the file or argument and says what was found, what was expected and what to do. Command lines
+    print it without a traceback. Because a message can quote the content of a file, control characters are escaped and
+    lines of more than 2,000 characters are shortened.
     """
 
     def __init__(self, message: str) -> None:
@@ -24,7 +25,7 @@ class UserError(Exception):
 
 
 def without_path(error: Exception, path: Path) -> str:
-    """Return the message of an error about a file, without saying where the file lies."""
+    """Return the message of an error about a file without the path of its folder."""
     return str(error).replace(f"{path}: ", "").replace(str(path), path.name).replace(f"{path.parent}/", "")
 
 

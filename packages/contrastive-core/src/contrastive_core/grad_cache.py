@@ -1,4 +1,4 @@
-"""Large contrastive batches in the memory of a small one, by encoding in chunks (GradCache)."""
+"""Train with large contrastive batches in the memory of a small one, by encoding in chunks (GradCache)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BatchNorm = Literal["refuse", "chunk"]
 
 
 def encode_in_chunks(encoder: nn.Module, *inputs: Tensor, chunk_size: int, batch_norm: BatchNorm = "refuse") -> Any:
-    """Compute `encoder(*inputs)`, value and gradient, in the memory of `chunk_size` rows.
+    """Compute `encoder(*inputs)` and its gradient in the memory of `chunk_size` rows.
 
     A contrastive loss needs all embeddings of a batch at once, but not all the activations that produced them. The
     encoder therefore processes one chunk at a time and discards its activations. The backward pass first computes the
@@ -31,11 +31,12 @@ def encode_in_chunks(encoder: nn.Module, *inputs: Tensor, chunk_size: int, batch
     second pass repeats the random draws (dropout) and the autocast state of the first; only the first pass updates
     buffers.
 
-    There is one backward pass, and each parameter receives its gradient once in it. With `DistributedDataParallel`,
+    There is one backward pass, in which each parameter receives its gradient once. With `DistributedDataParallel`,
     inside or outside this function, gradients are averaged over processes once per step and `no_sync` is not needed.
 
-    Memory O(chunk) for activations and O(N) for inputs and embeddings. Time: one additional forward pass over all
-    chunks but the last, whose activations are kept; a third more if a backward pass costs twice a forward pass.
+    Activations take O(chunk_size) memory, inputs and embeddings O(N). The second forward pass covers all chunks but the
+    last, whose activations are kept; it adds a third to the time of a step if a backward pass costs twice a forward
+    pass.
 
     Args:
         encoder: Module that is called with one chunk of each input and returns a tensor, or a tuple of tensors, with
@@ -43,25 +44,28 @@ def encode_in_chunks(encoder: nn.Module, *inputs: Tensor, chunk_size: int, batch
         inputs: Tensors [N, ...], split along their rows. They may be on another device than the encoder's parameters
             if the encoder moves each chunk itself.
         chunk_size: Number of rows per call of the encoder. If N is not larger, the encoder is called once.
-        batch_norm: `refuse`, or `chunk` to normalise each chunk by its own statistics (ghost batch norm), which
-            computes a different function from normalising the whole batch. Rows are then assigned to chunks at random
-            (by torch's global generator, which `manual_seed` seeds): if a chunk held both views of the same images, its
-            statistics would reveal which views belong together. Running statistics are updated once per chunk.
+        batch_norm: "refuse" to raise an error for batch norm in training mode, or "chunk" to normalise each chunk by
+            its own statistics (ghost batch norm), which is a different function from normalising the whole batch. Rows
+            are then assigned to chunks at random (by torch's global generator, which `manual_seed` seeds): if a chunk
+            held both views of the same images, its statistics would reveal which views belong together. Running
+            statistics are updated once per chunk.
 
     Returns:
-        A tensor or a tuple of tensors [N, ...], whichever the encoder returns.
-
-    Edges: without gradient (`torch.no_grad()`), chunks are encoded once. Draws from generators other than torch's
-    global ones (numpy, Python, a `torch.Generator`) are not repeated, so an encoder must not use them. Dropout masks
-    are drawn per chunk and differ from those of a single call on the whole batch. Apply `torch.compile` to the encoder,
-    not to a function that calls this one.
+        A tensor or a tuple of tensors [N, ...], as returned by the encoder.
 
     Raises:
         TypeError: The encoder is not a module, an input is not a tensor, or an output is neither a tensor nor a tuple
             of tensors.
-        ValueError: Batch norm in training mode (also if synchronised: the statistics of a chunk over all processes
-            differ from those of the batch too); inputs with different numbers of rows, or none; chunk_size below 1; an
-            output without exactly one row for each row of the input.
+        ValueError: The encoder has batch norm in training mode (synchronised batch norm included, because the
+            statistics of a chunk over all processes also differ from those of the batch); inputs are missing or differ
+            in their number of rows; chunk_size is below 1; or an output does not have one row for each row of the
+            input.
+
+    Note:
+        Without gradient (`torch.no_grad()`), each chunk is encoded once. Draws from generators other than torch's
+        global ones (numpy, Python, a `torch.Generator`) are not repeated, so an encoder must not use them. Dropout
+        masks are drawn per chunk and differ from those of a single call on the whole batch. Apply `torch.compile` to
+        the encoder, not to a function that calls this one.
 
     Reference: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", section 3.
 
@@ -140,7 +144,7 @@ def _joined(outputs: Sequence[tuple[bool, tuple[Tensor, ...]]], *, back: Tensor 
 class _Unchanged(AbstractContextManager[None]):
     """Replace a module's buffers by copies inside the block, so that a second pass leaves running statistics unchanged.
 
-    The originals are not restored by copying back, because the first pass may have saved the buffers for backward.
+    The buffers are not copied and restored afterwards, because the first pass may have saved them for backward.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -160,8 +164,8 @@ def _check(encoder: nn.Module, inputs: tuple[Tensor, ...], chunk_size: int) -> i
     """Check the arguments and return the number of rows."""
     if not isinstance(encoder, nn.Module):
         raise TypeError(
-            f"encode_in_chunks: the encoder is a {type(encoder).__name__}, expected a torch.nn.Module, whose batch "
-            "norm layers and devices can be inspected; wrap a function in a module"
+            f"encode_in_chunks: the encoder is a {type(encoder).__name__}, expected a torch.nn.Module; wrap a function "
+            "in a module, so that its batch norm layers and devices can be inspected"
         )
     for x in inputs:
         if not isinstance(x, Tensor):

@@ -13,7 +13,7 @@ class ProjectionHead(nn.Module):
     Hidden layers:  x -> relu(BN(W x)),  W [hidden, in] without bias, BN with scale and shift
     Last layer:     x -> BN(W x),        W [out, in] without bias, BN with a scale only: no shift, no ReLU
 
-    The papers write z = W2 relu(W1 h). The released code normalises after every linear layer, and so does this head.
+    The papers write z = W2 relu(W1 h). The released code normalises after every linear layer, as this head does.
     Weights are initialised from N(0, 0.01^2), BN scales to 1. SimCLR uses 2 layers; SimCLRv2 (and the current default
     of its code) uses 3. The losses of this package l2-normalise z themselves.
 
@@ -25,18 +25,18 @@ class ProjectionHead(nn.Module):
     Running statistics follow PyTorch (eps 1e-5, momentum 0.1). PyTorch updates the running variance with the unbiased
     estimate, TensorFlow with the biased one; the updates differ by a factor N / (N - 1), 1.002 at N = 512. Outputs in
     training mode are the same. The BN layers are plain `nn.BatchNorm1d` (the last with `bias=None`), so that a
-    conversion to synchronised BN finds them; the papers aggregate the head's statistics across devices too.
+    conversion to synchronised BN finds them; the papers also aggregate the head's statistics across devices.
 
     Args:
         in_features: Width of the encoder's features.
         out_features: Width of the embeddings; 128 in the papers.
-        hidden_features: Width of the hidden layers. None: `in_features`, as in the papers.
+        hidden_features: Width of the hidden layers; `in_features` if None, as in the papers.
         layers: Number of linear layers, at least 1.
 
     Shape: [N, in_features] -> [N, out_features]. In training mode N must be at least 2.
 
     Raises:
-        ValueError: a size below 1; an input that is not [N, in_features].
+        ValueError: A size is below 1, or an input is not [N, in_features].
 
     Reference: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", section 2.1;
     Chen et al. 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners", section 2.
@@ -75,14 +75,15 @@ class ProjectionHead(nn.Module):
     def first_layers(self, count: int) -> nn.Sequential:
         """Return the first `count` layers, each up to its ReLU, as a module that shares this head's weights.
 
-        With 0 the module is empty and returns the head's input; 1 gives the layer from which SimCLRv2 fine-tunes; the
-        number of layers gives the whole head. Copy the module (`copy.deepcopy`) to train it independently of the head.
+        With 0, the module is empty and returns the head's input; with 1, it ends at the layer from which SimCLRv2
+        fine-tunes; with the number of layers, it is the whole head. Copy the module (`copy.deepcopy`) to train it
+        independently of the head.
 
         Raises:
             ValueError: `count` is negative or larger than the number of layers.
         """
         if not 0 <= count <= len(self.layers):
-            raise ValueError(f"ProjectionHead.first_layers: got {count}, this head has 0 to {len(self.layers)} layers")
+            raise ValueError(f"ProjectionHead.first_layers: got {count}, expected 0 to {len(self.layers)} layers")
         return self.layers[:count]
 
 
@@ -97,7 +98,7 @@ def _hidden_layer(in_features: int, out_features: int) -> nn.Sequential:
 
 def _last_layer(in_features: int, out_features: int) -> nn.Sequential:
     norm = nn.BatchNorm1d(out_features)
-    # Not BatchNorm1d(bias=False): older supported releases of torch do not have that argument.
+    # BatchNorm1d(bias=False) is not available in all supported releases of torch.
     norm.register_parameter("bias", None)
     return nn.Sequential(OrderedDict[str, nn.Module](linear=_linear(in_features, out_features), norm=norm))
 

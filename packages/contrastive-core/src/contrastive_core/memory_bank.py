@@ -14,16 +14,18 @@ from contrastive_core.losses._inputs import check_rows, unit_rows
 class MemoryBank:
     """Queue of the last `size` embeddings added, l2-normalised and without gradient.
 
-    Pass its `rows` to `nt_xent` or `info_nce` as `bank`, and `add` the batch's keys after computing the loss: a
-    sample's own key must not be among its negatives. Keys should come from a slowly changing network, such as a moving
-    average of the trained one (`torch.optim.swa_utils.AveragedModel`), so that old rows stay comparable with new ones.
+    Pass `bank.rows` to `nt_xent` or `info_nce` as `bank`, and call `add` with the batch's keys after computing the
+    loss, because a sample's own key must not be among its negatives. Keys should come from a slowly changing network,
+    such as a moving average of the trained one (`torch.optim.swa_utils.AveragedModel`), so that old rows remain
+    comparable with new ones.
 
     The bank starts empty; once it is full, a new row replaces the oldest. With several processes, `add(keys,
-    gather=True)` adds the keys of all processes in rank order, so that each holds the bank that a single process would
-    build from the union of the batches. A bank restored with `load_state_dict` continues bit for bit.
+    gather=True)` adds the keys of all processes in rank order, so that each process holds the bank that a single
+    process would build from the union of the batches. A bank restored with `load_state_dict` gives bitwise the same
+    results as one that was not interrupted.
 
     Args:
-        size: Number of embeddings kept; 65536 in MoCo.
+        size: Largest number of embeddings; 65536 in MoCo.
         features: Width D of the embeddings.
         device: Device that stores them.
         dtype: Storage type, independent of autocast. In float32 the bank takes 4 * size * D bytes.
@@ -64,7 +66,7 @@ class MemoryBank:
 
     @torch.no_grad()
     def add(self, keys: Tensor, *, gather: bool = False) -> None:
-        """Add embeddings [N, D], which are l2-normalised here; if N exceeds `size`, only the last `size`.
+        """Add embeddings [N, D], l2-normalised here; if N exceeds `size`, only the last `size` are added.
 
         Raises:
             ValueError: The width differs from the bank's; with `gather`, the number of keys differs between processes
@@ -92,11 +94,13 @@ class MemoryBank:
         """
         if missing := {"rows", "added"} - set(state):
             raise ValueError(
-                f"MemoryBank: the state lacks {' and '.join(sorted(missing))}; it was not saved by a MemoryBank"
+                f"MemoryBank: the state lacks {' and '.join(sorted(missing))}, expected the result of "
+                "MemoryBank.state_dict()"
             )
         if state["rows"].shape != self._rows.shape:
             raise ValueError(
-                f"MemoryBank: got the state of a bank {list(state['rows'].shape)}, expected {list(self._rows.shape)}"
+                f"MemoryBank: got the state of a bank of shape {list(state['rows'].shape)}, expected "
+                f"{list(self._rows.shape)}"
             )
         self._rows.copy_(state["rows"])
         self._added = int(state["added"])

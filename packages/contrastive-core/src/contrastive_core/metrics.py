@@ -29,7 +29,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Agreement of confidence with accuracy: 80 % of the images predicted with 80 % confidence should be correct.
+    """Calibration of a classifier: of the images predicted with 80 % confidence, 80 % should be correct.
 
     Attributes:
         ece: Expected calibration error, in [0, 1].
@@ -49,7 +49,10 @@ def calibrate(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> Calib
     an image (Naeini et al. 2015), with the 15 bins of Guo et al. 2017. The value depends on the number of bins and is
     biased upwards for few images.
 
-    Shapes: probabilities ``[N, C]``, labels ``[N]``, N > 0.
+    Args:
+        probabilities: Predicted class probabilities ``[N, C]``, with N > 0.
+        labels: True classes, integers ``[N]``.
+        bins: Number of bins.
     """
     confidence, predicted = probabilities.double().max(dim=1)
     right = (predicted == labels).double()
@@ -74,17 +77,36 @@ def calibrate(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> Calib
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Count the images of each true class (row) by predicted class (column): int64 ``[C, C]``."""
+    """Count the images of each true class (row) by predicted class (column).
+
+    Args:
+        predicted: Predicted classes, int64 ``[N]``.
+        labels: True classes, int64 ``[N]``.
+        num_classes: Number of classes C.
+
+    Returns:
+        Numbers of images, int64 ``[C, C]``.
+    """
     cells = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return cells.view(num_classes, num_classes)
 
 
 def per_class_accuracy(confusion: Tensor) -> Tensor:
-    """Return the accuracy on each class's images, float64 ``[C]``; NaN for a class without images."""
+    """Compute the accuracy on the images of each class, float64 ``[C]``; NaN for a class without images.
+
+    Args:
+        confusion: Confusion matrix ``[C, C]`` with the true classes in its rows.
+    """
     return confusion.diagonal().double() / confusion.sum(dim=1).double()
 
 
 def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
-    """Return the fraction of images whose class is among the k largest of its scores ``[N, C]``."""
+    """Compute the fraction of images whose true class is among the k classes with the largest scores.
+
+    Args:
+        scores: Class scores ``[N, C]``, such as logits or probabilities.
+        labels: True classes, integers ``[N]``.
+        k: Number of classes considered, at most C.
+    """
     ranked = scores.topk(k, dim=1).indices == labels[:, None]
     return ranked.any(dim=1).double().mean().item()

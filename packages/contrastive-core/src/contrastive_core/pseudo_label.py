@@ -1,6 +1,6 @@
-"""Pseudo-labels from predictions: fusion over views or models, sharpening and confidence thresholds.
+"""Compute pseudo-labels: fusion of predictions over views or models, sharpening and confidence thresholds.
 
-Predictions are ``[N, C]`` (images, clips) or ``[N, C, ...]`` (pixels, voxels) with the classes in dimension 1. Several
+Predictions are ``[N, C]`` (images, clips) or ``[N, C, ...]`` (pixels, voxels), with the classes in dimension 1. Several
 predictions per sample are stacked in an additional leading dimension: ``[V, N, C, ...]``. No function detaches its
 result.
 """
@@ -21,7 +21,7 @@ __all__ = ["PseudoLabels", "agreement", "class_thresholds", "fuse", "hard_labels
 
 
 class PseudoLabels(NamedTuple):
-    """Hard labels, their confidence, and a mask of those to use."""
+    """Hard labels, their confidence, and a mask of the labels to use."""
 
     classes: Tensor
     """Most probable class: int64 [N, ...]."""
@@ -44,17 +44,17 @@ def fuse(
         predictions: V tensors [N, C, ...] of one shape, or [V, N, C, ...]: views of a clip, augmented copies of a
             slice, models of an ensemble.
         weights: V non-negative numbers, not all zero. None: equal weights.
-        kind: Type of `predictions`. For logits, the result is the softmax of their weighted mean: a confident view then
-            has more influence than with probabilities.
-        present: Mask bool [V, N] of the predictions that exist. Missing views are left out, and the weights of the
-            others are normalised for each sample. None: all exist.
+        kind: Whether `predictions` are probabilities or logits. For logits, the result is the softmax of their weighted
+            mean, which gives a confident prediction more influence than the mean of probabilities does.
+        present: Boolean mask [V, N] of the predictions that exist. Missing predictions are left out, and the weights of
+            the others are normalised for each sample. None: all exist.
 
     Returns:
-        Probabilities [N, C, ...]. For a sample without any prediction: all 0, or 1 / C if `kind` is "logits".
+        Probabilities [N, C, ...]. For a sample without any prediction they are all 0, or 1 / C if `kind` is "logits".
 
     Raises:
-        ValueError: There is no prediction, shapes differ, weights are not one number per prediction, negative or all
-            zero, `present` has another shape, or `kind` is unknown.
+        ValueError: There is no prediction, shapes differ, the number of weights is not V, a weight is negative, all
+            weights are zero, `present` has another shape, or `kind` is unknown.
         TypeError: Predictions are not floating point.
 
     Reference: Xiong et al. 2021, "Multiview pseudo-labeling for semi-supervised learning from video".
@@ -86,7 +86,7 @@ def fuse(
 
 
 def agreement(predictions: Tensor | Sequence[Tensor]) -> Tensor:
-    """Compute the fraction of a sample's predictions that agree with the most frequently predicted class.
+    """Compute the fraction of a sample's predictions that agree with the class predicted most often.
 
     Args:
         predictions: V tensors [N, C, ...] of one shape, or [V, N, C, ...]; probabilities or logits.
@@ -95,7 +95,7 @@ def agreement(predictions: Tensor | Sequence[Tensor]) -> Tensor:
         Fractions [N, ...] in [1 / V, 1]; 1 where all predictions agree.
 
     Raises:
-        ValueError, TypeError: As for `fuse`.
+        ValueError, TypeError: As in `fuse`.
 
     >>> agreement(torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]]]))
     tensor([0.5000])
@@ -110,13 +110,15 @@ def hard_labels(probabilities: Tensor, *, threshold: float | Tensor = 0.0) -> Ps
 
     Args:
         probabilities: Class probabilities [N, C, ...].
-        threshold: One number, or one per class [C], of which that of the most probable class applies; see
+        threshold: One number, or one number per class [C], in which case that of the most probable class applies; see
             `class_thresholds`.
 
-    Edges: of equally probable classes the first is selected. A sample with NaN is not kept.
+    Returns:
+        Classes, their confidence and the mask of those to keep, each [N, ...]. If classes are equally probable, the
+        first is selected. A sample with NaN is not kept.
 
     Raises:
-        ValueError: `threshold` is neither one number nor C, or there is no class dimension.
+        ValueError: `threshold` is neither one number nor C numbers, or there is no class dimension.
         TypeError: Probabilities are not floating point.
 
     Reference: Sohn et al. 2020, "FixMatch".
@@ -135,14 +137,17 @@ def hard_labels(probabilities: Tensor, *, threshold: float | Tensor = 0.0) -> Ps
 
 
 def is_confident(classes: Tensor, confidence: Tensor, threshold: float | Tensor) -> Tensor:
-    """Return where a confidence reaches its threshold; bool, of the shape of `confidence`.
+    """Compare confidences with a threshold.
 
-    `hard_labels` without the probabilities, for classes and confidences that come from elsewhere.
+    The result equals the mask of `hard_labels`, for classes and confidences that were computed separately.
 
     Args:
-        classes: Class of each sample, int64 of any shape.
+        classes: Class of each sample, an int64 tensor of any shape.
         confidence: Confidence of each sample, of the same shape.
-        threshold: One number, or one per class [C].
+        threshold: One number, or one number per class [C], in which case that of the sample's class applies.
+
+    Returns:
+        Bool tensor of the same shape, True where confidence >= threshold.
 
     >>> is_confident(torch.tensor([0, 1]), torch.tensor([0.8, 0.6]), torch.tensor([0.9, 0.5]))
     tensor([False,  True])
@@ -154,9 +159,9 @@ def is_confident(classes: Tensor, confidence: Tensor, threshold: float | Tensor)
 
 
 def class_thresholds(labels: PseudoLabels, *, share: float, num_classes: int, least: float = 0.0) -> Tensor:
-    """Compute per-class thresholds that keep the same share of each class: its most confident labels.
+    """Compute per-class thresholds that keep the same share of each class, namely its most confident labels.
 
-    A single threshold keeps many labels of the classes predicted with high confidence and few of the others.
+    A single threshold would keep many labels of classes predicted with high confidence and few of the others.
 
     Args:
         labels: Result of `hard_labels` for all samples to consider.
@@ -190,7 +195,7 @@ def class_thresholds(labels: PseudoLabels, *, share: float, num_classes: int, le
 
 
 def _shares(weights: Tensor, present: Tensor, stacked: Tensor) -> Tensor:
-    """Return each sample's weights [V, N, 1, ...], normalised to sum 1 over the predictions that exist."""
+    """Return the weights [V, N, 1, ...], normalised for each sample to sum 1 over the predictions that exist."""
     if present.shape != stacked.shape[:2]:
         raise ValueError(f"fuse: present has shape {list(present.shape)}, expected {list(stacked.shape[:2])}, [V, N]")
     counted = weights[:, None] * present.to(weights)

@@ -1,7 +1,7 @@
 """Counter-based random numbers: each draw depends only on its keys, not on earlier draws, order or process.
 
-The draws of a stateful generator depend on its history: on the number of loader workers, on skipped images, on a
-restart. Here a draw is the hash of (seed, keys, sample, index of the draw).
+The draws of a stateful generator depend on its history, which includes the number of loader workers, skipped images and
+restarts. Here a draw is a hash of (seed, keys, sample, index of the draw).
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 def derive(seed: int, *keys: int | str) -> int:
     """Derive an independent seed from a seed and a sequence of keys: `derive(seed, "order", epoch)`.
 
-    The result is in [0, 2**63) and the same in every process and on every platform. Different keys give independent
+    The result is in [0, 2**63) and is the same in every process and on every platform. Different keys give independent
     seeds; 1 and "1" are different keys, and so are ("a", "b") and ("ab",).
+
+    >>> derive(0, "order", 1) == derive(0, "order", 1), derive(0, "order", 1) == derive(0, "order", 2)
+    (True, False)
     """
     digest = hashlib.blake2b(digest_size=8)
     for key in (seed, *keys):
@@ -33,17 +36,20 @@ def derive(seed: int, *keys: int | str) -> int:
 def uniform(seed: int, ids: Tensor, draws: int, *, device: torch.device | str | None = None) -> Tensor:
     """Draw uniform numbers in [0, 1) for each sample: float32 ``[N, draws]`` with 24 random bits each.
 
-    Row i is a function of (seed, ids[i]) alone, and draw j does not depend on the number of draws. The bits are the
+    Row i is a function of seed and ids[i] alone, and draw j does not depend on the number of draws. The bits are the
     same on every device.
 
     Args:
         seed: Seed of these draws; use :func:`derive` to obtain a separate one for each purpose.
         ids: Sample numbers, int64 ``[N]``.
         draws: Number of draws per sample.
-        device: Device of the result. None: that of `ids`.
+        device: Device of the result; the device of `ids` if None.
+
+    Raises:
+        TypeError: `ids` is not an int64 tensor of one dimension.
     """
     if ids.dtype != torch.int64 or ids.ndim != 1:
-        raise TypeError(f"ids must be an int64 tensor [N], got {ids.dtype} {tuple(ids.shape)}")
+        raise TypeError(f"uniform: ids is {ids.dtype} of shape {list(ids.shape)}, expected an int64 tensor [N]")
     ids = ids if device is None else ids.to(device)
     counter = torch.arange(1, draws + 1, dtype=torch.int64, device=ids.device)
     # Hash the seed first: otherwise sample 1 of seed 0 would get the draws of sample 0 of seed 1.
@@ -63,14 +69,14 @@ def permutation(seed: int, n: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Apply SplitMix64's finaliser: each bit of the result depends on each bit of x. Products wrap modulo 2^64."""
+    """Apply the finaliser of SplitMix64, which makes each bit of the result depend on each bit of x (modulo 2^64)."""
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
     return x ^ _shift(x, 31)
 
 
 def _mix_number(x: int) -> int:
-    """Apply `_mix` to one number, unsigned."""
+    """Apply `_mix` to one unsigned number."""
     x &= _UNSIGNED
     x = ((x ^ (x >> 30)) * _MIX_1) & _UNSIGNED
     x = ((x ^ (x >> 27)) * _MIX_2) & _UNSIGNED
@@ -78,5 +84,5 @@ def _mix_number(x: int) -> int:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Shift right logically; `>>` on int64 is arithmetic and copies the sign."""
+    """Shift right logically, because `>>` on int64 is arithmetic and copies the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

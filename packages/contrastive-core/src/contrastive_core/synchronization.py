@@ -1,8 +1,8 @@
-"""Avoid making the host wait for a device.
+"""Avoid synchronisation between the host and a device.
 
-The host queues operations of a GPU ahead of their execution. Reading a value of a tensor (`item`, a condition, a mask
-as an index) makes it wait until all of them are done, so functions that run in every training step read values only
-where that is free.
+The host queues the operations of a GPU ahead of their execution. Reading a value of a tensor (`item`, a condition, a
+mask as an index) makes it wait until all of them are done. Functions that run in every training step therefore read
+values only if the tensor is on the CPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Numbers and times as text, for messages, progress lines and reports."""
+"""Format numbers, durations and lists for messages, progress lines and reports."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 
 def several(number: int, noun: str, plural: str = "") -> str:
-    """Format a number with its noun: ``1 file``, ``2,500 files``.
+    """Format a count with its noun: ``1 file``, ``2,500 files``.
 
     Args:
-        number: Number.
+        number: Count.
         noun: Noun in the singular.
-        plural: Plural, if it is not formed with s.
+        plural: Noun in the plural, if it is not formed with s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
@@ -37,7 +37,7 @@ def size(number: float) -> str:
 
 
 def some_of(names: Iterable[object], most: int = 5) -> str:
-    """Join names, with only the first of many: ``a, b, c, d, e and 3 more``.
+    """Join names with commas, listing at most `most` of them: ``a, b, c, d, e and 3 more``.
 
     >>> some_of(["a", "b", "c"], most=2)
     'a, b and 1 more'

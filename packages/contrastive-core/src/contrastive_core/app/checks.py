@@ -1,4 +1,4 @@
-"""Findings of a data-set check, each with all of its cases, as text and as JSON."""
+"""Findings of a data-set check with all of their cases, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ _FILES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Item:
-    """One case of a finding: its files and a description."""
+    """One case of a finding.
+
+    Attributes:
+        files: Files concerned.
+        detail: Description of the case.
+    """
 
     files: Sequence[str]
     detail: str = ""
@@ -30,11 +35,11 @@ class Finding:
     """A problem or property of a data set, with all of its cases.
 
     Attributes:
-        level: ``error``: training or evaluation would fail or be wrong; ``warning``: probably unintended; ``note``:
-            handled, for information.
-        kind: Identifier for programs, one word.
+        level: ``error`` if training or evaluation would fail or be wrong; ``warning`` for a property that is probably
+            unintended; ``note`` for a property that is handled.
+        kind: Identifier for programs, which is one word.
         title: Description and remedy.
-        items: Cases.
+        items: All cases of the finding.
     """
 
     level: Level
@@ -43,28 +48,28 @@ class Finding:
     items: Sequence[Item] = ()
 
     def __str__(self) -> str:
-        """The title with its first cases, on one line."""
+        """Return the title and its first items on one line."""
         listed = "; ".join(_item_lines(self.items, shown=_FILES_SHOWN, more="{count} more"))
         return f"{self.title} ({listed})" if listed else self.title
 
 
 def of_level(findings: Sequence[Finding], level: Level) -> list[Finding]:
-    """Return the findings of one level, in their order."""
+    """Return the findings of one level in their original order."""
     return [finding for finding in findings if finding.level == level]
 
 
 class Findings:
-    """Base of check reports: findings by level.
+    """Base class of check reports, which provides the findings of each level.
 
     Attributes:
-        findings: All findings, worst first.
+        findings: All findings, the most severe first.
     """
 
     findings: Sequence[Finding]
 
     @property
     def errors(self) -> list[Finding]:
-        """Findings to fix before training."""
+        """Findings that must be fixed before training."""
         return of_level(self.findings, "error")
 
     @property
@@ -79,7 +84,7 @@ class Findings:
 
 
 def findings_to_json(findings: Sequence[Finding]) -> dict[str, object]:
-    """Return the findings for JSON: ``errors``, ``warnings`` and ``notes``, with complete lists."""
+    """Convert findings to JSON values with complete lists: ``errors``, ``warnings`` and ``notes``."""
     return {
         f"{level}s": [
             {
@@ -94,7 +99,7 @@ def findings_to_json(findings: Sequence[Finding]) -> dict[str, object]:
 
 
 def finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """Return the lines for a terminal: a heading per level with findings, worst first, with long lists shortened."""
+    """Yield the findings as lines for a terminal, with a heading per level and long lists shortened."""
     for level in LEVELS:
         found = of_level(findings, level)
         if found:
@@ -118,7 +123,7 @@ def _item_lines(
     items: Sequence[Item],
     *,
     shown: int = _ITEMS_SHOWN,
-    more: str = "... and {count} more; the JSON has all of them (--out FILE)",
+    more: str = "... and {count} more; --out FILE writes all of them as JSON",
 ) -> Iterator[str]:
     for item in items[:shown]:
         files = ", ".join(item.files[:_FILES_SHOWN])

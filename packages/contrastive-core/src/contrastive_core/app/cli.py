@@ -1,13 +1,13 @@
-"""Command lines made of typed functions: `prog verb --flag value --config file.yaml`.
+"""Build command lines from typed functions: `prog verb --flag value --config file.yaml`.
 
-`prog verb --help` and the refusal of a wrong command line import neither the verb's module nor torch: names, types,
-defaults and texts of the flags are read from the source (`declarations`). Two rules follow for a verb's module:
+`prog verb --help` and the error message for a wrong command line import neither the verb's module nor torch: names,
+types, defaults and texts of the flags are read from the source (`declarations`). A verb must follow two rules:
 
 1. Every type in the function's signature is a builtin, a Path, a Literal, or a list, tuple, mapping, union or dataclass
-   of these, declared by a statement at the top of some module; a default is a constant or such a dataclass.
-2. The package's `cli.py` names what `--help` shows: `Verb(..., common=("steps", "lr", "run.seed"))`.
+   of these, declared by a top-level statement of a module. A default is a constant or such a dataclass.
+2. The package's `cli.py` lists the flags that `--help` shows: `Verb(..., common=("steps", "lr", "run.seed"))`.
 
-Under torchrun, messages are printed by one process only.
+Under torchrun, only one process prints messages.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from contrastive_core.training.crashes import open_notes, supervise
 from contrastive_core.training.model_code import trust_model_code
 from contrastive_core.training.signals import Interrupted
 
-#: As a shell reports a program that wrote to a pipe nobody reads: 128 + SIGPIPE.
+#: Exit status that a shell reports for a program that wrote to a closed pipe: 128 + SIGPIPE.
 BROKEN_PIPE_STATUS = 141
 
 _PATIENCE = timedelta(seconds=5)
 
 
 def is_first() -> bool:
-    """Return whether this process prints for all: rank 0 under torchrun, or the only process."""
+    """Return whether this process is the one that prints: rank 0 under torchrun, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
 def first_only() -> Iterator[None]:
-    """Print standard output of process 0 only, inside the block."""
+    """Discard the standard output of all processes except process 0 inside the block."""
     if is_first():
         yield
         return
@@ -57,30 +57,30 @@ def first_only() -> Iterator[None]:
 
 
 def complain(text: str) -> None:
-    """Print an error to standard error, unless another process of the run has printed the same.
+    """Print an error to standard error, unless another process of the run has already printed it.
 
-    Most errors occur in all processes alike; one that occurs in a single process (a file that only it reads) must be
-    shown too.
+    Most errors occur in all processes; an error that occurs in only one of them (for a file that only it reads) must
+    also be shown.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _first_to_say(text):
         print(text, file=sys.stderr, flush=True)
 
 
 def _first_to_say(text: str) -> bool:
-    # The store that torchrun keeps for its processes counts how many have come with this text.
+    # The store that torchrun provides for its processes counts how many of them have this text.
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # noqa: PLC0415 - heavy
 
     key = f"said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{hashlib.sha256(text.encode()).hexdigest()}"
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         count: int = TCPStore(address, port, timeout=_PATIENCE, wait_for_workers=False).add(key, 1)
-    except (KeyError, ValueError, RuntimeError):  # there is none: rather twice than not at all
+    except (KeyError, ValueError, RuntimeError):  # without a store, print the text twice rather than never
         return True
     return count == 1
 
 
 def drop_unread() -> bool:
-    """Return whether the reader of standard output or error has closed it; further output is then discarded."""
+    """Return whether the reader of standard output or standard error has closed it, and discard further output."""
     left = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
     for stream in left:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -93,23 +93,23 @@ def _is_unread(stream: TextIO) -> bool:
     try:
         poll = select.poll()
         poll.register(stream.fileno(), select.POLLOUT)
-    except (OSError, ValueError, AttributeError):  # no file behind the stream; no poll on this system
+    except (OSError, ValueError, AttributeError):  # the stream has no file, or the system has no poll
         return False
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A subcommand.
+    """Subcommand of a program.
 
     Args:
-        target: Its function, "package.module:function".
-        help: One line for the list of verbs.
-        alone: Whether only process 0 works under torchrun, because the work cannot be shared among processes.
-        common: Flags that `--help` shows beside the required arguments, by full or short name; ten to fifteen that most
-            people need. None: the flags of the function's own signature. `--help-all` shows every flag.
-        restart: Whether it can be started again from the beginning: where a native reader crashes on a file, it is,
-            without that file.
+        target: Function of the subcommand, in the form "package.module:function".
+        help: One-line description for the list of subcommands.
+        alone: Whether only process 0 works under torchrun, because the work cannot be distributed.
+        common: Full or short names of the flags that `--help` shows in addition to the required arguments, usually ten
+            to fifteen. If empty, `--help` shows the flags of the function's signature. `--help-all` shows all flags.
+        restart: Whether the command can start again from the beginning. If a native reader then crashes on a file, the
+            command starts again without this file.
     """
 
     target: str
@@ -124,23 +124,26 @@ def run(
 ) -> int:
     """Run one command line and return its exit status.
 
-    The keyword arguments of the verb's function are the flags, with the fields of its dataclasses behind a dot
-    (`--optimizer.lr 0.1`). A nested flag may be given by its last name where that is unambiguous (`--lr 0.1`); required
-    arguments that are positional in Python may be given in order without their flag; `--resume` and `--no-resume` set a
-    bool. Values come from `--config FILE` first, then from the flags; `--print-config` shows what results.
+    The flags are the arguments of the verb's function; fields of its dataclasses follow a dot (`--optimizer.lr 0.1`). A
+    nested flag can be shortened to its last name if that is unambiguous (`--lr 0.1`). Required arguments that are
+    positional in Python can be given in order without their flag. `--resume` and `--no-resume` set a bool. Flags
+    override the values of `--config FILE`; `--print-config` prints the resulting values.
 
-    The function's result is printed, unless it is None, or an int, which is the exit status. Otherwise the status is 0;
-    1 after a UserError, of which only the message is shown; 2 after a wrong command line; 128 + signal if a run was
-    stopped, and if nobody reads the output any more (`prog verb | head`).
+    The function's result is printed unless it is None or an int. An int is the exit status. Otherwise the status is 0
+    after success; 1 after a UserError, of which only the message is shown; 2 for a wrong command line; and 128 + signal
+    if the run was stopped or the reader of the output has closed it (`prog verb | head`).
 
-    Under torchrun standard output is that of process 0 alone, and an error that meets several processes is shown once.
+    Under torchrun, only process 0 writes to standard output, and an error of several processes is shown once.
 
     Args:
         prog: Name of the program.
-        verbs: The subcommands by name.
-        argv: Arguments after the program's name; None takes the process's own.
-        version: What `--version` says after the name.
+        verbs: Subcommands by name.
+        argv: Arguments after the name of the program; those of the process if None.
+        version: Version that `--version` prints.
         configs: Package whose YAML files can be named without path and ending: `--config simclr-cifar10`.
+
+    Returns:
+        Exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -149,7 +152,7 @@ def run(
             sys.stdout.flush()
     except BrokenPipeError:
         if not drop_unread():
-            raise  # another pipe
+            raise  # the error belongs to another pipe
         return BROKEN_PIPE_STATUS
     return status
 
@@ -169,7 +172,7 @@ def _answer(  # noqa: PLR0911 - one return per outcome
     name = words[0]
     try:
         if name not in verbs:
-            raise UsageError(f"unknown command {name!r}; expected one of {', '.join(verbs)}{nearest(name, verbs)}")
+            raise UsageError(f"unknown command {name!r}, expected one of {', '.join(verbs)}{nearest(name, verbs)}")
         return _run_verb(f"{prog} {name}", verbs[name], words[1:], configs=configs)
     except UsageError as problem:
         command = f"{prog} {name}" if name in verbs else prog
@@ -179,7 +182,7 @@ def _answer(  # noqa: PLR0911 - one return per outcome
         complain(f"{prog} {name}: {problem}")
         return 1
     except Interrupted as stop:
-        if is_first():  # all have stopped in the same step
+        if is_first():  # all processes have stopped in the same step
             print(f"{prog} {name}: {stop}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
@@ -191,12 +194,12 @@ def _overview(prog: str, verbs: Mapping[str, Verb]) -> str:
     width = max(len(name) for name in verbs)
     lines = [f"usage: {prog} COMMAND ...", "", "commands:"]
     lines += [f"  {name:{width}}  {verb.help}" for name, verb in verbs.items()]
-    lines += ["", f"`{prog} COMMAND --help` lists the arguments of a command; `{prog} --version` the version."]
+    lines += ["", f"`{prog} COMMAND --help` lists the arguments of a command; `{prog} --version` prints the version."]
     return "\n".join(lines)
 
 
 def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | None) -> int:
-    # The command line is checked against the declarations of the verb first: help and refusals come without torch.
+    # First check the command line against the declarations of the verb, so that help and errors do not import torch.
     try:
         declared = declared_function(verb.target)
     except UndeclaredError:
@@ -210,7 +213,7 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
     trusted = [word for word in words if word.replace("-", "_") == _TRUST]
     canonical = flags.canonical([word for word in words if word not in trusted], configs=configs)
     if any(map(_holds_dataclass, flags.types.values())):
-        declared = _imported(verb)  # jsonargparse imports the module of such a dataclass, which a declaration has not
+        declared = _imported(verb)  # jsonargparse imports the module of such a dataclass; a declaration has no module
     if _parse(prog, declared, flags, canonical) is None or (verb.alone and not is_first()):
         return 0
     if verb.restart and "torch" not in sys.modules and (status := supervise(prog)) is not None:
@@ -221,7 +224,7 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
     if parsed is None:
         return 0
     parser, values = parsed
-    # The name of the method changed between versions of jsonargparse.
+    # The name of the method differs between versions of jsonargparse.
     arguments = parser.instantiate(values) if hasattr(parser, "instantiate") else parser.instantiate_classes(values)
     try:
         with trust_model_code() if trusted else contextlib.nullcontext():
@@ -232,7 +235,7 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
         problem = advice(error)
         if problem is None:
             raise
-        again = f", then resume with\n  {resume_line(prog, words)}" if "run.resume" in flags.types else ""
+        again = f", then resume the run with\n  {resume_line(prog, words)}" if "run.resume" in flags.types else ""
         raise UserError(f"{problem}{again}") from error
     if isinstance(result, int):
         return result
@@ -241,7 +244,7 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
     return 0
 
 
-#: For every verb: opening a model may run code of other packages that the model names.
+#: Flag of every verb that allows a model to run code of other packages.
 _TRUST = "__trust_model_code"
 _HELP = ("-h", "--help", "--help-all")
 
@@ -258,19 +261,19 @@ def _imported(verb: Verb) -> Callable[..., Any]:
 
 
 def _parse(prog: str, function: Callable[..., Any], flags: Flags, words: list[str]) -> tuple[Any, Any] | None:
-    """Parse the command line; return None if --print-config printed the values instead.
+    """Parse the command line and return the parser and the values, or None if --print-config has printed the values.
 
     Raises:
         UsageError: A value does not fit its flag, or a required argument is missing.
     """
-    import jsonargparse  # noqa: PLC0415 - `prog --help` must not wait for it
+    import jsonargparse  # noqa: PLC0415 - slow to import, and not needed for `prog --help`
 
     parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with values for the arguments below.")
     parser.add_function_arguments(function, as_group=False, as_positional=False)
     try:
         return parser, parser.parse_args(words)
-    except SystemExit:  # --print_config
+    except SystemExit:  # --print-config
         return None
     except jsonargparse.ArgumentError as error:
         raise UsageError(flags.explain(str(error))) from error

@@ -1,8 +1,9 @@
-"""Read the signature of a function, and the dataclasses in it, from source code, without running its module.
+"""Read the signature of a function and its dataclasses from source code without running the module.
 
-`prog verb --help` and the refusal of a wrong flag need only names, types, defaults and docstrings, but the modules that
-declare them import torch, which takes seconds. So the source is parsed, and only declarations are evaluated: the
-signature of the function, dataclasses without their methods, type aliases and constants, followed through imports.
+`prog verb --help` and the error message for a wrong flag need only names, types, defaults and docstrings, but the
+modules that declare them import torch, which takes seconds. Therefore the source is parsed, and only declarations are
+evaluated: the signature of the function, dataclasses without their methods, type aliases and constants. Imports are
+followed.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ _Binding: TypeAlias = ast.stmt | tuple[str, str | None]
 
 
 class UndeclaredError(Exception):
-    """The signature cannot be determined from the source; the module has to be imported."""
+    """The signature cannot be determined from the source, so the module must be imported."""
 
 
 def declared_function(target: str) -> Callable[..., Any]:
     """Return an empty function with the signature and docstring of the target.
 
     Args:
-        target: Function, "package.module:function".
+        target: Function, in the form "package.module:function".
 
     Raises:
-        UndeclaredError: The signature depends on more than declarations, or on a third package.
+        UndeclaredError: The signature depends on more than declarations, or on a third-party package.
     """
     module, _, name = target.partition(":")
     if module in sys.modules:
@@ -41,14 +42,14 @@ def declared_function(target: str) -> Callable[..., Any]:
         function = reader.read(module, name)
     except UndeclaredError:
         raise
-    # Whatever a declaration does when it is evaluated, importing its module shows the error in its place.
+    # If evaluating a declaration fails, importing its module shows the error in its context.
     except Exception as error:
         raise UndeclaredError(f"{target}: {type(error).__name__}: {error}") from error
     return function
 
 
 class _Reader:
-    """Evaluate objects by module and name, each from the statement that binds it."""
+    """Evaluator of objects by module and name, each from the statement that binds the name."""
 
     def __init__(self, packages: set[str]) -> None:
         self._packages = packages
@@ -63,36 +64,36 @@ class _Reader:
     def _make(self, module: str, name: str) -> Any:
         if module.partition(".")[0] not in self._packages:
             if module.partition(".")[0] not in sys.stdlib_module_names:
-                raise UndeclaredError(f"{module} is another package")
+                raise UndeclaredError(f"{module} belongs to another package")
             return getattr(importlib.import_module(module), name)
         if module not in self._bindings:
             self._bindings[module] = _bindings_of(module)
         binding = self._bindings[module].get(name)
         if binding is None:
-            raise UndeclaredError(f"{module} declares no {name}")
+            raise UndeclaredError(f"{module} does not declare {name}")
         if isinstance(binding, tuple):
             source, attribute = binding
             if attribute is not None:
                 return self.read(source, attribute)
             if source.partition(".")[0] in sys.stdlib_module_names:
                 return importlib.import_module(source)
-            raise UndeclaredError(f"{module}: {name} is another package")
+            raise UndeclaredError(f"{module}: {name} belongs to another package")
         return self._evaluate(module, name, _declaration(binding))
 
     def _evaluate(self, module: str, name: str, statement: ast.stmt) -> Any:
         known = self._bindings[module]
         names = (node for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
         used = {node.id for node in names if node.id in known} - {name}
-        # A name without dots: jsonargparse imports the module of a class if its name has any.
+        # The name must not contain dots, because jsonargparse would import the module of a class.
         scope = {"__name__": module.replace(".", "_"), **{other: self.read(module, other) for other in used}}
         tree = ast.fix_missing_locations(ast.Module([statement], type_ignores=[]))
-        # Without the future import of the source, so that annotations are types and not text.
+        # Compile without the future import of the source, so that annotations are types and not strings.
         exec(compile(tree, f"<declarations of {module}>", "exec", dont_inherit=True), scope)  # noqa: S102 - own source
         return scope[name]
 
 
 def _declaration(statement: ast.stmt) -> ast.stmt:
-    """Strip a statement of code: methods of a class; body, decorators and return type of a function."""
+    """Remove the methods of a class, or the body, decorators and return type of a function."""
     if isinstance(statement, ast.ClassDef):
         kept = [part for part in statement.body if not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef))]
         return ast.ClassDef(**{**_fields(statement), "body": kept or [ast.Pass()]})
@@ -115,7 +116,7 @@ def _bindings_of(module: str) -> dict[str, _Binding]:
 
 
 def _source_of(module: str) -> Path:
-    # Not find_spec of the module itself: it would import the packages around it.
+    # find_spec of the module itself would import its parent packages.
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     for root in (spec.submodule_search_locations or []) if spec else []:
@@ -128,7 +129,7 @@ def _source_of(module: str) -> Path:
 
 def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     for statement in body:
-        # Packages that load their names on use import them under `if TYPE_CHECKING`.
+        # Packages that import their names on first use have these imports under `if TYPE_CHECKING`.
         if isinstance(statement, (ast.If, ast.Try)):
             yield from _top_level(statement.body)
         else:

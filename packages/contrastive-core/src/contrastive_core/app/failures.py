@@ -1,4 +1,4 @@
-"""Explain failures of the machine: a full or read-only disk, too little memory, a killed worker."""
+"""Explain failures of the machine, such as a full or read-only disk, too little memory or a killed worker."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 from contrastive_core.training.crashes import end_as_worker, files_of_worker
 
-_FULL = "free some space there"
+_FULL = "free some space"
 _ADVICE = {
     errno.ENOSPC: f"The disk is full, or has no inodes left (df -h, df -i); {_FULL}",
     errno.EDQUOT: f"Your quota is used up; {_FULL}",
-    errno.EROFS: "The file system is read-only; choose another place",
-    errno.EACCES: "You have no permission; change it, or choose another place",
-    errno.EPERM: "You have no permission; change it, or choose another place",
-    errno.ENAMETOOLONG: "The name is too long for the file system; choose a shorter one",
-    errno.ENOTDIR: "A part of the path is a file; choose another place",
-    errno.EIO: "The disk reports an error; copy its files to another one",
+    errno.EROFS: "The file system is read-only; choose another folder",
+    errno.EACCES: "Permission is missing; change the permissions, or choose another folder",
+    errno.EPERM: "Permission is missing; change the permissions, or choose another folder",
+    errno.ENAMETOOLONG: "The name is too long for the file system; choose a shorter name",
+    errno.ENOTDIR: "A part of the path is a file; choose another folder",
+    errno.EIO: "The disk reports an error; copy its files to another disk",
     errno.ESTALE: "The network file system has lost the file; mount it again",
     errno.EMFILE: "Too many files are open; raise the limit (ulimit -n) or use fewer --workers",
     errno.ENFILE: "Too many files are open; raise the limit (ulimit -n) or use fewer --workers",
@@ -28,23 +28,23 @@ _ADVICE = {
 
 
 def advice(error: Exception) -> str | None:
-    """Return cause and remedy of an error in one line; None if it is not a failure of the machine."""
+    """Return the cause and the remedy of an exception in one line, or None if it is not a failure of the machine."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in _ADVICE:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror}. {_ADVICE[error.errno]}"
     kind = type(error).__name__
-    # safetensors raises an error of its own, with the number in its text.
+    # safetensors raises its own exception, with the error number in its text.
     number = re.search(r"os error (\d+)", text)
     if kind == "SafetensorError" and number and int(number[1]) in _ADVICE:
         return f"{text}. {_ADVICE[int(number[1])]}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
         forget_loaders()
-        return _of_worker(f"{text} {error.__cause__ or ''}")  # the signal stands in the cause, with some timing
+        return _of_worker(f"{text} {error.__cause__ or ''}")  # the cause may contain the signal
     if isinstance(error, RuntimeError) and re.search(r"unable to (write to|open|allocate) (file|shared memory)", text):
         return (
             "the shared memory through which data loading processes pass batches is full (df -h /dev/shm); use "
-            "--workers 0, or give the container more (docker run --shm-size)"
+            "--workers 0, or give the container more shared memory (docker run --shm-size)"
         )
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
         return f"there is too little memory ({text or kind}); use a smaller --batch-size or fewer --workers"
@@ -52,23 +52,23 @@ def advice(error: Exception) -> str | None:
 
 
 def _of_worker(text: str) -> str:
-    """What to say of a data loading process that ended, by PyTorch's message."""
+    """Explain the end of a data loading process from PyTorch's message."""
     files, killed = files_of_worker(text)
     if files and killed not in ("Killed", "Terminated"):
         end_as_worker(files, killed)
         return (
             f"{', '.join(files)}: the library that reads it crashed in a data loading process "
-            f"({killed or 'it ended'}); the file is damaged: copy or export it again, or remove it"
+            f"({killed or 'it ended'}), so the file is damaged; copy or export it again, or remove it"
         )
     return (
-        "a data loading process ended, usually for lack of memory, or of shared memory (df -h /dev/shm; docker run "
-        "--shm-size gives a container more); use fewer --workers (0 loads in the training process) or a smaller "
-        "--batch-size"
+        "a data loading process ended, usually because memory or shared memory was full (df -h /dev/shm; docker run "
+        "--shm-size gives a container more shared memory); use fewer --workers (0 loads in the training process) or a "
+        "smaller --batch-size"
     )
 
 
 def forget_loaders() -> None:
-    """Keep silent about data loaders that fail once more as they are collected, after one has failed and that was said.
+    """Suppress errors of data loaders when they are garbage-collected after a reported failure.
 
     Python would print the traceback of `_MultiProcessingDataLoaderIter.__del__` below the message.
     """

@@ -1,4 +1,4 @@
-"""Flags of a typed function: short names, lists with commas, and messages about wrong flags."""
+"""Parse the flags of a typed function: short names, lists with commas, and messages about wrong flags."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from contrastive_core.training.documents import read_yaml
 
 _OWN = ("config", "print_config", "help", "help_all", "trust_model_code")
 
-#: What people who come from other programs type, and the flags that mean it, in order of preference.
+#: Flags of other programs and our flags with the same meaning, in order of preference.
 _SYNONYMS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("cpu", "cuda", "gpu", "gpus", "num_gpus", "devices", "accelerator", "no_cuda"): ("device",),
     ("pretrained", "weights", "checkpoint", "ckpt", "ckpt_path", "load", "load_from"): ("init", "model"),
@@ -48,11 +48,11 @@ _SEVERAL_GPUS = "Start the command with `torchrun --nproc-per-node N --no-python
 
 
 class UsageError(Exception):
-    """A command line that cannot be understood; the message names the alternatives."""
+    """The command line is wrong; the message names the alternatives."""
 
 
 class Flags:
-    """Names and types of the arguments of a function; nested names have dots."""
+    """Names and types of the arguments of a function, with dots in nested names."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         hints = typing.get_type_hints(function)
@@ -67,7 +67,11 @@ class Flags:
             self.types.update(_flatten(name, hints[name]))
 
     def canonical(self, words: Sequence[str], *, configs: str | None) -> list[str]:
-        """Return the command line with full names and explicit values, configuration files first."""
+        """Return the command line with full names and explicit values, and with configuration files first.
+
+        Raises:
+            UsageError: A flag is unknown, ambiguous or without its value, or there are too many arguments.
+        """
         files: list[str] = []
         flags: list[tuple[str, str | None]] = []
         bare: list[str] = []
@@ -90,8 +94,8 @@ class Flags:
         if len(bare) > len(places):
             flagged = [dashed(name) for name in self.required if name not in (*self.positional, *given)]
             raise UsageError(
-                f"unexpected argument {bare[len(places)]!r}; expected "
-                + (f"{len(places)} without a flag ({', '.join(places)})" if places else "flags only")
+                f"unexpected argument {bare[len(places)]!r}, expected "
+                + (f"{len(places)} without a flag ({', '.join(places)})" if places else "only flags")
                 + (f", and {', '.join(flagged)}" if flagged else "")
             )
         flags += [(f"--{name}", value) for name, value in zip(places, bare, strict=False)]
@@ -99,7 +103,7 @@ class Flags:
         return [f"--config={path}" for path in files] + written
 
     def explain(self, message: str) -> str:
-        """Rephrase the parser's message about an invalid value; return other messages unchanged."""
+        """Rephrase the parser's message about an invalid value, and return other messages unchanged."""
         key = re.search(r'Parser key "([\w.]+)"', message)
         value = re.search(r"(?:Got|Given) value: (.*)", message)
         if key and value and key[1] in self.types:
@@ -108,7 +112,7 @@ class Flags:
         return message if missing is None else f"missing: {', '.join(map(self._described, missing[1].split(', ')))}"
 
     def text(self, key: str) -> str:
-        """Return what the docstring of the function, or of the dataclass that has the field, says of a flag."""
+        """Return the description of a flag from the docstring of the function or dataclass."""
         from docstring_parser import parse  # noqa: PLC0415 - only where an argument is missing
 
         group, _, name = key.rpartition(".")
@@ -117,7 +121,7 @@ class Flags:
         return next((param.description or "" for param in params if param.arg_name == name), "")
 
     def _described(self, name: str) -> str:
-        """Return a required argument as it is given, with what its documentation says of it."""
+        """Return the name of a required argument with its description from the documentation."""
         text = first_sentence(plain_text(self.text(name))).rstrip(".")
         given = name.upper() if name in self.positional else dashed(name)
         return f"{given} ({text[0].lower()}{text[1:]})" if text else given
@@ -141,7 +145,7 @@ class Flags:
         return f"--{key}{plus}", _value(word, rest)
 
     def full_name(self, name: str) -> str | None:
-        """Return the full name of a short one, None if there is none.
+        """Return the full name of a flag given by a full or short name, or None if there is no such flag.
 
         Raises:
             UsageError: The short name is ambiguous.
@@ -150,11 +154,11 @@ class Flags:
             return name
         matches = [key for key in self.types if key.endswith(f".{name}")]
         if len(matches) > 1:
-            raise UsageError(f"--{name} is ambiguous; expected one of {', '.join(map(dashed, matches))}")
+            raise UsageError(f"--{name} is ambiguous, expected one of {', '.join(map(dashed, matches))}")
         return matches[0] if matches else None
 
     def short_name(self, key: str) -> str:
-        """Return the shortest unambiguous end of a nested flag: ``lr`` of ``optimizer.lr``, else the full name."""
+        """Return the shortest unambiguous end of a nested name, such as ``lr`` of ``optimizer.lr``."""
         parts = key.split(".")
         for first in reversed(range(len(parts))):
             last = ".".join(parts[first:])
@@ -167,7 +171,7 @@ class Flags:
         return value if kind is None else _listed(flag, kind, value)
 
     def _instead(self, name: str) -> str:
-        """Return the end of a message about an unknown flag: the flag that was probably meant."""
+        """Return the end of a message about an unknown flag, which suggests the flag that was probably meant."""
         meant = [flag for typed, flags in _SYNONYMS.items() if name in typed for flag in flags]
         for flag in meant:
             keys = [key for key in (*self.types, *_OWN) if key == flag or key.endswith(f".{flag}")]
@@ -177,12 +181,12 @@ class Flags:
         return nearest(name, self._names(), dashes=True)
 
     def _inside_open(self, key: str) -> bool:
-        # Types whose keys are not known beforehand (mappings, optional dataclasses) are left to the parser.
+        # The parser checks the keys of types whose keys are not known here (mappings, optional dataclasses).
         parents = [key[:i] for i, letter in enumerate(key) if letter == "."]
         return any(parent in self.types and not _is_plain(self.types[parent]) for parent in parents)
 
     def _inside_mapping(self, key: str) -> bool:
-        """Return whether a name is a key of a mapping, in which a dash is a dash."""
+        """Return whether a name is a key of a mapping, in which dashes are not replaced by underscores."""
         parents = [key[:i].replace("-", "_") for i, letter in enumerate(key) if letter == "."]
         return any(_holds_mapping(self.types[parent]) for parent in parents if parent in self.types)
 
@@ -190,7 +194,7 @@ class Flags:
         return list(dict.fromkeys([*self.types, *(key.rpartition(".")[2] for key in self.types), *_OWN]))
 
     def _checked(self, path: str) -> list[str]:
-        """Check that a configuration file has known keys only; return it in a list, empty if the file is empty."""
+        """Check that a configuration file has only known keys, and return [path], or [] if the file is empty."""
         try:
             content = read_yaml(Path(path))
         except UserError as error:
@@ -198,7 +202,7 @@ class Flags:
         if content is None:
             return []
         if not isinstance(content, dict):
-            raise UsageError(f"--config {path} holds a {type(content).__name__}; expected lines `argument: value`")
+            raise UsageError(f"--config {path} contains a {type(content).__name__}, expected lines `argument: value`")
         for key in _keys(content, self.types):
             if key not in self.types and not self._inside_open(key):
                 raise UsageError(f"--config {path}: unknown key {key!r}{nearest(key, self.types)}")
@@ -223,12 +227,12 @@ def _keys(content: Mapping[Any, Any], types: Mapping[str, Any], prefix: str = ""
 
 
 def dashed(name: str) -> str:
-    """Return a flag as the help shows it."""
+    """Return a flag in the spelling of the help text, with dashes."""
     return f"--{name.replace('_', '-')}"
 
 
 def is_switch(kind: Any) -> bool:
-    """Return whether a flag may stand without a value: a bool, or one whose default is left open by None."""
+    """Return whether a flag can be given without a value, because its type is bool or optional bool."""
     return kind is bool or set(typing.get_args(kind)) == {bool, type(None)}
 
 
@@ -251,7 +255,7 @@ def _value(word: str, rest: list[str]) -> str:
 
 
 def _listed(flag: str, kind: Any, text: str) -> str:
-    """Convert a list written with commas to the YAML that the parser reads; return other values unchanged."""
+    """Convert a list written with commas to the YAML that the parser reads, and return other values unchanged."""
     choices = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     lists = [choice for choice in choices if typing.get_origin(choice) in (list, tuple) and typing.get_args(choice)]
     text = text.strip()
@@ -266,16 +270,14 @@ def _listed(flag: str, kind: Any, text: str) -> str:
     if items[-1] == "":  # "a," and "[]"
         items.pop()
     if "" in items:
-        raise UsageError(
-            f"{dashed(flag[2:])}: there is an empty item in {text!r}; expected values with commas between them"
-        )
+        raise UsageError(f"{dashed(flag[2:])}: {text!r} has an empty item, expected values separated by commas")
     kinds = inner if len(inner) > 1 else inner * len(items)
     plain = [json.dumps(item) if _is_text(each) else item for item, each in zip(items, kinds, strict=False)]
     return f"[{', '.join([*plain, *items[len(plain) :]])}]"
 
 
 def _fits(kind: Any, text: str) -> bool:
-    """Return whether text that could be a list of one element is a value of another type of the flag."""
+    """Return whether text that could be a list with one element is a value of another type of the flag."""
     if kind is type(None):
         return text in ("null", "None")
     if typing.get_origin(kind) is Literal:
@@ -302,12 +304,12 @@ def _find_config(name: str, configs: str | None) -> str:
         if (folder / f"{name}.yaml").is_file():
             return str(folder / f"{name}.yaml")
         known = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
-    ready = f", or one of the ready ones: {', '.join(known)}" if known else ""
-    raise UsageError(f"--config {name}: no such file; expected a YAML file{ready}{nearest(name, known)}")
+    ready = f" or one of the included configurations: {', '.join(known)}" if known else ""
+    raise UsageError(f"--config {name}: there is no such file, expected a YAML file{ready}{nearest(name, known)}")
 
 
 def nearest(name: str, known: Iterable[str], *, dashes: bool = False) -> str:
-    """Return the end of a message about a wrong name: the closest valid name, if one is close."""
+    """Return the end of a message about a wrong name, which suggests the closest valid name if one is close."""
     names = list(known)
     match = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     if not match and len(name) > 2:
@@ -318,7 +320,7 @@ def nearest(name: str, known: Iterable[str], *, dashes: bool = False) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Return text of a docstring without the marks of code."""
+    """Return the text of a docstring without its code markup."""
     return re.sub(r"``|(?<!\w)`(?=\S)|(?<=\S)`(?!\w)", "", text)
 
 
@@ -340,7 +342,7 @@ _WORDS = {
 
 
 def in_words(kind: Any) -> str:
-    """Describe a type for people: "a whole number", "one of sgd, lars"."""
+    """Describe a type in words, such as "a whole number" or "one of sgd, lars"."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"

@@ -1,4 +1,4 @@
-"""Text of `prog verb --help`, the flags that most people need in groups, and of `--help-all`, every flag."""
+"""Generate the text of `prog verb --help`, with the flags that most users need, and of `--help-all`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from contrastive_core.app.flags import Flags, dashed, first_sentence, is_switch,
 _INDENT, _WIDEST = 26, 110
 
 _NOTES = (
-    "Arguments in capitals are given in order, or as flags: --data DATA. A nested flag may be given by its last name "
-    "where that is unambiguous: --seed for --run.seed. A flag that is on or off may stand alone: --resume, "
-    "--no-resume. Lists are written with commas: --views rgb,flow. Flags win over --config."
+    "Arguments in capitals can be given in order, or as flags: --data DATA. A nested flag can be shortened to its last "
+    "name if that is unambiguous: --seed for --run.seed. A flag that is on or off needs no value: --resume, "
+    "--no-resume. Lists are written with commas: --views rgb,flow. Flags override --config."
 )
 
 
@@ -39,12 +39,12 @@ def help_text(
 
     Args:
         prog: Program and verb.
-        function: The verb's function, or its declaration.
-        flags: Its flags.
-        common: Names of the flags to show, full or short; empty: the flags of the function's own signature.
-        everything: Whether to show every flag and the long description.
+        function: Function of the verb, or its declaration.
+        flags: Flags of the function.
+        common: Full or short names of the flags to show; the flags of the function's signature if empty.
+        everything: Whether to show all flags and the long description.
     """
-    from docstring_parser import parse  # noqa: PLC0415 - only where help is asked for
+    from docstring_parser import parse  # noqa: PLC0415 - needed only for help
 
     docs = parse(inspect.getdoc(function) or "")
     groups = dict(_groups(function, {param.arg_name: param.description or "" for param in docs.params}))
@@ -74,7 +74,7 @@ def help_text(
     if everything:
         lines += _paragraphs(_NOTES, width)
         lines += _paragraphs(
-            "--trust-model-code lets a model folder name code of other packages, which opening the model runs.", width
+            "--trust-model-code allows a model folder to run code of other packages when it is opened.", width
         )
     else:
         rest = sum(len(entries) for _, entries in dict(_groups(function, {})).values()) - sum(
@@ -83,13 +83,13 @@ def help_text(
         if rest:
             lines += [f"--help-all shows {rest} more flags."]
     lines += _paragraphs(
-        "--config FILE reads values from a YAML file; --print-config prints the resulting values as such a file.", width
+        "--config FILE reads values from a YAML file; --print-config prints the resulting values in this format.", width
     )
     return "\n".join(lines)
 
 
 def _groups(function: Callable[..., Any], texts: dict[str, str]) -> Iterator[tuple[str, tuple[str, dict[str, _Entry]]]]:
-    """Yield each group by name ("" for the function's own flags) with a heading and its flags."""
+    """Yield each group of flags with its name ("" for those of the function's signature), heading and flags."""
     hints = typing.get_type_hints(function)
     own: dict[str, _Entry] = {}
     nested: list[tuple[str, tuple[str, dict[str, _Entry]]]] = []
@@ -132,12 +132,12 @@ def _rows(entry: _Entry, flags: Flags, width: int, *, everything: bool, required
     text = plain_text(entry.text)
     if not everything:
         text = first_sentence(text)
-    if not entry.text.startswith("`"):  # a value is written as it is typed
+    if not entry.text.startswith("`"):  # keep the spelling of a value
         text = text[:1].upper() + text[1:]
     if text and text[-1] not in ".?!":
         text += "."
     default = _value(entry.default)
-    if not required and not (default == "none" and "default" in text):  # the text says what is done then
+    if not required and not (default == "none" and "default" in text):  # the text explains this default
         text = f"{text} [{default}]".strip()
     body = textwrap.wrap(text, max(width - _INDENT, 30), break_long_words=False, break_on_hyphens=False)
     if len(left) <= _INDENT - 2 and body:
@@ -146,7 +146,7 @@ def _rows(entry: _Entry, flags: Flags, width: int, *, everything: bool, required
 
 
 def placeholder(kind: Any) -> str:
-    """Return the placeholder of a type in the help: ``N``, ``PATH``, ``{sgd,lars}``."""
+    """Return the placeholder of a type in the help text, such as ``N``, ``PATH`` or ``{sgd,lars}``."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return "{" + ",".join(map(str, inner)) + "}"

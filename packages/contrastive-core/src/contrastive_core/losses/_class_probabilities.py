@@ -17,17 +17,22 @@ _BLOCK = 512
 def class_shares(
     rows: Tensor, candidates: Tensor, weights: Tensor, *, scale: float, first: int | None = None
 ) -> Tensor:
-    """Average class weights of candidates by softmax similarity: [n, D], [N, D], [N, C] -> [n, C].
+    """Average the class weights of the candidates, weighted by the softmax of their similarities to each anchor.
 
-    Blocks of anchors are recomputed in the backward pass: memory O(N (D + C)) and one block of 512 rows.
+        shares_ic = sum_j softmax_j(scale * rows_i . candidates_j) weights_jc
+
+    The backward pass recomputes blocks of 512 anchors: memory O(N (D + C)) and one block of 512 x N.
 
     Args:
         rows: Anchors, unit vectors [n, D].
         candidates: Unit vectors [N, D].
         weights: Class weights [N, C] of the candidates.
         scale: One over the temperature.
-        first: Index of the first anchor among the candidates, followed by the other anchors; an anchor is then not its
+        first: Index of the first anchor among the candidates, which the other anchors follow; an anchor is then not its
             own candidate. None: the anchors are not among the candidates.
+
+    Returns:
+        Class shares [n, C] of the anchors.
     """
     function = _TracedShares if torch.compiler.is_compiling() else _Shares
     blocks = [
@@ -38,7 +43,7 @@ def class_shares(
 
 
 class _Shares(Looped):
-    """Class shares of one block of anchors; the softmax is not saved but recomputed in the backward pass."""
+    """Class shares of one block of anchors, whose softmax is recomputed in the backward pass instead of saved."""
 
     @staticmethod
     def forward(rows: Tensor, candidates: Tensor, weights: Tensor, scale: float, first: int | None) -> Tensor:
@@ -108,9 +113,7 @@ def sharpen(probabilities: Tensor, *, temperature: float) -> Tensor:
         temperature: Values below 1 favour the most probable classes, and near 0 the result is one-hot; 1 has no effect.
 
     Returns:
-        Probabilities [N, C, ...], differentiable.
-
-    Edges: probabilities that are all 0 give NaN.
+        Probabilities [N, C, ...], differentiable; NaN for a sample whose probabilities are all 0.
 
     Raises:
         ValueError: The temperature is not positive and finite, or there is no class dimension.
@@ -130,7 +133,7 @@ def sharpen(probabilities: Tensor, *, temperature: float) -> Tensor:
 
 
 def check_probabilities(name: str, probabilities: Tensor) -> None:
-    """Raise TypeError unless probabilities are floating point, ValueError without classes in dimension 1."""
+    """Raise TypeError unless probabilities are floating point, and ValueError unless dimension 1 holds the classes."""
     check_floating(name, probabilities=probabilities)
     if probabilities.ndim < 2 or probabilities.shape[1] == 0:
         raise ValueError(f"{name}: probabilities have shape {list(probabilities.shape)}, expected [N, C, ...]")

@@ -1,4 +1,4 @@
-"""Inputs of the losses: checks, working precision, unit vectors, temperature, and the candidates of each anchor.
+"""Prepare the inputs of the losses: checks, working precision, unit vectors, temperature and candidates.
 
 The log-sum-exp over the candidates has two parts: the square form compares the anchors of one process with each other
 and computes each similarity once; the rectangular form compares them with the rows of other processes.
@@ -36,10 +36,10 @@ R = TypeVar("R")
 
 
 def tensors_first(f: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a loss (or a module's `__init__`) to explain keyword-only settings when one is passed by position.
+    """Decorate a loss (or a module's `__init__`) so that a setting passed by position raises a helpful error.
 
     Raises:
-        TypeError: There are more positional arguments than `f` takes.
+        TypeError: The decorated function gets more positional arguments than `f` accepts.
     """
     parameters = inspect.signature(f).parameters.values()
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -65,20 +65,25 @@ def tensors_first(f: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_bank(name: str, bank: object, first: str, second: str) -> None:
-    """Raise TypeError if the memory bank is a number, which is probably meant to be the temperature."""
+    """Raise TypeError if the memory bank is a number, which is probably intended as the temperature."""
     if isinstance(bank, (int, float)) or (isinstance(bank, Tensor) and bank.ndim == 0):
         shown = bank.item() if isinstance(bank, Tensor) else bank
         raise TypeError(
-            f"{name}: got {shown:g} as the memory bank, the third argument; if it is the temperature, pass it by name: "
-            f"{name}({first}, {second}, temperature={shown:g})"
+            f"{name}: got {shown:g} as the third argument, expected a memory bank [M, D]; pass the temperature by "
+            f"name: {name}({first}, {second}, temperature={shown:g})"
         )
 
 
 def check_temperature(name: str, temperature: float) -> None:
-    """Raise TypeError unless temperature is a number, ValueError unless it and its inverse are positive and finite."""
+    """Check that the temperature is a number, and that the number and its inverse are positive and finite.
+
+    Raises:
+        TypeError: The temperature is not a number.
+        ValueError: The temperature or its inverse is not positive and finite.
+    """
     if isinstance(temperature, (bool, str, Tensor)) or not hasattr(temperature, "__float__"):
         found = type(temperature).__name__
-        raise TypeError(f"{name}: temperature is a {found}, expected a number (it is not a learned parameter here)")
+        raise TypeError(f"{name}: temperature is a {found}, expected a number (this loss cannot learn its temperature)")
     # Comparisons, because torch.compile does not support math.isfinite for a symbolic number.
     if not (0 < temperature < math.inf and 1 / temperature < math.inf):
         raise ValueError(
@@ -95,7 +100,12 @@ def check_floating(name: str, **tensors: Tensor) -> None:
 
 
 def check_rows(name: str, **rows: Tensor) -> None:
-    """Raise TypeError unless every argument is floating point, ValueError unless all are [rows, D] with the same D."""
+    """Check that all arguments are floating-point tensors [rows, D] of the same width D on the same device.
+
+    Raises:
+        TypeError: An argument is not a floating-point tensor.
+        ValueError: Shapes or devices do not match.
+    """
     check_floating(name, **rows)
     for argument, x in rows.items():
         if x.ndim != 2:
@@ -106,21 +116,23 @@ def check_rows(name: str, **rows: Tensor) -> None:
         raise ValueError(f"{name}: got {found}, expected embeddings of the same width D")
     if len(devices) > 1:
         found = ", ".join(f"{argument} on {x.device}" for argument, x in rows.items())
-        raise ValueError(f"{name}: got {found}, expected one device")
+        raise ValueError(f"{name}: got {found}, expected all on the same device")
 
 
 def check_same_count(name: str, **rows: Tensor) -> None:
-    """Raise ValueError unless all have the same number of rows."""
+    """Raise ValueError unless all arguments have the same number of rows."""
     if len({len(x) for x in rows.values()}) > 1:
         found = ", ".join(f"{argument} {list(x.shape)}" for argument, x in rows.items())
-        raise ValueError(f"{name}: got {found}, expected as many rows: row i of each belongs to sample i")
+        raise ValueError(
+            f"{name}: got {found}, expected the same number of rows, because row i of each belongs to sample i"
+        )
 
 
 def check_at_least_two(name: str, count: int) -> None:
     """Raise ValueError for a batch of fewer than two samples, in which nothing can be contrasted."""
     if count < 2:
         raise ValueError(
-            f"{name}: got {count} sample(s), expected at least 2: an anchor is compared with other samples"
+            f"{name}: got {count} sample(s), expected at least 2, because an anchor is compared with other samples"
         )
 
 
@@ -133,9 +145,10 @@ def result_dtype(*inputs: Tensor) -> torch.dtype:
 
 
 def working_dtype(*inputs: Tensor, temperature: float) -> torch.dtype:
-    """Return the type a loss computes in: that of its result, or float64 at low temperatures (except on MPS).
+    """Return the type in which a loss is computed: that of its result, or float64 at low temperatures (except on MPS).
 
-    Float16 and bfloat16 inputs on CUDA use float32: float64 is slow there, and the rounding of the inputs is larger.
+    For float16 and bfloat16 inputs on CUDA it is always float32, because float64 is slow on GPUs and the rounding error
+    of the inputs is larger than that of float32.
     """
     if temperature >= FLOAT32_FROM or (inputs[0].is_cuda and are_half(*inputs)):
         return result_dtype(*inputs)
@@ -143,14 +156,14 @@ def working_dtype(*inputs: Tensor, temperature: float) -> torch.dtype:
 
 
 def are_half(*inputs: Tensor) -> bool:
-    """Return whether all inputs are float16 or bfloat16, so that rounding to 11 bits adds little error."""
+    """Return whether all inputs are float16 or bfloat16, so that rounding their unit vectors to 11 bits adds little."""
     return all(x.dtype in HALF_DTYPES for x in inputs)
 
 
 def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Normalise rows of any magnitude to unit length, x_i / |x_i|, in `dtype`: [..., D] -> [..., D].
 
-    A row of zeros has no direction: it stays zero (similarity 0 with everything) and its gradient is zero.
+    A row of zeros remains zero (it has similarity 0 with every row), and its gradient is zero.
     """
     return active_backend().unit_rows(x, dtype)
 
@@ -163,15 +176,16 @@ def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
 class Temperature:
     """Temperature of one call of a loss.
 
-    The similarity operators take it as a number. A learned temperature receives its gradient through the rows: with
-    f = sqrt(t0 / t), where t0 = t is held constant, S = (f z_i . f z_j) / t0 is the same number and dS/dt = -S / t.
+    The similarity operators take the temperature as a number. A learned temperature receives its gradient through the
+    rows: with f = sqrt(t0 / t), where t0 = t is held constant, S = (f z_i . f z_j) / t0 is the same number, and
+    dS/dt = -S / t.
 
     Args:
         name: Name of the loss, for error messages.
         given: Positive number, or a tensor with one element, which is learned if it requires a gradient.
 
     Raises:
-        TypeError, ValueError: As for :func:`check_temperature`; or a tensor has several elements.
+        TypeError, ValueError: As in :func:`check_temperature`, or if a tensor has several elements.
     """
 
     def __init__(self, name: str, given: float | Tensor) -> None:
@@ -181,18 +195,18 @@ class Temperature:
 
     @property
     def scale(self) -> float:
-        """Return one over the temperature, as a number."""
+        """One over the temperature, as a number."""
         return 1 / self.value
 
     def link(self, rows: Tensor) -> Tensor:
-        """Return the rows, linked so that products of two of them propagate a gradient to the temperature."""
-        # Also without requires_grad: in forward mode and under torch.func it may have a tangent instead.
+        """Return the rows such that products of two of them propagate a gradient to the temperature."""
+        # The link does not depend on requires_grad: in forward mode and under torch.func, there may be a tangent.
         if not isinstance(self.given, Tensor):
             return rows
         return rows * (self.given.detach() / self.given).sqrt().to(rows.device, rows.dtype)
 
     def divide(self, similarities: Tensor) -> Tensor:
-        """Divide similarities by the temperature, with gradient to it."""
+        """Divide similarities by the temperature, with a gradient with respect to the temperature."""
         if isinstance(self.given, Tensor):
             return similarities / self.given.to(similarities.device, similarities.dtype)
         return similarities / self.given
@@ -215,8 +229,8 @@ def _host_number(name: str, given: Tensor) -> float:
         if "vmap" not in str(error):
             raise
         raise RuntimeError(
-            f"{name}: torch.vmap runs over the temperature, whose value the loss has to read; call the loss once for "
-            "each temperature instead"
+            f"{name}: torch.vmap cannot run over the temperature, because the loss reads its value; call the loss once "
+            "for each temperature instead"
         ) from error
 
 
@@ -230,9 +244,10 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def log_add(a: Tensor, b: Tensor) -> Tensor:
-    """Compute log(exp a + exp b) where either may be -inf, with derivatives that are 0 there.
+    """Compute log(exp a + exp b), where either may be -inf and then has derivatives of 0.
 
-    The first derivative of torch.logaddexp is NaN where both are -inf, the second wherever a and b are far apart.
+    The first derivative of torch.logaddexp is NaN where both are -inf, and its second derivative is NaN wherever a and
+    b are far apart.
     """
     high, low = torch.maximum(a, b), torch.minimum(a, b)
     alone = low == -torch.inf
@@ -242,9 +257,18 @@ def log_add(a: Tensor, b: Tensor) -> Tensor:
 def lse_among_all(
     z: Tensor, *, scale: float, way: Way, half: bool, skip: int | None = None, everyone: Tensor | None = None
 ) -> Tensor:
-    """Log-sum-exp over all unit rows except the anchor's own and, in z, those at distance `skip`: z [n, D] -> [n].
+    """Compute the log-sum-exp of each anchor's similarities to all other rows, except those at distance `skip` in z.
 
-    For `half` see :func:`contrastive_core.similarity.self_lse`.
+    Args:
+        z: Anchors of this process, unit vectors [n, D].
+        scale: One over the temperature.
+        way: How the rows of other processes are exchanged, from `how_to_gather`.
+        half: As in :func:`contrastive_core.similarity.self_lse`.
+        skip: As in :func:`contrastive_core.similarity.self_lse`.
+        everyone: Rows of all processes, if they are already gathered.
+
+    Returns:
+        Log-sum-exp [n].
     """
     own = self_lse(z, scale=scale, skip=skip, max_norm=1.0, half=half)
     if way == "alone":
@@ -255,7 +279,7 @@ def lse_among_all(
 def lse_of_others(
     q: Tensor, k: Tensor, *, scale: float, way: Way, half: bool, everyone: Tensor | None = None
 ) -> Tensor:
-    """Log-sum-exp over the keys of the other processes: q [n, D], k [n, D] -> [n].
+    """Compute the log-sum-exp of the queries' similarities to the keys of the other processes: [n, D], [n, D] -> [n].
 
     `everyone` holds the keys of all processes if they are already gathered.
     """
@@ -268,11 +292,12 @@ def lse_of_others(
 def lse_by_class(
     z: Tensor, labels: Tensor, *, scale: float, way: Way, half: bool, with_ignored: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp over the anchor's class (itself excluded) and over the other classes, each [n], in the order of z.
+    """Compute the log-sum-exp over the anchor's class (itself excluded) and that over the other classes, each [n].
 
-    Rows are sorted by class, so that each kind fills whole tiles: both together cost little more than one pass. With
-    `with_ignored`, rows labelled NO_CLASS are excluded as candidates, and their own results are meaningless. They come
-    last: where their number is free to read, only the others are computed.
+    Rows are sorted by class, so that most tiles hold pairs of the same class or of different classes only, and both
+    results together cost little more than one pass over the matrix. With `with_ignored`, rows labelled NO_CLASS are
+    excluded as candidates, and their own results are meaningless. After sorting they come last; if their number can be
+    read without synchronisation, they are not computed.
     """
     z, labels, back = _by_class(z, labels)
     count = count_labelled(labels) if with_ignored and free_to_read(labels) else len(labels)
@@ -293,7 +318,7 @@ def lse_by_class(
 
 
 def _by_class(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort rows and labels by label; return both and the indices that restore the order."""
+    """Sort rows and labels by label; return both and the indices that restore the original order."""
     labels, order = labels.sort(stable=True)
     return z.index_select(0, order), labels, order.argsort()
 
@@ -303,7 +328,7 @@ def _pad(lse: Tensor, count: int) -> Tensor:
 
 
 def count_skipped_anchors(labels: Tensor, *, ignore_index: int | None = None, gather: bool = False) -> Tensor:
-    """Count the labelled anchors without another sample of their class, which `suncet` and `supcon` exclude.
+    """Count the labelled anchors that are the only sample of their class, which `suncet` and `supcon` exclude.
 
     Args:
         labels: Integers [N].
@@ -311,11 +336,11 @@ def count_skipped_anchors(labels: Tensor, *, ignore_index: int | None = None, ga
         gather: Whether to count the anchors of all processes, with positives from all processes.
 
     Returns:
-        int64 scalar on the labels' device.
+        Number of anchors, an int64 scalar on the labels' device.
 
     Raises:
-        TypeError, ValueError: Labels are not integers [N], or negative; with `gather`, the number of labels differs
-            between processes.
+        TypeError, ValueError: Labels are not integers [N], or a label other than `ignore_index` is negative; with
+            `gather`, the number of labels differs between processes.
 
     >>> count_skipped_anchors(torch.tensor([0, 1, 1, 2]))
     tensor(2)
@@ -330,8 +355,8 @@ def class_numbers(
     """Check labels and return them as int64 [N], with NO_CLASS where they equal `ignore_index`.
 
     A negative number nearly always marks unlabelled samples; used as a class, it would pull all of them together. On a
-    device the numbers are checked only with `wait`, because reading them makes the host wait. Otherwise they are
-    returned, and :meth:`Positives.mean` turns them into NaN.
+    GPU, the numbers are checked only with `wait`, because reading them makes the host wait. Without `wait`, negative
+    numbers are returned, and :meth:`Positives.mean` gives NaN.
 
     Raises:
         TypeError: Labels are not integers, or ignore_index is not an integer.
@@ -373,15 +398,15 @@ def _as_class_numbers(labels: Tensor, name: str, ignore_index: int | None, read:
         lowest = int(numbers.amin())
         if lowest < 0:
             hint = (
-                f"pass ignore_index={lowest} if that marks unlabelled samples"
+                f"pass ignore_index={lowest} if this number marks unlabelled samples"
                 if ignore_index is None
                 else f"the ignore_index is {ignore_index}"
             )
-            raise ValueError(f"{name}: labels go down to {lowest}, expected class numbers from 0; {hint}")
+            raise ValueError(f"{name}: the smallest label is {lowest}, expected class numbers from 0; {hint}")
     return numbers
 
 
-# As an operator, reading values does not break the graph of torch.compile, and torch.vmap is supported.
+# A custom operator can read values without breaking the graph of torch.compile, and it supports torch.vmap.
 _class_numbers = torch.library.custom_op("contrastive_core::class_numbers", _as_class_numbers, mutates_args=())
 
 
@@ -399,24 +424,24 @@ _class_numbers.register_vmap(_map_class_numbers)
 
 
 def count_labelled(labels: Tensor) -> int:
-    """Number of labels other than NO_CLASS."""
+    """Count the labels other than NO_CLASS."""
     return int((labels != NO_CLASS).sum())
 
 
 @dataclass(frozen=True)
 class Positives:
-    """The labels of this process's n anchors among those of all N candidates."""
+    """Labels and numbers of positives of this process's n anchors among all N candidates."""
 
     own: Tensor
     """Labels [n] of the anchors; NO_CLASS for unlabelled ones."""
     everyone: Tensor
-    """Labels [N] of the candidates: those of all processes in the order of their ranks."""
+    """Labels [N] of the candidates: those of all processes, in rank order."""
     classmates: Tensor
-    """Number of positives of each anchor, itself excluded: int64 [n]."""
+    """Number of positives of each anchor, excluding the anchor itself: int64 [n]."""
     group: Tensor
-    """Index in 0 .. N-1 of each candidate's class: int64 [N], equal for equal classes, not consecutive."""
+    """Index of each candidate's class in 0 .. N-1: int64 [N], equal for equal classes, not consecutive."""
     anchors: Tensor
-    """Number of candidates, of all N, that have a positive: int64 scalar."""
+    """Number of candidates that have a positive: int64 scalar."""
     skipped: Tensor
     """Number of labelled candidates without a positive: int64 scalar."""
     processes: int
@@ -432,22 +457,23 @@ class Positives:
     def mean(self, losses: Tensor) -> Tensor:
         """Divide the sum of this process's live losses [n] by the mean number of live anchors per process.
 
-        For one process, this is the mean over its live anchors. Several processes may skip different numbers of
-        anchors; the mean of the results over processes is then the mean over all live anchors. Without any: exactly 0.
-        NaN, with a gradient of NaN, if a label is negative.
+        Live anchors are those that have a positive. For one process, the result is the mean over its live anchors.
+        Several processes may skip different numbers of anchors; the mean of their results is then the mean over all
+        live anchors. The result is exactly 0 without live anchors, and NaN, with a gradient of NaN, if a label is
+        negative.
         """
         return self.checked(torch.where(self.live, losses, 0.0).sum()) * self.processes / self.anchors.clamp(min=1)
 
     def checked(self, loss: Tensor) -> Tensor:
-        """Return the loss, or NaN if a label is negative; where labels are free to read, they have been checked."""
+        """Return the loss, or NaN if a label is negative; labels on the CPU have already been checked."""
         return loss if free_to_read(self.valid) else loss * torch.where(self.valid, 1.0, torch.nan)
 
 
 def find_positives(labels: Tensor, *, gather: bool) -> Positives:
-    """Find each anchor's positives by sorted search: O(N log N), static shapes, no synchronisation with a GPU.
+    """Count each anchor's positives by sorted search, in O(N log N), with static shapes and no synchronisation.
 
     Args:
-        labels: int64 [n] as :func:`class_numbers` returns them.
+        labels: Labels from :func:`class_numbers`, int64 [n].
         gather: Whether the candidates are those of all processes.
     """
     everyone = gather_labels(labels) if gather else labels

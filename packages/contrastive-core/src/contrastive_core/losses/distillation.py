@@ -19,15 +19,15 @@ def distillation(
 
         loss = mean over samples of   - sum_c softmax(teacher / temperature)_c log softmax(student / temperature)_c
 
-    The teacher receives no gradient. Computed in float32 or better regardless of autocast.
+    The teacher receives no gradient. The loss is computed in float32 or better regardless of autocast.
 
     Args:
         student_logits: Logits [N, C] of the student.
         teacher_logits: Logits [N, C] of the teacher.
-        temperature: Positive; above 1 softens the probabilities. SimCLRv2 uses 0.1 for self-distillation and 1 for a
-            smaller student.
-        scale_by_temperature: Whether to multiply by temperature squared, which keeps gradients about the same size. The
-            paper's equation does not; the notebook released with SimCLRv2 does.
+        temperature: Positive number; values above 1 soften the probabilities. SimCLRv2 uses 0.1 for self-distillation
+            and 1 for a smaller student.
+        scale_by_temperature: Whether to multiply the loss by the squared temperature, which keeps the size of gradients
+            about the same. The notebook released with SimCLRv2 multiplies by it; the paper's equation does not.
 
     Returns:
         Scalar; float64 if an input is float64, else float32. Its minimum is the entropy of the teacher's probabilities.
@@ -47,8 +47,8 @@ def distillation(
     check_floating("distillation", student_logits=student_logits, teacher_logits=teacher_logits)
     if student_logits.shape != teacher_logits.shape or student_logits.ndim != 2 or student_logits.numel() == 0:
         raise ValueError(
-            f"distillation: student_logits {list(student_logits.shape)}, teacher_logits {list(teacher_logits.shape)}, "
-            "expected both [N, C] with at least one sample and class"
+            f"distillation: student_logits is {list(student_logits.shape)} and teacher_logits is "
+            f"{list(teacher_logits.shape)}, expected both [N, C] with at least one sample and one class"
         )
     dtype = result_dtype(student_logits, teacher_logits)
     student, teacher = (_over_temperature(x.to(dtype), temperature) for x in (student_logits, teacher_logits.detach()))
@@ -78,5 +78,5 @@ class DistillationLoss(nn.Module):
 
 
 def _over_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Subtract the largest logit, so that a low temperature does not magnify rounding; divide by the temperature."""
+    """Divide logits by the temperature, after subtracting the largest one so that rounding is not magnified."""
     return (logits - logits.detach().amax(1, keepdim=True)) / temperature

@@ -30,16 +30,16 @@ from contrastive_core.similarity import row_lse
 def info_nce(
     query: Tensor, key: Tensor, bank: Tensor | None = None, *, temperature: float | Tensor = 0.1, gather: Gather = False
 ) -> Tensor:
-    """Compute the InfoNCE loss: classify each query's key among all keys and the rows of an optional memory bank.
+    """Compute the InfoNCE loss, which classifies each query's key among all keys and an optional memory bank.
 
         loss = mean over queries i of   -log( exp(s(q_i, k_i)) / (sum_j exp(s(q_i, k_j)) + sum_m exp(s(q_i, b_m))) ),
         s = cos / temperature
 
-    The loss has one direction; for both, add `info_nce(key, query)`. Memory O((N + M) D), time of up to four matrix
-    products N x (N + M) x D. Gradients flow to every input that requires one; detach keys or bank to stop them. (A bank
-    usually holds detached rows; the backward pass then computes only the queries' gradient for it.) Computed in float32
-    or better regardless of autocast; below temperature 0.1 in float64. The loss keeps its relative precision when it is
-    close to 0.
+    The loss has one direction, from queries to keys; add `info_nce(key, query)` for both. It takes O((N + M) D) memory
+    and the time of up to four matrix products N x (N + M) x D. Gradients flow to every input that requires one; detach
+    keys or bank to stop them. (A bank usually holds detached rows, for which the backward pass computes only the
+    gradient of the queries.) The loss is computed in float32 or better regardless of autocast, and in float64 below
+    temperature 0.1. It keeps its relative precision close to 0.
 
     Args:
         query: Embeddings [N, D], l2-normalised here.
@@ -47,22 +47,22 @@ def info_nce(
         bank: Embeddings [M, D], l2-normalised here, that are negatives for every query. None or M = 0: no bank.
         temperature: Positive number, or a tensor with one element to learn it (the host reads it in every call); 0.07
             to 0.2 are usual.
-        gather: Whether the keys of other processes are negatives of this process's queries too. With parameter
+        gather: Whether the keys of other processes are also negatives of this process's queries. With parameter
             gradients averaged over processes, this is the loss of the union batch. "all" and "ring" select how rows are
             exchanged (see `how_to_gather`).
 
     Returns:
-        Scalar; float64 if an input is float64, else float32.
-
-    Edges: a row of zeros has similarity 0 with everything and no gradient; NaN embeddings give NaN.
+        Scalar; float64 if an input is float64, else float32. A row of zeros has similarity 0 with every row and no
+        gradient; NaN embeddings give NaN.
 
     Raises:
-        ValueError: Shapes differ; there is a single query and no bank, so that it has no negative; the temperature is
-            not positive and finite; with `gather`, the number of queries differs between processes (raised on each).
+        ValueError: Shapes differ; there is only one query and no bank, so that the query has no negative; the
+            temperature is not positive and finite; with `gather`, the number of queries differs between processes
+            (raised on each).
         TypeError: Inputs are not floating point, or the temperature is not a number.
 
-    References: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding", equation 4; the
-    bank: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning", section 3.
+    References: van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding", equation 4; for
+    the bank, He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning", section 3.
 
     >>> import torch
     >>> from contrastive_core import info_nce
@@ -85,7 +85,7 @@ def info_nce(
     if bank is None or len(bank) == 0 or len(query) == 0:
         check_at_least_two("info_nce", len(query) if way == "alone" else len(query) * world_size())
     if bank is not None:
-        # Separate from the keys, so that the bank's gradient is computed only if it is required.
+        # The bank is separate from the keys, so that its gradient is computed only if it is required.
         negatives = t.link(unit_rows(bank, dtype))
         rest = log_add(rest, row_lse(linked_q, negatives, scale=t.scale, max_norm=1.0, half=half))
     return softplus(rest - t.divide(paired_similarity(q, k))).mean().to(result_dtype(*inputs.values()))

@@ -1,4 +1,4 @@
-"""Local contrastive loss between pixels and the class prototypes of a pair of images."""
+"""Local contrastive loss between pixels and the class prototypes of a pair of images, for segmentation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def local_contrastive(
     reduction: Reduction = "pair_mean",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Compute the local contrastive loss, which pulls pixels towards the mean embedding of their class in both images.
+    """Compute the local contrastive loss, which pulls pixels towards the mean embeddings of their class in two images.
 
     For an anchor pixel z of class k in image 1 of a pair (1, 2), with m_c^i the mean embedding of class c in image i
     and s = cos / temperature:
@@ -52,41 +52,44 @@ def local_contrastive(
         inter:  -log( exp s(z, m_k^1) / D ) - log( exp s(z, m_k^2) / D ),
                 D = sum_c exp s(z, m_c^1) + sum_c exp s(z, m_c^2)
 
-    and the same with the images swapped. Sums run over foreground classes; the background has neither anchors nor
-    prototypes. Gradients flow through anchors and prototypes. In `inter` each of the two positives is a negative for
-    the other, so the loss is at least 2 log 2.
+    and the same with the images swapped. Sums run over the foreground classes; the background has neither anchors nor
+    prototypes. Gradients flow through anchors and prototypes. In the `inter` variant each of the two positives is a
+    negative for the other, so that the loss is at least 2 log 2.
 
-    The sum S over anchors, classes and images of a pair is divided by N = P F (intra) or 2 P F (inter), P anchors in
-    each of F classes: the result is twice the mean term. Memory O(size of the embedding), float64 inside.
+    The sum S over the anchors, classes and images of a pair is divided by N = P F (intra) or 2 P F (inter), for P
+    anchors in each of F classes; the result is twice the mean term. Memory is proportional to the size of the
+    embedding. Similarities are computed in float64.
 
     Args:
         embedding: Pixel embeddings [B, E, H, W], not normalised.
-        label: True or pseudo-labels, integers [B, H, W], 0 for the background.
+        label: True labels or pseudo-labels, integers [B, H, W], 0 for the background.
         pairs: Indices into the batch, integers [Q, 2]; an image may be in several pairs or be paired with itself.
         variant: "inter" (the paper's default) or "intra".
-        temperature: Positive; 0.1 in the paper.
+        temperature: Positive number; 0.1 in the paper.
         anchors_per_class: Number P of randomly drawn anchors per image and class.
-        anchors: Anchors as (row, col), integers [B, num_classes - 1, P, 2]; those of absent classes are ignored. None:
-            drawn uniformly with replacement for each image and class.
-        num_classes: Number of classes C, including the background. None: from `anchors`, else the largest label + 1.
-        ignore_index: Label of unlabelled pixels, usually 255. They are neither anchors nor part of a mean embedding,
-            and so not candidates either, because only means are candidates. The background is treated the same way.
-        reduction: "pair_mean": mean over pairs of S / N, where N is half the number of existing terms. "official": the
-            formula of the released code, where N counts all classes and each pair is divided by N once more for every
-            pair that follows, so that the last pair counts most: (1 / Q) sum_b S_b N^-(Q - b + 1), b = 1 .. Q.
+        anchors: Anchors as (row, col), integers [B, num_classes - 1, P, 2]; those of absent classes are ignored. If
+            None, anchors are drawn uniformly with replacement for each image and class.
+        num_classes: Number of classes C, including the background. If None, it is taken from `anchors`, or else is the
+            largest label + 1.
+        ignore_index: Label of unlabelled pixels, usually 255. Like background pixels, they are not anchors and do not
+            contribute to a mean embedding. Because only means are candidates, they are not candidates either.
+        reduction: "pair_mean" is the mean over pairs of S / N, where N is half the number of existing terms. "official"
+            is the formula of the released code, where N counts all classes and each pair is divided by N once more for
+            every pair that follows, so that the last pair counts most: (1 / Q) sum_b S_b N^-(Q - b + 1), b = 1 .. Q.
         generator: Generator for drawn anchors.
 
     Returns:
-        Scalar; float64 if the embedding is float64, else float32.
-
-    Edges: a term exists if the anchor's class is present in its own image and in that of the prototype; absent classes
-    are not candidates either. A pair without any term is excluded from "pair_mean" and adds 0 to "official". Without
-    any term the loss is exactly 0, with zero gradient. NaN embeddings give NaN.
+        Scalar; float64 if the embedding is float64, else float32. NaN embeddings give NaN.
 
     Raises:
         ValueError: Shapes do not match, labels are outside 0 .. C-1, pairs are outside the batch, anchors are outside
             the image, variant or reduction is unknown, or the temperature is not positive and finite.
         TypeError: The embedding is not floating point, or labels, pairs or anchors are not integers.
+
+    Note:
+        A term exists if the anchor's class is present both in its own image and in that of the prototype. Absent
+        classes are not candidates. A pair without any term is excluded from "pair_mean" and adds 0 to "official".
+        Without any term the loss is exactly 0, with zero gradient.
 
     Reference: Chaitanya et al. 2023, "Local contrastive loss with pseudo-label based self-training for semi-supervised
     medical image segmentation", with the terms of the released code.
@@ -106,7 +109,7 @@ def local_contrastive(
     first, second = check_pairs(pairs, len(label)).to(label.device, non_blocking=True).unbind(1)
 
     dtype = result_dtype(embedding)
-    # Convert once for anchors and prototypes: the sum of their gradients is then rounded once.
+    # Convert once for anchors and prototypes, so that the sum of their gradients is rounded only once.
     embedding = embedding.to(dtype)
     prototypes, present = class_means(embedding, label, classes)
     if anchors is None:
@@ -188,7 +191,7 @@ class _Terms:
         self.present, self.temperature, self.inter = present, temperature, variant == "inter"
 
     def of(self, image: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sum [Q] and number [Q] of the terms of the anchors in each image [Q], given its partner [Q]."""
+        """Return the sum [Q] and the number [Q] of the terms of each image's anchors, given the image's partner [Q]."""
         targets = [image, partner] if self.inter else [image]
         logits = [self._logits(image, target) for target in targets]
         normaliser = torch.cat(logits, -1).logsumexp(-1)
@@ -223,8 +226,8 @@ def class_means(embedding: Tensor, label: Tensor, num_classes: int) -> tuple[Ten
         num_classes: Number of classes C, including the background.
 
     Returns:
-        Means [B, C-1, E] in float64 (float32 on MPS), with gradient, 0 for an absent class; and whether each class is
-        present, bool [B, C-1].
+        Means [B, C-1, E] in float64 (float32 on MPS) with gradient, 0 for an absent class, and a mask bool [B, C-1] of
+        the classes that are present.
     """
     exact = exact_dtype(embedding)
     sums, counts = [], []
@@ -246,8 +249,8 @@ def draw_anchors(
         label: Integers [B, H, W], 0 for the background.
         num_classes: Number of classes C, including the background.
         anchors_per_class: Number of draws P per image and class.
-        generator: Random generator; one on the CPU gives the same pixels for labels on any device. None: the global
-            one.
+        generator: Random generator; the global one if None. A generator on the CPU gives the same pixels for labels on
+            any device.
 
     Returns:
         (row, col) as int64 [B, C-1, P, 2]; (0, 0) for an absent class.
@@ -283,34 +286,39 @@ def check_choices(variant: str, reduction: str, anchors_per_class: int) -> None:
 
 
 def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_classes: int | None) -> int:
-    """Check that embedding is [B, E, H, W] and label integers [B, H, W] in 0 .. C-1, and return C."""
+    """Check that the embedding is [B, E, H, W] and labels are integers [B, H, W] in 0 .. C-1, and return C."""
     check_floating(_NAME, embedding=embedding)
     _check_integers("label", label)
     if embedding.ndim != 4 or label.shape != embedding.shape[:1] + embedding.shape[2:] or label.numel() == 0:
         raise ValueError(
-            f"{_NAME}: embedding is {list(embedding.shape)} and label {list(label.shape)}, expected [B, E, H, W] and "
-            "[B, H, W] of the same size, not empty"
+            f"{_NAME}: embedding is {list(embedding.shape)} and label is {list(label.shape)}, expected [B, E, H, W] "
+            "and [B, H, W] of the same size, not empty"
         )
     if embedding.device != label.device:
-        raise ValueError(f"{_NAME}: embedding is on {embedding.device}, label on {label.device}, expected one device")
+        raise ValueError(
+            f"{_NAME}: embedding is on {embedding.device} and label on {label.device}, expected the same device"
+        )
     classes = num_classes
     if anchors is not None:
         _check_integers("anchors", anchors)
         if anchors.ndim != 4 or anchors.shape[0] != len(label) or anchors.shape[3] != 2 or anchors.shape[2] == 0:
             raise ValueError(
-                f"{_NAME}: anchors are {list(anchors.shape)}, expected [B, num_classes - 1, anchors per class, 2] "
-                f"for the {len(label)} images of the batch"
+                f"{_NAME}: anchors have shape {list(anchors.shape)}, expected [B, num_classes - 1, anchors per class, "
+                f"2] for the {len(label)} images of the batch"
             )
         classes = anchors.shape[1] + 1
         if num_classes not in (None, classes):
-            raise ValueError(f"{_NAME}: num_classes is {num_classes}, anchors are for {classes} (background included)")
+            raise ValueError(
+                f"{_NAME}: num_classes is {num_classes}, but anchors are for {classes} classes (background included); "
+                "omit num_classes or pass anchors [B, num_classes - 1, anchors per class, 2]"
+            )
     if classes is not None and classes < 2:
         raise ValueError(f"{_NAME}: num_classes is {classes}, expected at least 2: the background and one class")
     if classes is not None and not free_to_read(label):
         return classes
     lowest, highest = torch.stack(label.aminmax()).tolist()
     if classes is None:
-        # Without foreground there is no term; one empty class keeps shapes valid.
+        # Without foreground there is no term; an empty class keeps the shapes valid.
         classes = max(highest + 1, 2)
     if num_classes is None and anchors is None and highest == _VOID:
         raise ValueError(
@@ -326,7 +334,7 @@ def check_maps(embedding: Tensor, label: Tensor, anchors: Tensor | None, num_cla
 
 
 def _nan_if_wrong(loss: Tensor, label: Tensor, classes: int) -> Tensor:
-    """Return the loss, or NaN if a label is no class; where labels are free to read, `check_maps` has raised then."""
+    """Return the loss, or NaN if a label is not a class; for labels on the CPU, `check_maps` has raised an error."""
     if free_to_read(label):
         return loss
     lowest, highest = label.aminmax()
@@ -347,7 +355,11 @@ def check_pairs(pairs: Tensor, images: int) -> Tensor:
 
 
 def check_anchors(anchors: Tensor, present: Tensor, label: Tensor, ignored: Tensor | None = None) -> Tensor:
-    """Return anchors as int64, with (0, 0) for absent classes; raise if another is outside the image or ignored."""
+    """Return anchors as int64, with (0, 0) for absent classes.
+
+    Raises:
+        ValueError: An anchor of a present class is outside the image, or its pixel is ignored.
+    """
     anchors = torch.where(present[:, :, None, None], anchors.to(torch.int64), 0)
     size = torch.tensor(label.shape[1:], device=anchors.device)
     outside = ((anchors < 0) | (anchors >= size)).any(-1)
@@ -364,13 +376,13 @@ def check_anchors(anchors: Tensor, present: Tensor, label: Tensor, ignored: Tens
             image, number, anchor = (int(i) for i in hit.nonzero()[0])
             raise ValueError(
                 f"{_NAME}: the anchor {anchors[image, number, anchor].tolist()} of class {number + 1} in image {image} "
-                "is a pixel labelled ignore_index, expected one of the class"
+                "is a pixel labelled ignore_index, expected a pixel of the class"
             )
     return anchors
 
 
 def _without_ignored(label: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
-    """Replace ignore_index by 0, the background; return the labels and the mask of the replaced pixels, if any."""
+    """Replace ignore_index by the background, 0; return the labels and the mask of replaced pixels (None: no mask)."""
     if ignore_index is None:
         return label, None
     _check_integers("label", label)

@@ -51,9 +51,9 @@ def nt_xent(
 
         loss = mean over the 2N views i of   -log( exp(s_i,pair(i)) / (sum_{j != i} exp(s_ij) + sum_m exp(s_im)) )
 
-    Memory O((N + M) D), time of two matrix products 2N x 2N x D, and of up to four 2N x M x D for a bank. Computed in
-    float32 or better regardless of autocast; below temperature 0.1 in float64. The loss keeps its relative precision
-    when it is close to 0.
+    The loss takes O((N + M) D) memory and the time of two matrix products 2N x 2N x D, plus up to four products
+    2N x M x D for a bank. It is computed in float32 or better regardless of autocast, and in float64 below temperature
+    0.1. It keeps its relative precision close to 0.
 
     Args:
         view_a: Embeddings [N, D] of the first views, of any magnitude; l2-normalised here.
@@ -67,9 +67,8 @@ def nt_xent(
             how rows are exchanged (see `how_to_gather`).
 
     Returns:
-        Scalar; float64 if an input is float64, else float32.
-
-    Edges: a row of zeros has similarity 0 with everything and no gradient; NaN or infinite embeddings give NaN.
+        Scalar; float64 if an input is float64, else float32. A row of zeros has similarity 0 with every row and no
+        gradient; NaN or infinite embeddings give NaN.
 
     Raises:
         ValueError: Shapes differ, there are fewer than two samples and no bank, or the temperature is not positive and
@@ -77,8 +76,8 @@ def nt_xent(
         TypeError: Embeddings are not floating point, or the temperature is not a number.
 
     References: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", equation 1;
-    the bank: Chen et al. 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners", whose code does not
-    have it (see `MemoryBank`).
+    for the bank, Chen et al. 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners", whose released
+    code does not include it (see `MemoryBank`).
 
     >>> import torch
     >>> from contrastive_core import nt_xent
@@ -94,7 +93,7 @@ def nt_xent(
     n, dtype = len(view_a), working_dtype(*inputs.values(), temperature=t.value)
     z = torch.cat([unit_rows(view_a, dtype), unit_rows(view_b, dtype)])
     way = how_to_gather("nt_xent", gather, z)
-    # Processes compare their numbers of rows first: an error on one of them would leave the others waiting.
+    # Processes compare their numbers of rows first, because an error on one of them would leave the others waiting.
     linked = t.link(z)
     half = are_half(*inputs.values())
     rest = lse_among_all(linked, scale=t.scale, way=way, half=half, skip=n)
@@ -104,7 +103,7 @@ def nt_xent(
     if bank is not None:
         negatives = t.link(unit_rows(bank, dtype))
         rest = log_add(rest, row_lse(linked, negatives, scale=t.scale, max_norm=1.0, half=half))
-    # -log(exp(pair) / (exp(pair) + exp(rest))), without the difference of two almost equal numbers.
+    # This is -log(exp(pair) / (exp(pair) + exp(rest))) without the difference of two almost equal numbers.
     return softplus(rest - pair).mean().to(result_dtype(*inputs.values()))
 
 
@@ -125,5 +124,5 @@ class NTXentLoss(nn.Module):
 
 
 def softplus(x: Tensor) -> Tensor:
-    """Compute log(1 + exp(x)) to full float64 precision; with torch's default threshold the result is x above 20."""
+    """Compute log(1 + exp(x)) to full float64 precision; with its default threshold, torch returns x above 20."""
     return F.softplus(x, threshold=50.0)

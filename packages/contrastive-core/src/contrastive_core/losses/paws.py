@@ -38,16 +38,16 @@ def paws(
     ignore_index: int | None = None,
     gather: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the PAWS loss terms: consistency between two views, and mean-entropy maximisation; add both.
+    """Compute the two terms of the PAWS loss, consistency between two views and mean-entropy maximisation.
 
         p(z) = sum_j softmax_j(cos(z, support_j) / temperature) t_j,    t_j the smoothed label of support j
         rho(p)_c = p_c^(1 / sharpening), normalised to sum 1
         consistency = mean over the 2N views of   - sum_c rho(p(other view))_c log p(view)_c,  no gradient through rho
         me_max = sum_c q_c log q_c,    q = mean over the 2N views of rho(p(view))
 
-    There are no negatives: `me_max`, the negative entropy of the mean prediction, prevents all views from collapsing to
-    one class. The soft nearest neighbours are those of `suncet`. Computed in float64; for M supports and C classes,
-    memory O((N + M) (D + C)) and a block of 512 views by M.
+    The loss is the sum of both terms. There are no negatives: `me_max`, the negative entropy of the mean prediction,
+    prevents all views from collapsing to one class. The soft nearest neighbours are those of `suncet`. The terms are
+    computed in float64. For M supports and C classes they take O((N + M) (D + C)) memory and a block of 512 x M.
 
     Args:
         view_a: Embeddings [N, D] of the first views, l2-normalised here.
@@ -59,14 +59,13 @@ def paws(
         label_smoothing: Label smoothing in [0, 1); 0.1 in the paper.
         ignore_index: Label of unlabelled supports, usually -1. They are excluded as candidates, because they have no
             label to contribute to the prediction.
-        gather: Whether supports and mean prediction are those of all processes. With parameter gradients averaged over
-            processes, this is the loss of the union batch.
+        gather: Whether to use the supports and the mean prediction of all processes. With parameter gradients averaged
+            over processes, this is the loss of the union batch.
 
     Returns:
-        consistency and me_max, scalars; float64 if an input is float64, else float32.
-
-    Edges: without smoothing, a class whose supports are all distant has probability 0 in floating point; the loss is
-    then infinite if the other view is confident of it.
+        consistency and me_max, scalars; float64 if an input is float64, else float32. Without smoothing, a class whose
+        supports are all distant has probability 0 in floating point, and the loss is infinite if the other view is
+        confident of that class.
 
     Raises:
         ValueError: Shapes differ, there are fewer than two labelled supports, a label other than ignore_index is
@@ -110,7 +109,7 @@ def paws(
 
 
 class PAWSLoss(nn.Module):
-    """:func:`paws` as a module that returns the sum of its terms: ``PAWSLoss()(view_a, view_b, supports, labels)``."""
+    """:func:`paws` as a module that returns the sum of both terms: ``PAWSLoss()(view_a, view_b, supports, labels)``."""
 
     @tensors_first
     def __init__(
@@ -152,6 +151,6 @@ class PAWSLoss(nn.Module):
 def _check_settings(name: str, temperature: float, sharpening: float, label_smoothing: float) -> None:
     check_temperature(name, temperature)
     if not sharpening > 0:
-        raise ValueError(f"{name}: sharpening is {sharpening}, expected more than 0; 1 leaves the targets as they are")
+        raise ValueError(f"{name}: sharpening is {sharpening}, expected more than 0; 1 leaves the targets unchanged")
     if not 0 <= label_smoothing < 1:
-        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a share in [0, 1)")
+        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a number in [0, 1)")

@@ -30,7 +30,7 @@ from contrastive_core.similarity.precision import exact_dtype
 from contrastive_core.similarity.reference import NO_CLASS
 from contrastive_core.synchronization import free_to_read
 
-# With smoothed labels on a device: the largest batch that gets a column for every sample instead of every class.
+# Largest batch on a GPU for which label smoothing uses a column per sample rather than one per class.
 _MOST_COLUMNS = 1024
 
 
@@ -44,21 +44,22 @@ def suncet(
     ignore_index: int | None = None,
     gather: Gather = False,
 ) -> Tensor:
-    """Compute the supervised noise-contrastive loss: is a randomly drawn neighbour of a sample of the same class?
+    """Compute the supervised noise-contrastive estimation loss (SuNCEt).
 
         loss = mean over anchors i of   -log( sum_{j != i, y_j = y_i} exp(s_ij) / sum_{j != i} exp(s_ij) ),
         s_ij = cos(z_i, z_j) / temperature
 
-    The sum over positives is inside the logarithm (in `supcon` outside). Memory O(N D), time little more than that of
-    two matrix products N x N x D. Computed in float32 or better regardless of autocast; below temperature 0.1 in
-    float64. The loss keeps its relative precision when it is close to 0.
+    Each term is the negative log-probability that a neighbour drawn by softmax similarity has the anchor's class. The
+    sum over positives is inside the logarithm (in `supcon` it is outside). The loss takes O(N D) memory and little more
+    time than two matrix products N x N x D. It is computed in float32 or better regardless of autocast, and in float64
+    below temperature 0.1. It keeps its relative precision close to 0.
 
-    With `label_smoothing` e over the C classes that occur among the candidates, as in the current released code:
+    With `label_smoothing` e over the C classes that occur among the candidates, as in the current released code,
 
         loss = mean over anchors i of   - sum_c t_ic log( sum_{j != i} p_ij t_jc ),
         t_ic = (1 - e) [y_i = c] + e / C,     p_i = softmax of s_ij over j != i
 
-    computed in float64, in the time of three matrix products N x N x D and memory O(N (D + C)).
+    The smoothed loss is computed in float64, in the time of three matrix products N x N x D and O(N (D + C)) memory.
 
     Args:
         z: Embeddings [N, D] of labelled samples, l2-normalised here.
@@ -66,26 +67,28 @@ def suncet(
         temperature: Positive number, or a tensor with one element to learn it (the host reads it in every call);
             0.1 in the paper.
         label_smoothing: Label smoothing in [0, 1); 0 in the paper.
-        ignore_index: Label of unlabelled samples, usually -1. They are excluded as anchors, positives and candidates:
-            the paper's sums run over the labelled mini-batch, and whether an unlabelled neighbour has the anchor's
-            class is unknown. The result is that of the labelled rows alone.
+        ignore_index: Label of unlabelled samples, usually -1. They are excluded as anchors, positives and candidates,
+            so that the result is that of the labelled rows alone: the paper's sums run over the labelled mini-batch,
+            and whether an unlabelled neighbour has the anchor's class is unknown.
         gather: Whether the candidates are the samples of all processes; the anchors are those of this process. With
             parameter gradients averaged over processes, this is the loss of the union batch. "all" and "ring" select
             how rows are exchanged (see `how_to_gather`).
 
     Returns:
-        Scalar; float64 if z is float64, else float32.
-
-    Edges: an anchor that is the only sample of its class has no positive (its loss would be infinite, as in the
-    released code) and is excluded from the mean; `count_skipped_anchors(labels)` counts these anchors. If all are
-    excluded, the loss is exactly 0, with zero gradient. With label smoothing no anchor is excluded: the loss is finite
-    without a positive. A row of zeros has similarity 0 with everything and no gradient; NaN embeddings give NaN.
+        Scalar; float64 if z is float64, else float32. A row of zeros has similarity 0 with every row and no gradient;
+        NaN embeddings give NaN.
 
     Raises:
         ValueError: Shapes are wrong, there are fewer than two samples, the temperature is not positive and finite,
             label_smoothing is outside [0, 1), or a label other than ignore_index is negative; with `gather`, the number
             of samples differs between processes (raised on each).
         TypeError: Embeddings are not floating point, labels are not integers, or the temperature is not a number.
+
+    Note:
+        An anchor that is the only sample of its class has no positive (its loss would be infinite, as in the released
+        code) and is excluded from the mean; `count_skipped_anchors(labels)` counts these anchors. If all anchors are
+        excluded, the loss is exactly 0, with zero gradient. With label smoothing no anchor is excluded, because the
+        loss is finite without a positive.
 
     Reference: Assran et al. 2020, "Supervision Accelerates Pre-training in Contrastive Semi-Supervised Learning of
     Visual Representations", and its released src/losses.py.
@@ -158,7 +161,9 @@ def _suncet(
     rows = unit_rows(z, exact_dtype(z) if label_smoothing else working_dtype(z, temperature=t.value))
     way = how_to_gather(name, gather, rows)
     if label_smoothing and gather == "ring":
-        raise ValueError(f'{name}: with label_smoothing all rows are gathered; expected gather=True or "all"')
+        raise ValueError(
+            f'{name}: got gather="ring" with label_smoothing, which gathers all rows; expected gather=True or "all"'
+        )
     positives = find_positives(labels, gather=way != "alone")
     check_at_least_two(name, len(positives.everyone))
     if label_smoothing:
@@ -174,14 +179,14 @@ def _suncet(
     same, different = lse_by_class(
         t.link(rows), positives.own, scale=t.scale, way=way, half=are_half(z), with_ignored=ignore_index is not None
     )
-    # Without a positive, `same` is -inf; the values that replace it are not used.
+    # Without a positive, `same` is -inf; the values that replace it here are not used.
     same, different = (torch.where(positives.live, x, 0.0) for x in (same, different))
     return positives.mean(softplus(different - same)).to(result_dtype(z)), positives.skipped
 
 
 def _check_smoothing(name: str, label_smoothing: float) -> None:
     if not 0 <= label_smoothing < 1:
-        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a share in [0, 1)")
+        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a number in [0, 1)")
 
 
 def smoothed_losses(
@@ -194,9 +199,9 @@ def smoothed_losses(
     label_smoothing: float,
     with_ignored: bool = False,
 ) -> Tensor:
-    """Compute the cross-entropy [n] between an anchor's smoothed label and those of its randomly drawn neighbour.
+    """Compute the cross-entropy [n] between an anchor's smoothed label and those of a randomly drawn neighbour.
 
-    Memory O(N (D + C)), see `class_shares`.
+    The computation takes O(N (D + C)) memory (see `class_shares`).
 
     Args:
         rows: Anchors, unit vectors [n, D].
@@ -205,8 +210,8 @@ def smoothed_losses(
         first: Index of the first anchor among the candidates; the other anchors follow it.
         scale: One over the temperature.
         label_smoothing: Label smoothing in (0, 1).
-        with_ignored: Whether to exclude rows labelled NO_CLASS as anchors and candidates; the result then has fewer
-            rows, or zeros for them.
+        with_ignored: Whether to exclude rows labelled NO_CLASS as anchors and candidates; the result then contains
+            zeros for them or omits them.
     """
     labelled = labels != NO_CLASS
     if with_ignored and free_to_read(labels):
@@ -220,7 +225,7 @@ def smoothed_losses(
     share = class_shares(rows, everyone, one_hot, scale=scale, first=first)
     of_rows = slice(first, first + len(rows))
     counts = labelled[of_rows] & (labelled.sum() > 1)
-    if with_ignored:  # rows of NO_CLASS have no class, so that the shares of the others do not sum to 1
+    if with_ignored:  # rows of NO_CLASS have no class, so that the shares of the classes do not sum to 1
         share = share / torch.where(counts, share.sum(1), 1.0)[:, None]
     present = one_hot.any(0)
     spread = label_smoothing / present.sum().clamp(min=1).to(rows.dtype)
@@ -229,10 +234,10 @@ def smoothed_losses(
 
 
 def _number_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Number the classes from 0; return the number of each label's class [N] and a range [C] that holds them all.
+    """Number the classes from 0; return the number of each label's class [N] and a range [C] that contains them all.
 
-    C is the number of classes, or N for a few labels on a device, where the classes could not be counted without
-    making the host wait.
+    C is the number of classes. For small batches on a GPU it is N, because counting the classes would make the host
+    wait.
     """
     if free_to_read(labels) or len(labels) > _MOST_COLUMNS:
         found, number = torch.unique(labels, return_inverse=True)

@@ -39,13 +39,14 @@ def supcon(
     ignore_index: int | None = None,
     gather: Gather = False,
 ) -> Tensor:
-    """Compute the supervised contrastive loss in its "out" form: the mean over positives is outside the logarithm.
+    """Compute the supervised contrastive loss (SupCon) with the mean over positives outside the logarithm.
 
         loss = mean over anchors i of   mean over positives p of i of   -log( exp(s_ip) / sum_{j != i} exp(s_ij) ),
         s_ij = cos(z_i, z_j) / temperature,   positives: the other samples of i's class
 
-    The mean over positives is linear in s and requires only class sums, no mask. Memory O(N D), time of two
-    matrix products N x N x D. Computed in float32 or better regardless of autocast; below temperature 0.1 in float64.
+    This is the "out" form of the paper. The mean over positives is linear in s and requires only class sums, no mask.
+    The loss takes O(N D) memory and the time of two matrix products N x N x D. It is computed in float32 or better
+    regardless of autocast, and in float64 below temperature 0.1.
 
     With two views of every sample, stack them and repeat the labels: `supcon(torch.cat([a, b]), labels.repeat(2))`.
 
@@ -62,18 +63,20 @@ def supcon(
             how rows are exchanged (see `how_to_gather`).
 
     Returns:
-        Scalar; float64 if z is float64, else float32. At least the mean of log(number of positives).
-
-    Edges: an anchor that is the only sample of its class has no positive and is excluded from the mean;
-    `count_skipped_anchors(labels)` counts these anchors. If all are excluded, the loss is exactly 0, with zero
-    gradient. A row of zeros has similarity 0 with everything and no gradient; NaN embeddings give NaN. On CUDA, class
-    sums are bitwise reproducible only with `torch.use_deterministic_algorithms(True)`.
+        Scalar, at least the mean of log(number of positives); float64 if z is float64, else float32. A row of zeros has
+        similarity 0 with every row and no gradient; NaN embeddings give NaN.
 
     Raises:
         ValueError: Shapes are wrong, there are fewer than two samples, the temperature is not positive and finite, or
             a label other than ignore_index is negative; with `gather`, the number of samples differs between processes
             (raised on each).
         TypeError: Embeddings are not floating point, labels are not integers, or the temperature is not a number.
+
+    Note:
+        An anchor that is the only sample of its class has no positive and is excluded from the mean;
+        `count_skipped_anchors(labels)` counts these anchors. If all anchors are excluded, the loss is exactly 0, with
+        zero gradient. On CUDA, class sums are bitwise reproducible only with
+        `torch.use_deterministic_algorithms(True)`.
 
     Reference: Khosla et al. 2020, "Supervised Contrastive Learning", equation 2.
 
@@ -134,7 +137,7 @@ def _supcon(
 
 
 def _mean_over_positives(rows: Tensor, everyone: Tensor | None, positives: Positives, way: Way) -> Tensor:
-    """Mean similarity [n] of each anchor to its positives: z_i . (sum of its class - z_i) / number of positives."""
+    """Compute each anchor's mean similarity [n] to its positives, z_i . (class sum - z_i) / number of positives."""
     # Sum large classes in float64, so that their rounding stays below that of single similarities.
     exact = rows.to(exact_dtype(rows))
     if way == "ring":
@@ -147,11 +150,11 @@ def _mean_over_positives(rows: Tensor, everyone: Tensor | None, positives: Posit
 
 
 def class_sums(rows: Tensor, labels: Tensor) -> Tensor:
-    """Sum the rows of all processes by class: for each row of this process, the sum over its class, itself included.
+    """Compute, for each row of this process, the sum of the rows of its class over all processes, itself included.
 
-    The rows of other processes are passed around a ring: memory O(n D). The function multiplies by the matrix
-    A_ij = [y_i = y_j], which is symmetric, so its gradient is the same sum over gradients. Every process must call it,
-    and all must run the backward pass if one does.
+    The rows of other processes are passed around a ring, which takes O(n D) memory. The function multiplies by the
+    symmetric matrix A_ij = [y_i = y_j], so that its gradient is the same sum over gradients. Every process must call
+    it, and all must run the backward pass if one does.
 
     Args:
         rows: Rows [n, D] of this process.
@@ -161,7 +164,7 @@ def class_sums(rows: Tensor, labels: Tensor) -> Tensor:
         Sums [n, D].
 
     Raises:
-        ValueError: On every process, if they hold different numbers of rows, or rows of different size or type.
+        ValueError: The processes hold different numbers of rows, or rows of different size or type (raised on each).
     """
     out: Tensor = (_class_sums if torch.compiler.is_compiling() else _ClassSums.apply)(rows, labels)
     return out

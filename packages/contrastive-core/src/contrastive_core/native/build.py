@@ -1,7 +1,7 @@
 """Compile `csrc/` into a CPU library for the installed torch.
 
-Used by the build hook of the package, by `python -m contrastive_core build` and by the tests. The library uses torch's
-stable ABI only, so that it serves every torch from 2.10 on and every Python. This file imports nothing but Python's
+The build hook of the package, `python -m contrastive_core build` and the tests use this module. The library uses only
+torch's stable ABI, so that it works with every torch from 2.10 on and every Python. This file imports only Python's
 standard library, because the build hook runs it where the package is not installed.
 """
 
@@ -25,7 +25,8 @@ SOURCES = Path(__file__).parent / "csrc"
 CPU_LIBRARY = "cpu.so"
 OLDEST_TORCH = (2, 10)
 
-# -ffast-math would undo the exactness that exp2 relies on. The oldest torch's ABI, whatever torch is installed.
+# Do not add -ffast-math: exp2 relies on exact rounding. The ABI is that of the oldest supported torch, whichever torch
+# is installed.
 _ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", _ABI)
 _CPU_FILES: dict[str, tuple[str, ...]] = {
@@ -36,7 +37,7 @@ _CPU_FILES: dict[str, tuple[str, ...]] = {
 
 
 class BuildError(Exception):
-    """The library cannot be built; the message gives reason and remedy."""
+    """The library cannot be built; the message states the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,24 @@ def find_torch() -> Torch:
     """
     found = importlib.util.find_spec("torch")
     if found is None or not found.submodule_search_locations:
-        raise BuildError("torch is not installed here; pip install --no-build-isolation uses the torch that you have")
+        raise BuildError("torch is not installed here; use pip install --no-build-isolation where torch is installed")
     folder, version = Path(found.submodule_search_locations[0]), importlib.metadata.version("torch")
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None or tuple(map(int, numbers.groups())) < OLDEST_TORCH:
-        raise BuildError(f"torch {version} is older than {'.'.join(map(str, OLDEST_TORCH))}; upgrade torch")
+        raise BuildError(f"found torch {version}, expected {'.'.join(map(str, OLDEST_TORCH))} or newer; upgrade torch")
     return Torch(folder, version)
 
 
 def build_cpu(folder: Path) -> Path:
-    """Compile and link the CPU library into a folder and return its path; takes some seconds.
+    """Compile and link the CPU library into a folder and return its path, which takes some seconds.
 
     Raises:
         BuildError: The platform is not Linux on x86-64, torch or a compiler is missing, or the compiler failed.
     """
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise BuildError(
-            f"there is code for Linux on x86_64, not for {platform.system()} on {platform.machine()}; "
-            "the PyTorch path is used"
+            f"the native backend supports Linux on x86_64, not {platform.system()} on {platform.machine()}; the "
+            "PyTorch backend is used"
         )
     torch, compiler = find_torch(), _compiler()
     include = ("-isystem", str(torch.folder / "include"))
@@ -115,7 +116,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 def _put(library: Path, folder: Path) -> Path:
-    """Move a finished library to its place in one step, because another process may be loading the old one."""
+    """Move a finished library into its folder in one step, because another process may be loading the old one."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / library.name
     beside = folder / f".{library.name}.{os.getpid()}"

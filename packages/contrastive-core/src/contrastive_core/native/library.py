@@ -1,4 +1,4 @@
-"""Find and load the compiled library: the installed one, else one that the user built.
+"""Find and load the compiled library, either the installed one or one that the user has built.
 
 Loading registers the operators `contrastive_core_native::...` with torch, once per process.
 """
@@ -19,7 +19,7 @@ INSTALLED = Path(__file__).parent / "_lib"
 
 
 class NotLoadedError(Exception):
-    """No compiled library could be loaded; the message gives reason and remedy."""
+    """No compiled library could be loaded; the message states the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Library:
 
     path: Path
     instructions: str
-    """The instruction set whose kernels run: AVX-512 or AVX2."""
+    """Instruction set of the kernels in use: AVX-512 or AVX2."""
 
 
 def cache_folder() -> Path:
-    """Return the folder in which `python -m contrastive_core build` puts the library of these sources.
+    """Return the folder in which `python -m contrastive_core build` stores the library built from these sources.
 
-    `CONTRASTIVE_CORE_CACHE` overrides the user's cache folder.
+    The environment variable `CONTRASTIVE_CORE_CACHE` replaces the user's cache folder.
     """
     cache = os.environ.get("CONTRASTIVE_CORE_CACHE")
     if not cache:
@@ -44,24 +44,26 @@ def cache_folder() -> Path:
 
 @functools.cache
 def load() -> Library:
-    """Load the library, once.
+    """Load the library, once per process.
 
     Raises:
         NotLoadedError: There is no library, torch cannot load it, or the processor lacks its instructions.
     """
     path = _find(CPU_LIBRARY)
     if path is None:
-        raise NotLoadedError("not built; `python -m contrastive_core build` does it, in seconds, with a C++ compiler")
+        raise NotLoadedError(
+            "it has not been built; run `python -m contrastive_core build`, which needs a C++ compiler and some seconds"
+        )
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
         use = ctypes.CDLL(str(path)).contrastive_core_use
     except (OSError, AttributeError) as error:
-        advice = "`python -m contrastive_core build` makes it anew"
-        raise NotLoadedError(f"{path} does not load: {error}; {advice}") from error
+        advice = "run `python -m contrastive_core build` to build it again"
+        raise NotLoadedError(f"{path} cannot be loaded: {error}; {advice}") from error
     use.restype = ctypes.c_char_p
     instructions = use(b"best").decode()
     if not instructions:
-        raise NotLoadedError("this processor has neither AVX-512 nor AVX2; the PyTorch path is right for it")
+        raise NotLoadedError("this processor has neither AVX-512 nor AVX2; use the PyTorch backend")
     return Library(path, instructions)
 
 
@@ -71,12 +73,12 @@ def _find(name: str) -> Path | None:
 
 
 def set_up(*, instructions: str = "best", largest_block: int = 384, part_omitted: float = 0.5) -> None:
-    """Select instruction set, block size and omission, for tests.
+    """Select the instruction set, the block size and the omission threshold, for tests.
 
     Args:
-        instructions: Instruction set whose kernels run: "AVX-512" or "AVX2".
-        largest_block: Rows of the largest block, a multiple of 48.
-        part_omitted: How much of the backward pass may be left out as negligible, as a part of the type's precision.
+        instructions: Instruction set to use: "AVX-512", "AVX2" or "best".
+        largest_block: Number of rows of the largest block, a multiple of 48.
+        part_omitted: Share of the type's precision that may be omitted from the backward pass as negligible.
 
     Raises:
         NotLoadedError: There is no library, or this processor lacks the instructions.

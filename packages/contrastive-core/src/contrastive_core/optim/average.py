@@ -10,18 +10,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class MovingAverage(AveragedModel):
-    """Copy of a network whose weights follow those of the network: w <- decay * w + (1 - decay) * w_network.
+    """Copy of a network with an exponential moving average of its weights: w <- decay * w + (1 - decay) * w_network.
 
-    The first update copies the weights. Same values and state as torch's `AveragedModel` with
-    `get_ema_multi_avg_fn`, whose every update reads from a GPU how many there have been.
+    The first update copies the weights. Values and state are those of torch's `AveragedModel` with
+    `get_ema_multi_avg_fn`, which reads the number of updates from the GPU in every update; this class does not.
 
     Args:
-        network: Network to copy and to follow.
-        decay: Share of the average that stays in an update, in [0, 1].
-        use_buffers: Whether buffers, such as batch statistics, are averaged; otherwise they are copied.
+        network: Network to copy and average.
+        decay: Weight of the previous average in an update, in [0, 1].
+        use_buffers: Whether to average buffers, such as batch statistics; otherwise they are copied.
 
     Attributes:
-        module: The averaged network; its parameters require no gradient.
+        module: Averaged network; its parameters require no gradient.
 
     >>> network = nn.Linear(1, 1, bias=False)
     >>> average = MovingAverage(network, decay=0.75)
@@ -41,9 +41,10 @@ class MovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Follow the network one step."""
+        """Update the average with the present weights of the network."""
         if self._has_begun is None:
-            self._has_begun = bool(self.n_averaged > 0)  # after loading a state; once, because this may wait
+            # Only after loading a state, because reading the number may make the host wait.
+            self._has_begun = bool(self.n_averaged > 0)
         pairs: list[tuple[Tensor, Tensor]] = list(zip(self.module.parameters(), model.parameters(), strict=True))
         buffers: list[tuple[Tensor, Tensor]] = list(zip(self.module.buffers(), model.buffers(), strict=True))
         pairs += buffers if self.use_buffers else []

@@ -1,7 +1,7 @@
 """LARS, the layer-wise adaptive optimiser of SimCLR, and its parameter groups.
 
-Follows the TensorFlow code of SimCLR: momentum SGD that scales the step of each weight by ||w|| / ||g||. Biases, gains
-of norm layers and other one-dimensional parameters are neither adapted nor decayed.
+LARS follows the TensorFlow code of SimCLR: momentum SGD that scales the step of each weight by ||w|| / ||g||. Biases,
+gains of norm layers and other one-dimensional parameters are neither adapted nor decayed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def lars_param_groups(
 ) -> list[dict[str, Any]]:
     """Build parameter groups for `LARS` as in the papers: only weight matrices and kernels are decayed and adapted.
 
-    The first group holds the weights (adapted, with `weight_decay`), the second the excluded parameters (`adapt=False`,
-    no decay: plain momentum SGD at the full lr). Excluded are
+    The first group holds the weights, which are adapted and decayed with `weight_decay`. The second group holds the
+    excluded parameters, which are trained by plain momentum SGD at the full lr (`adapt=False`, no decay):
 
-    - the parameters of batch, instance, layer, group and RMS norm layers, found by type, so that conversion to
-      synchronised BN makes no difference;
+    - the parameters of batch, instance, layer, group and RMS norm layers, which are identified by type, so that
+      conversion to synchronised BN makes no difference;
     - parameters of at most one dimension, not counting dimensions of size 1: biases, gains of custom norm layers, PReLU
       slopes, layer scales [D, 1, 1], class tokens [1, 1, D], learned temperatures. The weight of a linear,
       convolutional or embedding layer of torch counts as a weight whatever its shape;
@@ -39,7 +39,7 @@ def lars_param_groups(
     - parameters that a module names in a method `no_weight_decay()`, as timm's models do (position embeddings);
     - all parameters of the submodules named in `exclude`.
 
-    The papers' own code excludes norm layers and biases, the only such parameters of a ResNet. The trust ratio suits
+    The released code excludes norm layers and biases, the only such parameters of a ResNet. The trust ratio suits
     weights with many randomly initialised entries: a gain of 1 would change by 0.001 lr per step whatever its gradient,
     and decay would pull a learned temperature to 0. Frozen parameters are included. Every parameter of the module is in
     exactly one group, and empty groups are not returned.
@@ -47,12 +47,15 @@ def lars_param_groups(
     Args:
         module: Model, wrapped (DDP) or not.
         weight_decay: Weight decay of the first group.
-        exclude: Dotted names of submodules to exclude as well. SimCLRv2 excludes the supervised head trained alongside
+        exclude: Dotted names of further submodules to exclude. SimCLRv2 excludes the supervised head trained alongside
             the projection head ("head_supervised" in its code) and decays its kernel in the loss; a group
             `{"params": [head.weight], "weight_decay": wd, "adapt": False}` does the same.
 
+    Returns:
+        One or two parameter groups for `LARS`.
+
     Raises:
-        ValueError: A name in `exclude` is not that of a submodule with parameters.
+        ValueError: A name in `exclude` does not belong to a submodule with parameters.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     >>> [(len(group["params"]), group["weight_decay"], group["adapt"]) for group in lars_param_groups(model, 1e-6)]
@@ -81,31 +84,32 @@ class LARS(Optimizer):
     For every parameter w with gradient g and momentum buffer v (zeros at the start):
 
         g <- g + weight_decay * w
-        t <- trust_coefficient * ||w|| / ||g||     if the group adapts, ||w|| > 0 and ||g|| > 0; else 1
+        t <- trust_coefficient * ||w|| / ||g||     if adapt, ||w|| > 0 and ||g|| > 0; otherwise 1
         v <- momentum * v + lr * t * g
         w <- w - v                                 nesterov: w - (momentum * v + lr * t * g)
 
-    This is the rule of the released TensorFlow code, and the details matter: lr and t are inside the buffer (a later
+    This is the rule of the released TensorFlow code, whose details matter: lr and t are inside the buffer (a later
     change of lr does not rescale old momentum), the denominator has no epsilon and contains the decay, and the
-    adaptation stays on at weight decay 0. Other PyTorch versions of LARS differ in one or more of these.
+    adaptation also applies at weight decay 0. Other PyTorch implementations of LARS differ in one or more of these.
 
-    A parameter group may set its own lr, momentum, weight_decay, trust_coefficient and nesterov, and `adapt` (default
-    True): with `adapt=False` the group is plain momentum SGD at the full lr. The papers exclude norm layers and biases
-    from both decay and adaptation; `lars_param_groups` builds those groups. Parameters passed without groups are all
-    adapted and decayed; a warning is given if there are weights as well as biases or gains among them.
+    A parameter group can set its own lr, momentum, weight_decay, trust_coefficient, nesterov and `adapt` (default
+    True). With `adapt=False` the group is trained by plain momentum SGD at the full lr. The papers exclude norm layers
+    and biases from both decay and adaptation; `lars_param_groups` builds the corresponding groups. Parameters passed
+    without groups are all adapted and decayed, with a warning if they contain biases or gains next to weights.
 
     Args:
         params: Parameters or parameter groups, as for every torch optimiser.
-        lr: Learning rate, in the papers 0.3 * batch / 256 or 0.075 * sqrt(batch); see `scaled_lr` and `WarmupCosine`.
+        lr: Learning rate; 0.3 * batch / 256 or 0.075 * sqrt(batch) in the papers. See `scaled_lr` and `WarmupCosine`.
         momentum: Momentum, in [0, 1).
         weight_decay: Weight decay, at least 0; 1e-6 in SimCLR, 1e-4 in SimCLRv2, 0 for its fine-tuning.
         trust_coefficient: Factor of the trust ratio, above 0.
         nesterov: Whether to use Nesterov momentum.
-        foreach: True: a few kernels over all parameters. False: one parameter after another. None: True on CUDA, False
-            elsewhere, where it keeps a parameter in cache and is faster. Results agree up to rounding.
+        foreach: Whether to update all parameters with a few kernels, or one parameter after another, which keeps a
+            parameter in the CPU's cache. None: True on CUDA, False on other devices. Results agree up to rounding.
 
-    Memory: one buffer per parameter; `foreach` holds a copy of the gradients during a step. No step waits for the
-    device. Intended for whole parameters (one process, DDP): the norm of a shard is not the norm of its weight.
+    The optimiser stores one buffer per parameter; `foreach` holds a copy of the gradients during a step. No step waits
+    for the device. Parameters must not be sharded (use one process or DDP), because the norm of a shard is not the norm
+    of its weight.
 
     Raises:
         ValueError: A setting is outside its range.
@@ -147,7 +151,7 @@ class LARS(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Check the settings of a parameter group and add it."""
+        """Add a parameter group after checking its settings."""
         _check_settings({**self.defaults, **param_group})
         chosen = "adapt" in param_group
         super().add_param_group(param_group)
@@ -184,19 +188,19 @@ class LARS(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state that LARS saved.
+        """Restore the state that `state_dict` returned.
 
         Raises:
-            ValueError: The state is that of another optimiser or of parameters of other shapes; nothing is changed.
+            ValueError: The state belongs to another optimiser or to parameters of other shapes. Nothing is changed.
         """
         for number, group in enumerate(state_dict["param_groups"]):
             if missing := [name for name in self.defaults if name not in group]:
                 strange = [name for name in group if name not in self.defaults and name != "params"]
                 others = f" and has {', '.join(strange)}" if strange else ""
                 raise ValueError(
-                    f"LARS: parameter group {number} of the state lacks {', '.join(missing)}{others}: it was not saved "
-                    "by this optimiser, whose momentum holds steps rather than gradients; start LARS without a state, "
-                    "or load it into the optimiser that saved it"
+                    f"LARS: parameter group {number} of the state lacks {', '.join(missing)}{others}, so it was not "
+                    "saved by this optimiser, whose momentum holds steps rather than gradients; start LARS without a "
+                    "state, or load the state into the optimiser that saved it"
                 )
         saved = [key for group in state_dict["param_groups"] for key in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
@@ -204,13 +208,13 @@ class LARS(Optimizer):
             state = state_dict["state"].get(key, {})
             if strange := [name for name in state if name != "momentum_buffer"]:
                 raise ValueError(
-                    f"LARS: the state of parameter {number} holds {', '.join(strange)}, expected a momentum_buffer "
-                    "alone; it was not saved by this optimiser"
+                    f"LARS: the state of parameter {number} holds {', '.join(strange)}, expected only a "
+                    "momentum_buffer; it was not saved by this optimiser"
                 )
             buffer = state.get("momentum_buffer")
             if buffer is not None and buffer.shape != p.shape:
                 raise ValueError(
-                    f"LARS: the momentum of parameter {number} is {list(buffer.shape)}, the parameter is "
+                    f"LARS: the momentum of parameter {number} has shape {list(buffer.shape)}, expected "
                     f"{list(p.shape)}; the state belongs to another model, or the parameters are in another order"
                 )
         super().load_state_dict(state_dict)
@@ -240,7 +244,7 @@ def _update_one_by_one(params: list[Tensor], grads: list[Tensor], buffers: list[
 
 def _update_together(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], group: dict[str, Any]) -> None:
     momentum, decay, rates = group["momentum"], group["weight_decay"], group["lr"]
-    # Copy in both cases: gradients belong to the caller.
+    # Copy in both cases, because gradients belong to the caller.
     steps = torch._foreach_add(grads, params, alpha=decay) if decay else torch._foreach_mul(grads, 1.0)
     if group["adapt"]:
         dtype = _norm_dtype(params[0])
@@ -286,7 +290,7 @@ def _check_settings(group: dict[str, Any]) -> None:
         "momentum": (0 <= group["momentum"] < 1, "a number in [0, 1)"),
         "weight_decay": (0 <= group["weight_decay"] < math.inf, "a finite number, at least 0"),
         "trust_coefficient": (0 < group["trust_coefficient"] < math.inf, "a finite number above 0"),
-        "nesterov": (not group["nesterov"] or group["momentum"] > 0, "a momentum above 0 to go with it"),
+        "nesterov": (not group["nesterov"] or group["momentum"] > 0, "a momentum above 0 with it"),
     }
     for name, (holds, what) in expected.items():
         if not holds:
@@ -294,7 +298,7 @@ def _check_settings(group: dict[str, Any]) -> None:
 
 
 def _plain_parameters(module: nn.Module) -> set[int]:
-    """Return the ids of the parameters that are never decayed or adapted, independently of `exclude`."""
+    """Return the ids of the parameters that are never decayed or adapted, whatever `exclude` contains."""
     plain: set[int] = set()
     for layer in module.modules():
         exempt = getattr(layer, "no_weight_decay", None)

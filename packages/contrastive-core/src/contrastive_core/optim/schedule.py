@@ -12,20 +12,21 @@ from torch.optim.optimizer import Optimizer
 
 
 class WarmupCosine(LRScheduler):
-    """Linear warm-up and cosine decay of every group's learning rate; call `step()` after each `optimizer.step()`.
+    """Linear warm-up and cosine decay of every group's learning rate.
 
         start_lr + (peak_lr - start_lr) * step / warmup_steps                                  while step < warmup_steps
         peak_lr / 2 * (1 + cos(pi * (step - warmup_steps) / (total_steps - warmup_steps)))     until total_steps
         0                                                                                      afterwards
 
-    `step` counts the updates already made. As in the released code, the first update therefore has lr 0 and changes
-    only the statistics of batch normalisation. With `warmup_steps=0` the first update has the peak lr.
+    Call `step()` after each `optimizer.step()`. In the formula, `step` is the number of updates already made. As in the
+    released code, the first update therefore has lr 0 and changes only the statistics of batch normalisation. With
+    `warmup_steps=0` the first update has the peak lr.
 
-    `state_dict()` holds plain numbers and is all that a checkpoint needs: `load_state_dict` restores the groups'
-    learning rates too.
+    `state_dict()` contains only numbers and is sufficient for a checkpoint, because `load_state_dict` also restores the
+    learning rates of the groups.
 
     Args:
-        optimizer: Any torch optimiser; its own lr is overwritten immediately.
+        optimizer: Any torch optimiser; its lr is overwritten immediately.
         peak_lr: Learning rate at the end of the warm-up, one number or one per parameter group.
         warmup_steps: Number of updates in the warm-up, 0 for none; see `steps_for`.
         total_steps: Number of updates in the whole run.
@@ -33,7 +34,8 @@ class WarmupCosine(LRScheduler):
             peak of 4.8.
 
     Raises:
-        ValueError: A rate is negative, the warm-up is as long as the run, or the number of rates is not that of groups.
+        ValueError: A rate is negative, the warm-up is not shorter than the run, or the number of rates differs from the
+            number of groups.
 
     Reference: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", section 2.3.
 
@@ -62,7 +64,7 @@ class WarmupCosine(LRScheduler):
         if not 0 <= warmup_steps < total_steps:
             raise ValueError(
                 f"WarmupCosine: got warmup_steps={warmup_steps} and total_steps={total_steps}, "
-                "expected 0 <= warm-up < total; train longer or warm up for fewer steps"
+                "expected 0 <= warmup_steps < total_steps; train longer or warm up for fewer steps"
             )
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self.peak_lr = _per_group("peak_lr", peak_lr, optimizer)
@@ -74,8 +76,8 @@ class WarmupCosine(LRScheduler):
         groups = len(self.optimizer.param_groups)
         if groups != len(self.peak_lr):
             raise ValueError(
-                f"WarmupCosine: got {groups} parameter groups, expected the {len(self.peak_lr)} of the start; "
-                "create the schedule after add_param_group"
+                f"WarmupCosine: the optimizer has {groups} parameter groups, expected {len(self.peak_lr)} as when the "
+                "schedule was created; create the schedule after add_param_group"
             )
         step, warmup = self.last_epoch, self.warmup_steps
         if step < warmup:
@@ -96,21 +98,25 @@ class WarmupCosine(LRScheduler):
 
 
 class Steps(NamedTuple):
-    """Numbers of updates in a run and in its warm-up."""
+    """Numbers of updates."""
 
     total: int
+    """Number of updates in the run."""
     warmup: int
+    """Number of updates in the warm-up."""
 
 
 def steps_for(epochs: int, samples: int, batch_size: int, *, warmup_epochs: float = 0.0) -> Steps:
-    """Count the updates of a run as in the released code, where an incomplete last batch continues in the next epoch.
+    """Compute the numbers of updates in a run and in its warm-up, as in the released code.
 
         total = samples * epochs // batch_size + 1
         warmup = round(warmup_epochs * samples // batch_size)
 
+    An incomplete last batch continues in the next epoch.
+
     Args:
         epochs: Number of passes over the data.
-        samples: Number of images (not views) in the data.
+        samples: Number of images (not views) per epoch.
         batch_size: Number of images per update over all devices.
         warmup_epochs: Length of the warm-up in epochs; 10 in SimCLR.
 
@@ -132,8 +138,12 @@ def scaled_lr(base: float, batch_size: int, rule: Literal["linear", "sqrt"] = "l
     """Scale the learning rate: base * batch_size / 256 ("linear") or base * sqrt(batch_size) ("sqrt").
 
     SimCLR uses 0.3 with the linear rule or 0.075 with the sqrt rule; both give 4.8 at batch size 4096. For smaller
-    batches the sqrt rule gives the larger rate and works better in short runs. `batch_size` counts images over all
-    devices.
+    batches the sqrt rule gives the larger rate and works better in short runs.
+
+    Args:
+        base: Learning rate before scaling.
+        batch_size: Number of images per update over all devices.
+        rule: "linear" or "sqrt".
 
     Raises:
         ValueError: The rule is unknown, or the batch size is below 1.
@@ -155,6 +165,7 @@ def _per_group(name: str, lr: float | Sequence[float], optimizer: Optimizer) -> 
     rates = [float(rate) for rate in lr] if isinstance(lr, Sequence) else [float(lr)] * groups
     if len(rates) != groups or not all(0 <= rate < math.inf for rate in rates):
         raise ValueError(
-            f"WarmupCosine: got {name}={lr}, expected one finite number at least 0, or {groups}, one per group"
+            f"WarmupCosine: got {name}={lr}, expected one finite number of at least 0, or a list of {groups} such "
+            "numbers, one per parameter group"
         )
     return rates

@@ -1,7 +1,7 @@
-"""Row-wise log-sum-exp of a similarity matrix: argument checks, and selection of the backend that computes it.
+"""Check the arguments of the row-wise log-sum-exp and select the backend that computes it.
 
-`native` is the compiled library, if available; `torch` computes tiles in PyTorch; `reference` computes the full matrix
-(for tests).
+The backend `native` is the compiled library, if available; `torch` computes tiles in PyTorch; `reference` computes the
+full matrix, for tests.
 """
 
 from __future__ import annotations
@@ -37,29 +37,30 @@ def self_lse(
     max_norm: float | None = None,
     half: bool = False,
 ) -> Tensor:
-    """Compute the row-wise log-sum-exp of the similarities of a set of vectors with each other, without the matrix.
+    """Compute the row-wise log-sum-exp of the similarities between the vectors of a set, without storing the matrix.
 
-        out[i] = log sum_{j in C(i)} exp(scale * z_i . z_j),    C(i) all rows but i and those excluded below
+        out[i] = log sum_{j in C(i)} exp(scale * z_i . z_j),    C(i): all rows but i and those excluded below
 
-    A row with empty C(i) gives -inf and propagates no gradient. Memory O(N D), time of two matrix products N x N x D
-    for value and gradient together. Similarities are computed in float32 (float64 for float64 input) regardless of
-    autocast and TF32 settings, their sums in float64; a float32 gradient from the tensor cores of a GPU is within 2e-5.
-    Derivatives up to the third are available in memory O(N D), including forward mode and `torch.func`.
+    A row with empty C(i) gives -inf and propagates no gradient. Value and gradient together take O(N D) memory and the
+    time of two matrix products N x N x D. Similarities are computed in float32 (float64 for float64 input) regardless
+    of autocast and TF32 settings, and their sums in float64; a float32 gradient computed on the tensor cores of a GPU
+    has a relative error of at most 2e-5. Derivatives up to the third order are available in O(N D) memory, including
+    forward mode and `torch.func`.
 
     Args:
         z: Vectors [N, D] of any floating type and strides; not normalised here.
         scale: One over the temperature.
-        skip: Offset of further rows to exclude, i + skip and i - skip; with two stacked views, the other view of the
+        skip: Offset of further rows to exclude, i + skip and i - skip; for two stacked views, the other view of the
             same sample.
-        classes: Integers [N] in ascending order, to use with `among`.
-        among: "same" restricts C(i) to the rows of i's class, "other" to those of the other classes.
-        max_norm: Upper bound on the vectors' lengths (1 for unit vectors), which is not checked. It saves reading the
-            data, which would synchronise with a GPU, and permits the use of its tensor cores.
+        classes: Class numbers [N] in ascending order, required by `among`.
+        among: "same" restricts C(i) to the rows of i's class, "other" to the rows of other classes.
+        max_norm: Upper bound on the lengths of the vectors (1 for unit vectors), which is not checked. With it, the
+            data need not be read, which would synchronise with a GPU, and tensor cores can be used.
         half: Whether the vectors were computed from float16 or bfloat16 numbers (z itself may be of such a type).
-            Tensor cores may then round them to 11 bits, in a third of the time. Sums stay float32.
+            Tensor cores may then round the vectors to 11 bits, which takes a third of the time. Sums are in float32.
 
     Returns:
-        [N] in float64 (float32 on MPS), because losses are differences of such numbers.
+        Log-sum-exp [N] in float64 (float32 on MPS), because losses are differences of such numbers.
 
     Raises:
         TypeError: z is not floating point.
@@ -89,35 +90,36 @@ def row_lse(
     max_norm: float | None = None,
     half: bool = False,
 ) -> Tensor:
-    """Compute the row-wise log-sum-exp of the similarities of queries with keys, without the matrix.
+    """Compute the row-wise log-sum-exp of the similarities between queries and keys, without storing the matrix.
 
-        out[i] = log sum_{j in C(i)} exp(scale * q_i . k_j)
+        out[i] = log sum_{j in C(i)} exp(scale * q_i . k_j),    C(i): all keys but those excluded below
 
-    The counterpart of :func:`self_lse` for two sets, such as rows gathered from other processes or a memory bank.
-    Memory O((Nq + Nk) D), time of four matrix products Nq x Nk x D; only required gradients are computed.
+    This is the counterpart of :func:`self_lse` for two sets, for example with keys from other processes or a memory
+    bank. It takes O((Nq + Nk) D) memory and the time of four matrix products Nq x Nk x D. Only required gradients are
+    computed.
 
     Args:
         q: Queries [Nq, D].
         k: Keys [Nk, D].
         scale: One over the temperature.
-        self_offset: Exclude column i + self_offset of row i, if it exists.
-        classes: Integers [Nq] and [Nk], both ascending, to use with `among`.
-        among: "same" restricts C(i) to the keys of the query's class, "other" to those of other classes.
+        self_offset: Offset of the key to exclude for each query: query i excludes key i + self_offset, if it exists.
+        classes: Class numbers [Nq] and [Nk], both ascending, required by `among`.
+        among: "same" restricts C(i) to the keys of the query's class, "other" to the keys of other classes.
         max_norm: Upper bound on the lengths of queries and keys, as in :func:`self_lse`.
         half: As in :func:`self_lse`.
 
     Returns:
-        [Nq] in float64 (float32 on MPS); -inf for a query without candidates.
+        Log-sum-exp [Nq] in float64 (float32 on MPS); -inf for a query without candidates.
 
     Raises:
-        TypeError, ValueError: As for :func:`self_lse`; or widths or devices differ.
+        TypeError, ValueError: As in :func:`self_lse`, or if widths or devices differ.
 
     >>> row_lse(torch.eye(2), torch.eye(2), scale=1.0).exp().round(decimals=3)
     tensor([3.7180, 3.7180], dtype=torch.float64)
     """
     _check("row_lse", scale, among, classes is not None, q=q, k=k)
     if q.shape[1] != k.shape[1]:
-        raise ValueError(f"row_lse: q is {list(q.shape)} and k is {list(k.shape)}, expected the same width")
+        raise ValueError(f"row_lse: q is {list(q.shape)} and k is {list(k.shape)}, expected the same number of columns")
     if q.device != k.device:
         raise ValueError(f"row_lse: q is on {q.device} and k on {k.device}, expected the same device")
     if classes is not None:
@@ -139,7 +141,7 @@ def row_lse_gradient(
     among: Among = "all",
     needs: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, Tensor]:
-    """Compute the contribution of some keys to the gradient of a log-sum-exp over more keys.
+    """Compute the contribution of a subset of the keys to the gradient of a log-sum-exp over all keys.
 
         dq_i = scale * grad_i sum_j exp(S_ij - lse_i) k_j,     dk_j = scale * sum_i grad_i exp(S_ij - lse_i) q_i
 
@@ -147,11 +149,14 @@ def row_lse_gradient(
         grad: Gradient [Nq] with respect to the log-sum-exp over all keys.
         lse: Log-sum-exp [Nq] over all keys, which include `k`.
         q: Queries [Nq, D] in float32 or float64.
-        k: Some of the keys, [Nk, D] of the same type.
+        k: Subset of the keys, [Nk, D] of the same type.
         scale: As in :func:`row_lse`.
         classes: As in :func:`row_lse`.
         among: As in :func:`row_lse`.
-        needs: Which of dq and dk to compute; the other is returned as an empty tensor.
+        needs: Whether to compute dq and whether to compute dk.
+
+    Returns:
+        dq [Nq, D] and dk [Nk, D]; an empty tensor instead of one that is not needed.
     """
     q_classes, k_classes = classes or (None, None)
     compiled = active_backend().name == "native" and q.device.type == "cpu"
@@ -185,7 +190,7 @@ def _check_classes(name: str, x: Tensor, classes: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Backend:
-    """Name and differentiable functions of a backend (`losses._inputs` describes the last two)."""
+    """Name and differentiable functions of a backend; `losses._inputs` describes the last two functions."""
 
     name: str
     self_lse: Callable[[Tensor, Entries], Tensor]
@@ -218,7 +223,7 @@ def _native() -> Backend | str:
 
 
 def unavailable() -> dict[str, str]:
-    """Return the reason and the remedy for each backend that does not load."""
+    """Return the reason and the remedy for each backend that could not be loaded."""
     found = _native()
     return {"native": found} if isinstance(found, str) else {}
 
@@ -232,11 +237,11 @@ def _choose(name: str, *, asked_by: str) -> Backend:
     if isinstance(found, Backend):
         return found
     if name == "native":
-        raise ValueError(f"{asked_by} is 'native', which did not load ({found}); or use auto")
+        raise ValueError(f"{asked_by} is 'native', which could not be loaded ({found}); alternatively, use auto")
     return _BACKENDS["torch"]
 
 
-# Chosen once: reading the environment in every call would break graphs under torch.compile.
+# The backend is chosen once, because reading the environment in every call would break graphs under torch.compile.
 _active = _choose(os.environ.get(VARIABLE, "auto"), asked_by=f"the environment variable {VARIABLE}")
 
 
@@ -244,17 +249,20 @@ def active_backend() -> Backend:
     """Return the backend in use.
 
     The environment variable CONTRASTIVE_CORE_BACKEND selects it when this package is first used: auto (the default)
-    for the fastest that loads, or native, torch or reference.
+    selects the fastest available backend, and native, torch or reference select a specific one.
     """
     return _active
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Use another backend inside a `with` block, for the whole process, for example to compare backends.
+    """Use another backend inside a `with` block, in all threads of the process, for example to compare backends.
+
+    Args:
+        name: auto, native, torch or reference, as for `active_backend`.
 
     Raises:
-        ValueError: There is no backend of that name, or it does not load on this machine.
+        ValueError: There is no backend of that name, or it cannot be loaded on this machine.
     """
     global _active  # noqa: PLW0603 - one choice for the process
     before = _active

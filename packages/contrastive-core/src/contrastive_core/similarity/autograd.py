@@ -1,4 +1,4 @@
-"""Derivatives of the row-wise log-sum-exp, of unit vectors and of similarities of pairs, for every backend.
+"""Differentiate the row-wise log-sum-exp, unit vectors and similarities of pairs, for every backend.
 
 With S = scale * q k^T and P_ij = exp(S_ij - lse_i) over the candidates of row i,
 
@@ -6,15 +6,15 @@ With S = scale * q k^T and P_ij = exp(S_ij - lse_i) over the candidates of row i
     dq_i   = scale * g_i sum_j P_ij k_j,   dk_j = scale * sum_i g_i P_ij q_i    (reverse mode)
 
 :func:`torch_backend.second_order` differentiates both once more, in either mode, and :func:`torch_backend.third_order`
-differentiates that in reverse mode. All recompute the matrix in tiles: memory O(N D) at every order. Fourth derivatives
-raise an error.
+differentiates the second order in reverse mode. All of them recompute the matrix in tiles and take O(N D) memory.
+Fourth derivatives raise an error.
 
-The square form is the rectangular one with q = k = z; only its value and gradient have faster operators of their own.
+The square form is the rectangular form with q = k = z; only its value and gradient have separate, faster operators.
 
-Unit vectors and similarities of pairs have gradients of their own, which are more accurate than those of autograd.
+Unit vectors and similarities of pairs have explicit gradients, which are more accurate than those of autograd.
 
-The functions carry rules for `torch.func` (`grad`, `vmap`, `jvp`, `jacrev`, `hessian`, ...). Under torch.compile the
-operators are called directly instead, with the gradient that :func:`register` gives them.
+The functions support `torch.func` (`grad`, `vmap`, `jvp`, `jacrev`, `hessian`, ...). Under torch.compile the operators
+are called directly instead, with the gradient that :func:`register` gives them.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from contrastive_core.similarity.torch_backend import (
 
 Diagonals = tuple[int, ...]
 More = tuple[Any, ...]
-"""Arguments that the operators of the compiled library do not take."""
+"""Arguments that only the operators of PyTorch take."""
 
 _TORCH, _NATIVE = "contrastive_core", "contrastive_core_native"
 
 
 def self_lse(z: Tensor, entries: Entries, *, compiled: bool = False) -> Tensor:
-    """See :func:`contrastive_core.similarity.self_lse`; by the operators of the compiled library, or of PyTorch."""
+    """Compute :func:`contrastive_core.similarity.self_lse` with the compiled library or with PyTorch."""
     namespace, more = (_NATIVE, ()) if compiled else (_TORCH, (entries.half,))
     classes = None if entries.classes is None else entries.classes[0]
     arguments = (
@@ -63,7 +63,7 @@ def self_lse(z: Tensor, entries: Entries, *, compiled: bool = False) -> Tensor:
 
 
 def row_lse(q: Tensor, k: Tensor, entries: Entries, *, compiled: bool = False) -> Tensor:
-    """See :func:`contrastive_core.similarity.row_lse`; by the operators of the compiled library, or of PyTorch."""
+    """Compute :func:`contrastive_core.similarity.row_lse` with the compiled library or with PyTorch."""
     namespace, more = (_NATIVE, ()) if compiled else (_TORCH, (entries.max_norm, entries.half))
     rows = (q, k) if compiled else (full(q), full(k))
     arguments = (*rows, entries.scale, entries.excluded, *(entries.classes or (None, None)), entries.among)
@@ -76,7 +76,7 @@ def row_lse(q: Tensor, k: Tensor, entries: Entries, *, compiled: bool = False) -
 
 
 def traceable(function: type[Function]) -> type[Function]:
-    """Copy a function without its rules for forward mode and vmap, which torch.compile does not support."""
+    """Copy an autograd function without its rules for forward mode and vmap, which torch.compile does not support."""
     parts = {name: function.__dict__[name] for name in ("forward", "setup_context", "backward")}
     return type(f"Traced{function.__name__}", (Function,), parts)
 
@@ -88,7 +88,7 @@ class Looped(Function):
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         """Call the function for each element and stack the results."""
         if info.batch_size == 0:
-            raise ValueError("contrastive_core: torch.vmap over an empty dimension, expected at least one element")
+            raise ValueError("contrastive_core: torch.vmap runs over an empty dimension, expected at least one element")
         results = [
             cls.apply(
                 *(x.select(dim, i) if isinstance(dim, int) else x for x, dim in zip(arguments, in_dims, strict=True))
@@ -108,9 +108,9 @@ def remember(ctx: Any, *tensors: Tensor | None) -> None:
 
 
 def once_in_forward_mode(x: Tensor) -> Tensor:
-    """Return a tensor that a `jvp` starts from, such that a second differentiation in forward mode is an error.
+    """Return a copy of a tensor saved for a `jvp` that makes a second differentiation in forward mode an error.
 
-    PyTorch does not follow the operations of a `jvp` in forward mode: the result would silently lack their derivative.
+    PyTorch does not differentiate the operations of a `jvp` in forward mode; the result would silently lack terms.
     """
     out: Tensor = _OnceInForwardMode.apply(x)
     return out
@@ -123,7 +123,7 @@ class _OnceInForwardMode(Looped):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        del ctx, inputs, output  # the identity: nothing to remember
+        del ctx, inputs, output  # the identity: nothing to save
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -136,8 +136,8 @@ class _OnceInForwardMode(Looped):
 
 def _refuse_forward_over_forward() -> NoReturn:
     raise RuntimeError(
-        "contrastive_core: losses cannot be differentiated twice in forward mode; use forward over reverse, "
-        "torch.func.jvp or jacfwd of torch.func.grad, or reverse mode twice (torch.func.hessian does the former)"
+        "contrastive_core: losses cannot be differentiated twice in forward mode; use forward over reverse mode "
+        "(torch.func.hessian, or torch.func.jvp or jacfwd of torch.func.grad), or reverse mode twice"
     )
 
 
@@ -247,7 +247,7 @@ class _RowGradient(Looped):
         grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, q_classes: Tensor | None, k_classes: Tensor | None,
         scale: float, diagonals: Diagonals, among: str, namespace: str, more: More, needs_q: bool, needs_k: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        if len(diagonals) > 1:  # square form, whose operator returns only the sum of both
+        if len(diagonals) > 1:  # square form, whose operator returns only the sum of both gradients
             candidates = candidates_of(diagonals, q_classes, k_classes, among)
             with full_precision(q.device):
                 return rectangular_backward(grad, lse, q, k, candidates, scale=scale, needs=(needs_q, needs_k))
@@ -267,7 +267,7 @@ class _RowGradient(Looped):
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, lse, q, k, q_classes, k_classes = ctx.saved_tensors
         scale, diagonals, among, _, _, needs_q, needs_k = ctx.settings
-        # An empty tensor stands for a gradient that was not required; ignore its own gradient.
+        # An empty tensor replaces a gradient that was not required; ignore its own gradient.
         u, v = u if needs_q else None, v if needs_k else None
         if u is None and v is None:
             return (None,) * 13
@@ -392,9 +392,9 @@ class _ThirdOrder(Looped):
 
 def _refuse_fourth_derivative() -> NoReturn:
     raise RuntimeError(
-        "contrastive_core: losses can be differentiated three times, not four times; where a fourth derivative is "
-        'needed, compute the loss inside `with contrastive_core.similarity.use_backend("reference")`, which keeps the '
-        "full similarity matrix"
+        "contrastive_core: losses can be differentiated three times, not four times; for a fourth derivative, compute "
+        'the loss inside `with contrastive_core.similarity.use_backend("reference")`, which stores the full similarity '
+        "matrix"
     )
 
 
@@ -479,8 +479,8 @@ def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
     raise RuntimeError(
-        "contrastive_core: a compiled loss can be differentiated once, not twice; where a second derivative is needed, "
-        "compute the loss outside torch.compile"
+        "contrastive_core: a compiled loss can be differentiated once, not twice; for a second derivative, compute the "
+        "loss outside torch.compile"
     )
 
 
@@ -492,7 +492,7 @@ Backward = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
 
 
 def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """See :func:`contrastive_core.losses._inputs.unit_rows`."""
+    """Compute :func:`contrastive_core.losses._inputs.unit_rows` with PyTorch."""
     return differentiable_unit_rows(x, dtype, _forward, _backward)
 
 
@@ -502,10 +502,10 @@ def differentiable_unit_rows(x: Tensor, dtype: torch.dtype, forward: Forward, ba
     Args:
         x: Rows [..., D].
         dtype: Type of the result.
-        forward: Function that returns the unit rows [..., D] and lengths [..., 1] of x; lengths are infinite for rows
-            that are treated as zero.
-        backward: Function that returns the gradient with respect to x, given that of the unit rows, the unit rows, the
-            lengths and x's dtype; called if no second derivative is required.
+        forward: Function that returns the unit rows [..., D] and the lengths [..., 1] of x; lengths are infinite for
+            rows that are treated as zero.
+        backward: Function that returns the gradient with respect to x, given the gradient with respect to the unit
+            rows, the unit rows, the lengths and x's dtype; used if no second derivative is required.
     """
     function = _TracedUnitRows if torch.compiler.is_compiling() else _UnitRows
     z: Tensor = function.apply(x, dtype, forward, backward)[0]
@@ -515,17 +515,17 @@ def differentiable_unit_rows(x: Tensor, dtype: torch.dtype, forward: Forward, ba
 def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
     """Compute a_i . b_i for unit rows: [N, D], [N, D] -> [N] in float64.
 
-    Written as (|a_i|^2 + |b_i|^2 - |a_i - b_i|^2) / 2 with the lengths, 1 or 0, as constants. The gradient with respect
-    to a_i is then b_i - a_i instead of b_i: a_i is radial and drops out when the unit length is differentiated, but for
-    close rows it is most of b_i, and its rounding would be most of the gradient's error. On unit vectors both
-    expressions are the same function, so that higher derivatives agree too.
+    The similarity is computed as (|a_i|^2 + |b_i|^2 - |a_i - b_i|^2) / 2 with the lengths, 1 or 0, as constants. The
+    gradient with respect to a_i is then b_i - a_i instead of b_i. The difference, a_i, is radial and cancels when the
+    normalisation is differentiated, but for close rows it makes up most of b_i, and its rounding would be most of the
+    gradient's error. On unit vectors both expressions are the same function, so that higher derivatives also agree.
     """
     a2, b2, distance = (x.square().sum(1, dtype=exact_dtype(a)) for x in (a.detach(), b.detach(), a - b))
     return (a2 + b2 - distance) / 2
 
 
 class _UnitRows(Function):
-    """Unit rows and lengths.
+    """Unit rows and lengths of x.
 
     The lengths are an output, so that autograd tracks how the gradient, which contains them, depends on x.
     """
@@ -569,25 +569,25 @@ _TracedUnitRows = traceable(_UnitRows)
 
 
 def _forward(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Compute lengths and quotients in float64; only the result is rounded.
+    """Compute unit rows and lengths in float64 and round only the result.
 
-    Rounding the length to float32 would change every similarity of a row by the same 1e-7, and leave as much of the
-    gradient's radial part, which can be a hundred times the tangential one when two views are close.
+    Rounding the length to float32 would change every similarity of a row by the same 1e-7. It would also leave 1e-7 of
+    the radial part of the gradient, which can be a hundred times the tangential part if two views are close.
     """
     exact = x.to(exact_dtype(x))
     top: Tensor | float = 1.0
     if exact.dtype == x.dtype:
-        # No wider type to square in: first divide by the largest entry.
+        # There is no wider type for the squares, so divide by the largest entry first.
         top = x.abs().amax(-1, keepdim=True)
         top = top.masked_fill(top == 0, 1.0)
         exact = exact / top
     length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
-    # Shorter than float32's smallest normal number, its inverse would be infinite. NaN compares false and stays.
+    # The inverse of a length below float32's smallest normal number would be infinite. NaN compares false and remains.
     dead = length * top < torch.finfo(torch.promote_types(x.dtype, torch.float32)).tiny
-    # An infinite divisor makes row and gradient 0.
+    # An infinite divisor makes the row and its gradient 0.
     length = length.masked_fill(dead, torch.inf)
-    # Neither in place nor converted to its own type: if an operation returns its input tensor unchanged,
-    # torch.compile of torch 2.11 loses the gradient.
+    # Avoid operations that return their input tensor unchanged (in place, or to its own type): torch.compile of
+    # torch 2.11 loses their gradient.
     z: Tensor = exact / length
     return z if z.dtype == dtype else z.to(dtype), length * top
 

@@ -1,4 +1,4 @@
-"""Native backend: the operators of the compiled library.
+"""Native backend, which calls the operators of the compiled library for tensors on the CPU.
 
 Tensors on other devices use the PyTorch backend.
 """
@@ -22,10 +22,10 @@ _UNIT_TYPES = (torch.float32, torch.float64)
 
 @functools.cache
 def load_operators() -> None:
-    """Load the library and register its operators with torch.compile, once.
+    """Load the library and register its operators with torch.compile, once per process.
 
     Raises:
-        NotLoadedError: See :func:`contrastive_core.native.library.load`.
+        NotLoadedError: The library cannot be loaded, see :func:`contrastive_core.native.library.load`.
     """
     load()
     autograd.register("contrastive_core_native")
@@ -33,12 +33,12 @@ def load_operators() -> None:
 
 
 def self_lse(z: Tensor, entries: Entries) -> Tensor:
-    """See :func:`contrastive_core.similarity.self_lse`."""
+    """Compute :func:`contrastive_core.similarity.self_lse`, with the compiled library if it supports the tensor."""
     return autograd.self_lse(z, entries, compiled=_takes(z))
 
 
 def row_lse(q: Tensor, k: Tensor, entries: Entries) -> Tensor:
-    """See :func:`contrastive_core.similarity.row_lse`."""
+    """Compute :func:`contrastive_core.similarity.row_lse`, with the compiled library if it supports the tensors."""
     return autograd.row_lse(q, k, entries, compiled=_takes(q))
 
 
@@ -47,7 +47,7 @@ def _takes(x: Tensor) -> bool:
 
 
 def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """See :func:`contrastive_core.losses._inputs.unit_rows`."""
+    """Compute :func:`contrastive_core.losses._inputs.unit_rows`, with the compiled library if it supports the types."""
     known = x.dtype in HALF_DTYPES or x.dtype in _UNIT_TYPES
     if x.device.type != "cpu" or not known or dtype not in _UNIT_TYPES or (x.dtype, dtype) == _UNIT_TYPES[::-1]:
         return autograd.unit_rows(x, dtype)
@@ -65,7 +65,7 @@ def _unit_backward(grad: Tensor, z: Tensor, length: Tensor, dtype: torch.dtype) 
 
 
 def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
-    """See :func:`contrastive_core.losses._inputs.paired_similarity`."""
+    """Compute :func:`contrastive_core.losses._inputs.paired_similarity`, with the compiled library if possible."""
     if a.device.type != "cpu" or a.dtype not in _UNIT_TYPES or a.dtype != b.dtype:
         return autograd.paired_similarity(a, b)
     function = _TracedPairedSimilarity if torch.compiler.is_compiling() else _PairedSimilarity
@@ -74,7 +74,7 @@ def paired_similarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _PairedSimilarity(autograd.Looped):
-    """Compiled `autograd.paired_similarity`; its docstring explains why the gradient is b - a."""
+    """Compiled form of `autograd.paired_similarity`, whose docstring explains why the gradient is b - a."""
 
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:

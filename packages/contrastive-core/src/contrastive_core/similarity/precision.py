@@ -1,4 +1,4 @@
-"""Working precision: full float32 products regardless of global settings, and float64 where it is cheap."""
+"""Control the working precision: full float32 products regardless of global settings, and float64 where it is cheap."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
-# The switches of matrix products on CUDA and on the CPU.
+# Precision settings of matrix products on CUDA and on the CPU.
 _MATMULS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 
 def exact_dtype(x: Tensor) -> torch.dtype:
-    """Return float64 if the device supports it: for per-row numbers, whose cost is negligible beside the matrix."""
+    """Return float64 if the device supports it, else float32; meant for per-row numbers, whose cost is negligible."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
@@ -29,7 +29,8 @@ def full(x: Tensor) -> Tensor:
 def full_precision(device: torch.device) -> Iterator[None]:
     """Disable autocast, and TF32 or bfloat16 in float32 products (`torch.set_float32_matmul_precision("high")`).
 
-    A logit is a similarity over the temperature: the 1e-3 error of a TF32 product would be 1e-2 at temperature 0.1.
+    Because a logit is a similarity divided by the temperature, the error of a TF32 product, 1e-3, would be 1e-2 at
+    temperature 0.1.
     """
     with torch.autocast(device.type, enabled=False):
         if all(matmul.fp32_precision in ("none", "ieee") for matmul in _MATMULS):
@@ -42,8 +43,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
 @contextmanager
 def _ieee_products() -> Iterator[None]:
     before = [matmul.fp32_precision for matmul in _MATMULS]
-    # The older setting must agree with the newer one whenever a product runs, or torch raises an error. It cannot be
-    # read once the newer one alone has been set; it then has its default, which is the value required here.
+    # torch raises an error if the older and the newer setting disagree when a product runs. The older one cannot be
+    # read if only the newer one has been set; it then has its default, which is the value required here.
     try:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Reference backend for tests: the formula with the whole matrix and plain autograd, in memory O(N^2)."""
+"""Reference backend for tests, which applies plain autograd to the whole matrix, in O(N^2) memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from contrastive_core.similarity.precision import exact_dtype, full
 
 NO_CLASS = 2**63 - 1
-"""Class of unlabelled samples, which belong neither to the same class as another sample nor to a different one.
+"""Class of unlabelled samples: a pair with such a sample counts neither as the same class nor as different classes.
 
-The compiled library takes it for a class like others: on the CPU, callers leave such rows out.
+The compiled library treats it like any other class, so that on the CPU callers must omit such rows.
 """
 
 
 class Entries(NamedTuple):
-    """Entries of the similarity matrix that a log-sum-exp adds up, and what a backend may assume of them."""
+    """Entries of the similarity matrix that a log-sum-exp includes, and what a backend may assume about them."""
 
     scale: float
     """One over the temperature."""
@@ -26,7 +26,7 @@ class Entries(NamedTuple):
     classes: tuple[Tensor, Tensor] | None
     """Classes of rows and columns, both ascending."""
     among: str
-    """all, same or other: the candidates' classes."""
+    """Classes of the candidates: all, same or other."""
     max_norm: float | None
     """Upper bound on the lengths of the vectors."""
     half: bool
@@ -34,7 +34,7 @@ class Entries(NamedTuple):
 
 
 def self_lse(z: Tensor, entries: Entries) -> Tensor:
-    """See :func:`contrastive_core.similarity.self_lse`."""
+    """Compute :func:`contrastive_core.similarity.self_lse` from the whole matrix."""
     z = full(z)
     row, column = _indices(z, z)
     left_out = row == column
@@ -44,7 +44,7 @@ def self_lse(z: Tensor, entries: Entries) -> Tensor:
 
 
 def row_lse(q: Tensor, k: Tensor, entries: Entries) -> Tensor:
-    """See :func:`contrastive_core.similarity.row_lse`."""
+    """Compute :func:`contrastive_core.similarity.row_lse` from the whole matrix."""
     q, k = full(q), full(k)
     row, column = _indices(q, k)
     left_out = torch.zeros_like(row == column) if entries.excluded is None else column - row == entries.excluded

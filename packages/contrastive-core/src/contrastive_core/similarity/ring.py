@@ -1,10 +1,10 @@
-"""Rectangular form over the rows of all other processes, passed around a ring instead of gathered.
+"""Compute the row-wise log-sum-exp over the rows of all other processes, passed around a ring instead of gathered.
 
-Each process keeps its queries and holds the keys of two others at a time: memory O(n D) for n rows per process, where a
-gather needs O(W n D). The results for the parts received so far are merged as log-sum-exp. In the backward pass the
-keys go around once more together with their gradient: each process adds the contribution of its queries, and the last
-hop returns the gradient to its owner. That takes W - 1 hops of keys in each pass and W hops of a gradient, each
-overlapped with the computation of a part.
+Each process keeps its queries and holds the keys of two other processes at a time. This takes O(n D) memory for n rows
+per process, whereas a gather takes O(W n D) for W processes. The results for the parts received so far are merged by
+log-sum-exp. In the backward pass the keys are passed around once more together with their gradient: each process adds
+the contribution of its queries, and the last hop returns the gradient to its owner. Each pass takes W - 1 hops of keys,
+and the backward pass takes W hops of gradients; each hop overlaps with the computation of a part.
 """
 
 # ruff: noqa: PLR0917 - arguments of autograd functions and operators are positional
@@ -28,23 +28,24 @@ _INPUTS = "Tensor q, Tensor k, float scale, Tensor? q_classes, Tensor? k_classes
 
 
 def ring_lse(q: Tensor, k: Tensor, *, scale: float, classes: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Compute the log-sum-exp of this process's queries over the keys of all other processes, with gradient to both.
+    """Compute the log-sum-exp of this process's queries over the keys of all other processes.
 
-    Equivalent to :func:`contrastive_core.similarity.row_lse` with gathered keys. Every process must call it, and all
-    must run the backward pass if one does. Second derivatives and forward mode are not supported.
+    The result is that of :func:`contrastive_core.similarity.row_lse` with gathered keys, with gradients to queries and
+    keys. Every process must call the function, and all must run the backward pass if one does. Second derivatives and
+    forward mode are not supported.
 
     Args:
         q: Queries [n, D] of this process, in float32 or float64.
         k: Keys [n, D] of this process, of the same type.
         scale: One over the temperature.
-        classes: Integers [n] of q and of k, both ascending on every process; keys of class NO_CLASS are excluded.
+        classes: Class numbers [n] of q and of k, both ascending on every process; keys of class NO_CLASS are excluded.
 
     Returns:
-        [1, n] without classes; with classes [2, n]: over keys of the query's class, and over those of other classes.
-        -inf for a query without candidates.
+        Log-sum-exp [1, n] over all keys; with classes [2, n], over the keys of the query's class and over those of
+        other classes. The value is -inf for a query without candidates.
 
     Raises:
-        ValueError: On every process, if they hold different numbers of rows, or rows of different size or type.
+        ValueError: The processes hold different numbers of rows, or rows of different size or type (raised on each).
     """
     q_classes, k_classes = classes or (None, None)
     out: Tensor
@@ -145,7 +146,7 @@ def _ring_lse_backward(
             if needs_k:
                 dk[: len(block)] += parts[1]
         if needs_k:
-            # The block's gradient as it was at the left neighbour arrives only now.
+            # Add the part of the block's gradient that the left neighbour has sent.
             if travelling:
                 dk += travelling.arrived()[0]
             travelling = Hop([dk], tag=_GRADIENT)
@@ -163,7 +164,7 @@ def _passing(k: Tensor, classes: Tensor | None) -> Any:
 
 
 def _labelled(blocks: Any) -> Any:
-    """Yield the blocks without their keys of class NO_CLASS, which come last, where their number is free to read."""
+    """Yield the blocks, on the CPU without their keys of class NO_CLASS, which come last."""
     for block, *classes in blocks:
         count = int((classes[0] != NO_CLASS).sum()) if classes and free_to_read(classes[0]) else len(block)
         yield block[:count], *(x[:count] for x in classes)
@@ -203,8 +204,8 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _refuse_second_derivative(ctx: Any, *_: Any) -> NoReturn:
     raise RuntimeError(
-        "contrastive_core: a loss that passes rows around a ring can be differentiated once, in reverse mode; for a "
-        'second derivative or forward mode, gather the rows with gather="all"'
+        'contrastive_core: a loss with gather="ring" can be differentiated once, in reverse mode; for a second '
+        'derivative or forward mode, use gather="all"'
     )
 
 

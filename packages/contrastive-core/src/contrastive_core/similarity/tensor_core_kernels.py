@@ -1,8 +1,8 @@
-"""The Triton kernels of `tensor_cores`: tiles of exp2 of similarities, summed or weighted, never stored whole."""
+"""Triton kernels of `tensor_cores`, which compute, sum and weight tiles of exponentials of similarities."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-# ruff: noqa: PLR0917 - kernels take what they need by position
-# Triton looks every annotation up, and knows `constexpr` alone.
+# ruff: noqa: PLR0917 - arguments of kernels are positional
+# Triton resolves every annotation and supports only `constexpr`.
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def exponentials(
     WIDTH: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """exp2(factor * q k^T) of a tile [HEIGHT, WIDTH], 0 where an entry does not count.
+    """Compute exp2(factor * q k^T) of a tile [HEIGHT, WIDTH], with 0 for excluded entries.
 
-    Not counted are the entries beyond the last column, those on three diagonals (column - row) and, with classes, those
-    whose row and column are of the same class or where one of them has a negative number.
+    The excluded entries are those beyond the last column, those on three diagonals (column - row) and, with classes,
+    those whose row and column belong to the same class or whose row or column has a negative class number.
     """
     s = tl.zeros((HEIGHT, WIDTH), tl.float32)
     for start in range(0, depth, DEPTH):
@@ -51,7 +51,7 @@ def exponentials(
         of_row = tl.load(q_classes + i, mask=i < rows, other=-1)[:, None]
         of_column = tl.load(k_classes + j, mask=j < columns, other=-1)[None, :]
         s = tl.where((of_row == of_column) | (of_row < 0) | (of_column < 0), -float("inf"), s)
-    # Few tiles are cut; the others are spared the comparisons.
+    # Only the few tiles with excluded entries need these comparisons.
     if cut:
         diagonal = j[None, :] - i[:, None]
         counts = (j < columns)[None, :] & (diagonal != first_left_out)
@@ -85,10 +85,10 @@ def sum_tiles(
     WIDTH: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Sums of the exponentials over the tiles of a strip, rows [top, top + height) and columns [left, left + width).
+    """Sum the exponentials over the tiles of a strip, rows [top, top + height) and columns [left, left + width).
 
-    `across` [tiles of columns, height] takes the sums of rows, `down` [tiles of rows, width] those of columns: in the
-    symmetric form alone, and of the columns behind the strip's own rows.
+    Row sums of each tile are written to `across` [tiles of columns, height]. In the symmetric form, column sums are
+    written to `down` [tiles of rows, width], for the columns that follow the strip's own rows.
     """
     i = tl.program_id(0) % (height // HEIGHT)
     j = tl.program_id(0) // (height // HEIGHT)
@@ -128,7 +128,10 @@ def weigh_tiles(
     WIDTH: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """The exponentials of a strip, times the weight of their row or the sum of both weights, in float16 parts."""
+    """Multiply the exponentials of a strip by the weight of their row and write them in float16 parts.
+
+    In the symmetric form, the factor is the sum of the weights of row and column.
+    """
     i = tl.program_id(0) % (height // HEIGHT)
     j = tl.program_id(0) // (height // HEIGHT)
     row = top + i * HEIGHT

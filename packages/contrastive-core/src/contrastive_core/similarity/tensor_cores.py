@@ -1,20 +1,21 @@
-"""Triton kernels for tensor cores: the PyTorch backend uses them on GPUs where they were measured.
+"""Compute the log-sum-exp on the tensor cores of GPUs, with Triton kernels.
 
-Vectors are split into float16 parts, z = (high + low) / 2^e. With one part (inputs of half precision) products are
-those of z rounded to 11 bits; with two parts (three products) they are those of float32 up to its own rounding. Sums
-are taken in float32, those of exponentials over tiles in float64.
+The PyTorch backend uses these kernels on GPUs on which they were measured. Vectors are split into float16 parts,
+z = (high + low) / 2^e. With one part (for inputs of half precision), products are those of z rounded to 11 bits. With
+two parts (and three products), they have the accuracy of float32. Sums are computed in float32, and sums of
+exponentials over tiles in float64.
 
 The forward pass computes a tile of S and sums exp(S) without storing either. The backward pass computes a strip of
 rows of the weights
 
     W_ij = exp(S_ij) (a_i + a_j),    a_i = g_i / sum_j exp(S_ij)        (rectangular form: exp(S_ij) a_i)
 
-in float16 and multiplies it with the vectors by cuBLAS. No matrix N x N is stored: memory is O(N D), and at most half a
-GiB for the strip. As in the PyTorch backend, the square form computes the tiles on and above the diagonal alone. The
-exponential is taken without a shift, so the length of the vectors must be bounded.
+in float16 and multiplies it with the vectors by cuBLAS. No matrix N x N is stored: the computation takes O(N D) memory
+and at most half a GiB for the strip. As in the PyTorch backend, the square form computes only the tiles on and above
+the diagonal. The exponential is computed without a shift, so the length of the vectors must be bounded.
 
-Measured on an H200 with 65,536 vectors of 768 numbers, value and gradient: 25 ms with one part, which is two thirds of
-the rate of a bare float16 product on the same card.
+Value and gradient of 65,536 vectors with 768 features took 25 ms on an H200 with one part, which is two thirds of the
+rate of a plain float16 product on the same card.
 """
 
 from __future__ import annotations
@@ -36,41 +37,41 @@ from contrastive_core.similarity.reference import NO_CLASS
 
 VARIABLE = "CONTRASTIVE_CORE_TENSOR_CORES"
 
-# The fastest of eight shapes on an H200, at 128 and at 768 features.
+# Fastest of eight tile shapes on an H200, with 128 and with 768 features.
 _TILE, _DEPTH = 128, 64
 _LAUNCH = {"num_warps": 4, "num_stages": 3}
 _STRIP = 4096
 _STRIP_NUMBERS = 1 << 28
-# Smaller matrices take less time than the launches, and the PyTorch tiles need no compiler.
+# Smaller matrices take less time than the kernel launches, and PyTorch tiles need no compiler.
 _LEAST_ROWS = 1024
-# A tensor core rounds sums towards zero, an error that grows with their length: with two parts sums are cut.
+# Tensor cores round sums towards zero, an error that grows with their length; with two parts, long sums are split.
 _LONGEST_SUM = 2048
 _WEIGHT_BITS = 14  # |W_ij| is at most twice the largest |g|, and float16 ends at 2^16
 _NO_DIAGONAL = 1 << 30
-NO_CODE = -1  # of the classes of rows and columns that do not count
+NO_CODE = -1  # class code of rows and columns that are excluded
 
 
 class Problem(NamedTuple):
-    """The similarities of queries and keys, and which of them count."""
+    """Queries, keys and the excluded entries of their similarity matrix."""
 
     q: Tensor
-    """[Nq, D] in float32."""
+    """Queries [Nq, D] in float32."""
     k: Tensor | None
-    """[Nk, D] in float32; None: the square form, keys are the queries."""
+    """Keys [Nk, D] in float32; None for the square form, in which the keys are the queries."""
     diagonals: tuple[int, ...]
-    """Up to three; left out are the entries with column - row equal to one of these. Symmetric in the square form."""
+    """Up to three values of column - row whose entries are excluded; symmetric in the square form."""
     classes: tuple[Tensor, Tensor] | None
-    """Ascending integers [Nq] and [Nk]; left out are the entries of the same class, and those of NO_CLASS."""
+    """Ascending class numbers [Nq] and [Nk]; entries of the same class and those of NO_CLASS are excluded."""
     scale: float
     """One over the temperature."""
     max_norm: float
-    """No vector is longer; scale * max_norm^2 is at most 40."""
+    """Upper bound on the lengths of the vectors; scale * max_norm^2 is at most 40."""
     half: bool
-    """One part instead of two."""
+    """Whether to use one float16 part instead of two."""
 
 
 def take(q: Tensor, k: Tensor) -> bool:
-    """Whether these kernels compute the similarities of these vectors."""
+    """Return whether these kernels should compute the similarities of these vectors."""
     return (
         q.device.type == "cuda"
         and q.dtype == torch.float32
@@ -81,10 +82,10 @@ def take(q: Tensor, k: Tensor) -> bool:
 
 @functools.cache
 def in_use(device: int) -> bool:
-    """Whether the kernels were measured on the kind of this device, or are asked for, and pass their self-check on it.
+    """Return whether the kernels are enabled for a device and pass their self-check on it.
 
-    `CONTRASTIVE_CORE_TENSOR_CORES`: auto (the default) uses them on compute capability 9, 1 also on others from 8.0 on,
-    which are untested, 0 nowhere.
+    The environment variable `CONTRASTIVE_CORE_TENSOR_CORES` enables them: auto (the default) for compute capability 9,
+    1 also for other devices from compute capability 8.0, which are untested, and 0 for none.
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted == "0" or importlib.util.find_spec("triton") is None:
@@ -103,7 +104,7 @@ def in_use(device: int) -> bool:
 
 
 def state() -> str:
-    """What computes losses on the first CUDA device."""
+    """Describe the implementation of the losses on the first CUDA device."""
     if not torch.cuda.is_available():
         return "no device"
     if in_use(0):
@@ -112,7 +113,7 @@ def state() -> str:
 
 
 def self_check(device: torch.device) -> str:
-    """Compare the kernels with the full matrix on a small problem: what is wrong, or an empty string."""
+    """Compare the kernels with the full matrix on a small problem and return the problem found, or an empty string."""
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.nn.functional.normalize(torch.randn(n, 37, generator=generator)).to(device) for n in (300, 257))
     gradient = torch.rand(300, generator=generator, dtype=torch.float64).to(device) + 0.1
@@ -126,14 +127,14 @@ def self_check(device: torch.device) -> str:
                 for name, ours, exact in zip(names, found, _full_matrix(problem, gradient), strict=True):
                     if not (ours - exact).norm() <= bound * exact.norm():
                         return f"their {name} differs from the full matrix"
-    # Triton calls the C compiler of the machine: anything may go wrong there, and nothing must stop a training run.
+    # Triton calls the C compiler of the machine, which can fail in any manner; no failure must stop a training run.
     except Exception as error:  # noqa: BLE001
         return f"{type(error).__name__}: {error}".strip().splitlines()[0]
     return ""
 
 
 def _full_matrix(problem: Problem, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `forward` and `backward`, in float64."""
+    """Compute the results of `forward` and `backward` from the full matrix in float64."""
     q, k = problem.q.double(), (problem.q if problem.k is None else problem.k).double()
     s = problem.scale * (q @ k.T)
     for diagonal in problem.diagonals:
@@ -144,7 +145,7 @@ def _full_matrix(problem: Problem, gradient: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def forward(problem: Problem) -> Tensor:
-    """Log-sum-exp [Nq] of each query over its candidates, in float64."""
+    """Compute the log-sum-exp [Nq] of each query over its candidates, in float64."""
     work = _Work.of(problem)
     total = torch.zeros(len(work.q), dtype=exact_dtype(work.q), device=work.q.device)
     for strip in work.strips():
@@ -160,7 +161,10 @@ def forward(problem: Problem) -> Tensor:
 def backward(
     problem: Problem, grad: Tensor, lse: Tensor, *, needs: tuple[bool, bool] = (True, True)
 ) -> tuple[Tensor, Tensor]:
-    """Gradients [Nq, D] and [Nk, D] in float32; empty where not needed, and the second of the square form."""
+    """Compute the gradients [Nq, D] and [Nk, D] in float32.
+
+    A gradient that is not needed is an empty tensor, and so is the second gradient of the square form.
+    """
     work, half = _Work.of(problem), problem.half
     # Weights are divided by the largest gradient and moved into the range of float16.
     largest = grad.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
@@ -215,15 +219,15 @@ class _Strip(NamedTuple):
 
 @dataclass(frozen=True)
 class _Work:
-    """A problem as the kernels take it: vectors times 2^exponent in float16 parts, padded with zeros to whole tiles."""
+    """Arguments of the kernels: vectors times 2^exponent in float16 parts, padded with zeros to whole tiles."""
 
     q_parts: list[Tensor]
     k_parts: list[Tensor]
     q: Tensor
     k: Tensor
-    """The parts side by side, such that one product with those of the queries is that of all parts."""
+    """Parts of the keys side by side; one product with the parts in `q` adds the products of all parts."""
     counts: tuple[Any, ...]
-    """Arguments of the kernels that say which entries count."""
+    """Arguments of the kernels that select the entries: numbers of rows and columns, diagonals and classes."""
     factor: float
     exponent: int
     square: bool
@@ -236,7 +240,7 @@ class _Work:
         if problem.half:
             q, k = q_parts[0], k_parts[0]
         else:
-            # The small products first, where rounding costs least.
+            # Small products come first, where rounding costs least.
             q = torch.cat([q_parts[1], q_parts[0], q_parts[0]], 1)
             k = torch.cat([k_parts[0], k_parts[1], k_parts[0]], 1)
         left_out = (*problem.diagonals, *[_NO_DIAGONAL] * 3)[:3]
@@ -259,7 +263,7 @@ class _Work:
         from contrastive_core.similarity import tensor_core_kernels  # noqa: PLC0415 - needs Triton
 
         tiles = (strip.height // _TILE) * (strip.width // _TILE)
-        # Triton launches on the current device, whichever the tensors are on.
+        # Triton launches on the current device, whatever the device of the tensors.
         with torch.cuda.device_of(self.q):  # type: ignore[no-untyped-call]
             getattr(tensor_core_kernels, name)[(tiles,)](
                 _described(self.q, _DEPTH), _described(self.k, _DEPTH), *arguments, *self.counts, self.factor,
@@ -269,7 +273,7 @@ class _Work:
 
 
 def _split(x: Tensor, exponent: int, *, half: bool) -> list[Tensor]:
-    """The parts of x * 2^exponent, one or two, padded with zeros to whole tiles."""
+    """Split x * 2^exponent into one or two parts, padded with zeros to whole tiles."""
     rows, columns = (-(-size // step) * step for size, step in zip(x.shape, (_TILE, _DEPTH), strict=True))
     parts = [torch.zeros(rows, columns, dtype=torch.float16, device=x.device) for _ in range(1 if half else 2)]
     inside = (slice(len(x)), slice(x.shape[1]))
@@ -283,7 +287,7 @@ def _split(x: Tensor, exponent: int, *, half: bool) -> list[Tensor]:
 def _class_codes(q_classes: Tensor, k_classes: Tensor) -> tuple[Tensor, Tensor]:
     """Number ascending classes of any size in int32, equal where the classes are equal; `NO_CODE` for NO_CLASS.
 
-    A class of the keys is twice the index of its first key; a class that only queries have is an odd number.
+    The code of a class of the keys is twice the index of its first key; that of other classes is an odd number.
     """
     codes = []
     for classes in (q_classes, k_classes):
@@ -293,27 +297,27 @@ def _class_codes(q_classes: Tensor, k_classes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _trimmed(gradient: Tensor, x: Tensor | None) -> Tensor:
-    """Without the padding; what is empty has one dimension."""
+    """Remove the padding of a gradient; an empty gradient becomes one-dimensional."""
     if x is None or gradient.numel() == 0:
         return gradient.view(-1)
     return gradient[: len(x), : x.shape[1]].contiguous()
 
 
 def _described(x: Tensor, columns: int) -> Any:
-    """A matrix in tiles of `_TILE` rows, as the copy engine takes it."""
+    """Describe a matrix in tiles of `_TILE` rows for the tensor memory accelerator."""
     from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: PLC0415 - an optional dependency
 
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [_TILE, columns])
 
 
 def _products(w: list[Tensor], work: _Work) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Parts of weights, queries and keys whose products add up to the product of the wholes, the small ones first."""
+    """List the parts of weights, queries and keys whose products add up to the whole product, the smallest first."""
     high = (w[0], work.q_parts[0], work.k_parts[0])
     return [high] if len(w) == 1 else [(w[1], *high[1:]), (w[0], work.q_parts[1], work.k_parts[1]), high]
 
 
 def _add_product(out: Tensor, a: Tensor, b: Tensor, *, half: bool) -> None:
-    """Add a b, float16 multiplied and summed in float32."""
+    """Add the product of float16 matrices a and b to `out`, summed in float32."""
     step = len(b) if half else _LONGEST_SUM
     for left, right in zip(torch.split(a, step, 1), torch.split(b, step), strict=True):
         if out.is_cuda:

@@ -1,18 +1,18 @@
-"""PyTorch backend: computes the similarity matrix in tiles and never stores it.
+"""PyTorch backend, which computes the similarity matrix in tiles and never stores it.
 
-The backward pass recomputes the tiles, so that only the inputs and the result are saved: memory O(N D). The four
+The backward pass recomputes the tiles, so that only the inputs and the result are saved, in O(N D) memory. The four
 operators are registered with torch.compile; :mod:`contrastive_core.similarity.autograd` makes them differentiable.
 
 Square form. S is symmetric, and with E = exp(S) the gradient of sum_i g_i lse_i with respect to z is
 
     dz_i = scale * sum_j E_ij (a_i + a_j) z_j,    a_i = g_i / sum_j E_ij,
 
-so the tiles on and above the diagonal serve both sides: half a matrix product N x N x D in the forward pass, half of
-one to recompute the tiles, and one for the gradient. The exponential is taken without a shift, which is safe while |S|
-stays well inside the range of the type (:func:`symmetric_limit`).
+so that the tiles on and above the diagonal are sufficient. The forward pass takes half a matrix product N x N x D; the
+backward pass takes another half to recompute the tiles, and one product for the gradient. The exponential is computed
+without a shift, which is safe while |S| is well inside the range of the type (:func:`symmetric_limit`).
 
-Rectangular form. The maximum of every row is carried along, so that any scale is safe. One matrix product Nq x Nk x D
-in the forward pass; in the backward pass P_ij = exp(S_ij - lse_i) is recomputed, and
+Rectangular form. The maximum of every row is tracked, so that any scale is safe. The forward pass takes one matrix
+product Nq x Nk x D. The backward pass recomputes P_ij = exp(S_ij - lse_i) and
 
     dq_i = scale * g_i sum_j P_ij k_j,     dk_j = scale * sum_i g_i P_ij q_i.
 
@@ -36,13 +36,13 @@ from contrastive_core.similarity.precision import exact_dtype, full, full_precis
 from contrastive_core.similarity.reference import NO_CLASS
 from contrastive_core.synchronization import free_to_read
 
-# Measured on one CPU: 512 is a tenth faster than 1024. A GPU needs larger tiles to be busy; that size is an estimate.
+# On the CPU measured, 512 is a tenth faster than 1024. A GPU needs larger tiles; their size is an estimate.
 _BLOCK = {"cpu": 512}
 _BLOCK_ELSEWHERE = 4096
-# Rows of one class lie close to the diagonal: small tiles waste little computation beside it.
+# Pairs of one class are close to the diagonal; small tiles contain few other pairs.
 _BLOCK_WITHIN_CLASSES = 256
 
-# Least share of negligible rows for which selecting the others pays off; measured on one CPU.
+# Smallest share of negligible rows for which selecting the others saves time; measured on one CPU.
 _WORTH_LEAVING_OUT = 0.3
 # After this many tiles in succession without rows to omit, stop checking: a check costs a fifth of a product.
 _MISSES = 8
@@ -51,7 +51,7 @@ _LN2 = math.log(2)
 _NAME = "contrastive_core::"
 _SELF = "Tensor z, float scale, SymInt? skip, Tensor? classes, str among, float? max_norm"
 _ROW = "Tensor q, Tensor k, float scale, SymInt? self_offset, Tensor? q_classes, Tensor? k_classes, str among"
-# Arguments that the operators of the compiled library do not take.
+# Arguments that the operators of the compiled library do not have.
 _SELF_MORE = "bool half=False"
 _ROW_MORE = "float? max_norm=None, bool half=False"
 
@@ -154,8 +154,8 @@ _CANDIDATES = "Tensor? q_classes, Tensor? k_classes, float scale, int[] diagonal
 _SECOND = f"Tensor grad, Tensor lse, Tensor q, Tensor k, Tensor? u, Tensor? v, {_CANDIDATES}"
 
 
-# Operators too, though torch.compile never sees them: what `is_grads_batched` and `vectorize=True` of torch.autograd
-# vary is passed to operators one by one, but into everything else at once.
+# These functions are operators although torch.compile never calls them: `is_grads_batched` and `vectorize=True` of
+# torch.autograd call an operator once per element of the batch, but pass the whole batch to other functions.
 @torch.library.custom_op(
     f"{_NAME}lse_second_order",
     mutates_args=(),
@@ -175,7 +175,7 @@ def lse_second_order(
     among: str,
     only_rate: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`second_order`."""
+    """Compute :func:`second_order` as a custom operator."""
     candidates = candidates_of(diagonals, q_classes, k_classes, among)
     return second_order(grad, lse, q, k, u, v, candidates, scale=scale, only_rate=only_rate)
 
@@ -202,16 +202,16 @@ def lse_third_order(
     diagonals: Sequence[int],
     among: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`third_order`."""
+    """Compute :func:`third_order` as a custom operator."""
     u, v = (torch.zeros_like(x) if y is None else y for x, y in ((q, u), (k, v)))
     candidates = candidates_of(diagonals, q_classes, k_classes, among)
     return third_order((rate_grad, q_grad, k_grad), (grad, lse, q, k, u, v), candidates, scale=scale)
 
 
 def _on_tensor_cores(q: Tensor, k: Tensor, candidates: Candidates, scale: float, max_norm: float) -> bool:
-    """Return whether exp(S) needs no maximum and is to be computed on the tensor cores of a GPU.
+    """Return whether exp(S) needs no row maximum and should be computed on the tensor cores of a GPU.
 
-    Candidates of the same class lie in small blocks, which the tiles here compute without their surroundings.
+    Pairs of the same class form small blocks, for which the small tiles of this backend are faster.
     """
     return (
         scale * max_norm**2 <= symmetric_limit(torch.float32)
@@ -224,14 +224,14 @@ def _is_bounded(z: Tensor, scale: float, max_norm: float | None) -> bool:
     """Return whether every |S| is small enough to omit the row maximum, which would break the symmetry."""
     if max_norm is not None:
         return scale * max_norm**2 <= symmetric_limit(z.dtype)
-    # NaN compares false, and the other path propagates it.
+    # NaN compares false; the rectangular form propagates it.
     return len(z) > 0 and bool(scale * z.square().sum(1).amax() <= symmetric_limit(z.dtype))
 
 
 def candidates_of(
     diagonals: Sequence[int], q_classes: Tensor | None, k_classes: Tensor | None, among: str
 ) -> Candidates:
-    """Build the candidates without `diagonals`, restricted to the classes that `among` selects."""
+    """Build the candidates that exclude `diagonals` and are restricted to the classes selected by `among`."""
     classes = None if q_classes is None or k_classes is None else (q_classes, k_classes)
     return Candidates(tuple(diagonals), classes, same=among == "same")
 
@@ -252,7 +252,8 @@ _LIMIT = {torch.float32: 40.0, torch.float64: 300.0}
 def symmetric_limit(dtype: torch.dtype) -> float:
     """Return the largest |S| for which sums of exp(S), their inverses and products with gradients are normal numbers.
 
-    exp(40) = 2e17: sums over 1e6 rows stay below 1e24, inverses above 1e-24, where float32 reaches from 1e-38 to 3e38.
+    exp(40) is 2e17. Sums over 1e6 rows are therefore below 1e24 and their inverses above 1e-24, while float32 covers
+    1e-38 to 3e38.
     """
     return _LIMIT[dtype]
 
@@ -296,11 +297,11 @@ def symmetric_backward(grad: Tensor, lse: Tensor, z: Tensor, candidates: Candida
 
 
 def _least_entry(grad: Tensor, count: int, lse: Tensor, q: Tensor, k: Tensor, scale: float) -> float | None:
-    """Return the bound below which entries of the weights are lost in the rounding of the gradient.
+    """Return the bound below which entries of the weights are negligible against the rounding of the gradient.
 
-    A row sums at most `count` of them, and omitting all of them changes the gradient by less than an eighth of the
-    type's precision, relative to the norm of `grad`. At low temperatures most entries are that small. None: there are
-    no such entries, or the device is a GPU, where checking would synchronise with it.
+    A row sums at most `count` entries. Omitting all entries below the bound changes the gradient by less than an eighth
+    of the type's precision, relative to the norm of `grad`. At low temperatures most entries are that small. The result
+    is None if there are no such entries, or if the device is a GPU, because checking would synchronise with it.
     """
     if not free_to_read(q) or q.numel() == 0 or k.numel() == 0:
         return None
@@ -309,19 +310,19 @@ def _least_entry(grad: Tensor, count: int, lse: Tensor, q: Tensor, k: Tensor, sc
     lengths = (float(x.square().sum(1).amax()) for x in (q, k))
     lowest = math.exp(-min(scale * math.sqrt(math.prod(lengths)), 700.0))
     weights = (grad.abs() * torch.exp(-lse)).masked_fill(lse == -torch.inf, torch.inf)
-    # NaN compares false: nothing is omitted then.
+    # NaN compares false, so that nothing is omitted.
     return least if least > 0 and lowest * float(weights.amin()) < least else None
 
 
 class _Sieve:
-    """Chooses the rows of a tile of weights that are worth a product."""
+    """Selection of the rows of a tile of weights that are not negligible."""
 
     def __init__(self, least: float | None) -> None:
         self.least = least
         self.misses = 0
 
     def rows(self, weights: Tensor) -> Tensor | None:
-        """Return the indices of the rows with an entry of at least `least`; None: (nearly) all."""
+        """Return the indices of the rows with an entry of at least `least`, or None if nearly all rows have one."""
         if self.least is None:
             return None
         low, high = weights.aminmax(dim=1)
@@ -356,7 +357,7 @@ def rectangular_forward(q: Tensor, k: Tensor, candidates: Candidates, *, scale: 
 def rectangular_backward(
     grad: Tensor, lse: Tensor, q: Tensor, k: Tensor, candidates: Candidates, *, scale: float, needs: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    """Compute the gradients with respect to q and k; one that is not required is an empty tensor."""
+    """Compute the gradients with respect to q and k; a gradient that is not required is an empty tensor."""
     folded, k = _fold(q, scale), k.contiguous()
     dq = torch.zeros_like(folded) if needs[0] else q.new_empty(0)
     dk = torch.zeros_like(k) if needs[1] else k.new_empty(0)
@@ -392,30 +393,30 @@ def second_order(
     scale: float,
     only_rate: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Differentiate L = sum_i u_i . dq_i + sum_j v_j . dk_j, of the gradients dq and dk of the log-sum-exp.
+    """Differentiate L = sum_i u_i . dq_i + sum_j v_j . dk_j, where dq and dk are the gradients of the log-sum-exp.
 
-    With M_ij = u_i . k_j + q_i . v_j, L is scale * sum_ij g_i P_ij M_ij, and
+    With M_ij = u_i . k_j + q_i . v_j, L equals scale * sum_ij g_i P_ij M_ij, and
 
         rate_i = dL/dg_i = scale * sum_j P_ij M_ij,   dL/dlse_i = -g_i rate_i,
         dL/dq_i = scale * g_i sum_j P_ij (scale M_ij k_j + v_j),
         dL/dk_j = scale * sum_i g_i P_ij (scale M_ij q_i + u_i).
 
-    The matrix of second derivatives is symmetric, so these are as well the tangents of lse (the rate), dq and dk for
-    tangents u of q and v of k. Five to seven matrix products Nq x Nk x D.
+    The matrix of second derivatives is symmetric, so that these results are also the tangents of lse (the rate), dq and
+    dk for tangents u of q and v of k. The computation takes five to seven matrix products Nq x Nk x D.
 
     Args:
-        grad: g, of the log-sum-exp [Nq].
-        lse: [Nq].
-        q: [Nq, D].
-        k: [Nk, D].
-        u: [Nq, D], or None for zeros.
-        v: [Nk, D], or None for zeros.
-        candidates: entries that count.
-        scale: one over the temperature.
-        only_rate: leave the other two results empty.
+        grad: Gradient g [Nq] with respect to the log-sum-exp.
+        lse: Log-sum-exp [Nq].
+        q: Queries [Nq, D].
+        k: Keys [Nk, D].
+        u: Tensor [Nq, D], or None for zeros.
+        v: Tensor [Nk, D], or None for zeros.
+        candidates: Entries that the log-sum-exp includes.
+        scale: One over the temperature.
+        only_rate: Whether to leave the other two results empty.
 
     Returns:
-        rate [Nq], dL/dq [Nq, D], dL/dk [Nk, D].
+        rate [Nq], dL/dq [Nq, D] and dL/dk [Nk, D].
     """
     dtypes = q.dtype, k.dtype
     with full_precision(q.device):
@@ -455,15 +456,15 @@ def third_order(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradient of :func:`second_order`, written for readability rather than speed.
 
-    With gradients a of the rate, b of dL/dq and c of dL/dk, and n_ij = b_i . k_j + q_i . c_j, it is that of
+    With gradients a of the rate, b of dL/dq and c of dL/dk, and n_ij = b_i . k_j + q_i . c_j, it is the gradient of
 
         scale * sum_ij P_ij W_ij,    W_ij = a_i M_ij + g_i (scale M_ij n_ij + b_i . v_j + u_i . c_j).
 
     Args:
-        outer: a [Nq], b [Nq, D] and c [Nk, D]; None for zeros.
-        inner: the arguments grad, lse, q, k, u and v of `second_order`.
-        candidates: entries that count.
-        scale: one over the temperature.
+        outer: Gradients a [Nq], b [Nq, D] and c [Nk, D]; None for zeros.
+        inner: Arguments grad, lse, q, k, u and v of `second_order`.
+        candidates: Entries that the log-sum-exp includes.
+        scale: One over the temperature.
 
     Returns:
         Gradients with respect to the six arguments.
@@ -495,9 +496,9 @@ def third_order(
 
 
 def _shift(lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return log2 of the row's sum of exponentials, rounded to the type, and the factor that corrects the rounding.
+    """Return log2 of each row's sum of exponentials, rounded to the type, and the factor that corrects the rounding.
 
-    The rounding is the same for a whole row. A row without candidates gets 0 and 1.
+    The rounding is the same for a whole row. For a row without candidates the results are 0 and 1.
     """
     log2_total = torch.where(lse == -torch.inf, 0.0, lse / _LN2)
     shift = log2_total.to(dtype)
@@ -515,9 +516,9 @@ class Candidates:
     diagonals: tuple[int, ...] = ()
     """Values of column - row whose entries are excluded."""
     classes: tuple[Tensor, Tensor] | None = None
-    """Classes of rows and columns, ascending; NO_CLASS is neither the same as any nor another. None: no restriction."""
+    """Classes of rows and columns, ascending; entries of NO_CLASS are excluded. None: no restriction."""
     same: bool = False
-    """Whether entries of the same class are candidates, or those of different classes."""
+    """Whether entries of the same class are candidates, rather than those of different classes."""
 
     def blank(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         """Fill the excluded diagonals of a tile with -inf and return it."""
@@ -529,9 +530,10 @@ class Candidates:
 
 
 def tiles(q: Tensor, k: Tensor, candidates: Candidates, *, upper: bool) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield rows, columns and q k^T of each tile with a candidate, -inf elsewhere, in a fixed order.
+    """Yield the rows, the columns and q k^T of each tile that contains a candidate, in a fixed order.
 
-    Each tile overwrites the previous one. With `upper`, only tiles on and above the diagonal: the matrix is symmetric.
+    Other entries of a tile are -inf. Each tile overwrites the previous one. With `upper`, only the tiles on and above
+    the diagonal are computed, because the matrix is symmetric.
     """
     block = _block_size(q, k, candidates)
     row_pieces, column_pieces = _pieces(len(q), block), _pieces(len(k), block)
@@ -555,7 +557,7 @@ def tiles(q: Tensor, k: Tensor, candidates: Candidates, *, upper: bool) -> Itera
 def _block_size(q: Tensor, k: Tensor, candidates: Candidates) -> int:
     block = _BLOCK.get(q.device.type, _BLOCK_ELSEWHERE)
     within_classes = candidates.classes is not None and candidates.same
-    # A single tile of a device is masked instead: which small tiles to leave out would have to be read.
+    # On a GPU, a single tile is masked instead, because choosing small tiles would require reading the classes.
     if within_classes and (free_to_read(q) or max(len(q), len(k)) > block):
         return min(block, _BLOCK_WITHIN_CLASSES)
     return block
@@ -572,10 +574,10 @@ class _Kind(Enum):
 
 
 class _Kinds:
-    """Whether tiles hold pairs of the same class, of different classes, or both.
+    """Kind of each tile: whether it holds pairs of the same class, of different classes, or both.
 
-    With `read`, the classes at the ends of each piece are read once; because classes ascend, they suffice to decide.
-    Without, every tile may hold both.
+    With `read`, the classes at the ends of each piece are read once, which is sufficient because classes ascend.
+    Without `read`, every tile is assumed to hold both.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""The training engine for loops you write yourself: run folder, exact resume, checkpoints, metrics, graceful stop.
+"""Training engine for your own training loop: run folder, exact resume, checkpoints, metrics and graceful stop.
 
-Names are loaded on first use: a command line reads `RunOptions` without loading torch.
+Names are imported on first use, so that a command line can read `RunOptions` without importing torch.
 """
 
 from __future__ import annotations

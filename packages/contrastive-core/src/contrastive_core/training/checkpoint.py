@@ -1,11 +1,11 @@
-"""Checkpoints: atomic folders of JSON and safetensors with a hash of every file, without pickle.
+"""Write and read checkpoints: folders of JSON and safetensors with a hash of every file, without pickle.
 
-A checkpoint is a folder `step-000123`. It is written under a hidden name, flushed to disk and renamed; older ones are
-deleted only afterwards. Reading verifies every hash before anything is used.
+A checkpoint is a folder `step-000123`. It is written under a hidden name, flushed to disk and renamed; older
+checkpoints are deleted only afterwards. Every hash is verified before any content is used.
 
-State dictionaries are split by `encode` into a JSON value and a flat mapping of tensors; `decode` joins them again.
-Containers keep their type, integer keys, infinities and tensors of any dtype, including 0-d ones, are restored exactly.
-Scalars and strings stand for themselves. Everything else is an object with one key that names its type::
+`encode` splits a state dictionary into a JSON value and a flat mapping of tensors; `decode` inverts it. The types of
+containers, integer keys, infinities and tensors of any dtype and dimension, including 0, are restored exactly. Scalars
+and strings are stored as they are. Every other value is stored as an object with one key that names its type::
 
     {"dict": {...}}       string keys            {"tensor": name}
     {"items": [[k, v]]}   other keys             {"raw": name, "dtype": "complex128", "shape": [2]}
@@ -45,10 +45,10 @@ _PLAIN = {
 
 
 def encode(value: object, *, name: str) -> tuple[Any, dict[str, Tensor]]:
-    """Split `value` into a JSON value and tensors on the CPU, named after their place below `name`.
+    """Split `value` into a JSON value and tensors on the CPU, named by their path below `name`.
 
     Raises:
-        TypeError: The state holds objects other than tensors, numbers, strings, None and dict, list or tuple of them.
+        TypeError: The value contains objects other than tensors, numbers, strings, None, dict, list and tuple.
     """
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
@@ -56,16 +56,17 @@ def encode(value: object, *, name: str) -> tuple[Any, dict[str, Tensor]]:
     def tensor(x: Tensor, place: str) -> Any:
         if x.layout != torch.strided or x.is_quantized or x.is_meta or hasattr(x, "device_mesh"):
             raise TypeError(
-                f"{place} is a tensor that a checkpoint cannot hold (layout {x.layout}, device {x.device}, type "
-                f"{type(x).__name__}); expected a dense tensor that is whole on every process"
+                f"{place} is a tensor that a checkpoint cannot store (layout {x.layout}, device {x.device}, type "
+                f"{type(x).__name__}); expected a dense tensor that is complete on every process"
             )
         x = x.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        # safetensors refuses two tensors in one memory, as tied weights are; nor should a view keep all of its memory.
+        # safetensors refuses tensors that share memory, such as tied weights, and a view must not store all of its
+        # memory.
         if x.untyped_storage().data_ptr() in storages or x.untyped_storage().nbytes() != x.nbytes:
             x = x.clone()
         storages.add(x.untyped_storage().data_ptr())
         key = place
-        while key in tensors:  # two places may read alike: {"a": {"b": x}, "a.b": y}
+        while key in tensors:  # two paths may have the same text: {"a": {"b": x}, "a.b": y}
             key += "'"
         if x.dtype in _PLAIN:
             tensors[key] = x
@@ -98,8 +99,8 @@ def encode(value: object, *, name: str) -> tuple[Any, dict[str, Tensor]]:
         if type(x) is dict:
             return mapping(x, place)
         raise TypeError(
-            f"{place} is a {type(x).__name__}, which a checkpoint cannot hold; expected tensors, numbers, strings, "
-            "None, and dict, list or tuple of them"
+            f"{place} is a {type(x).__name__}, which a checkpoint cannot store; expected tensors, numbers, strings, "
+            "None, or a dict, list or tuple of them"
         )
 
     return walk(value, name), tensors
@@ -141,10 +142,10 @@ _POSITION = "_run"
 
 
 class Stateful(Protocol):
-    """Object whose state a checkpoint can hold."""
+    """Object whose state can be stored in a checkpoint."""
 
     def state_dict(self) -> Any:
-        """Return everything that changes during training."""
+        """Return the state: everything that changes during training."""
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
         """Restore the state."""
@@ -152,13 +153,13 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Position:
-    """Position in a run at which it resumes.
+    """Position from which a run resumes.
 
     Attributes:
         step: Next step.
-        metrics_bytes: Size of the metrics file up to that step.
+        metrics_bytes: Size in bytes of the metrics file up to that step.
         world_size: Number of processes.
-        precision: State of mixed precision (the loss scale).
+        precision: State of mixed precision, which is the loss scale.
     """
 
     step: int = 0
@@ -168,37 +169,42 @@ class Position:
 
 
 class Snapshots:
-    """Checkpoints of one run in `folder`; the `keep` newest are kept."""
+    """Checkpoints of one run.
+
+    Args:
+        folder: Folder of the checkpoints.
+        keep: Number of newest checkpoints to keep.
+    """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self._keep = folder, keep
         self._tracked: dict[str, Stateful] = {}
 
     def track(self, name: str, thing: Stateful) -> None:
-        """Add an object whose state checkpoints hold.
+        """Add an object whose state is stored in the checkpoints.
 
         Raises:
-            TypeError: It has no state_dict and load_state_dict.
-            ValueError: The name is used already.
+            TypeError: The object has no state_dict and load_state_dict.
+            ValueError: The name is already in use.
         """
         if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
             raise TypeError(
                 f"{name} is a {type(thing).__name__}; expected an object with state_dict and load_state_dict"
             )
         if name in self._tracked or name == _POSITION:
-            raise ValueError(f"the name {name!r} is taken; track every object once, under a name of its own")
+            raise ValueError(f"the name {name!r} is already in use; track every object once, under a unique name")
         self._tracked[name] = thing
 
     def restore(self, processes: Processes, *, say: Callable[[str], None]) -> Position:
-        """Restore the tracked objects, on every process, from the newest undamaged checkpoint.
+        """Restore the tracked objects on every process from the newest undamaged checkpoint.
 
-        Damaged ones are renamed and reported to `say`.
+        Damaged checkpoints are renamed and reported to `say`.
 
         Returns:
-            Position of the checkpoint; the start if there is none.
+            Position of the checkpoint, or the start of the run if there is no checkpoint.
 
         Raises:
-            UserError: There are checkpoints, and every one is damaged, or the newest does not hold the tracked objects.
+            UserError: All existing checkpoints are damaged, or the newest one does not contain the tracked objects.
         """
         path = processes.on_main(lambda: self._newest(say))
         if path is None:
@@ -206,11 +212,14 @@ class Snapshots:
         position = self._load(path)
         say(f"resumed from {path}")
         if position.world_size != processes.world_size:
-            say(f"note: the checkpoint is of {position.world_size} process(es), this run has {processes.world_size}")
+            say(
+                f"note: the checkpoint was written by a run on {position.world_size} process(es); this run has "
+                f"{processes.world_size}"
+            )
         return position
 
     def bytes_of_one(self) -> int:
-        """Estimate the size of a checkpoint in bytes; an optimiser without state yet counts as Adam."""
+        """Estimate the size of a checkpoint in bytes; an optimiser that has no state yet is counted as Adam."""
         tensors: dict[str, Tensor] = {}
         fresh = 0
         for name, thing in self._tracked.items():
@@ -221,10 +230,10 @@ class Snapshots:
         return fresh + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def save(self, position: Position) -> None:
-        """Write the state of the tracked objects, and delete old checkpoints.
+        """Write the state of the tracked objects and delete old checkpoints.
 
         Raises:
-            OSError: The disk is full, or the folder cannot be written.
+            OSError: The disk is full, or the folder cannot be written to.
         """
         state = {name: thing.state_dict() for name, thing in self._tracked.items()}
         save(self.folder, position.step, {**state, _POSITION: dict(vars(position))})
@@ -237,11 +246,11 @@ class Snapshots:
 
     def _load(self, path: Path) -> Position:
         state = load(path)
-        with reading(path, "states no position", _OTHER_VERSION):
+        with reading(path, "contains no valid position", _OTHER_VERSION):
             position = from_plain(Position, state.pop(_POSITION), "position")
         self._check_names(path, state)
         for name, thing in self._tracked.items():
-            with reading(path, f"does not fit: {name} refuses its state", _OTHER_VERSION):
+            with reading(path, f"does not match this program: the state of {name} cannot be loaded", _OTHER_VERSION):
                 thing.load_state_dict(state[name])
                 if isinstance(thing, Optimizer):
                     _lay_out_as_parameters(thing)
@@ -250,17 +259,17 @@ class Snapshots:
     def _check_names(self, path: Path, state: Mapping[str, Any]) -> None:
         if {*state} != {*self._tracked}:
             raise UserError(
-                f"{path} holds {', '.join(sorted(state)) or 'nothing'}; this program tracks "
-                f"{', '.join(sorted(self._tracked)) or 'nothing'} (track comes before restore, batches and steps). "
+                f"{path} contains {', '.join(sorted(state)) or 'nothing'}, but this program tracks "
+                f"{', '.join(sorted(self._tracked)) or 'nothing'} (call track before restore, batches and steps). "
                 "Resume with the version of the program that wrote it"
             )
 
 
 def _lay_out_as_parameters(optimizer: Optimizer) -> None:
-    """Give an optimiser's tensors the memory layout of their parameters, as the optimiser creates them.
+    """Give the tensors of an optimiser's state the memory layout of their parameters, as the optimiser creates them.
 
-    They are contiguous in the checkpoint. torch's fused CPU optimisers traverse parameter and state in memory order, so
-    that with parameters in channels_last every element would silently be combined with the average of another.
+    Tensors from a checkpoint are contiguous. torch's fused CPU optimisers traverse parameter and state in memory order,
+    so that with parameters in channels_last every element would silently be combined with the state of another one.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -279,7 +288,7 @@ class Damaged(Exception):  # noqa: N818
 
 
 def listing(folder: Path) -> list[tuple[int, Path]]:
-    """List (step, path) of the checkpoints in `folder`, oldest first."""
+    """List the checkpoints in `folder` as (step, path), oldest first."""
     if not folder.is_dir():
         return []
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
@@ -287,7 +296,7 @@ def listing(folder: Path) -> list[tuple[int, Path]]:
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
-    """Write the state after `step` steps; the folder takes its name only once it is on the disk."""
+    """Write the state after `step` steps and return the folder, which gets its final name once it is on the disk."""
     target = folder / f"step-{step:06d}"
     new = folder / f".{target.name}.tmp"
     if not folder.is_dir():
@@ -317,7 +326,7 @@ def verify(path: Path) -> None:
 
     Raises:
         Damaged: A file is missing, shortened or changed.
-        UserError: A newer version of this library wrote it.
+        UserError: The checkpoint has the format of a newer version of this library.
     """
     try:
         with reading(path / _MANIFEST, "cannot be read", "restore it from a copy"):
@@ -327,16 +336,16 @@ def verify(path: Path) -> None:
     except UserError as error:
         raise Damaged(f"{_MANIFEST} cannot be read: {error}") from error
     if not isinstance(step, int) or path.name != f"step-{step:06d}":
-        raise Damaged(f"{_MANIFEST} says step {step}")
+        raise Damaged(f"{_MANIFEST} states step {step}")
     for name, (size, digest) in expected.items():
         try:
             found_size, found_digest = (path / name).stat().st_size, files.sha256(path / name)
         except OSError as error:
             raise Damaged(f"{name} cannot be read: {error.strerror}") from error
         if found_size != size:
-            raise Damaged(f"{name} has {found_size} bytes, {size} were written")
+            raise Damaged(f"{name} has {found_size} bytes instead of {size}")
         if found_digest != digest:
-            raise Damaged(f"{name} is not what was written")
+            raise Damaged(f"{name} does not have the hash in {_MANIFEST}")
     if version != _FORMAT:
         raise UserError(f"{path} has format {version}; this version reads format {_FORMAT}. Update contrastive-core")
 
@@ -345,21 +354,21 @@ def load(path: Path) -> dict[str, Any]:
     """Load the state of a verified checkpoint, with tensors on the CPU.
 
     Raises:
-        UserError: Another program wrote it: its files are intact, and hold no state.
+        UserError: The files are intact but do not contain the state of a run, because another program wrote them.
     """
     tree = read_json(path / _STATE)
-    with reading(path, "holds no state of a run", _OTHER_VERSION):
+    with reading(path, "does not contain the state of a run", _OTHER_VERSION):
         tensors = safetensors.torch.load_file(path / _TENSORS)
         return {name: decode(value, tensors) for name, value in tree.items()}
 
 
 def newest_good(folder: Path, *, say: Callable[[str], None]) -> Path | None:
-    """Return the newest undamaged checkpoint; None if there is no checkpoint at all.
+    """Return the newest undamaged checkpoint, or None if there is no checkpoint at all.
 
-    Newer damaged ones are renamed to `<name>.damaged` and reported to `say`.
+    Newer damaged checkpoints are renamed to `<name>.damaged` and reported to `say`.
 
     Raises:
-        UserError: There are checkpoints, and every one is damaged.
+        UserError: All existing checkpoints are damaged.
     """
     problems: dict[Path, str] = {}
     for _, path in reversed(listing(folder)):
@@ -372,22 +381,25 @@ def newest_good(folder: Path, *, say: Callable[[str], None]) -> Path | None:
             aside = damaged.with_name(f"{damaged.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             damaged.rename(aside)
-            say(f"warning: checkpoint {damaged} is damaged ({text}); renamed to {aside.name}, using the one before")
+            say(
+                f"warning: checkpoint {damaged} is damaged ({text}); it was renamed to {aside.name}, and the previous "
+                "checkpoint is used"
+            )
         return path
     if problems:
         lines = "\n".join(f"  {path}: {text}" for path, text in problems.items())
         raise UserError(
-            f"every checkpoint of this run is damaged:\n{lines}\nexpected at least one as it was written. Restore the "
-            "folder from a copy, or start again with another --out"
+            f"all checkpoints of this run are damaged:\n{lines}\nexpected at least one undamaged checkpoint. Restore "
+            "the folder from a copy, or start again with another --out"
         )
     return None
 
 
 def prune(folder: Path, *, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints, and remains of interrupted writes and deletions."""
+    """Delete all but the `keep` newest checkpoints and the remains of interrupted writes and deletions."""
     _delete_hidden(folder)
     for _, path in listing(folder)[:-keep]:
-        # Renamed first, so that a kill during the deletion leaves no incomplete checkpoint under its name.
+        # Rename first, so that a kill during the deletion leaves no incomplete checkpoint under its name.
         path.rename(path.with_name(f".{path.name}.old"))
     _delete_hidden(folder)
 

@@ -1,6 +1,6 @@
-"""Run options shared by all training commands, and the resolved configuration of a run.
+"""Run options of all training commands and the resolved configuration of a run.
 
-The configuration is written once to the run folder and compared when the run is resumed.
+The configuration is written to the run folder when the run starts and compared when it is resumed.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ FREE_ON_RESUME = frozenset(
 
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-"""Device to run on; auto takes CUDA, then MPS, then the CPU."""
+"""Device to run on; auto selects CUDA, else MPS, else the CPU."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is executed, logged and saved.
+    """Options for executing, logging and saving a run.
 
     Args:
         seed: Seed of all random draws.
@@ -56,11 +56,11 @@ class RunOptions:
         threads: Number of CPU threads; 0 keeps torch's default. Results differ by rounding between numbers of threads.
         log_every: Number of steps between two lines of metrics.
         checkpoint_every: Number of steps between two checkpoints.
-        keep_checkpoints: Number of newest checkpoints that stay on disk.
+        keep_checkpoints: Number of newest checkpoints to keep on disk.
         resume: Whether to continue from the newest checkpoint of the run folder.
         tensorboard: Whether to also write metrics for TensorBoard (extra "tensorboard").
         wandb: Whether to also send metrics to Weights & Biases (extra "wandb").
-        progress: Whether to show progress: a bar in a terminal, else a line every few seconds.
+        progress: Whether to show a progress bar in a terminal, or a line every few seconds elsewhere.
     """
 
     seed: int = 0
@@ -99,10 +99,10 @@ class RunOptions:
 
 
 def allowed_bad(max_bad: float, total: int) -> int:
-    """Return the number of unreadable samples that the setting `max_bad`, a fraction, allows among so many.
+    """Return the number of unreadable samples that the fraction `max_bad` allows among `total` samples.
 
-    A fraction above 0 allows one at least. 1 % of 73 images is less than one; rounded down, a single broken file would
-    end the run of someone who asked for it to go on, and only because the folder is small.
+    A fraction above 0 allows at least one sample. Otherwise, a single damaged file would end a run on a small data set,
+    for example with 1 % of 73 images, although the user allowed unreadable files.
 
     Raises:
         UserError: The fraction is not in [0, 1).
@@ -112,18 +112,18 @@ def allowed_bad(max_bad: float, total: int) -> int:
     return max(1, math.floor(max_bad * total)) if max_bad else 0
 
 
-#: Name of the run options in a configuration, unless a command names them otherwise.
+#: Name of the run options in a configuration, unless a command uses another one.
 OPTIONS_KEY = "run"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Resolved configuration as plain values, which `--config` can read.
+    """Resolved configuration of a run as plain values, in the form that `--config` reads.
 
     Attributes:
         values: Settings by name.
-        options_key: Name of the run options among them.
-        free: Names that a resumed run may change, because they do not affect the result.
+        options_key: Name of the run options in `values`.
+        free: Names of settings that a resumed run may change, because they do not affect the result.
     """
 
     values: dict[str, Any]
@@ -131,15 +131,15 @@ class Config:
     free: frozenset[str] = frozenset()
 
     def write(self, path: Path) -> None:
-        """Write the values as YAML, in one step."""
-        import yaml  # noqa: PLC0415 - command lines read RunOptions from this module before they know what to do
+        """Write the values as YAML in one atomic step."""
+        import yaml  # noqa: PLC0415 - command lines import this module to parse their flags
 
         files.write_atomic(path, yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True).encode())
 
     def rewrite(self, path: Path) -> None:
-        """Replace the configuration of a resumed run by this one, so that it says where data and folder lie now.
+        """Replace the configuration of a resumed run by this one, which contains the present paths of data and folder.
 
-        The options of the run stay as they were at its start.
+        The run options keep their values from the start of the run.
         """
         before = read(path)
         now = {**self.values, self.options_key: before.get(self.options_key, self.values[self.options_key])}
@@ -149,7 +149,7 @@ class Config:
     def differences(self, before: Mapping[str, Any]) -> list[str]:
         """Return a line `key: before -> now` for every changed setting that affects the result.
 
-        The location of the folder does not: it may have been moved.
+        The location of the run folder is not compared, because the folder may have been moved.
         """
         free = {"out", *self.free, *(f"{self.options_key}.{name}" for name in FREE_ON_RESUME)}
         old, new = dict(_leaves(before)), dict(_leaves(self.values))
@@ -161,14 +161,14 @@ class Config:
 
 
 def resolve(config: Mapping[str, object], options: RunOptions, *, free: Collection[str] = ()) -> Config:
-    """Convert `config`, with the run options, to plain values: paths to strings, dataclasses to mappings.
+    """Convert `config` and the run options to plain values, that is, paths to strings and dataclasses to mappings.
 
     Raises:
         TypeError: A value cannot be converted.
     """
     key = next((name for name, value in config.items() if isinstance(value, RunOptions)), OPTIONS_KEY)
     values = {name: plain(value, f"the setting {name}") for name, value in config.items()}
-    # Whether this start resumed is not a setting of the run; a new run with this configuration should not resume.
+    # `resume` is not a setting of the run: a new run with the same configuration should not resume.
     return Config({**values, key: {**dataclasses.asdict(options), "resume": False}}, key, frozenset(free))
 
 
@@ -180,7 +180,9 @@ def read(path: Path) -> dict[str, Any]:
     """
     config = read_yaml(path)
     if not isinstance(config, dict):
-        raise UserError(f"{path} holds no mapping of settings (found {type(config).__name__}); restore it from a copy")
+        raise UserError(
+            f"{path} contains a {type(config).__name__}, expected a mapping of settings; restore the file from a copy"
+        )
     return config
 
 
@@ -193,17 +195,17 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def from_plain(kind: type[T], value: Any, place: str) -> T:
-    """`value`, as `plain` has written it, as an object of a type again.
+    """Convert a plain value, as returned by `plain`, back to an object of the given type.
 
     Args:
-        kind: Type: a dataclass, bool, int, float, str, None, Path, Literal, or unions, tuples, lists and mappings of
-            them.
+        kind: Type of the result: a dataclass, bool, int, float, str, None, Path, Literal, or a union, tuple, list or
+            mapping of these types.
         value: Plain value.
-        place: What the message calls it.
+        place: Name of the value in error messages.
 
     Raises:
-        TypeError: The value is of another type, or lacks a field or has one that is unknown.
-        ValueError: It is none of the values that are allowed.
+        TypeError: The value has another type, lacks a field or has an unknown field.
+        ValueError: The value is not one of the allowed values.
     """
     made: T = _from_plain(kind, value, place)
     return made
@@ -212,7 +214,7 @@ def from_plain(kind: type[T], value: Any, place: str) -> T:
 def _from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - one return per kind of type
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        # None, and plain values before what may be made of them.
+        # Try None first, then the other types in order.
         for option in sorted(inside, key=lambda option: option is not NoneType):
             with suppress(TypeError, ValueError):
                 return _from_plain(option, value, place)
@@ -246,8 +248,12 @@ def _from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - on
 def plain(value: object, place: str) -> Any:
     """Convert `value` for YAML and JSON: paths to strings, dataclasses to mappings, tuples to lists.
 
+    Args:
+        value: Object to convert.
+        place: Name of the value in error messages.
+
     Raises:
-        TypeError: The value cannot be converted; `place` names it in the message.
+        TypeError: The value cannot be converted.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

@@ -1,8 +1,9 @@
-"""Survive native readers that crash on a damaged file: name the file, and read the others.
+"""Handle native readers that crash on a damaged file: report the file and read the others.
 
-Pillow, FFmpeg, SimpleITK and the like decode in the calling process, at full speed. Every process notes which files it
-is reading, in memory that outlives it. A command that only reads (`supervise`) runs in a child process; if that
-crashes, it runs again without the file. Linux alone has such memory; elsewhere a crash ends the command.
+Pillow, FFmpeg, SimpleITK and similar libraries decode in the calling process, at full speed. Every process records
+which files it is reading, in shared memory that outlives the process. A command that only reads data (`supervise`) runs
+in a child process; if the child crashes, the command starts again without the file. This requires Linux; on other
+systems a crash ends the command.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from contrastive_core.errors import UserError
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL} | (
     {signal.SIGBUS} if hasattr(signal, "SIGBUS") else set()
 )
-#: Where the memory is, for processes that are not forked: a path of /proc.
+#: Environment variable with the path of the shared memory in /proc, for processes that are not forked.
 _VARIABLE = "CONTRASTIVE_CORE_READING"
 _SLOTS, _SLOT = 64, 1024
 _BLOCK = _SLOTS * _SLOT
-"""Bytes of a process, at its number times this; the memory is sparse."""
+"""Size in bytes of a process's block, whose offset is its process id times this size; the memory is sparse."""
 _PROCESSES = 1 << 22
-"""Largest number of a process on Linux."""
+"""Largest process id on Linux."""
 _MOST = 100
-"""Crashes after which a command gives up."""
+"""Number of crashes after which a command ends."""
 _SIGNALS = frozenset(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD") if hasattr(signal, name)
 )
 _SI_KERNEL = 0x80
-"""Where a signal comes from that a terminal sends to all processes in its foreground."""
+"""Origin (si_code) of a signal that a terminal sends to all processes in its foreground."""
 
 
 class _Notes:
-    """The files that the threads of this process are reading, in its block of the memory."""
+    """Names of the files that the threads of this process are reading, in its block of the shared memory."""
 
     def __init__(self) -> None:
         self.block: mmap.mmap | None = None
@@ -47,10 +48,10 @@ class _Notes:
         if (memory := open_notes()) is not None:
             with contextlib.suppress(OSError, ValueError, OverflowError):
                 self.block = mmap.mmap(memory, _BLOCK, offset=os.getpid() * _BLOCK)
-                self.block[:] = bytes(_BLOCK)  # the number may be that of an earlier process
+                self.block[:] = bytes(_BLOCK)  # an earlier process may have had the same id
 
     def write(self, place: int, file: str) -> None:
-        """Note a file in a slot, or nothing any more."""
+        """Write the name of a file to the slot at `place`."""
         if (block := self.block) is not None:
             name = os.fsencode(file)[: _SLOT - 1] + b"\0"
             block[place : place + len(name)] = name
@@ -60,13 +61,13 @@ _notes: _Notes | None = None
 _making = threading.Lock()
 _opened: int | None = None
 _is_supervised = False
-#: Files that crashed a reader, and those that may have: set by `supervise` before it starts its child.
+#: Files that have crashed a reader (with the signal) and files that may have; `supervise` sets both for its child.
 _crashed: dict[str, str] = {}
 _suspects: frozenset[str] = frozenset()
 
 
 def _make_notes() -> _Notes:
-    global _notes  # noqa: PLW0603 - made once a process
+    global _notes  # noqa: PLW0603 - created once per process
     with _making:
         if _notes is None:
             _notes = _Notes()
@@ -83,8 +84,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def open_notes() -> int | None:
-    """Make the memory of a command, before its processes are started; None where there is none."""
-    global _opened  # noqa: PLW0603 - opened once a process
+    """Open the shared memory of a command and return its descriptor, or None if the system does not support it.
+
+    Call this function before the processes of the command are started.
+    """
+    global _opened  # noqa: PLW0603 - opened once per process
     if _opened is None:
         _opened = _open_memory()
     return _opened
@@ -96,7 +100,7 @@ def _open_memory() -> int | None:
     try:
         if place := os.environ.get(_VARIABLE):
             return os.open(place, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:  # of a command that has ended
+    except OSError:  # the memory belongs to a command that has ended
         pass
     try:
         memory = os.memfd_create("contrastive-core", os.MFD_CLOEXEC)
@@ -108,13 +112,15 @@ def _open_memory() -> int | None:
 
 
 class native_reader:  # noqa: N801 - used as a function
-    """Note that a file is being read by native code, which may crash on it; takes a few microseconds.
+    """Record, inside a `with` block, that native code is reading a file, on which it may crash.
+
+    Entering and leaving the block takes a few microseconds.
 
     Args:
-        path: The file.
+        path: File that is being read.
 
     Raises:
-        UserError: On entry: a reader crashed on the file before.
+        UserError: On entry, if a reader has crashed on the file before.
     """
 
     __slots__ = ("_name", "_notes", "_place")
@@ -125,8 +131,8 @@ class native_reader:  # noqa: N801 - used as a function
     def __enter__(self) -> None:
         if self._name in _crashed:
             raise UserError(
-                f"{self._name}: the library that reads it crashed ({_crashed[self._name]}); the file is damaged: copy "
-                "or export it again, or remove it"
+                f"{self._name}: the library that reads it crashed ({_crashed[self._name]}), so the file is damaged; "
+                "copy or export it again, or remove it"
             )
         self._notes = notes = _notes or _make_notes()
         if self._name in _suspects:
@@ -148,7 +154,7 @@ class native_reader:  # noqa: N801 - used as a function
 
 
 def forget_files() -> None:
-    """Note no file any more: this process is about to end for a reason that lies in no file."""
+    """Clear the record of this process, which is about to end for a reason that no file has caused."""
     notes = _notes or _make_notes()
     block, notes.block = notes.block, None
     if block is not None:
@@ -156,7 +162,7 @@ def forget_files() -> None:
 
 
 def files_read_by(process: int) -> list[str]:
-    """The files that a process is reading, or was reading when it ended."""
+    """Return the files that a process is reading, or was reading when it ended."""
     memory = open_notes()
     block = b"" if memory is None else os.pread(memory, _BLOCK, process * _BLOCK)
     slots = (block[at : at + _SLOT] for at in range(0, len(block), _SLOT))
@@ -164,7 +170,11 @@ def files_read_by(process: int) -> list[str]:
 
 
 def files_of_worker(message: str) -> tuple[list[str], str]:
-    """Files that a dead data loading process was reading, by PyTorch's message of its death, and the signal's name."""
+    """Return the files that a data loading process was reading when it ended, and the name of the signal that ended it.
+
+    Args:
+        message: PyTorch's error message about the process.
+    """
     found = re.search(r"worker \(pid\(?s?\)? ([\d, ]+)\)", message)
     killed = re.search(r"killed by signal: ([^.]+)", message)
     numbers = [int(number) for number in found[1].split(",")] if found else []
@@ -172,13 +182,13 @@ def files_of_worker(message: str) -> tuple[list[str], str]:
 
 
 def supervise(command: str) -> int | None:
-    """Go on in a child process, which is started again without the files that crash it.
+    """Fork a child process to do the work, and start it again without a file that crashes it.
 
     Args:
         command: Program and verb, for messages.
 
     Returns:
-        None in the child, which has the work to do; in the parent the exit status of the last child.
+        None in the child, which then does the work; in the parent, the exit status of the last child.
     """
     global _crashed, _suspects, _is_supervised  # noqa: PLW0603 - inherited by the child
     if not hasattr(os, "memfd_create") or "RANK" in os.environ or threading.active_count() > 1:
@@ -191,7 +201,7 @@ def supervise(command: str) -> int | None:
     for _ in range(_MOST):
         sys.stdout.flush()
         sys.stderr.flush()
-        alive, held = os.pipe()  # closed by the death of this process, however it comes
+        alive, held = os.pipe()  # the system closes it when this process ends, for whatever reason
         child = os.fork()
         if not child:
             os.close(held)
@@ -207,14 +217,14 @@ def supervise(command: str) -> int | None:
         reading = frozenset(files_read_by(child))
         if number not in _CRASHES or not reading:
             break
-        # Of several files that were being read at once, the one that is read at the next crash, too: suspects are
+        # If several files were being read, the guilty one is also being read at the next crash, because suspects are
         # read one at a time.
         guilty = reading if len(reading) == 1 else reading & _suspects
         for file in guilty:
             _crashed = {**_crashed, file: signal.Signals(number).name}
             print(  # noqa: T201 - before the next attempt
-                f"{command}: {file}: the library that reads it crashed ({signal.Signals(number).name}); starting again "
-                "without it",
+                f"{command}: {file}: the library that reads it crashed ({signal.Signals(number).name}); the command "
+                "starts again without this file",
                 file=sys.stderr,
                 flush=True,
             )
@@ -227,7 +237,7 @@ def supervise(command: str) -> int | None:
 
 
 def end_as_worker(files: list[str], crash: str) -> None:
-    """End this process as its data loading process ended, if it is supervised: then it is started again."""
+    """End this process with the signal of its data loading process, if it is supervised and will be started again."""
     number = next((each for each in _CRASHES if signal.strsignal(each) == crash), None)
     if not _is_supervised or number is None:
         return
@@ -244,13 +254,13 @@ def _end_with_parent(alive: int) -> None:
 
 
 def _wait(child: int) -> int:
-    """Wait for a child, passing on what this process is told; its `_SIGNALS` are blocked."""
+    """Wait for a child and forward the signals that this process receives, whose `_SIGNALS` are blocked."""
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return status
         told = signal.sigwaitinfo(_SIGNALS)
         if told.si_signo == signal.SIGCHLD or (told.si_signo == signal.SIGINT and told.si_code == _SI_KERNEL):
-            continue  # a terminal has told the child, too
+            continue  # a terminal has also sent the signal to the child
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, told.si_signo)

@@ -1,7 +1,7 @@
 """Read JSON, YAML and CSV files of unknown origin in bounded memory and time.
 
-Whatever the parsers raise (damage, nesting beyond the recursion limit, integers of thousands of digits, aliases that
-multiply, cells without end) becomes one error that names the file.
+Every exception of the parsers becomes one error that names the file. Causes include damaged files, nesting beyond the
+recursion limit, integers of thousands of digits, aliases that multiply, and cells without end.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 @contextmanager
 def reading(path: Path | str, problem: str, remedy: str) -> Iterator[None]:
-    """Turn whatever is raised while a file is read into one error that names the file.
+    """Convert every exception raised while a file is read into one error that names the file.
 
-    Libraries raise what a damaged file leads them to, down to SyntaxError (NumPy) and AssertionError, so that no list
-    of classes is complete; what interprets the content raises KeyError, TypeError and the like.
+    For damaged files, libraries raise exceptions of many classes, including SyntaxError (NumPy) and AssertionError, so
+    that no list of classes would be complete. Code that interprets the content raises KeyError, TypeError and others.
 
     Args:
-        path: The file or folder.
-        problem: What is wrong then: "is not readable as JSON".
-        remedy: What to do: "restore it from a copy".
+        path: File or folder.
+        problem: Predicate of the error message, such as "is not readable as JSON".
+        remedy: What the user should do, such as "restore it from a copy".
 
     Raises:
-        UserError: ``path: problem (reason); remedy``. A UserError from inside stays, with the path in front if it names
-            none.
+        UserError: ``path: problem (reason); remedy``. A UserError raised inside the block is passed on, preceded by the
+            path if its message does not name it.
     """
     try:
         yield
@@ -49,7 +49,7 @@ def reading(path: Path | str, problem: str, remedy: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """The message of an error in one printable line of at most 300 characters."""
+    """Return the message of an exception as one printable line of at most 300 characters."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, OSError) and error.strerror:
@@ -62,21 +62,21 @@ def reason(error: BaseException) -> str:
 
 _LARGEST = 256 << 20
 _PIECE = 1 << 20
-"""Bytes read at once: `read` takes memory for all that it is asked for."""
+"""Number of bytes to read at once, because `read` allocates memory for the requested number."""
 _DEEPEST = 100
 _NODES = 1_000_000
 
 
 def read_text(path: Path, *, largest: int = _LARGEST, expected: str = "a text file") -> str:
-    """Read the text of a file in UTF-8, or in UTF-16 with a byte order mark; lines end in a line feed.
+    """Read a text file in UTF-8, or in UTF-16 with a byte order mark, and convert line ends to line feeds.
 
     Args:
-        path: The file.
-        largest: Largest size in bytes.
-        expected: What the file should be, for the message: "a CSV file".
+        path: File to read.
+        largest: Largest accepted size in bytes.
+        expected: Expected kind of file for error messages, such as "a CSV file".
 
     Raises:
-        UserError: The file cannot be read, is not text, or is larger than that.
+        UserError: The file cannot be read, is not text, or is larger than `largest` bytes.
     """
     with reading(path, "cannot be read as text in UTF-8", f"expected {expected}; save it again as UTF-8"):
         content = bytearray()
@@ -87,13 +87,15 @@ def read_text(path: Path, *, largest: int = _LARGEST, expected: str = "a text fi
             is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
             text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
             if "\0" in text:
-                raise ValueError("it holds null bytes")
+                raise ValueError("it contains null bytes")
             return text.replace("\r\n", "\n").replace("\r", "\n")
-    raise UserError(f"{path}: is larger than {size(largest)}, which no file of this kind is; is it the right one?")
+    raise UserError(
+        f"{path}: is larger than {size(largest)}, expected a smaller file; check that this is the right file"
+    )
 
 
 def to_json_lines(head: Mapping[str, object], lists: Mapping[str, Sequence[object] | Mapping[str, object]]) -> bytes:
-    """Return a JSON object that is read and compared line by line: a line per entry of the head and of every list."""
+    """Return a JSON object with one line per entry of the head and of every list, so that it is easy to compare."""
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     for name, listed in lists.items():
         opening, closing = "{}" if isinstance(listed, Mapping) else "[]"
@@ -118,16 +120,16 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON object a line; a last line that a kill has cut short is left out.
+    """Read a file with one JSON object per line; an incomplete last line, left by a killed process, is ignored.
 
     Raises:
-        UserError: The file cannot be read, or a line is no JSON object.
+        UserError: The file cannot be read, or a line is not a JSON object.
     """
     lines = read_text(path).split("\n")[:-1]
     with reading(path, "is damaged", "expected one JSON object per line; restore it from a copy"):
         records = [json.loads(line) for line in lines]
         if not all(isinstance(record, dict) for record in records):
-            raise ValueError("a line is no object")
+            raise ValueError("a line is not an object")
     return records
 
 
@@ -135,7 +137,7 @@ def read_yaml(path: Path) -> Any:
     """Read a YAML file of plain values.
 
     Raises:
-        UserError: The file cannot be read, is not YAML, is nested deeper than 100 levels, or its aliases stand for
+        UserError: The file cannot be read, is not YAML, is nested deeper than 100 levels, or has aliases that expand to
             more than a million values.
     """
     text = read_text(path)
@@ -144,7 +146,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _load_yaml(text: str) -> Any:
-    import yaml  # noqa: PLC0415 - command lines import this module before they know what to do
+    import yaml  # noqa: PLC0415 - command lines import this module to parse their flags
 
     class Loader(yaml.SafeLoader):
         depth = 0
@@ -163,7 +165,7 @@ def _load_yaml(text: str) -> Any:
         if node is None:
             return None
         if _expanded(node, {}) > _NODES:
-            raise ValueError(f"its aliases stand for more than {_NODES:,} values")
+            raise ValueError(f"its aliases expand to more than {_NODES:,} values")
         return loader.construct_document(node)
     finally:
         loader.dispose()
@@ -173,7 +175,7 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
     """Count the values of a node, with aliases expanded."""
     if id(node) in known:
         if not known[id(node)]:
-            raise ValueError("an alias stands for the value it is in")
+            raise ValueError("an alias refers to the value that contains it")
         return known[id(node)]
     known[id(node)] = 0
     inside = node.value if isinstance(node.value, list) else []

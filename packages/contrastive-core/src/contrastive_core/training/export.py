@@ -1,6 +1,6 @@
-"""Export a model with its computation for other programs: ONNX, and PyTorch's exported programs.
+"""Export a model for other programs as ONNX or as a PyTorch exported program.
 
-Every file is opened by its target program and compared with the model before it takes its place.
+Before a file replaces an older one, it is opened by its target program and compared with the model.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from contrastive_core.training.outputs import Outputs
 
 _TOLERANCE = 1e-4
 _PROTOBUF = 2 << 30
-"""What one ONNX file may hold; weights beyond it lie in a second file."""
+"""Largest size of an ONNX file in bytes; larger weights are written to a second file."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """Module to export, with the names used in its file.
+    """Module to export, with the names that are written to the file.
 
     Attributes:
         module: Module in inference mode on the CPU; maps batches ``[N, ...]`` to one tensor ``[N, ...]``.
@@ -37,7 +37,7 @@ class Program:
         inputs: Name of the input.
         output: Name of the output.
         example: Function that returns an example batch of a given size, always the same.
-        package: Package that exports, such as ``ssl_vision``; names the card in the metadata of the file.
+        package: Package that exports the module, such as ``ssl_vision``; key of the card in the metadata of the file.
     """
 
     module: nn.Module
@@ -50,10 +50,16 @@ class Program:
 
     @torch.no_grad()
     def compare(self, theirs: Callable[[Tensor], Tensor], what: str) -> float:
-        """Return the largest difference between the outputs of the exported file and of the model, over batch sizes.
+        """Return the largest difference between the outputs of the exported file and of the model.
+
+        The outputs are compared for batches of one and of three samples.
+
+        Args:
+            theirs: Function that runs the exported file on a batch.
+            what: Name of the exported file, for error messages.
 
         Raises:
-            UserError: It exceeds 1e-4 of the largest value, or of 1 where all values are smaller.
+            UserError: The difference exceeds 1e-4 times the largest output, or 1e-4 if all outputs are below 1.
         """
         largest = 0.0
         for count in (1, 3):
@@ -62,26 +68,26 @@ class Program:
             difference = (got - expected).abs().max().item() if got.shape == expected.shape else float("nan")
             if not difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
                 raise UserError(
-                    f"{what} gives other {self.output} than {self.source}, by {difference:.2g}; expected at "
-                    f"most {_TOLERANCE:g}; nothing was written. Please report it with the versions of torch and onnx"
+                    f"the {self.output} of {what} differ from those of {self.source} by {difference:.2g}, expected at "
+                    f"most {_TOLERANCE:g}; nothing was written. Please report this with the versions of torch and onnx"
                 )
             largest = max(largest, difference)
         return largest
 
 
 def write_onnx(program: Program, file: Path, card: Mapping[str, Any]) -> dict[str, Any]:
-    """Write an ONNX model for any batch size and compare it, run by onnxruntime, with the model.
+    """Write an ONNX model for any batch size, run it with onnxruntime and compare it with the model.
 
     Args:
         program: Module to export.
         file: File to write.
-        card: Description for the program that opens the file; stored in its metadata.
+        card: Description for the program that opens the file, stored in its metadata.
 
     Returns:
         The card with the result of the comparison.
 
     Raises:
-        UserError: A package is missing, or the file gives other results than the model.
+        UserError: A package is missing, or the results of the file differ from those of the model.
     """
     runtime = _onnx_runtime(program.package)
     written = torch.onnx.export(
@@ -104,15 +110,20 @@ def write_onnx(program: Program, file: Path, card: Mapping[str, Any]) -> dict[st
 def write_exported_program(program: Program, file: Path, card: Mapping[str, Any]) -> dict[str, Any]:
     """Write a file for `torch.export.load`, for any batch size, and compare it with the model.
 
-    The card is also in the file, as its extra file ``PACKAGE.json``.
+    The card is also stored in the file, as its extra file ``PACKAGE.json``.
+
+    Args:
+        program: Module to export.
+        file: File to write.
+        card: Description for the program that opens the file.
 
     Returns:
         The card with the result of the comparison.
 
     Raises:
-        UserError: The file gives other results than the model.
+        UserError: The results of the file differ from those of the model.
     """
-    # By way of memory: on a full disk torch's own writer fails, and fails once more as it is collected, which aborts.
+    # Write to memory first: on a full disk, torch's writer fails again when it is collected, which aborts the process.
     archive = io.BytesIO()
     torch.export.save(_exported(program), archive, extra_files={f"{program.package}.json": json.dumps(card)})
     file.write_bytes(archive.getbuffer())
@@ -123,13 +134,16 @@ def write_exported_program(program: Program, file: Path, card: Mapping[str, Any]
 def put_in_place(
     out: Path, write: Callable[[Path], dict[str, Any]], *, command: str, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write a file, and the card beside it as ``NAME.json``, in place of older ones once all is well.
+    """Write a file and its card ``NAME.json``, replacing older ones only if writing and comparison succeed.
 
     Args:
         out: File to write.
-        write: Function that writes a file of that name and returns the card.
+        write: Function that writes the file to the given path and returns the card.
         command: Program and verb, see `outputs.Outputs`.
-        overwrite: Replace files that this command did not write.
+        overwrite: Whether to replace files that this command did not write.
+
+    Returns:
+        The card.
     """
     with Outputs(
         [out, *(out.with_name(f"{out.name}{end}") for end in (".json", ".data"))], command=command, overwrite=overwrite
@@ -139,7 +153,7 @@ def put_in_place(
 
 def _put_in_place(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder of its own, because large ONNX models come as two files that name each other.
+    # Write to a separate folder, because a large ONNX model consists of two files, one of which names the other.
     new = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -158,9 +172,9 @@ def _exported(program: Program) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
     try:
         return torch.export.export(program.module, (program.example(2),), dynamic_shapes=({0: batch},), strict=False)
-    except Exception as error:  # what a module of the user's does may fail in any way
+    except Exception as error:  # the user's module can raise any exception
         raise UserError(
-            f"{program.source}: torch.export cannot follow {program.network} for any batch size: {error}"
+            f"{program.source}: torch.export cannot export {program.network} for any batch size: {error}"
         ) from error
 
 
@@ -168,8 +182,8 @@ def _onnx_runtime(package: str) -> Any:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"an .onnx file needs {', '.join(missing)}, not installed here; "
-            f"pip install '{package.replace('_', '-')}[export]', or write .pt2"
+            f"writing an .onnx file needs {', '.join(missing)}, which cannot be found; "
+            f"pip install '{package.replace('_', '-')}[export]', or write a .pt2 file"
         )
     import onnxruntime  # noqa: PLC0415 - an extra
 

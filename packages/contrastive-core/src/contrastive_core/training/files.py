@@ -1,4 +1,4 @@
-"""Write files atomically: a crash, a kill or a power failure leaves the old content or the new one, never a mixture."""
+"""Write files atomically, so that a crash, kill or power failure leaves either the old content or the new content."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ except ImportError:  # Windows
 
 
 def sync(path: Path) -> None:
-    """Force a file's content, or a folder's list of names, to the disk."""
+    """Flush the content of a file, or the entries of a folder, to the disk."""
     windows = os.name == "nt"
     if windows and path.is_dir():
-        return  # Windows opens no folder
+        return  # Windows cannot open a folder
     descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -36,9 +36,10 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for writing; the new content replaces the old one in one step that survives a power failure.
+    """Open `path` for writing; the new content replaces the old content in one step that survives a power failure.
 
-    If the block raises, the old content stays. Of several writers the last one wins.
+    If the block raises an exception, the old content remains. If several processes write the same file, the content of
+    the last one remains.
     """
     with atomic_path(path) as temporary, temporary.open("r+b") as file:
         yield file
@@ -46,17 +47,17 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
-    """A temporary name for a library to write to, whose file then takes the place of `path` as `open_atomic` says.
+    """Yield a temporary path for a library to write to, whose file then replaces `path` as in `open_atomic`.
 
     Args:
-        path: File to write; its folder exists.
+        path: File to write; its folder must exist.
         ending: Ending of the temporary name, for libraries that choose the format by it.
     """
-    # The process' number would not tell writers apart that share a folder from two machines or containers.
+    # A process id would not distinguish writers that share a folder from two machines or containers.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{ending}")
     try:
         with temporary.open("xb") as held:
-            _lock(held.fileno())  # says to others that its writer is alive
+            _lock(held.fileno())  # shows other processes that the writer is alive
             yield temporary
             sync(temporary)
             temporary.replace(path)
@@ -70,12 +71,12 @@ _STALE_AFTER = 60.0
 
 
 def remove_stale(path: Path) -> None:
-    """Remove temporary files of `open_atomic` and `atomic_path` that a kill has left beside a file."""
+    """Remove the temporary files of `open_atomic` and `atomic_path` that killed processes have left beside a file."""
     _remove_stale(path.parent, re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp(\..*)?"))
 
 
 def remove_stale_files(folder: Path) -> None:
-    """Remove the temporary files that kills have left in a folder of our own, of whatever file."""
+    """Remove all temporary files that killed processes have left in a folder that the command owns."""
     _remove_stale(folder, re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..*)?"))
 
 
@@ -85,14 +86,14 @@ def _remove_stale(folder: Path, pattern: re.Pattern[str]) -> None:
         for temporary in left:
             if not _is_being_written(temporary):
                 temporary.unlink(missing_ok=True)
-    except OSError:  # none there, or it is not ours to remove
+    except OSError:  # the folder does not exist, or its files may not be removed
         return
 
 
 def _is_being_written(temporary: Path) -> bool:
-    """Whether a live process holds the lock of a temporary file, or may be about to take it.
+    """Return whether a live process holds the lock of a temporary file, or may be about to acquire it.
 
-    Without locks it is young for a minute, with them for the second between its creation and its lock.
+    A file counts as being written for one second after its creation, or for a minute if there are no locks.
     """
     descriptor = os.open(temporary, os.O_RDONLY)
     try:
@@ -104,7 +105,7 @@ def _is_being_written(temporary: Path) -> bool:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Try to lock an open file for as long as it is open; None where the system or file system has no locks."""
+    """Try to lock a file until it is closed; return None if the system or the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -117,7 +118,7 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove unfinished files of killed processes from a folder, whose lock the caller holds, and its subfolders."""
+    """Remove unfinished files of killed processes from a folder and its subfolders; the caller must hold its lock."""
     for inside in (folder, *(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())):
         for path in inside.glob(".*.tmp*"):
             if path.is_dir() and not path.is_symlink():
@@ -127,20 +128,20 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write the content to `path`, see :func:`open_atomic`."""
+    """Write the content to `path` in one step, see :func:`open_atomic`."""
     with open_atomic(path) as file:
         file.write(content)
 
 
 def check_space(folder: Path, needed: int, *, what: str, files: int = 0, advice: str = "choose another --out") -> None:
-    """Compare what will be written with what is free, before the work.
+    """Check, before the work begins, that the disk has enough space for the results.
 
     Args:
-        folder: Where it will be written; it need not exist.
-        needed: Number of bytes.
-        what: What takes them, as subject of a sentence: "the masks of 12 images".
-        files: Number of files, each of which takes an inode.
-        advice: What to do beside freeing space.
+        folder: Folder of the results; it need not exist.
+        needed: Number of bytes that will be written.
+        what: Plural subject of the error message, such as "the masks of 12 images".
+        files: Number of files that will be written, each of which takes an inode.
+        advice: What the user can do other than free space.
 
     Raises:
         UserError: There is too little space, or there are too few inodes.
@@ -151,22 +152,22 @@ def check_space(folder: Path, needed: int, *, what: str, files: int = 0, advice:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"{folder}: {what} take about {size(needed)}, and {size(free)} are free; free some space there, or {advice}"
+            f"{folder}: {what} take about {size(needed)}, but only {size(free)} are free; free some space, or {advice}"
         )
     if not hasattr(os, "statvfs"):  # Windows
         return
     nodes = os.statvfs(place)
-    if nodes.f_files and nodes.f_favail < files:  # file systems that make inodes as needed state 0
+    if nodes.f_files and nodes.f_favail < files:  # file systems that create inodes as needed report 0
         raise UserError(
-            f"{folder}: {what} are {files:,} files, and the file system has room for {nodes.f_favail:,} more (df -i); "
-            f"delete some there, or {advice}"
+            f"{folder}: {what} need {files:,} files, but the file system has only {nodes.f_favail:,} free inodes "
+            f"(df -i); delete some files, or {advice}"
         )
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a file, created if missing; lines of several processes do not mix."""
+    """Append a line to a file, which is created if missing; several processes can append to the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One write to a file opened for appending.
+    # A single write to a file opened for appending is not interleaved with those of other processes.
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(file, f"{line}\n".encode())
@@ -177,7 +178,8 @@ def append_line(path: Path, line: str) -> None:
 def replace_folder(new: Path, target: Path) -> None:
     """Replace the folder `target` by `new`, whose files are complete.
 
-    Between two renames neither has its name; the old folder is then still beside it, as `.<name>.old`.
+    The old folder is first renamed to `.<name>.old`; if the process is killed before the second rename, it remains
+    there.
     """
     for file in new.iterdir():
         sync(file)
@@ -192,7 +194,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def keep_others(target: Path, new: Path) -> None:
-    """Copy what lies in the folder `target` and not in `new`, which will take its place: nothing of others vanishes."""
+    """Copy the entries of `target` that `new` lacks into `new`, so that replacing `target` by `new` loses no files."""
     for entry in target.iterdir() if target.is_dir() else ():
         if not (new / entry.name).exists():
             if entry.is_dir() and not entry.is_symlink():
@@ -208,19 +210,22 @@ def sha256(path: Path) -> str:
 
 
 class FolderLock:
-    """Keep a second process from writing the same folder; however the process ends, the system releases the lock.
+    """Lock that keeps a second process from writing to the same folder; the system releases it when the process ends.
 
-    A record lock (lockf), because data workers forked from this process must not inherit it: they outlive a killed
-    parent by some seconds. filelock, the library for this, uses flock: its versions before 4 leave the lock with these
-    workers (measured with 3.20), and where a file system has no locks it leaves a file behind a kill, which would stop
-    the run from being resumed.
+    The lock is a record lock (lockf), which forked data workers do not inherit: they outlive a killed parent by some
+    seconds. The library filelock uses flock. Its versions before 4 leave the lock with these workers (measured with
+    3.20), and on file systems without locks a killed process leaves a file that would prevent the run from being
+    resumed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
 
     def acquire(self) -> bool:
-        """Return True unless another process holds the lock; a file system without locks counts as free."""
+        """Acquire the lock and return True, or return False if another process holds it.
+
+        On a file system without locks the result is always True.
+        """
         if fcntl is None:
             return True
         try:

@@ -1,4 +1,4 @@
-"""Device selection, process launch with Lightning Fabric, and model set-up."""
+"""Select the device, launch the processes with Lightning Fabric and set up the model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from contrastive_core.training.sync_batchnorm import convert_sync_batchnorm
 
 
 def choose_device(name: str) -> torch.device:
-    """Resolve a device name; ``auto`` takes CUDA, then Apple's MPS, then the CPU.
+    """Resolve a device name; ``auto`` selects CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: The device does not exist on this machine.
+        UserError: The device cannot be used on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -32,24 +32,25 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here: {error}. Use auto, cpu, cuda or mps") from error
+        raise UserError(f"the device {name!r} cannot be used here: {error}. Use auto, cpu, cuda or mps") from error
     return device
 
 
 def make_fabric(options: RunOptions) -> Fabric:
-    """Launch Fabric on the device of the options.
+    """Launch Fabric on the device that the options select.
 
-    The number of processes is torchrun's (WORLD_SIZE, LOCAL_WORLD_SIZE); they train by DistributedDataParallel, over
-    gloo on CPUs and NCCL on CUDA. Buffers are not broadcast before each forward pass: they are equal on all processes
-    by construction, and a broadcast would overwrite what the first of two passes has saved for backward.
+    torchrun determines the number of processes (WORLD_SIZE, LOCAL_WORLD_SIZE). They train with DistributedDataParallel,
+    over gloo on CPUs and NCCL on CUDA. Buffers are not broadcast before each forward pass, because they are equal on
+    all processes by construction, and a broadcast would overwrite values that the first of two forward passes has saved
+    for backward.
 
     Raises:
-        UserError: The device does not exist on this machine, or lacks a requested feature.
+        UserError: The device does not exist on this machine, or it lacks a requested feature.
     """
     device = _device(options.device)
     if device == "cpu" and options.precision == "16-mixed":
         raise UserError(
-            "precision 16-mixed (float16) does not train on a CPU; use 32-true or bf16-mixed there, or a CUDA device"
+            "precision 16-mixed (float16) is not supported on a CPU; use 32-true or bf16-mixed, or a CUDA device"
         )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -59,7 +60,8 @@ def make_fabric(options: RunOptions) -> Fabric:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         if device == "mps":
             raise UserError(
-                f"found {world_size} processes on an Apple GPU, which trains alone; use --device cpu, or no torchrun"
+                f"found {world_size} processes on an Apple GPU, which supports only one; use --device cpu, or start "
+                "the command without torchrun"
             )
         if device == "cuda" and torch.cuda.device_count() < local:
             raise UserError(
@@ -81,7 +83,7 @@ def make_fabric(options: RunOptions) -> Fabric:
 def set_up(
     fabric: Fabric, model: nn.Module, optimizer: Optimizer | None, *, compiled: bool
 ) -> nn.Module | tuple[nn.Module, Optimizer]:
-    """Move a model to the device, synchronise its batch norms over processes, compile if requested, wrap by Fabric."""
+    """Move a model to the device, synchronise its batch norm layers, compile it if requested and wrap it."""
     if fabric.world_size > 1:
         if fabric.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -96,7 +98,7 @@ def set_up(
 
 
 def _no_buffer_broadcast() -> dict[str, Any]:
-    # torch 2.14 renamed it, and still makes buffers equal once at the beginning, which is what we want.
+    # torch 2.14 has renamed the argument. Without the broadcasts, buffers are still made equal once at the beginning.
     known = inspect.signature(DistributedDataParallel).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
@@ -107,7 +109,7 @@ def _device(wanted: str) -> str:
         return "cuda" if cuda else "mps" if mps else "cpu"
     if (wanted == "cuda" and not cuda) or (wanted == "mps" and not mps):
         raise UserError(
-            f"--device {wanted} was asked for, but torch {torch.__version__} finds no {wanted.upper()} device here; "
-            "use --device auto or cpu, or install a torch build (and driver) for the device"
+            f"--device {wanted} was requested, but torch {torch.__version__} finds no {wanted.upper()} device; use "
+            "--device auto or cpu, or install a torch build (and driver) for the device"
         )
     return wanted

@@ -1,4 +1,4 @@
-"""Refuse to run foreign code that a model folder names, unless the user trusts it."""
+"""Refuse to run code of other packages that a model folder names, unless the user trusts it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
 
 @contextmanager
 def trust_model_code() -> Iterator[None]:
-    """Allow models to name code of other packages, which runs when they are opened, inside the block."""
+    """Allow models opened inside the block to run code of other packages that they name."""
     token = _TRUSTED.set(True)
     try:
         yield
@@ -22,18 +22,18 @@ def trust_model_code() -> Iterator[None]:
 
 
 def check_model_code(name: str, *, model: object) -> None:
-    """Refuse to run code that a model folder names.
+    """Raise an error unless the user trusts the code that a model folder names.
 
     Args:
-        name: Function that would be called, "package.module:function".
-        model: Model folder, for the message.
+        name: Function that would be called, in the form "package.module:function".
+        model: Model folder, for the error message.
 
     Raises:
-        UserError: The user has not declared to trust the code of models.
+        UserError: The call is not inside `trust_model_code`.
     """
     if not _TRUSTED.get():
         raise UserError(
-            f"{model}: its network is {name}, code outside this package that opening the model would run. If you know "
-            "where the model comes from and trust that code, give --trust-model-code (in Python: with "
+            f"{model}: opening this model would run {name}, which is not part of this package. If you know where the "
+            "model comes from and trust this code, pass --trust-model-code (in Python: with "
             "contrastive_core.training.trust_model_code())"
         )

@@ -24,7 +24,15 @@ _WEIGHTS, _CARD = "model.safetensors", "model.json"
 
 
 def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
-    """Write the model folder `target` in one step, replacing an older one. Other files in it stay.
+    """Write the model folder `target` in one step, replacing an older model; other files in the folder are kept.
+
+    Args:
+        target: Model folder.
+        tensors: Tensors by name.
+        metadata: Values that `plain` can convert, by name.
+
+    Returns:
+        The model folder.
 
     Raises:
         TypeError: A value is not a tensor, or the metadata cannot be written as JSON.
@@ -32,12 +40,12 @@ def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(
-                f"{name} is a {type(tensor).__name__}; a model file holds tensors (see metadata for the rest)"
+                f"{name} is a {type(tensor).__name__}, expected a tensor; pass other values in the metadata"
             )
     new = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
+    # Clone the tensors, because safetensors refuses tensors that share memory, such as tied weights.
     safetensors.torch.save_file(
         {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, new / _WEIGHTS
     )
@@ -49,7 +57,7 @@ def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def model_files(folder: Path) -> tuple[Path, Path]:
-    """The files that `save_model` writes to a folder."""
+    """Return the paths of the files that `save_model` writes to a folder."""
     return folder / _WEIGHTS, folder / _CARD
 
 
@@ -59,30 +67,30 @@ def load_model(
     """Read a model that `Run.save_model` wrote.
 
     Args:
-        folder: A run folder or its `model` folder.
-        formats: Accepted values of ``format`` in the metadata; empty: any.
-        remedy: What to do about another format, or a function of that format.
+        folder: Run folder, or its `model` folder.
+        formats: Accepted values of ``format`` in the metadata; any value if empty.
+        remedy: What the user should do about another format, or a function that returns it for a given format.
 
     Returns:
         Tensors by name, on the CPU, and the metadata.
 
     Raises:
-        UserError: There is no model, it is damaged, it has another format, or a newer version wrote it.
+        UserError: There is no model, the model is damaged, it has another format, or a newer version has written it.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; expected a run folder, or the folder 'model' inside one")
+        raise UserError(f"{folder} is not a folder; expected a run folder or its folder 'model'")
     if (folder / "model" / _CARD).is_file():
         folder = folder / "model"
     card_path, weights_path = folder / _CARD, folder / _WEIGHTS
     if not card_path.is_file():
         if (folder / "config.yaml").is_file():
             raise UserError(
-                f"{folder} holds a run that has not written its model yet (no model/{_CARD}); "
-                "let it finish, or resume it with --resume"
+                f"{folder} contains a run that has not written its model yet (there is no model/{_CARD}); "
+                "let the run finish, or resume it with --resume"
             )
         raise UserError(
-            f"{folder} holds no model: expected {_CARD} and {_WEIGHTS} in it, or in a folder 'model' inside it"
+            f"{folder} contains no model; expected {_CARD} and {_WEIGHTS} in this folder or in its folder 'model'"
         )
     if not weights_path.is_file():
         raise UserError(f"{weights_path} is missing beside {_CARD}; restore it from a copy, or write the model again")
@@ -93,12 +101,12 @@ def load_model(
         raise UserError(f"{card_path} has format {version}; this version reads format 2. Update contrastive-core")
     if stated != _card_hash(card) or not isinstance(metadata, dict):
         raise UserError(
-            f"{card_path} was changed after it was written: its content does not have the hash that it states. Restore "
+            f"{card_path} was changed after it was written: its content does not match the hash stated in it. Restore "
             "it from a copy, or write the model again"
         )
     if files.sha256(weights_path) != digest:
         raise UserError(
-            f"{weights_path} is damaged: its content is not what {_CARD} says was written. "
+            f"{weights_path} is damaged: its content does not match the hash stated in {_CARD}. "
             "Restore it from a copy, or write the model again"
         )
     found = metadata.get("format")
@@ -113,36 +121,36 @@ def load_model(
 def build_from(build: Callable[[], M], tensors: Mapping[str, Tensor], *, source: object) -> M:
     """Build the network that a model.json describes and load its weights.
 
-    The shapes are compared before memory is taken, because a changed model.json may state any size.
+    Shapes are compared before memory is allocated, because a changed model.json may state any size.
 
     Args:
         build: Function that builds the network, randomly initialised.
-        tensors: Its weights.
-        source: Model folder, for errors.
+        tensors: Weights of the network.
+        source: Model folder, for error messages.
 
     Raises:
-        UserError: The network cannot be built, or has other weights.
+        UserError: The network cannot be built, or its weights have other names or shapes.
     """
-    remedy = "the file was changed by hand, or a newer version wrote it"
+    remedy = "the file was changed by hand, or a newer version has written it"
     with reading(str(source), "model.json does not describe the network that is in the folder", remedy):
         try:
             with torch.device("meta"):
                 described = build().state_dict()
         except (NotImplementedError, RuntimeError):
-            # A network whose course depends on values, which these tensors do not have. If something else is wrong with
-            # it, that shows here again.
+            # The network may depend on values, which tensors on the meta device do not have. Any other problem occurs
+            # again here.
             described = build().state_dict()
         for name in sorted({*described, *tensors}):
             shapes = [list(each[name].shape) if name in each else "missing" for each in (described, tensors)]
             if shapes[0] != shapes[1]:
-                raise ValueError(f"{name} is {shapes[0]} by model.json and {shapes[1]} in the weights")
+                raise ValueError(f"{name} is {shapes[0]} according to model.json and {shapes[1]} in the weights")
         network = build()
         network.load_state_dict(tensors)
     return network
 
 
 def write_card(file: Path, card: Mapping[str, Any]) -> None:
-    """Write model.json with a hash of its own content."""
+    """Write model.json together with a hash of its content."""
     signed = {**card, "card_sha256": _card_hash(card)}
     files.write_atomic(file, (json.dumps(signed, indent=1) + "\n").encode())
 
@@ -154,7 +162,7 @@ def _card_hash(card: Mapping[str, Any]) -> str:
 
 
 def module_hash(module: nn.Module) -> str:
-    """Return the SHA-256 hash of names and bytes of all parameters and buffers, for comparing two states."""
+    """Return the SHA-256 hash of the names and bytes of all parameters and buffers, for comparing two states."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())

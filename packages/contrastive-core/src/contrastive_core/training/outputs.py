@@ -1,7 +1,8 @@
-"""Plan what a command writes, so that it replaces nothing but its own files.
+"""Check and record the files that a command writes, so that it replaces only files that it has written itself.
 
-All targets are checked before the first one is written. A target that is one of the inputs is refused. A target that
-exists is refused unless this command wrote it here, according to the index in the output folder, and nobody changed it.
+All targets are checked before the first one is written. A target that is also an input is refused. An existing target
+is refused unless the same command has written it to this folder, according to the index in the output folder, and it
+has not been changed since.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ from contrastive_core.text import several
 from contrastive_core.training import files
 from contrastive_core.training.documents import read_json
 
-#: Files that commands wrote to this folder, by command: path and SHA-256, or null while they are being written.
+#: Name of the index, which lists the files of a folder by command: path and SHA-256, or null while being written.
 INDEX = ".outputs.json"
 
 _SHOWN = 3
 
 
 class Outputs:
-    """The files that a command writes: checked when they are planned, recorded inside a ``with`` block.
+    """Files that a command writes, which are checked on construction and recorded inside a ``with`` block.
 
     Args:
-        targets: Every file that the command may write.
-        command: Program and verb: "ssl-medseg predict".
-        inputs: Every file that the command reads, looked at if a target exists; a folder stands for all files in it but
-            those that this command wrote there.
-        folder: Folder whose index records the files; None: that of the first target.
-        overwrite: Replace files that this command did not write, and name them on standard error. Inputs are never
-            replaced.
+        targets: All files that the command may write.
+        command: Program and verb, such as "ssl-medseg predict".
+        inputs: All files that the command reads; they are compared with existing targets. A folder represents all files
+            in it except those that this command has written.
+        folder: Folder whose index records the files; the folder of the first target if None.
+        overwrite: Whether to replace files that this command has not written, which are then named on standard error.
+            Inputs are never replaced.
 
     Raises:
-        UserError: A target is an input, a folder, or a file that this command did not write here.
+        UserError: A target is an input, a folder, or a file that this command has not written to this folder.
     """
 
     def __init__(
@@ -57,15 +58,15 @@ class Outputs:
         if foreign and not overwrite:
             verb, it, has = ("exists", "it", "it has") if len(foreign) == 1 else ("exist", "them", "they have")
             raise UserError(
-                f"{_listed(foreign)} {verb}, and `{command}` did not write {it} here or {has} been changed since; "
-                f"choose another place for the output, move {it} away, or replace {it} with --overwrite"
+                f"{_listed(foreign)} {verb}, and `{command}` did not write {it} to this folder or {has} been changed "
+                f"since; choose another output, move {it} away, or replace {it} with --overwrite"
             )
         self._replaced = foreign
         for place in {path.parent for path in self._targets}:
             _check_writable(place)
 
     def __enter__(self) -> Self:
-        # Recorded before they are written: a command that is killed finds its files again.
+        # Record the files before they are written, so that a killed command recognises them later.
         if self._targets:
             self._before = {path: _version(path) for path in self._targets}
             for path in (*self._targets, self._folder / INDEX):
@@ -77,12 +78,12 @@ class Outputs:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Also after an error: what a command wrote before it failed is its own, too.
+        # Files that the command has written before an error are also recorded as its own.
         if not self._targets:
             return
         try:
             self._record_written()
-        except OSError:  # the disk is full: then the index says still what was planned
+        except OSError:  # on a full disk the index still lists the planned files
             if kind is None:
                 raise
 
@@ -97,7 +98,7 @@ class Outputs:
         gone = [path for path in self._targets if path not in written]
         _record(self._folder, self._command, written, gone=gone)
         if self._is_new and not written:
-            with contextlib.suppress(OSError):  # something else lies there
+            with contextlib.suppress(OSError):  # the folder contains other files
                 self._folder.rmdir()
 
     def _refuse_inputs(self, existing: list[Path], foreign: list[Path], inputs: Iterable[Path | str]) -> None:
@@ -112,14 +113,15 @@ class Outputs:
                 read.update(dict.fromkeys(path for path in foreign if above in path.resolve().parents))
         if own := list(read):
             raise UserError(
-                f"{_listed(own)} would be replaced by the output of `{self._command}`, which reads it; choose another "
-                "place for the output"
+                f"{_listed(own)} is an input of `{self._command}` and would be replaced by its output; choose another "
+                "output"
             )
 
     def _refuse_folders(self, existing: list[Path]) -> None:
         if blocked := [path for path in existing if path.is_dir() and not path.is_symlink()]:
             raise UserError(
-                f"{_listed(blocked)}: is a folder where `{self._command}` writes a file; choose another place"
+                f"{_listed(blocked)} is a folder, but `{self._command}` writes a file of this name; choose another "
+                "output"
             )
 
     def _foreign(self, existing: list[Path]) -> list[Path]:
@@ -130,27 +132,29 @@ class Outputs:
 def write_once(
     contents: Mapping[Path, bytes], *, command: str, inputs: Iterable[Path | str] = (), overwrite: bool = False
 ) -> None:
-    """Write files that others come to rely on, such as splits: one that exists must say the same already.
+    """Write files that runs depend on, such as splits; a file that already exists must have the same content.
 
-    Unlike with `Outputs`, a file that the command itself wrote is not replaced either: runs may have used it.
+    Unlike `Outputs`, this function does not replace files that the command itself has written, because runs may have
+    used them.
 
     Args:
-        contents: Every file with its content. All are checked before the first is written.
+        contents: Content of each file. All files are checked before the first one is written.
         command: Program and verb.
-        inputs: Files that the command reads; a folder stands for the files directly in it.
-        overwrite: Replace files that say something else, and name them on standard error. Inputs are never replaced.
+        inputs: Files that the command reads; a folder represents the files in it.
+        overwrite: Whether to replace files with another content, which are then named on standard error. Inputs are
+            never replaced.
 
     Raises:
-        UserError: A file exists and says something else, is an input, or cannot be written.
+        UserError: A file exists with another content, is an input, or cannot be written.
     """
     changed = {path: content for path, content in contents.items() if not _holds(path, content)}
     other = [path for path in changed if os.path.lexists(path)]
     if other and not overwrite:
         raise UserError(
-            f"{_listed(other)}: is there already and says something else; runs may have used it. Choose another "
-            "folder, move the file away, or replace it with --overwrite"
+            f"{_listed(other)} already exists with another content, and runs may have used it; choose another folder, "
+            "move the file, or replace it with --overwrite"
         )
-    Outputs(changed, command=command, inputs=inputs, overwrite=True)  # inputs and folders are refused still
+    Outputs(changed, command=command, inputs=inputs, overwrite=True)  # still refuses inputs and folders
     _tell_replaced(other)
     for path, content in changed.items():
         files.remove_stale(path)
@@ -159,34 +163,34 @@ def write_once(
 
 
 def claim_folder(folder: Path, *, command: str) -> None:
-    """Take a folder in which a command writes whatever it likes: a new or empty one, or one that it took before.
+    """Claim a folder for all outputs of a command; it must be new, empty, or claimed by the same command before.
 
-    Hidden files do not count: no command writes any beside its own records.
+    Hidden files are ignored, because commands write no hidden files except their records.
 
     Raises:
-        UserError: It is a file, cannot be written to, or holds something that this command did not begin.
+        UserError: The path is a file, the folder cannot be written to, or it contains files of another origin.
     """
     if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(f"{folder}: is a file where `{command}` writes a folder; choose another place")
+        raise UserError(f"{folder} is a file, but `{command}` writes a folder of this name; choose another output")
     _check_writable(folder)
     if _FOLDER in _read(folder).get(command, {}):
         files.remove_stale_files(folder)
         return
     if folder.is_dir() and (found := sorted(e.name for e in folder.iterdir() if not e.name.startswith("."))):
         raise UserError(
-            f"{folder}: is not empty (it holds {found[0]}{', ...' if len(found) > 1 else ''}), and `{command}` did not "
-            "make it; expected a new or empty folder. Choose another place"
+            f"{folder} is not empty (it contains {found[0]}{', ...' if len(found) > 1 else ''}), and `{command}` did "
+            "not create it; expected a new or empty folder. Choose another output"
         )
     folder.mkdir(parents=True, exist_ok=True)
     _record(folder, command, {folder: None})
 
 
-#: How the index names the folder itself, for commands that have claimed it.
+#: Name of the folder itself in the index, for commands that have claimed it.
 _FOLDER = "."
 
 
 def _holds(path: Path, content: bytes) -> bool:
-    """Whether a regular file says exactly this."""
+    """Return whether a path is a regular file with exactly this content."""
     try:
         return not path.is_symlink() and path.stat().st_size == len(content) and path.read_bytes() == content
     except OSError:
@@ -195,11 +199,11 @@ def _holds(path: Path, content: bytes) -> bool:
 
 def _tell_replaced(paths: Iterable[Path]) -> None:
     for path in paths:
-        print(f"--overwrite replaces {path}", file=sys.stderr, flush=True)  # noqa: T201 - before it is gone
+        print(f"--overwrite replaces {path}", file=sys.stderr, flush=True)  # noqa: T201 - before the file is replaced
 
 
 def _check_writable(folder: Path) -> None:
-    """Find out before the work that nothing can be written: the folder, or its nearest parent that exists, is tried."""
+    """Check, before the work begins, that the folder or its nearest existing parent can be written to."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     probe = folder / f".{secrets.token_hex(4)}.tmp"
@@ -207,7 +211,7 @@ def _check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another place") from error
+        raise UserError(f"{folder} cannot be written to ({error.strerror}); choose another output") from error
 
 
 def _is_own(path: Path, folder: Path, recorded: dict[str, Any]) -> bool:
@@ -232,13 +236,13 @@ def _version(path: Path) -> tuple[int, int, int] | None:
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
         found = path.stat()
-    except OSError:  # a link to nothing
+    except OSError:  # a broken link
         return None
     return found.st_dev, found.st_ino
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
-    # A damaged index records nothing: then nothing is replaced without --overwrite.
+    # A damaged index counts as empty, so that nothing is replaced without --overwrite.
     try:
         found = read_json(folder / INDEX)
     except UserError:

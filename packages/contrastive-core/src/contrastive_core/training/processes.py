@@ -1,4 +1,4 @@
-"""Messages between the processes of a run, beside the gradients."""
+"""Exchange small messages between the processes of a run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ T = TypeVar("T")
 
 
 class Processes:
-    """Small messages between processes, over gloo on the CPU whatever backend the gradients use.
+    """Communication of small messages between processes, over gloo on the CPU whatever the backend of the gradients.
 
-    They use a process group of their own, because a vote may be pending while the loop's own collectives run.
+    Messages use a separate process group, because a vote may be pending while the collectives of the training loop run.
+
+    Args:
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     def __init__(self, *, rank: int, world_size: int) -> None:
@@ -28,7 +32,7 @@ class Processes:
         self._vote: tuple[Tensor, dist.Work | None] | None = None
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all processes in the order of their ranks."""
+        """Return the values of all processes in rank order."""
         if self._group is None:
             return [value]
         values: list[T | None] = [None] * self.world_size
@@ -36,17 +40,17 @@ class Processes:
         return values  # type: ignore[return-value]
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Call a function on process 0 only; every process gets the result or the same UserError."""
+        """Call a function on process 0 and return its result, or raise its UserError, on every process."""
         if self._group is None:
             return action()
-        outcome: list[tuple[T | None, str | None]] = [(None, "process 0 failed; this one stops with it")]
+        outcome: list[tuple[T | None, str | None]] = [(None, "process 0 failed, so this process also stops")]
         if self.rank == 0:
             try:
                 outcome = [(action(), None)]
             except UserError as error:
                 outcome = [(None, str(error))]
                 raise
-            finally:  # the others are told of any failure, and do not wait for ever
+            finally:  # report any failure to the other processes, which would wait forever otherwise
                 dist.broadcast_object_list(outcome, group=self._group)
         else:
             dist.broadcast_object_list(outcome, group=self._group)
@@ -56,10 +60,10 @@ class Processes:
         return result  # type: ignore[return-value]
 
     def vote(self, value: int, *, final: bool = False) -> int:
-        """Return the largest `value` that any process passed to the previous call; with `final`, to this one.
+        """Return the largest `value` that any process passed to the previous call or, with `final`, to this call.
 
-        No process waits: the vote after one step is counted after the next, when it has arrived. All processes get the
-        same answer in the same step.
+        Processes do not wait for each other: the vote of one step is counted after the next step. All processes get the
+        same result in the same step.
         """
         if self._group is None:
             return value
@@ -75,10 +79,10 @@ class Processes:
             dist.barrier(group=self._group)
 
     def close(self) -> None:
-        """Destroy the group, with its threads, once all messages have arrived.
+        """Destroy the process group and its threads after all messages have arrived.
 
-        A thread that still holds the tensor of a message at the end of Python aborts the process, because freeing it
-        needs the interpreter.
+        A thread that still holds the tensor of a message when Python ends would abort the process, because freeing the
+        tensor requires the interpreter.
         """
         if self._group is not None:
             self._count()

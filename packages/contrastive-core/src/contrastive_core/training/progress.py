@@ -1,4 +1,4 @@
-"""Progress display: a bar in a terminal, else a line every few seconds."""
+"""Show the progress of a run: a bar in a terminal, or a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 def track(items: Iterable[_T], *, total: int, what: str) -> Iterator[_T]:
-    """Iterate over items with a temporary progress bar on standard error, in a terminal.
+    """Iterate over items, with a temporary progress bar on standard error if it is a terminal.
 
     Args:
         items: Items to iterate over.
@@ -41,7 +41,7 @@ def track(items: Iterable[_T], *, total: int, what: str) -> Iterator[_T]:
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     try:
         bar.start()
-    except LiveError:  # within somebody's own bar
+    except LiveError:  # another bar is active
         yield from items
         return
     try:
@@ -51,7 +51,11 @@ def track(items: Iterable[_T], *, total: int, what: str) -> Iterator[_T]:
 
 
 class Watch:
-    """Display of step, last metrics and speed on standard error; `say` prints a message between updates."""
+    """Display of the step, the last metrics and the speed on standard error; `say` prints a message between updates.
+
+    Args:
+        shown: Whether to show progress; messages are always printed.
+    """
 
     def __init__(self, *, shown: bool) -> None:
         self._shown = shown
@@ -64,7 +68,7 @@ class Watch:
         self._is_new = False
 
     def start(self, step: int, total: int) -> None:
-        """Begin at `step` of `total`."""
+        """Start the display at `step` of `total` steps."""
         self._total, self._first_step, self._begun = total, step, time.monotonic()
         self._last = 0.0
         if self._shown and sys.stderr.isatty():
@@ -93,7 +97,7 @@ class Watch:
             return
         now, fresh = time.monotonic(), self._is_new
         self._is_new = False
-        # A line shows the numbers of its own step, or after a long time without new ones, none.
+        # A line shows metrics only if they belong to its step. Without new metrics, lines are less frequent.
         wait = _SECONDS_BETWEEN_LINES if fresh else _SECONDS_WITHOUT_NUMBERS
         if not self._shown or (now - self._last < wait and done < self._total):
             return

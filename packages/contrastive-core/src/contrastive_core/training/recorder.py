@@ -1,7 +1,7 @@
-"""Record metrics: `metrics.jsonl` and `metrics.csv`, timing, TensorBoard, Weights & Biases and the progress display.
+"""Record metrics in `metrics.jsonl`, `metrics.csv`, TensorBoard, Weights & Biases and the progress display.
 
-The metrics files depend on configuration and seed alone (they hold no times), so that a resumed run ends with the same
-bytes as an uninterrupted one.
+The metrics files depend only on configuration and seed, so that a resumed run ends with the same bytes as an
+uninterrupted one. Times are written to the separate file `timing.jsonl`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from contrastive_core.training.progress import Watch
 
 
 class Tracker(Protocol):
-    """Destination of records."""
+    """Destination of metrics records."""
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
         """Record the values of one step."""
@@ -41,7 +41,10 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `<run>/tensorboard`; records that an interrupted run wrote after its checkpoint are hidden."""
+    """TensorBoard event files in `<run>/tensorboard`.
+
+    Records that an interrupted run has written after its last checkpoint are hidden.
+    """
 
     def __init__(self, folder: Path, *, start_step: int) -> None:
         writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
@@ -58,7 +61,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Run at Weights & Biases, continued when the folder is resumed."""
+    """Run at Weights & Biases, which is continued when the run folder is resumed."""
 
     def __init__(self, folder: Path, *, config: Mapping[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
@@ -79,7 +82,7 @@ class WeightsAndBiases:
 
 
 def check_installed(options: RunOptions) -> None:
-    """Check before the run that the libraries of the trackers are installed.
+    """Check, before the run starts, that the libraries of the requested trackers are installed.
 
     Raises:
         UserError: The library of a requested tracker is not installed.
@@ -94,8 +97,8 @@ def check_installed(options: RunOptions) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise UserError(
-                f"--{extra} was asked for, but the library {module!r} cannot be imported ({error}). "
-                f"Install it with: pip install 'contrastive-core[{extra}]', or leave --{extra} out"
+                f"--{extra} was requested, but the library {module!r} cannot be imported ({error}). "
+                f"Install it with: pip install 'contrastive-core[{extra}]', or omit --{extra}"
             ) from error
 
 
@@ -114,10 +117,11 @@ Record = Mapping[str, Value]
 
 
 class MetricsFile:
-    """Append records to `metrics.jsonl` and `metrics.csv`.
+    """Metrics files `metrics.jsonl` and `metrics.csv` of a run.
 
-    The table's columns are the names in their order of first appearance; a new name rewrites it. Numbers that JSON does
-    not know are the strings "NaN", "Infinity" and "-Infinity", which float() reads.
+    The columns of the table are the names in the order of their first appearance; a new name rewrites the table. NaN
+    and infinities, which JSON cannot represent, are written as the strings "NaN", "Infinity" and "-Infinity", which
+    float() reads.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -143,7 +147,7 @@ class MetricsFile:
         return self._jsonl.stat().st_size
 
     def cut(self, size: int) -> int:
-        """Keep the first `size` bytes, which a checkpoint covers; return the number of missing bytes."""
+        """Truncate the records to the `size` bytes that a checkpoint covers, and return the number of missing bytes."""
         if not self._jsonl.exists():
             return size
         content = self._jsonl.read_bytes()[:size]
@@ -160,13 +164,13 @@ class MetricsFile:
 
 
 class TimingFile:
-    """Append to `timing.jsonl`: seconds, speed and the machine, which differ from run to run."""
+    """File `timing.jsonl` of a run with seconds, speed and the machine, which differ between runs."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "timing.jsonl"
 
     def begin(self, session: Mapping[str, object]) -> None:
-        """Append the record of a start, after removing a last line that a kill has truncated."""
+        """Append the record of a start, after removing an incomplete last line left by a killed process."""
         content = self._path.read_bytes() if self._path.exists() else b""
         files.write_atomic(self._path, content[: content.rfind(b"\n") + 1])
         self.append(session)
@@ -178,7 +182,7 @@ class TimingFile:
 
 
 def read(path: Path) -> list[dict[str, Value]]:
-    """Read the records of a `metrics.jsonl`, without a last line that a kill has truncated."""
+    """Read the records of a `metrics.jsonl`; an incomplete last line, left by a killed process, is ignored."""
     if not path.exists():
         return []
     records = read_json_lines(path)
@@ -187,10 +191,10 @@ def read(path: Path) -> list[dict[str, Value]]:
 
 
 def _number(value: Any) -> Value:
-    if isinstance(value, str):  # "nan", "inf": JSON has none
+    if isinstance(value, str):  # "NaN" and infinities, which JSON cannot represent
         return float(value)
     if not isinstance(value, int | float):
-        raise TypeError(f"found a {type(value).__name__} in place of a number")
+        raise TypeError(f"found a {type(value).__name__} instead of a number")
     return value
 
 
@@ -212,7 +216,7 @@ def _name(value: float) -> str:
 
 
 class Recorder:
-    """Collect the values of a step on every process; process 0 writes their means."""
+    """Collector of the values of a step on every process, whose means process 0 writes."""
 
     def __init__(self, folder: Path, *, processes: Processes, options: RunOptions) -> None:
         self._folder, self._processes, self._options = folder, processes, options
@@ -226,12 +230,15 @@ class Recorder:
         self._marked_step = 0
 
     def begin(self, start: Position, *, device: torch.device, config: Mapping[str, Any]) -> None:
-        """Keep the metrics that belong to the steps before `start`, and open the trackers."""
+        """Remove the metrics of steps after `start` and open the trackers."""
         if not self._is_main:
             return
         lost = self._metrics.cut(start.metrics_bytes)
         if lost:
-            self.say(f"warning: {self._folder / 'metrics.jsonl'} lacks the last {lost} bytes before step {start.step}")
+            self.say(
+                f"warning: {self._folder / 'metrics.jsonl'} lacks the last {lost} bytes that were written before step "
+                f"{start.step}"
+            )
         session = {
             "session": start.step,
             "torch": torch.__version__,
@@ -244,33 +251,35 @@ class Recorder:
         self._trackers = open_trackers(self._options, self._folder, config=config, start_step=start.step)
 
     def start(self, step: int, total: int) -> None:
-        """Start the loop."""
+        """Start the clock and the progress display of the loop."""
         self._begun = self._mark = time.monotonic()
         self._marked_step = step
         self._watch.start(step, total)
 
     def take(self, scalars: Mapping[str, float | Tensor], *, always: bool = False) -> None:
-        """Collect values of the current step; with `always` they are written even if the step is not a logged one.
+        """Collect values of the current step; with `always`, they are written even if the step is not logged.
 
         Raises:
             TypeError: A value is not a number.
-            ValueError: A tensor holds several numbers, or the name is "step".
+            ValueError: A tensor has several elements, or the name is "step".
         """
         for name, value in scalars.items():
             if name == "step":
-                raise ValueError("the name 'step' is the record's own; log the value under another name")
+                raise ValueError(
+                    "the name 'step' is reserved for the number of the step; log the value by another name"
+                )
             if isinstance(value, Tensor) and value.numel() != 1:
                 raise ValueError(
-                    f"{name} is a tensor of shape {tuple(value.shape)}; expected one number (take its mean?)"
+                    f"{name} is a tensor of shape {tuple(value.shape)}, expected one number; log its mean, for example"
                 )
             number = value.item() if isinstance(value, Tensor) else value
             if not isinstance(number, (int, float)):
-                raise TypeError(f"{name} is a {type(number).__name__}; expected a number or a tensor with one element")
+                raise TypeError(f"{name} is a {type(number).__name__}, expected a number or a tensor with one element")
             self._values[name] = float(number) if isinstance(number, float) else int(number)
         self._is_due |= always
 
     def end_step(self, step: int, *, is_logged: bool = False, samples_per_step: int | None = None) -> None:
-        """Write the values collected in `step` if it is logged or `always` was set, and the speed if it is logged."""
+        """Write the values collected in `step` if the step is logged or `always` was set, and the speed if logged."""
         if is_logged or self._is_due:
             self._is_due = False
             self._write(step)
@@ -285,8 +294,8 @@ class Recorder:
         for rank, values in enumerate(everyone):
             if list(values) != names:
                 raise RuntimeError(
-                    f"process {rank} logged {', '.join(values) or 'nothing'} in step {step}, process 0 "
-                    f"{', '.join(names) or 'nothing'}; all must log the same names in the same order"
+                    f"process {rank} logged {', '.join(values) or 'nothing'} in step {step}, and process 0 logged "
+                    f"{', '.join(names) or 'nothing'}; all processes must log the same names in the same order"
                 )
         if not names or not self._is_main:
             return
@@ -320,7 +329,7 @@ class Recorder:
         return self._metrics.sync()
 
     def pause(self) -> None:
-        """End the loop; more values may follow."""
+        """End the progress display of the loop; more values may follow."""
         self._watch.stop()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A training run: run folder, seeding, processes, steps and exact resume."""
+"""Execute a training run with a run folder, seeding, several processes and exact resume."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from contrastive_core.training.signals import Interrupted, SignalWatch
 
 
 def resume_command(command: str, out: Path, *, world_size: int) -> str:
-    """Return the command line that resumes the run in `out`, which `command` started on `world_size` processes."""
+    """Return the command line that resumes the run in `out`, started by `command` on `world_size` processes."""
     line = f"{command} --config {shlex.quote(str(out / 'config.yaml'))} --out {shlex.quote(str(out))} --resume"
     if world_size == 1:
         return line
@@ -46,7 +46,7 @@ _WHOLE: ContextVar[tuple[str, Path] | None] = ContextVar("whole", default=None)
 
 @contextlib.contextmanager
 def stages_of(command: str, out: Path) -> Iterator[None]:
-    """Runs inside are stages of `command`, whose folder is `out`: that is what a person who stopped one resumes."""
+    """Make the runs inside the block stages of `command` with the folder `out`, so that users resume this command."""
     token = _WHOLE.set((command, Path(out)))
     try:
         yield
@@ -55,7 +55,7 @@ def stages_of(command: str, out: Path) -> Iterator[None]:
 
 
 class RunFolder:
-    """Run folder, locked against other processes."""
+    """Run folder, which is locked against other processes while it is open."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,27 +63,27 @@ class RunFolder:
         self._lock: files.FolderLock | None = None
 
     def open(self, settings: config.Config, *, command: str, resume: bool, resume_command: str) -> None:
-        """Create the folder and write the configuration, or check that the folder holds the same run.
+        """Create the folder and write the configuration, or check that the folder contains the same run.
 
         Raises:
-            UserError: It is a file, holds something else, is in use, holds a run and `resume` is not set, or that run
-                has another configuration.
+            UserError: The path is a file; the folder contains other files, or is in use; it contains a run and `resume`
+                is not set; or that run has another configuration.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; expected a folder to write the run to")
+            raise UserError(f"{self.path} is a file; expected a folder for the run")
         self.path.mkdir(parents=True, exist_ok=True)
-        # The configuration is the first file of a run and appears complete: files without it are not those of a run.
+        # The configuration is the first file of a run and is written atomically, so other files without it are foreign.
         found = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         if found and not self.config_path.is_file():
             raise UserError(
-                f"{self.path} is not empty (it holds {found[0]}{', ...' if len(found) > 1 else ''}) and not a run "
-                "folder (it holds no config.yaml); expected a new or empty folder. Choose another --out"
+                f"{self.path} is not empty (it contains {found[0]}{', ...' if len(found) > 1 else ''}) and is not a "
+                "run folder (it has no config.yaml); expected a new or empty folder. Choose another --out"
             )
-        # A start that failed before its first step (a typing error in a flag) leaves nothing to lose.
+        # A start that failed before its first step (for example by a mistyped flag) has left nothing to keep.
         begun = any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
         if begun and not resume:
             raise UserError(
-                f"{self.path} already holds a run; expected a new or empty folder. Resume that run with "
+                f"{self.path} already contains a run; expected a new or empty folder. Resume that run with "
                 "--resume, or choose another --out"
             )
         self._lock = files.FolderLock(self.path)
@@ -91,15 +91,15 @@ class RunFolder:
             raise UserError(f"{self.path} is being written by another process; wait for it to end, or stop it")
         files.remove_temporaries(self.path)
         if not begun:
-            claim_folder(self.path, command=command)  # a config.yaml of somebody else is none of a start that failed
+            claim_folder(self.path, command=command)  # fails if another command wrote config.yaml
             settings.write(self.config_path)
             return
         changed = settings.differences(config.read(self.config_path))
         if changed:
             lines = "\n".join(f"  {line}" for line in changed)
             raise UserError(
-                f"{self.path} holds a run with other settings; in its config.yaml -> now:\n{lines}\n"
-                f"Resume with its settings by\n  {resume_command}\nor start a new run with another --out"
+                f"{self.path} contains a run with other settings (in its config.yaml -> now):\n{lines}\n"
+                f"Resume with the settings of the run by\n  {resume_command}\nor start a new run with another --out"
             )
         settings.rewrite(self.config_path)
 
@@ -113,7 +113,8 @@ class RunFolder:
 def seed_global_generators(seed: int, device: torch.device) -> None:
     """Seed the global generators of torch (on the CPU and on `device`), random and numpy.
 
-    As torch.manual_seed, but only for the devices in use; for others that function formats a stack trace.
+    Unlike torch.manual_seed, this seeds only the devices in use; for other devices, that function formats a stack
+    trace.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -121,31 +122,31 @@ def seed_global_generators(seed: int, device: torch.device) -> None:
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is the one a loop may use unawares
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - code in a loop may use the global generator
 
 
 class Run:
-    """Context manager around a training loop that can be killed at any moment and resumed exactly.
+    """Context manager around a training loop that can be killed at any time and resumed exactly.
 
-    On CPU, a resumed run ends with the same bytes (weights, optimiser, metrics) as an uninterrupted one if every random
-    draw of the loop comes from `seed`, from torch, random or numpy (which `steps` seeds before each step), or from the
-    sample's index, and if everything that changes is tracked.
+    On the CPU, a resumed run ends with the same bytes (weights, optimiser, metrics) as an uninterrupted run if two
+    conditions hold: every random draw of the loop comes from `seed`, from torch, random or numpy (which `steps` seeds
+    before each step), or from the sample's index; and every object that changes is tracked.
 
     Args:
-        out: Run folder; new, empty, or with options.resume the folder of the run to resume.
-        config: Resolved arguments, written to config.yaml: numbers, strings, paths, dataclasses, lists, mappings.
-        command: Program and verb that started the run ("ssl-vision pretrain"), for the message that says how to resume.
-        options: See RunOptions.
+        out: Run folder, which is new or empty, or with options.resume the folder of the run to resume.
+        config: Resolved arguments, written to config.yaml: numbers, strings, paths, dataclasses, lists and mappings.
+        command: Program and verb that start the run, such as "ssl-vision pretrain", for messages about resuming.
+        options: Options for executing, logging and saving the run.
         free: Names in config that may differ when the run is resumed, because they do not affect the result.
 
     Attributes:
-        fabric: The Fabric; call `run.fabric.backward(loss)` instead of `loss.backward()`.
+        fabric: Lightning Fabric of the run; call `run.fabric.backward(loss)` instead of `loss.backward()`.
         device: Device of the tensors.
         rank: Rank of this process.
         world_size: Number of processes.
 
     Raises:
-        UserError: On entering: the folder is in use, holds other files or a run with another configuration, or a
+        UserError: On entry, if the folder is in use, contains other files or a run with another configuration, or if a
             requested device or library is missing.
     """
 
@@ -207,8 +208,8 @@ class Run:
             self._processes.close()
         if error is None and self._in_loop:
             raise RuntimeError(
-                f"the loop over run.steps was left in step {self._step} of {self._total}, so that step was neither "
-                "recorded nor saved; in zip(), put run.steps(...) first, and do not break out of the loop"
+                f"the loop over run.steps ended in step {self._step} of {self._total}, so this step was neither "
+                "recorded nor saved; in zip(), pass run.steps(...) first, and do not break out of the loop"
             )
 
     @property
@@ -218,19 +219,19 @@ class Run:
 
     @property
     def is_logged_step(self) -> bool:
-        """Whether `log` records in the current step."""
+        """Whether `log` records values in the current step."""
         if self._step is None or self._total is None:
             return False
         return self._step % self.options.log_every == 0 or self._step >= self._total - 1
 
     @property
     def resume_command(self) -> str:
-        """Command line that resumes this run, or the command that it is a stage of."""
+        """Command line that resumes this run, or the command of which this run is a stage."""
         command, out = _WHOLE.get() or (self.command, self.out)
         return resume_command(command, out, world_size=self.world_size)
 
     def seed(self, *keys: int | str) -> int:
-        """Derive the seed of one purpose from options.seed and the keys."""
+        """Derive a seed for one purpose from options.seed and the keys."""
         return derive(self.options.seed, *keys)
 
     def say(self, message: str) -> None:
@@ -242,30 +243,34 @@ class Run:
     @overload
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]: ...
     def setup(self, model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module | tuple[nn.Module, Optimizer]:
-        """Move to the device, synchronise batch norms over processes, compile if requested, and wrap by Fabric."""
+        """Move a model to the device, synchronise its batch norm layers, compile it if requested and wrap it."""
         return set_up(self.fabric, model, optimizer, compiled=self.options.compile)
 
     def track(self, **objects: Stateful) -> None:
-        """Add objects to the checkpoints: everything that changes during training (model, optimizer, schedule, ...).
+        """Add objects to the checkpoints; track everything that changes during training (model, optimizer, ...).
 
         The state must be the same on all processes; process 0 writes it.
 
         Raises:
             TypeError: An object has no state_dict and load_state_dict.
             ValueError: A name is used twice.
+            RuntimeError: The checkpoint has already been read.
         """
         if self._start is not None:
             raise RuntimeError(
-                f"{', '.join(objects)}: tracked after the checkpoint was read; track before restore, batches and steps"
+                f"{', '.join(objects)}: track was called after the checkpoint was read; call it before restore, "
+                "batches and steps"
             )
         for name, thing in objects.items():
             self._snapshots.track(name, thing)
 
     def restore(self) -> int:
-        """Restore the newest undamaged checkpoint if options.resume, and return the first step; `steps` calls it too.
+        """Restore the newest undamaged checkpoint if options.resume is set, and return the first step to execute.
+
+        `batches` and `steps` also call this method.
 
         Raises:
-            UserError: There are checkpoints but none can be used, or they do not hold the tracked objects.
+            UserError: All existing checkpoints are damaged, or the newest one does not contain the tracked objects.
         """
         if self._start is not None:
             return self._start
@@ -278,7 +283,7 @@ class Run:
         return self._start
 
     def batches(self, n: int, *, batch_size: int, total_steps: int) -> Batches:
-        """Return this process's batches of n samples from the first step on; see Batches. Call `track` before."""
+        """Return this process's batches of n samples from the first step on (see `Batches`); call `track` before."""
         return Batches(
             n,
             batch_size=batch_size,
@@ -290,21 +295,30 @@ class Run:
         )
 
     def steps(self, total: int, *, samples_per_step: int | None = None) -> Iterator[int]:
-        """Iterate over the remaining steps; between two of them the engine records, saves and answers signals.
+        """Iterate over the remaining steps; between steps, record values, write checkpoints and handle signals.
 
-        Before a step torch, random and numpy are seeded by (seed, step, rank). After its body the logged values are
-        written, a checkpoint on its cadence and after the last step, and SIGTERM or SIGINT is answered by a checkpoint
-        and Interrupted (over several processes one step later, when all have heard of it).
+        Before each step, torch, random and numpy are seeded by (seed, step, rank). After each step, the logged values
+        are written. A checkpoint is written every options.checkpoint_every steps and after the last step. On SIGTERM or
+        SIGINT, a checkpoint is written and Interrupted is raised (with several processes one step later, when all of
+        them have received the message).
 
         Args:
             total: Number of steps of the whole run.
             samples_per_step: Number of samples per step over all processes, for the speed in timing.jsonl.
+
+        Raises:
+            UserError: The checkpoint is past `total`, there is too little disk space, or a checkpoint cannot be
+                written.
+            Interrupted: The process received SIGTERM or SIGINT; a checkpoint has been written.
         """
         if self._total is not None:
-            raise RuntimeError("run.steps was called before; a run has one loop")
+            raise RuntimeError("run.steps was called twice; a run has only one loop")
         start = self.restore()
         if start > total:
-            raise UserError(f"{self.out} is at step {start}, past the end of a run of {total} steps; raise the number")
+            raise UserError(
+                f"{self.out} is at step {start}, which is past the end of a run of {total} steps; increase the number "
+                "of steps"
+            )
         if start < total and self.is_main:
             self._check_space()
         self._total, self._in_loop = total, True
@@ -322,19 +336,19 @@ class Run:
         seed_global_generators(self.seed("step", total, self.rank), self.device)
 
     def log(self, **scalars: float | Tensor) -> None:
-        """Record values of the current step, if it is a logged one: every options.log_every steps and the last.
+        """Record values of the current step if it is logged: every options.log_every steps, and the last step.
 
-        Tensors are read (`.item()`) in logged steps only, so that an accelerator is not kept waiting. Over several
-        processes the mean is recorded; all must log the same names.
+        Tensors are read (`.item()`) only in logged steps, because reading synchronises with the device. With several
+        processes, the mean is recorded, and all processes must log the same names.
         """
         self._check_begun()
         if self.is_logged_step:
             self._open_recorder.take(scalars)
 
     def record(self, **scalars: float | Tensor) -> None:
-        """Record values of the current step whether it is a logged one or not; after the loop, of step `total`.
+        """Record values of the current step whether or not it is logged; after the loop, record values of step `total`.
 
-        All processes must call it.
+        All processes must call this method.
         """
         step = self._check_begun()
         self._open_recorder.take(scalars, always=True)
@@ -344,7 +358,16 @@ class Run:
     def save_model(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, object], *, folder: str = "model"
     ) -> Path:
-        """Write model.safetensors and model.json to `folder` inside the run, for `load_model`; return the folder."""
+        """Write model.safetensors and model.json, which `load_model` reads, to `folder` inside the run folder.
+
+        Args:
+            tensors: Tensors by name, such as the result of `module.state_dict()`.
+            metadata: Numbers, strings, paths, dataclasses, lists and mappings by name.
+            folder: Name of the model folder.
+
+        Returns:
+            Path of the model folder.
+        """
         target = self.out / folder
         self._processes.on_main(lambda: model_file.save_model(target, tensors, metadata))
         return target
@@ -352,18 +375,18 @@ class Run:
     @property
     def _open_recorder(self) -> Recorder:
         if self._recorder is None:
-            raise RuntimeError("this Run is not open; use it as `with Run(...) as run:`")
+            raise RuntimeError("the Run is not open; use it as `with Run(...) as run:`")
         return self._recorder
 
     def _check_begun(self) -> int:
         if self._step is None:
-            raise RuntimeError("values are recorded inside the loop over run.steps, or after it; no step has begun")
+            raise RuntimeError("no step has begun; record values inside the loop over run.steps or after it")
         return self._step
 
     def _between_steps(self, done: int, total: int) -> None:
         last = done == total
         if last:
-            # Signals up to here are counted below; later ones act as in any program, with everything saved.
+            # Signals received so far are counted below; later ones have their usual effect, with everything saved.
             self._save_checkpoint(done)
             self._signals.__exit__(None, None, None)
         signum = self._processes.vote(self._signals.signum or 0, final=last)
@@ -374,7 +397,7 @@ class Run:
             return
         self._in_loop = False
         self._close()
-        self._processes.wait()  # nobody leaves, and makes torchrun end the others, before the checkpoint is complete
+        self._processes.wait()  # torchrun would end the other processes before the checkpoint is complete
         message = f"stopped by {signal.Signals(signum).name} after step {done} of {total}"
         if self.is_main:
             message += f"; everything is saved in {self.out}. Resume with\n  {self.resume_command}"
@@ -386,7 +409,7 @@ class Run:
         files.check_space(
             self.out,
             self._snapshots.bytes_of_one() * (checkpoints + 2),
-            what=f"{checkpoints} checkpoints, the one being written and the model",
+            what=f"{checkpoints} checkpoints, the checkpoint being written and the model",
             files=4 * (checkpoints + 2) + 10,
             advice="choose another --out or fewer --keep-checkpoints",
         )

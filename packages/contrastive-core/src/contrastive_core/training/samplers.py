@@ -1,6 +1,6 @@
-"""Batch samplers and a data loader whose order depends on seed and step alone.
+"""Batch samplers and a data loader whose order depends only on seed and step.
 
-Neither the number of workers nor an interruption changes which samples a step sees.
+Neither the number of workers nor an interruption changes the samples of a step.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from contrastive_core.training.crashes import forget_files
 
 
 class Batches:
-    """Sample indices of every step, reshuffled in each epoch, independent of the number of workers and of restarts.
+    """Batch sampler that reshuffles in each epoch, independently of the number of workers and of restarts.
 
-    Step t belongs to epoch t // steps_per_epoch. The order of an epoch is permutation(derive(seed, "order", epoch), n);
-    the global batch is the next batch_size * world_size of it, of which each process takes its own consecutive part, so
-    that the union over processes does not depend on how many there are. What is left at the end of an epoch is dropped.
+    Step t belongs to epoch t // steps_per_epoch. The order of an epoch is permutation(derive(seed, "order", epoch), n).
+    A global batch is the next batch_size * world_size indices, of which each process takes a consecutive part, so that
+    the union over processes does not depend on their number. Indices that do not fill a batch at the end of an epoch
+    are dropped.
 
-    Usable as the `batch_sampler` of a DataLoader; `at(step)` is the same for a loop that indexes tensors itself.
+    Pass an instance as the `batch_sampler` of a DataLoader, or call `at(step)` in a loop that indexes tensors itself.
 
     Args:
         n: Number of samples.
@@ -36,7 +37,7 @@ class Batches:
         rank: Rank of this process, 0 <= rank < world_size.
         world_size: Number of processes.
         start_step: First step to yield.
-        total_steps: Step to stop before.
+        total_steps: Number of steps of the whole run; iteration stops before this step.
 
     Raises:
         UserError: There are fewer samples than one global batch.
@@ -62,8 +63,8 @@ class Batches:
             raise ValueError(f"start_step is {start_step}; expected 0 <= start_step <= total_steps = {total_steps}")
         if n < batch_size * world_size:
             raise UserError(
-                f"found {n} samples; one step needs {batch_size * world_size} (batch_size {batch_size} on {world_size} "
-                "process(es)). Lower batch_size or add samples"
+                f"found {n} samples, but one step needs {batch_size * world_size} (batch_size {batch_size} on "
+                f"{world_size} process(es)). Lower batch_size or add samples"
             )
         self.batch_size = batch_size
         self.steps_per_epoch = n // (batch_size * world_size)
@@ -95,34 +96,34 @@ class ClassBatch(NamedTuple):
     samples: Tensor
     """Indices of the samples: int64 [n]."""
     copy: Tensor
-    """Number of earlier occurrences of the sample in the step's batch, over all processes: int64 [n]."""
+    """Number of earlier occurrences of the sample in the batch over all processes: int64 [n]."""
 
 
 class ClassBatches:
-    """Sample indices of every step: some classes with equally many samples of each, as for SuNCEt.
+    """Class-balanced batch sampler: each step has the same number of samples of each of several classes, as in SuNCEt.
 
-    The steps go through the classes in a random order, `classes_per_batch` at a time, and then in a new one; classes
-    that do not fill a last batch are left out of a round. Whenever a class comes up, it gives its next
-    `samples_per_class` samples in a random order of its own, different ones within a step, until too few are left for
-    another turn; then in a new order. A class with fewer samples than that repeats them within the step, and `copy`
-    tells the repetitions apart, so that each can be augmented in its own way.
+    A round visits the classes in random order, `classes_per_batch` per step; classes that do not fill a last batch are
+    omitted, and the next round has a new order. In each step, a class contributes its next `samples_per_class` samples
+    in a random order of its own. When fewer samples than that remain, the class is reshuffled. A class with fewer
+    samples in total repeats them within the step; `copy` distinguishes the repetitions, so that each can be augmented
+    differently.
 
-    Over several processes all take the same classes in the same order, and each its own consecutive part of the samples
-    of every class: the union does not depend on how many processes there are. (The SuNCEt release gives every process a
-    fixed part of each class's samples; here they are dealt out anew.)
+    With several processes, all take the same classes in the same order, and each takes a consecutive part of the
+    samples of every class, so that the union does not depend on the number of processes. (The released code of SuNCEt
+    assigns a fixed part of each class's samples to every process; here the assignment changes with each reshuffling.)
 
     Args:
         labels: Class numbers int64 [N]; only their equality and order matter.
         classes_per_batch: Number of different classes in a step.
-        samples_per_class: Number of samples of each, over all processes; a multiple of `world_size`.
+        samples_per_class: Number of samples of each class over all processes; a multiple of `world_size`.
         seed: Seed of classes and samples.
         rank: Rank of this process, 0 <= rank < world_size.
         world_size: Number of processes.
 
     Raises:
-        UserError: There are fewer classes; fewer than two classes or samples of each, for there is nothing to tell
-            apart or no positive then; samples that cannot be shared evenly.
-        ValueError: A rank out of its range.
+        UserError: `classes_per_batch` is below 2 or exceeds the number of classes, or `samples_per_class` is below 2 or
+            not a multiple of `world_size`.
+        ValueError: The rank is out of its range.
 
     Reference: Assran et al. 2020, "Supervision Accelerates Pre-training in Contrastive Semi-Supervised Learning of
     Visual Representations", and the sampler of its released code.
@@ -147,13 +148,13 @@ class ClassBatches:
         found, number = torch.unique(labels, return_inverse=True)
         if not 2 <= classes_per_batch <= len(found):
             raise UserError(
-                f"found labelled samples of {len(found)} classes, asked for batches of {classes_per_batch} classes; "
-                f"expected at least 2 and no more than there are"
+                f"found labelled samples of {len(found)} classes, but batches of {classes_per_batch} classes were "
+                f"requested; expected at least 2 and at most {len(found)} classes per batch"
             )
         if samples_per_class < 2 or samples_per_class % world_size:
             raise UserError(
-                f"asked for {samples_per_class} samples per class on {world_size} process(es); expected at least 2, so "
-                "that every sample has a positive, and a multiple of the processes"
+                f"{samples_per_class} samples per class were requested on {world_size} process(es); expected at least "
+                "2, so that every sample has a positive, and a multiple of the number of processes"
             )
         self.steps_per_round = len(found) // classes_per_batch
         self.batch_size = classes_per_batch * samples_per_class // world_size
@@ -163,7 +164,7 @@ class ClassBatches:
         self._own = slice(rank * share, (rank + 1) * share)
 
     def at(self, step: int) -> ClassBatch:
-        """Return the samples of this process in `step`, class by class: [batch_size]."""
+        """Return the samples [batch_size] of this process in `step`, ordered by class."""
         turn, part = divmod(step, self.steps_per_round)
         order = permutation(derive(self._seed, "classes", turn), len(self._members))
         chosen = order[part * self._classes : (part + 1) * self._classes].tolist()
@@ -191,9 +192,16 @@ def make_loader(
     pin_memory: bool = False,
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
-    """Load the samples of `batches` in order, in `workers` processes (0: in this one).
+    """Build a data loader that loads the samples of `batches` in order.
 
-    The dataset's items must be a function of their index alone; then the number of workers does not change the result.
+    The result does not depend on the number of workers if each item of the dataset depends only on its index.
+
+    Args:
+        dataset: Dataset to load from.
+        batches: Batch sampler.
+        workers: Number of data loading processes; 0 loads in the calling process.
+        pin_memory: Whether to copy batches to pinned memory, as in DataLoader.
+        collate: Function that merges samples to a batch, as `collate_fn` in DataLoader.
     """
     return DataLoader(
         dataset,
@@ -202,20 +210,20 @@ def make_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=prepare_worker,
-        # A separate generator, because the loader must not draw from the global one, which `steps` seeds.
+        # The loader must not draw from the global generator, which `steps` seeds.
         generator=torch.Generator().manual_seed(0),
     )
 
 
 def prepare_worker(worker: int) -> None:
-    """Set up a data loading process; for DataLoader's `worker_init_fn`.
+    """Set up a data loading process; pass this function as `worker_init_fn` of a DataLoader.
 
-    SIGINT and SIGTERM are left to the training process. A terminal, a batch system or `timeout` sends them to all
-    processes of a job; a worker that died of one would take the training process with it before its checkpoint. The
-    workers end when the training process does.
+    The process ignores SIGINT and SIGTERM, which the training process handles. A terminal, a batch system or `timeout`
+    sends them to all processes of a job, and a worker that ended would also end the training process before its
+    checkpoint. The workers end with the training process.
 
-    A batch that cannot be passed on, because the shared memory is full, ends the process. Python would drop the batch
-    after a message, and the training process would wait for it forever.
+    A batch that cannot be passed to the training process, because the shared memory is full, ends the worker. Python
+    would only print a message and drop the batch, and the training process would wait for it forever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -223,6 +231,6 @@ def prepare_worker(worker: int) -> None:
 
 
 def _end_worker(error: BaseException, batch: object) -> None:
-    forget_files()  # the thread that reads the next batch is not to blame
+    forget_files()  # the file that another thread is reading has not caused this
     os.write(2, f"a batch could not be passed to the training process: {error}\n".encode())
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Stop on SIGTERM or SIGINT at the end of a step."""
+"""Stop a run at the end of a step after SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Launchers repeat a signal within milliseconds (torchrun forwards the Ctrl-C that the terminal has sent to everyone,
-# coreutils' timeout signals the child and its group); a person who insists takes longer.
+# Launchers repeat a signal within milliseconds (torchrun forwards a Ctrl-C that the terminal has sent to all processes;
+# coreutils' timeout signals the child and its group). A user who repeats it takes longer.
 _REPEAT_SECONDS = 0.5
 
 
-class Interrupted(Exception):  # noqa: N818 - the name says what happened; nothing went wrong
+class Interrupted(Exception):  # noqa: N818 - not an error
     """A run received a signal, wrote a checkpoint and stopped.
 
     Attributes:
-        signum: The signal, as in `signal.SIGTERM`.
+        signum: Number of the signal, such as `signal.SIGTERM`.
     """
 
     def __init__(self, message: str, *, signum: int) -> None:
@@ -28,10 +28,10 @@ class Interrupted(Exception):  # noqa: N818 - the name says what happened; nothi
 
 
 class SignalWatch:
-    """Context manager that stores SIGTERM and SIGINT in `signum`; a repeated signal ends the process at once.
+    """Context manager that stores SIGTERM and SIGINT in `signum`; a repeated signal ends the process immediately.
 
-    Python delivers signals to the main thread only: elsewhere the watch does nothing. The handlers that were there
-    before come back on exit.
+    Python delivers signals only to the main thread; in other threads, the context manager has no effect. The previous
+    handlers are restored on exit.
     """
 
     def __init__(self) -> None:
@@ -50,13 +50,13 @@ class SignalWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for signum, handler in self._before.items():
-            # None: the handler was not installed from Python and cannot be put back by it.
+            # None: the handler was not installed from Python and cannot be restored by Python.
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A forked data worker: Ctrl-C reaches it too, but its parent decides; SIGTERM is for it alone.
+            # A forked data worker ignores Ctrl-C, which its parent handles; SIGTERM ends only the worker.
             if signum == signal.SIGTERM:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)

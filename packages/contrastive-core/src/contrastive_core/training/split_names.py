@@ -1,4 +1,4 @@
-"""Recognise the parts of a data set (train, val, test) by the many names that people give them."""
+"""Recognise the parts of a data set (train, val, test) under their common names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from contrastive_core.errors import UserError
 
 SPLITS = ("train", "val", "test")
-"""The parts, in their usual order."""
+"""Canonical names of the parts, in their usual order."""
 
 _WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
@@ -26,12 +26,12 @@ _FILLERS = frozenset(
 
 
 class SplitWord(NamedTuple):
-    """A split in the name of a folder.
+    """Split found in the name of a folder.
 
     Attributes:
-        split: The split.
-        is_whole: Whether it is the whole name.
-        rest: The other words of the name, without those that say nothing, such as ``set``.
+        split: Canonical name of the split.
+        is_whole: Whether the folder name consists of this word alone.
+        rest: Other words of the folder name, without generic words such as ``set``.
     """
 
     split: str
@@ -40,7 +40,7 @@ class SplitWord(NamedTuple):
 
 
 def canonical_split(name: str) -> str:
-    """Normalise the name of a split: ``Training`` is train, ``validation`` is val; other names are unchanged.
+    """Return the canonical name of a split: train for ``Training``, val for ``validation``, others unchanged.
 
     >>> canonical_split("VALID"), canonical_split("holdout")
     ('val', 'holdout')
@@ -49,7 +49,7 @@ def canonical_split(name: str) -> str:
 
 
 def split_word(name: str) -> SplitWord | None:
-    """Find a split in the name of a folder; None if it has none.
+    """Find a split in the name of a folder, or return None if the name contains none.
 
     >>> split_word("seg_Train")
     SplitWord(split='train', is_whole=False, rest=('seg',))
@@ -72,13 +72,20 @@ def split_word(name: str) -> SplitWord | None:
 
 
 def find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Find the splits among the folders in a folder: split -> name of its folder.
+    """Find the subfolders that contain splits.
 
-    A name that is a split, or a split and words that say nothing (``train_set``), is one. Failing these, so are several
-    folders that differ only in that word (``seg_train``, ``seg_test``).
+    The name of such a folder is a split, with or without generic words (``train_set``). If no name is, several folders
+    whose names differ only in the split (``seg_train``, ``seg_test``) are used.
+
+    Args:
+        folder: Path of the folder, for error messages.
+        names: Names of its subfolders.
+
+    Returns:
+        Name of the folder of each split that was found.
 
     Raises:
-        UserError: There are two folders for one split.
+        UserError: Two folders contain the same split.
     """
     exact: dict[str, list[str]] = {}
     padded: dict[str, list[str]] = {}
@@ -98,7 +105,7 @@ def find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
     for split, folders in found.items():
         if len(folders) > 1:
             raise UserError(
-                f"{folder}: found the folders {' and '.join(folders)}, all of split {split}, expected one; merge or "
-                "rename them"
+                f"{folder}: found the folders {' and '.join(folders)}, all of split {split}, expected only one; merge "
+                "or rename them"
             )
     return {split: folders[0] for split, folders in found.items()}

@@ -1,6 +1,6 @@
 """Batch normalisation over the union of the batches of all processes, on any device.
 
-torch.nn.SyncBatchNorm refuses CPUs; this one computes the same with two small collectives per call.
+torch.nn.SyncBatchNorm does not support CPUs; this module computes the same with two small collectives per call.
 """
 
 from __future__ import annotations
@@ -16,28 +16,31 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SyncBatchNorm(_BatchNorm):
-    """nn.BatchNorm1d/2d/3d with mean and variance over the batches of all processes.
+    """Batch normalisation (nn.BatchNorm1d/2d/3d) with mean and variance over the batches of all processes.
 
-    y = (x - mean) / sqrt(var + eps) * weight + bias, mean and (biased) var over all positions of all processes; the
-    running variance takes the unbiased one, as nn.BatchNorm does on the union batch. The input gradient is that of the
-    sum of the processes' losses; the parameter gradients are each process's own share, which DistributedDataParallel
-    averages. Second derivatives are those of the union batch too. Without a process group, and in evaluation mode, it
-    is nn.BatchNorm. Statistics are float32 or better.
+        y = (x - mean) / sqrt(var + eps) * weight + bias
 
-    Shapes: [N, C] or [N, C, ...] with 0 to 3 more dimensions; N may differ between processes.
+    Mean and biased variance are computed over all positions of all processes. The running variance uses the unbiased
+    estimate, as nn.BatchNorm does on the union batch. The gradient of the input is that of the sum of the losses of all
+    processes. The gradients of the parameters are those of each process, which DistributedDataParallel averages. Second
+    derivatives are also those of the union batch. Without a process group, and in evaluation mode, the module equals
+    nn.BatchNorm. Statistics are computed in float32 or better.
+
+    Shape: [N, C] or [N, C, ...] with up to 3 further dimensions; N may differ between processes.
 
     Raises:
-        ValueError: Another shape, an empty batch, or one value per channel in all.
+        ValueError: The input has another shape, the batch of a process is empty, or all batches together have only one
+            value per channel.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
         if not 2 <= input.ndim <= 5:
             raise ValueError(
-                f"SyncBatchNorm got an input of shape {tuple(input.shape)}; expected 2 to 5 dimensions [N, C, ...]"
+                f"SyncBatchNorm: got an input of shape {list(input.shape)}, expected 2 to 5 dimensions [N, C, ...]"
             )
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Normalise `input`, keeping shape and type."""
+        """Normalise `input`; the result has the same shape and type."""
         from_batch = self.training or self.running_mean is None
         if not from_batch or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
@@ -54,7 +57,7 @@ class SyncBatchNorm(_BatchNorm):
         rate = self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if rate is None:  # the plain average of all batches so far
+            if rate is None:  # the mean over all batches so far
                 rate = 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), float(rate or 0.0))
         self.running_var.lerp_(var.to(self.running_var.dtype), float(rate or 0.0))
@@ -63,8 +66,8 @@ class SyncBatchNorm(_BatchNorm):
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
     """Convert BatchNorm1d/2d/3d (and torch's SyncBatchNorm) in `module` to SyncBatchNorm in place; return `module`.
 
-    Only the class of the objects changes: parameters, buffers, hooks, names in the state dictionary and references that
-    others hold stay. Subclasses of the batch norms, which may compute something else, are left alone.
+    Only the class of the objects changes; parameters, buffers, hooks, names in the state dictionary and references to
+    the objects remain valid. Subclasses of the batch norms, which may compute something else, are not converted.
     """
     for part in module.modules():
         if type(part) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
@@ -73,14 +76,14 @@ def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
 
 
 class _UnionNorm(Function):
-    """Return the normalised batch, and mean, biased variance and number of values over all processes."""
+    """Normalised batch, and mean, biased variance and number of values over all processes."""
 
     @staticmethod
     def forward(
         x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if x.shape[0] == 0:
-            raise ValueError("SyncBatchNorm got an empty batch on one process; give every process at least one sample")
+            raise ValueError("SyncBatchNorm: got an empty batch on one process, expected at least one sample on each")
         precise = torch.promote_types(x.dtype, torch.float32)
         own_var, own_mean = torch.var_mean(x.to(precise), _all_but_channels(x), correction=0)
         own_count = own_mean.new_full((1,), x.numel() / x.shape[1], dtype=torch.float64)
@@ -90,8 +93,8 @@ class _UnionNorm(Function):
         means, variances, counts = parts[:, : x.shape[1]], parts[:, x.shape[1] : -1], parts[:, -1:]
         count = counts.sum()
         if count <= 1:
-            raise ValueError("SyncBatchNorm got one value per channel over all processes; training needs at least two")
-        # The variance of a union: within the parts, and of their means (Chan, Golub and LeVeque 1979).
+            raise ValueError("SyncBatchNorm: got one value per channel over all processes, expected at least two")
+        # The variance of a union is that within the parts plus that of their means (Chan, Golub and LeVeque 1979).
         mean = (counts * means).sum(0) / count
         var = (counts * (variances + (means - mean).square())).sum(0) / count
         mean, var = mean.to(precise), var.to(precise)
@@ -112,7 +115,7 @@ class _UnionNorm(Function):
         dims, shape = _all_but_channels(x), [1, -1] + [1] * (x.ndim - 2)
         values, grad = x.to(mean.dtype), grads[0].to(mean.dtype)
         if torch.is_grad_enabled():
-            # For a second derivative the statistics are computed again, as functions of the batches of all processes.
+            # For a second derivative, compute the statistics again as functions of the batches of all processes.
             mean = _sum_over_processes(values.sum(dims)) / count.to(mean.dtype)
             var = _sum_over_processes((values - mean.view(shape)).square().sum(dims)) / count.to(mean.dtype)
         inverse = torch.rsqrt(var + ctx.eps)
@@ -160,7 +163,7 @@ class _SumOverProcesses(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        del ctx, inputs, output  # linear: nothing to remember
+        del ctx, inputs, output  # linear: nothing to save
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

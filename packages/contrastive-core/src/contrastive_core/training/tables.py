@@ -1,4 +1,4 @@
-"""Understand the lists and tables that people and spreadsheets write: columns, paths, missing values."""
+"""Read lists and tables written by people and spreadsheets: columns, paths and missing values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def is_missing(text: str) -> bool:
-    """Whether a cell stands for a missing value: empty, ``nan``, ``<NA>``, ``n/a`` or ``null``."""
+    """Return whether a cell denotes a missing value: empty, ``nan``, ``<NA>``, ``n/a`` or ``null``."""
     return text.strip().lower() in _MISSING
 
 
@@ -24,19 +24,20 @@ def find_columns(
     """Find the columns of a table by their meanings.
 
     Args:
-        file: The table, for messages.
+        file: Path of the table, for error messages.
         columns: Names of its columns, in lower case.
-        meanings: Meaning -> names of columns that can have it; the first of these is used.
+        meanings: Possible column names of each meaning, in order of preference.
 
     Returns:
-        Meaning -> position of its column; sentences on columns that are ignored although they have the same meaning.
+        Position of the column of each meaning that occurs, and sentences about columns that are ignored because a
+        preferred column has the same meaning.
 
     Raises:
         UserError: A column occurs twice.
     """
     twice = sorted({name for name in columns if name and columns.count(name) > 1})
     if twice:
-        raise UserError(f"{file}: found the column {twice[0]} twice, expected each once; remove or rename one")
+        raise UserError(f"{file}: found the column {twice[0]} twice, expected it once; remove or rename one")
     place, notes = {}, []
     for meaning, names in meanings.items():
         present = [name for name in names if name in columns]
@@ -48,14 +49,14 @@ def find_columns(
 
 
 def local_path(path: str, folder: Path) -> str:
-    """Return a path of a list as this computer writes it.
+    """Convert a path in a list to the form of this computer.
 
     Backslashes become slashes, and accents are composed or decomposed (NFC, NFD), unless a file with exactly that name
     exists.
 
     Args:
         path: Path in the list.
-        folder: Folder that it is relative to.
+        folder: Folder to which the path is relative.
     """
     if path.isascii() and "\\" not in path:
         return path
@@ -65,14 +66,14 @@ def local_path(path: str, folder: Path) -> str:
 
 
 def refuse_drives(file: Path, paths: Iterable[tuple[int, str]]) -> None:
-    """Refuse paths on a drive of Windows, such as ``C:``, on other systems.
+    """Raise an error for paths on a Windows drive, such as ``C:``, on other systems.
 
     Args:
-        file: The list, for the message.
-        paths: Line and path of each row.
+        file: Path of the list, for the error message.
+        paths: Line number and path of each row.
 
     Raises:
-        UserError: There are some.
+        UserError: A path is on a Windows drive, and this is another system.
     """
     elsewhere = [(line, path) for line, path in paths if _DRIVE.match(path)]
     if elsewhere and Path("/").anchor == "/":

@@ -1,4 +1,4 @@
-"""Read weights of other programs, as .safetensors or as PyTorch files, without running code that a file brings."""
+"""Read weights of other programs from .safetensors or PyTorch files, without running code that a file contains."""
 
 from __future__ import annotations
 
@@ -18,93 +18,94 @@ from contrastive_core.text import size
 from contrastive_core.training.documents import reading
 
 _RATIO = 20
-"""How many times its size on the disk a file of weights may take in memory."""
+"""Largest ratio of the uncompressed size of a file to its size on the disk."""
 _DEPTH = 20
-"""Levels of nested containers that are searched for tensors."""
+"""Number of levels of nested containers that are searched for tensors."""
 _WRAPPERS = ("module", "_orig_mod")
-"""Parts that DistributedDataParallel and torch.compile put into names."""
+"""Parts that DistributedDataParallel and torch.compile insert into names."""
 _STATE_KEYS = ("state_dict", "model_state", "model")
-"""Names under which training programs keep the state dictionary in a checkpoint."""
-# Containers of settings and numbers that training programs store beside their weights; they run nothing.
+"""Names under which training programs store the state dictionary in a checkpoint."""
+# Containers of settings and numbers that training programs store with their weights; they do not run code.
 _HARMLESS: list[Any] = [argparse.Namespace, np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}]
-_HARMLESS.append(np.float64(0).__reduce__()[0])  # what NumPy builds a scalar with; its module differs between versions
+_HARMLESS.append(np.float64(0).__reduce__()[0])  # builds NumPy scalars; its module differs between versions
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Read the state dictionary that a file is, or holds under ``state_dict``, ``model_state`` or ``model``.
+    """Read a state dictionary, which may be stored under ``state_dict``, ``model_state`` or ``model``.
 
-    A prefix ``module.`` that all names share is removed.
+    The prefix ``module.`` is removed if all names have it.
 
     Raises:
-        UserError: The file is missing or damaged, holds no state dictionary, or needs to run code to be read.
+        UserError: The file is missing or damaged, contains no state dictionary, or cannot be read without running code.
     """
     content = _read(file)
     for key in _STATE_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{file}: holds no state dictionary; expected names and tensors")
+        raise UserError(f"{file} contains no state dictionary; expected a mapping from names to tensors")
     if all(str(name).startswith("module.") for name in content):
         content = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
     return {str(name): tensor for name, tensor in content.items()}
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read every tensor of a file, as float32 where it is floating point.
+    """Read all tensors of a file, converting floating-point tensors to float32.
 
-    The name of a tensor in nested dictionaries and lists is the path to it, ``state_dict.encoder.conv1.weight``,
-    without the parts ``module`` and ``_orig_mod`` that DistributedDataParallel and torch.compile put anywhere in it.
+    A tensor is named by its path in nested dictionaries and lists, such as ``state_dict.encoder.conv1.weight``, without
+    the parts ``module`` and ``_orig_mod`` that DistributedDataParallel and torch.compile insert.
 
     Raises:
-        UserError: The file is missing or damaged, holds no tensors, or needs to run code to be read.
+        UserError: The file is missing or damaged, contains no tensors, or cannot be read without running code.
     """
     content = _read(file)
     tensors = {plain_name(name): t.float() if t.is_floating_point() else t for name, t in _flat(content, "")}
     if not tensors:
-        raise UserError(f"{file}: holds a {type(content).__name__} without tensors; expected a state dictionary")
+        raise UserError(f"{file} contains a {type(content).__name__} without tensors; expected a state dictionary")
     return tensors
 
 
 def plain_name(name: str) -> str:
-    """Remove the parts that wrappers of torch put into a name."""
+    """Remove the parts that DistributedDataParallel and torch.compile insert into a name."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def below_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix, by the rest of their names."""
+    """Return the tensors whose names start with a prefix, and remove it from their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _read(file: Path) -> Any:
     if not file.is_file():
-        raise UserError(f"{file}: no such file; expected weights as .safetensors, .pt, .pth or .ckpt")
+        raise UserError(f"{file} does not exist; expected weights as .safetensors, .pt, .pth or .ckpt")
     if file.suffix == ".safetensors":
-        with reading(file, "is damaged or not a safetensors file", "fetch it again"):
+        with reading(file, "is damaged or not a safetensors file", "download it again"):
             return safetensors.torch.load_file(file)
     _check_unpacked(file)
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # the errors of its unpickler, its zip reader and its checks share no class
+    except Exception as error:  # the exceptions of the unpickler, the zip reader and the checks have no common class
         reason = str(error).strip().splitlines() or [type(error).__name__]
         refused = next((line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
         raise UserError(
-            f"{file}: cannot be read as weights: {refused[:300]}\nOnly tensors, numbers, text and namespaces of these "
-            "are read, because anything more would run code that the file brings. If it is damaged, fetch it again. If "
-            "you trust it, save its weights alone where it was made: torch.save(model.state_dict(), 'weights.pt')"
+            f"{file} cannot be read as weights: {refused[:300]}\nOnly tensors, numbers, text and namespaces of these "
+            "are read, because other objects could run code that the file contains. If the file is damaged, download "
+            "it again. If you trust it, save only the weights in the program that wrote it: "
+            "torch.save(model.state_dict(), 'weights.pt')"
         ) from error
 
 
 def _check_unpacked(file: Path) -> None:
-    """Refuse a compressed file that unpacks to far more than it takes; PyTorch itself does not compress."""
+    """Refuse a compressed file that is far larger uncompressed; PyTorch does not compress its files."""
     if not zipfile.is_zipfile(file):
         return
-    with reading(file, "is damaged", "fetch it again"), zipfile.ZipFile(file) as members:
+    with reading(file, "is damaged", "download it again"), zipfile.ZipFile(file) as members:
         unpacked = sum(member.file_size for member in members.infolist())
     if unpacked > _RATIO * file.stat().st_size:
         raise UserError(
-            f"{file}: takes {size(file.stat().st_size)} and unpacks to {size(unpacked)}, which no weights do; "
-            "fetch it again"
+            f"{file} has {size(file.stat().st_size)} and unpacks to {size(unpacked)}, expected at most {_RATIO} times "
+            "its size; download it again"
         )
 
 

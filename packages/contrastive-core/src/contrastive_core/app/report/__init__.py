@@ -1,1 +1,1 @@
-"""Building blocks of HTML reports. Needs matplotlib and Pillow (extra `app`)."""
+"""Building blocks of HTML reports, which need matplotlib and Pillow (extra `app`)."""

@@ -1,4 +1,4 @@
-"""Figures of reports: style, learning curves and confusion matrices, without the global state of pyplot."""
+"""Draw the figures of reports, such as learning curves and confusion matrices, without the state of pyplot."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ SERIES = (
     "#2a6fb0", "#c8571b", "#2f8a57", "#8a5bb5", "#b8394e", "#7c6a4f", "#d06fa5", "#5b6570", "#9a9a1f", "#1f9aa8",
 )  # fmt: skip
 
-DASHES = (0, (4, 3))  # of lines that nothing was measured on
+DASHES = (0, (4, 3))  # line style of reference values that were not measured
 
-#: Colours of a figure that a page may set anew, for dark screens: colour -> CSS variable.
+#: CSS variables of the colours that a page can replace in a figure, for dark screens.
 VARIABLES: Mapping[str, str] = MappingProxyType(
     {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
     | {colour: f"--series-{i}" for i, colour in enumerate(SERIES)}
 )
 
-_FILE_FONT = ["DejaVu Sans"]  # comes with matplotlib, so that a picture looks the same everywhere
+_FILE_FONT = ["DejaVu Sans"]  # included in matplotlib, so that figures look the same on every machine
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Create an empty figure; width and height in inches."""
+    """Create an empty figure whose width and height are in inches."""
     return Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
 
 
 def plain_axes(axes: Axes, title: str) -> None:
-    """Style axes: a title, faint horizontal lines, no box."""
+    """Style axes with a title, light horizontal lines and no frame."""
     axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold", pad=8)
     axes.set_facecolor("none")
     axes.grid(axis="y", color=RULE, linewidth=0.8)
@@ -73,18 +73,18 @@ def to_svg(figure: Figure) -> bytes:
 
 
 def to_inline_svg(figure: Figure, *, name: str, label: str) -> str:
-    """Render the figure as an ``<svg>`` element for an HTML page, in the page's font and colours.
+    """Render the figure as an ``<svg>`` element for an HTML page, in the font and colours of the page.
 
     Args:
-        figure: The figure; its background becomes transparent.
-        name: Distinguishes the identifiers of this figure from those of others on the page.
+        figure: Figure to render; its background becomes transparent.
+        name: Prefix that makes the identifiers of this figure unique on the page.
         label: Text for screen readers.
     """
     figure.set_facecolor("none")
     text = to_svg(figure).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Names of XML vocabularies mean nothing in HTML, and would look like links to the outside.
+    # XML namespaces have no meaning in HTML and would look like external links.
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font: (?:bold |\d+ )?([\d.]+)px [^;\"]*", _font_size, text)
@@ -104,26 +104,26 @@ def _font_size(found: re.Match[str]) -> str:
 
 
 def _without_size(attributes: str) -> str:
-    """Remove the size: the page sets it, and the viewBox keeps the proportions."""
+    """Remove width and height, which the page sets; the viewBox preserves the aspect ratio."""
     return re.sub(r'\b(width|height)="[^"]*"\s*', "", attributes).strip()
 
 
 Record = Mapping[str, int | float]
 
 _MOST_POINTS = 600
-_FEW = 25  # points that are marked one by one
+_FEW = 25  # largest number of points that are drawn with markers
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes over epochs.
+    """Panel of a figure with one or more logged values over epochs.
 
     Attributes:
         title: Title of the panel.
-        lines: Logged names -> labels, shown where there are several lines; names that were not logged are left out.
-        share: Whether values are shares of 1, shown in percent.
+        lines: Labels by logged name, shown if there are several lines; names that were not logged are omitted.
+        share: Whether values are fractions, shown in percent.
         chance: Value at chance level, drawn as a dashed line.
-        from_zero: Whether the axis begins at 0.
+        from_zero: Whether the value axis begins at 0.
         noisy: Whether to draw a running mean.
         either: Whether the label of a single line becomes the title of the panel.
     """
@@ -141,7 +141,7 @@ RATE = Panel("Learning rate", {"lr": ""}, from_zero=True, noisy=False)
 
 
 def draw_training(axes: Sequence[Axes], records: Sequence[Record], panels: Sequence[Panel]) -> None:
-    """Draw logged values over epochs, one panel per axes; a loss without logged parts is drawn as a whole."""
+    """Draw logged values over epochs, one panel per axes; if no parts of a loss were logged, draw the total loss."""
     for place, panel in zip(axes, panels, strict=True):
         found = {name: _series(records, key) for key, name in panel.lines.items()}
         found = {name: series for name, series in found.items() if len(series[0])}
@@ -171,14 +171,14 @@ def draw_training(axes: Sequence[Axes], records: Sequence[Record], panels: Seque
 
 
 def training_figure(records: Sequence[Record], panels: Sequence[Panel]) -> Figure:
-    """Return `draw_training` as a figure with the panels side by side."""
+    """Create a figure with the panels of `draw_training` side by side."""
     figure = new_figure(9.6, 2.7)
     draw_training(list(figure.subplots(1, len(panels), squeeze=False)[0]), records, panels)
     return figure
 
 
 def _series(records: Sequence[Record], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return epochs and values where both are finite, reduced to at most 600 means of neighbours."""
+    """Return epochs and values where both are finite, averaged over neighbours to at most 600 points."""
     points = [(float(r.get("epoch", r["step"])), float(r[key])) for r in records if key in r]
     table = np.array(points, dtype=np.float64).reshape(-1, 2)
     table = table[np.isfinite(table).all(axis=1)]
@@ -188,21 +188,23 @@ def _series(records: Sequence[Record], key: str) -> tuple[NDArray[np.float64], N
 
 
 def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], *, colour: str, noisy: bool) -> None:
-    """Draw the values, with a running mean where they are many and noisy."""
+    """Draw the values, with a running mean if there are many noisy values."""
     window = len(x) // 25
     if window < 2 or not noisy:
         marker = "o" if len(x) <= _FEW else None
-        axes.plot(x, y, color=colour, linewidth=1.8, marker=marker, markersize=4, clip_on=False)  # whole at the edges
+        axes.plot(
+            x, y, color=colour, linewidth=1.8, marker=marker, markersize=4, clip_on=False
+        )  # do not cut markers at the edges
     else:
         axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.35, clip_on=False)
         kernel = np.ones(window)
-        # At both ends the mean is over the values there are.
+        # At both ends, average over the available values.
         mean = np.convolve(y, kernel, "same") / np.convolve(np.ones_like(y), kernel, "same")
         axes.plot(x, mean, color=colour, linewidth=1.8, clip_on=False)
 
 
 def _name_lines(axes: Axes, names: Sequence[str]) -> None:
-    """Write the labels in the colours of their lines, above the axes on the right."""
+    """Write the labels above the axes on the right, in the colours of their lines."""
     for number, name in enumerate(reversed(names)):
         axes.annotate(
             name, (1, 1), xycoords="axes fraction", xytext=(0, 2 + 10 * number), textcoords="offset points", ha="right",
@@ -210,17 +212,17 @@ def _name_lines(axes: Axes, names: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-_NUMBERED = 20  # classes up to which the counts are written into the cells
-_NAMED = 60  # up to which classes are named
+_NUMBERED = 20  # largest number of classes for which counts are written into the cells
+_NAMED = 60  # largest number of classes for which names are written
 _NAME_WIDTH = 18
 _RIGHT, _WRONG = SERIES[0], SERIES[1]
 
 
 def draw_confusion(axes: Axes, confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """Draw a row per true class and a column per predicted class; the opacity of a cell is its share of the row.
+    """Draw a confusion matrix with a row per true class and a column per predicted class.
 
-    Correct predictions are blue. Errors are orange, with the square root of their share as opacity, so that a few among
-    hundreds remain visible.
+    Correct predictions are blue, with their share of the row as opacity. Errors are orange, with the square root of
+    their share as opacity, so that rare errors remain visible.
     """
     counts = np.asarray(confusion, dtype=np.int64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -246,7 +248,7 @@ def draw_confusion(axes: Axes, confusion: Sequence[Sequence[int]], classes: Sequ
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
-    """Return `draw_confusion` as a figure."""
+    """Create a figure with a confusion matrix, see `draw_confusion`."""
     side = float(np.clip(1.6 + 0.34 * len(classes), 3.2, 8.0))
     figure = new_figure(side, side)
     draw_confusion(figure.subplots(), confusion, classes)
@@ -267,7 +269,7 @@ def _draw_cells(axes: Axes, counts: NDArray[np.int64], strength: NDArray[np.floa
 
 
 def _as_image(strength: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the colours of the cells as RGBA."""
+    """Return the colours of the cells as an RGBA image."""
     image = np.empty((*strength.shape, 4))
     image[..., :3] = to_rgb(_WRONG)
     image[np.eye(len(strength), dtype=bool), :3] = to_rgb(_RIGHT)

@@ -1,7 +1,7 @@
-"""HTML building blocks of a report. A page loads nothing from the network; images are embedded.
+"""Build the HTML of a report, which embeds its images and loads nothing from the network.
 
-Typed functions rather than templates: a section is made of figures and tables that are computed here anyway, each
-function escapes the text that it is given, and mypy checks the calls.
+The module uses typed functions rather than templates, because sections consist of computed figures and tables. Each
+function escapes its text, and mypy checks the calls.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ def to_image(picture: Tensor) -> Image.Image:
 
 
 def data_uri(picture: Tensor) -> str:
-    """Encode an image as a ``data:`` URI: exactly up to 64 pixels a side (PNG), else reduced to at most 160 (JPEG)."""
+    """Encode an image as a ``data:`` URI.
+
+    Images of at most 64 pixels per side are encoded losslessly (PNG); larger images are reduced to at most 160 pixels
+    per side (JPEG).
+    """
     image, file = to_image(picture), io.BytesIO()
     if max(image.size) <= _EXACT_SIDE:
         image.save(file, "PNG", optimize=True)
@@ -46,7 +50,7 @@ _SMALL_SIDE = 48
 
 
 def document(title: str, parts: Iterable[str]) -> str:
-    """Return a complete page, whose security policy forbids loading anything from outside."""
+    """Return a complete HTML page whose security policy forbids loading external resources."""
     style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -80,23 +84,23 @@ _FLAG = re.compile(r"(?<!\S)--?[A-Za-z][\w.-]*")
 
 
 def _whole_flags(code: str) -> str:
-    """Mark the flags of a command, so that no line breaks at their hyphens on a narrow screen."""
+    """Mark the flags of a command so that lines do not break at their hyphens on a narrow screen."""
     return _FLAG.sub(r'<span class="flag">\g<0></span>', code)
 
 
 def figure(content: str) -> str:
-    """Return a figure that scrolls on a small screen, so that its letters stay readable."""
+    """Return a figure that scrolls on a small screen, so that its text remains readable."""
     return f'<figure class="wide">\n{content}\n</figure>'
 
 
 def facts(values: Mapping[str, str]) -> str:
-    """Return the headline numbers with their names."""
+    """Return a list of headline numbers with their names."""
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items())
     return f'<dl class="facts">{items}</dl>'
 
 
 def settings_table(values: Mapping[str, str], *, changed: Iterable[str] = ()) -> str:
-    """Return a table of settings, with changed ones highlighted."""
+    """Return a table of settings with the changed ones highlighted."""
     marked = set(changed)
     rows = "".join(
         f'<tr{" class=changed" if name in marked else ""}><th scope="row">{escape(name)}</th>'
@@ -126,7 +130,7 @@ def picture(png: bytes, *, label: str) -> str:
 
 
 def warnings(texts: Iterable[str]) -> str:
-    """Return a list of warnings; an empty string if there are none."""
+    """Return a list of warnings, or an empty string if there are none."""
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f'<ul class="warnings">{items}</ul>' if items else ""
 

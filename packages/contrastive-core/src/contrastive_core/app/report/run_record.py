@@ -1,4 +1,4 @@
-"""Read a run folder (configuration, metrics, timing), and describe versions, hardware and source commit."""
+"""Read the configuration, metrics and timing of a run, and describe versions, hardware and source commit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PACKAGES = ("contrastive-core", "torch", "lightning-fabric", "numpy")
 
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
-    """Return the versions of Python, of the packages named, and of the engine's dependencies."""
+    """Return the versions of Python, the given packages and the dependencies of the training engine."""
     found = {"Python": platform.python_version()}
     for package in (*packages, *_PACKAGES):
         try:
@@ -43,7 +43,7 @@ def hardware() -> dict[str, str]:
 
 
 def source_commit() -> str | None:
-    """Return the commit of the source checkout and whether it was changed; None for an installed package."""
+    """Return the commit of the source checkout and whether it has local changes, or None for an installed package."""
     git = shutil.which("git")
     folder = Path(__file__).parent
 
@@ -55,7 +55,7 @@ def source_commit() -> str | None:
         )
         return answer.stdout.strip() if answer.returncode == 0 else None
 
-    # An installed copy may lie inside somebody's repository; it is not of that repository.
+    # An installed copy may be inside a repository to which it does not belong.
     if ask("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
     commit = ask("rev-parse", "HEAD")
@@ -76,10 +76,10 @@ def _processor() -> str:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Content of a run folder, finished or not.
+    """Content of the folder of a finished or unfinished run.
 
     Attributes:
-        config: All resolved settings.
+        config: Resolved settings.
         records: Records of ``metrics.jsonl``.
         sessions: Hardware and software of each start.
         seconds: Time spent in training steps; None if nothing was logged.
@@ -96,13 +96,13 @@ def read_record(path: Path, *, made_by: str) -> RunRecord:
 
     Args:
         path: Run folder.
-        made_by: Commands whose folder is expected, for the error message.
+        made_by: Commands that write such a folder, for the error message.
 
     Raises:
-        UserError: It is not a run folder, or its files are damaged.
+        UserError: The folder is not a run folder, or its files are damaged.
     """
     if not (path / "config.yaml").is_file():
-        raise UserError(f"{path}: found no config.yaml there, expected the out folder of {made_by}")
+        raise UserError(f"{path}: found no config.yaml, expected the output folder of {made_by}")
     file = path / "timing.jsonl"
     timing = read_json_lines(file) if file.exists() else []
     with reading(file, "is damaged", "expected seconds on every line; remove it, or restore it from a copy"):
@@ -116,7 +116,7 @@ def read_record(path: Path, *, made_by: str) -> RunRecord:
 
 
 def _seconds(timing: list[dict[str, Any]]) -> float | None:
-    """Return the time spent in steps over all sessions; steps repeated after a kill count twice."""
+    """Return the time spent in steps over all sessions; steps repeated after an interruption count twice."""
     total, current = 0.0, 0.0
     for line in timing:
         if "session" in line:

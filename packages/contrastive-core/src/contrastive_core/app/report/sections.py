@@ -1,4 +1,4 @@
-"""Final sections of every report: settings and environment."""
+"""Build the final sections of every report, settings and environment."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from contrastive_core.app.report import page, run_record
 
 
 def settings(config: Mapping[str, Any], command: Callable[..., Any], *, name: str, again: str) -> str:
-    """Return the resolved configuration, with changed settings in bold, and the command that repeats the run.
+    """Return the section with the resolved configuration and the command that repeats the run.
+
+    Settings that differ from their default are in bold.
 
     Args:
         config: Configuration of the run.
-        command: Command whose defaults are compared.
-        name: Heading of the settings outside a group.
+        command: Command with whose defaults the configuration is compared.
+        name: Heading of the settings that belong to no group.
         again: Command line that repeats the run.
     """
     values, defaults = dict(_leaves(config)), dict(_leaves(_defaults(command)))
@@ -38,7 +40,7 @@ def settings(config: Mapping[str, Any], command: Callable[..., Any], *, name: st
         tables += f"<section><h3>{escape(group or name)}</h3>{page.settings_table(inside, changed=changed)}</section>"
     return page.section(
         "Settings",
-        page.paragraph("Bold: not the default.", kind="note"),
+        page.paragraph("Settings in bold differ from the default.", kind="note"),
         f'<div class="columns">{tables}</div>',
         page.paragraph("To repeat the run:"),
         page.command(again),
@@ -46,12 +48,12 @@ def settings(config: Mapping[str, Any], command: Callable[..., Any], *, name: st
 
 
 def surroundings(config: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]], *, packages: Sequence[str]) -> str:
-    """Return hardware and software of the run, and the software that wrote the report.
+    """Return the section with the hardware and software of the run and the software that has written the report.
 
     Args:
         config: Configuration of the run, with the group ``run``.
         sessions: Hardware and software of each start.
-        packages: Packages whose versions are shown beside Python, PyTorch and the core.
+        packages: Packages whose versions are shown in addition to Python and the dependencies of the training engine.
     """
     options = config.get("run", {})
     trained: dict[str, str] = {}
@@ -80,7 +82,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _as_yaml(value: object) -> object:
-    """Convert a value to its form in the configuration file: tuples to lists, paths to text."""
+    """Convert a value to its form in the configuration file, that is, tuples to lists and paths to text."""
     if isinstance(value, list | tuple):
         return [_as_yaml(item) for item in value]
     return str(value) if isinstance(value, PurePath) else value

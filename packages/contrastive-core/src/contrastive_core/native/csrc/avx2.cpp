@@ -1,4 +1,4 @@
-// AVX2 and FMA: registers of 8 floats or 4 doubles, 16 of them. A mask is a register of all ones or zeros per number.
+// Kernels for AVX2 and FMA: 16 registers of 8 floats or 4 doubles. A mask is a register with all bits 1 or 0 per number.
 #include <immintrin.h>
 
 #include "exp2.h"
@@ -45,7 +45,7 @@ struct Single {
     const V p = contrastive::power_of_fraction<Single>(_mm256_sub_ps(x, n));
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     const V power = _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
-    // Below the normal numbers: zero. NaN compares as not below, and stays.
+    // The result below the normal numbers is zero. NaN compares false and remains.
     return _mm256_and_ps(_mm256_mul_ps(p, power), _mm256_cmp_ps(x, all(-126.0f), _CMP_NLT_UQ));
   }
 };

@@ -1,4 +1,4 @@
-// AVX-512: registers of 16 floats or 8 doubles, 32 of them.
+// Kernels for AVX-512: 32 registers of 16 floats or 8 doubles.
 #include <immintrin.h>
 
 #include "exp2.h"
@@ -11,7 +11,7 @@ struct Single {
   using V = __m512;
   using Mask = __mmask16;
   static constexpr int width = 16;
-  // Tiles of registers: rows x vectors. 24 accumulators each hide the latency of two multiply-adds per cycle.
+  // Register tiles of rows x vectors. Their 24 accumulators hide the latency of two multiply-adds per cycle.
   static constexpr int rows = 8, vectors = 3;
   static constexpr int gradient_rows = 12, gradient_vectors = 2;
   static constexpr T lowest = -200;  // its exp2 is 0

@@ -1,4 +1,4 @@
-// Vectors cut into blocks and packed for the kernels.
+// Divide vectors into blocks and pack them for the kernels.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -8,13 +8,13 @@
 
 namespace contrastive {
 
-// Tests set it lower, so that little inputs have many blocks: a multiple of 48, which is one of every panel.
+// Tests reduce it, so that small inputs have many blocks. It is a multiple of 48, and thus of the width of every panel.
 inline int64_t largest_block = kLargestBlock;
 
-constexpr int kPadding = 64;  // numbers that kernels may read beyond the last of a row of weights
+constexpr int kPadding = 64;  // numbers that kernels may read beyond the end of a row of weights
 
-// Rows of a block: a function of the problem alone, for the order of all sums depends on it. A block of vectors and one
-// of weights share the second-level cache; small problems need several blocks for several threads.
+// Number of rows of a block. It depends only on the problem, because it determines the order of all sums. A block of
+// vectors and a block of weights share the second-level cache; small problems need several blocks for several threads.
 template <class T>
 int64_t block_of(int64_t vectors, int64_t depth) {
   const int64_t bytes = depth * static_cast<int64_t>(sizeof(T));
@@ -26,10 +26,10 @@ int64_t block_of(int64_t vectors, int64_t depth) {
 
 inline int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-// [panel][depth][vectors of the panel], times `factor`, zeros after the last vector.
+// Packed vectors [panel][depth][vectors of the panel], multiplied by `factor`, with zeros after the last vector.
 template <class T>
 void pack(const T* from, int64_t vectors, int64_t depth, T factor, int64_t panel, int64_t threads, T* to) {
-  constexpr int64_t kLine = 64 / sizeof(T);  // of a vector as many numbers at a time as a line of the cache holds
+  constexpr int64_t kLine = 64 / sizeof(T);  // numbers of a vector in a cache line, which are copied at a time
   torch::stable::parallel_for(0, threads, 1, [&](int64_t slot, int64_t) {
     for (int64_t p = slot; p * panel < vectors; p += threads) {
       const int64_t count = std::min(panel, vectors - p * panel);
@@ -45,7 +45,7 @@ void pack(const T* from, int64_t vectors, int64_t depth, T factor, int64_t panel
   });
 }
 
-// Vectors as the right side of add_product: [block][panel of features][vector of the block][features of the panel].
+// Vectors in the form of the right operand of add_product: [block][panel of features][vector of the block][features].
 template <class T>
 class Features {
  public:
@@ -70,7 +70,7 @@ class Features {
   Scratch<T> packed_;
 };
 
-// What one thread works with.
+// Scratch memory of one thread.
 struct Desk {
   static constexpr int64_t strip = 8 * kStride;
   static int64_t matrix(int64_t rows) { return rows * kStride; }

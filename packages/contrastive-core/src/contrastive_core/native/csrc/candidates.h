@@ -1,4 +1,4 @@
-// Which entries of a few rows of a tile count: of a panel of columns all, some or none, and then which.
+// Determine which entries of a strip of rows are candidates: all, some or none of a panel of columns, and which of them.
 #pragma once
 #include "kernels.h"
 
@@ -13,9 +13,9 @@ class Rows {
       : c_(*t.candidates), row_(t.row + row), column_(t.column), end_(t.column + t.width), ragged_(row + count > t.height),
         last_row_(t.row + (row + count < t.height ? row + count : t.height) - 1) {}
 
-  // Of the columns [column, column + count) of the tile.
+  // Returns whether all, some or none of the columns [column, column + count) of the tile are candidates.
   Share share(int column, int count) const {
-    const int64_t left = column_ + column, right = left + count;  // right lies one after
+    const int64_t left = column_ + column, right = left + count;  // one past the last column
     bool some = ragged_ || right > end_;
     if (c_.upper) {
       if (right - 1 <= row_) return Share::none;
@@ -23,7 +23,7 @@ class Rows {
     }
     for (int i = 0; i < c_.omitted; ++i) some |= row_ + c_.omit[i] < right && last_row_ + c_.omit[i] >= left;
     if (c_.first) {
-      // Classes ascend with rows and columns, so that the ends of the strip tell what lies between.
+      // Classes ascend with rows and columns, so that the two ends of the strip are sufficient.
       const bool disjoint = c_.last[last_row_] <= left || c_.first[row_] >= right;
       const bool inside = c_.first[last_row_] <= left && right <= c_.last[row_];
       if (c_.same ? disjoint : inside) return Share::none;
@@ -32,7 +32,7 @@ class Rows {
     return some ? Share::some : Share::all;
   }
 
-  // Of row r and the columns from `column` of the tile, as many as a register holds.
+  // Returns the mask of the candidates in row r for the columns from `column`, one register wide.
   template <class L>
   typename L::Mask mask(int r, int column) const {
     const int64_t row = row_ + r, left = column_ + column;

@@ -1,4 +1,4 @@
-// Candidates from the operators' arguments. Classes ascend, so that the columns of a row's class are an interval.
+// Build the candidates from the arguments of an operator. Classes ascend, so that the columns of a class are an interval.
 #pragma once
 #include <optional>
 

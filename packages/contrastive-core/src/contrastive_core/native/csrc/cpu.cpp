@@ -1,4 +1,4 @@
-// The operators on the CPU: from tensors to arrays, and which way the similarities are summed.
+// Operators on the CPU, which convert tensors to arrays and select the square or the rectangular form.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -34,7 +34,7 @@ void with_type(const Tensor& x, const F& f) {
     f(float());
 }
 
-// Whether exp(S), sums of it, their inverses and products with gradients are normal numbers for every |S| there is.
+// Returns whether exp(S), its sums, their inverses and products with gradients are normal numbers for all entries of S.
 template <class T>
 bool is_bounded(const T* z, int64_t count, int64_t depth, double scale, std::optional<double> max_norm) {
   constexpr double limit = sizeof(T) == 4 ? 40.0 : 300.0;
@@ -42,12 +42,12 @@ bool is_bounded(const T* z, int64_t count, int64_t depth, double scale, std::opt
   for (int64_t i = 0; i < count; ++i) {
     double square = 0;
     for (int64_t k = 0; k < depth; ++k) square += static_cast<double>(z[i * depth + k]) * z[i * depth + k];
-    if (!(scale * square <= limit)) return false;  // NaN too: the other path carries it through
+    if (!(scale * square <= limit)) return false;  // also for NaN, which the rectangular form propagates
   }
   return true;
 }
 
-// The largest square of a length.
+// Returns the largest squared length of the vectors.
 template <class T>
 double longest(const T* z, int64_t count, int64_t depth) {
   double most = 0;
@@ -59,7 +59,7 @@ double longest(const T* z, int64_t count, int64_t depth) {
   return most;
 }
 
-// Diagonals that a vector leaves out beside itself; in the upper triangle one of them.
+// Excluded diagonals other than the main one; in the upper triangle there is only one of them.
 std::vector<int64_t> left_out(std::optional<int64_t> skip, bool upper) {
   if (upper) return skip && *skip != 0 ? std::vector<int64_t>{std::abs(*skip)} : std::vector<int64_t>{};
   return skip ? std::vector<int64_t>{0, *skip, -*skip} : std::vector<int64_t>{0};
@@ -85,13 +85,13 @@ Tensor self_lse(
   return out;
 }
 
-// Of the precision. Tests set it to 0, to compare with.
+// Share of the precision that may be omitted. Tests set it to 0 for comparison.
 double part_omitted = 0.5;
 
-// exp(S - lse) and its factor, scale * gradient, per row.
+// Shift and weight of each row, such that the gradient of an entry is weight * exp(S - lse) with weight = scale * gradient.
 //
-// `omit` says how much may be left out of a result: entries whose sizes add up to a part of the type's precision, relative to
-// the norm of the gradient. At low temperatures, and between embeddings that have been trained, most entries are that small.
+// `omit` bounds the entries that may be omitted from a result: their sizes add up to a share of the type's precision,
+// relative to the norm of the gradient. At low temperatures, and for trained embeddings, most entries are that small.
 template <class T>
 struct Weights {
   Weights(const Tensor& grad, const Tensor& lse, double scale, bool with_shift)
@@ -101,31 +101,31 @@ struct Weights {
     const Tensor g = torch::stable::contiguous(grad), l = torch::stable::contiguous(lse);
     const double *gradient = g.const_data_ptr<double>(), *exact = l.const_data_ptr<double>();
     for (int64_t i = 0; i < count; ++i) {
-      // A row without candidates has lse -inf: no gradient.
+      // A row without candidates has lse -inf and no gradient.
       const double log2_sum = exact[i] == -HUGE_VAL ? 0.0 : exact[i] * M_LOG2E;
       *shift.at(i) = static_cast<T>(with_shift ? log2_sum : 0.0);
-      // What rounding takes from the exponent, the same for a whole row, goes into its factor.
+      // The rounding error of the exponent is the same for a whole row; the weight of the row corrects it.
       const double rest = std::exp2(*shift.at(i) - log2_sum);
       *weight.at(i) = static_cast<T>(exact[i] == -HUGE_VAL ? 0.0 : scale * gradient[i] * rest);
       square += gradient[i] * gradient[i];
       finite &= std::isfinite(*weight.at(i)) && std::isfinite(log2_sum);
     }
-    // Where something is infinite or NaN, nothing may hide it.
+    // Nothing is omitted if a number is infinite or NaN, which must not be hidden.
     const bool known = finite && std::isfinite(square);
     omit = known ? scale * std::sqrt(square) * std::numeric_limits<T>::epsilon() * part_omitted : 0;
     std::fill_n(shift.at(count), kPadding, T(0));
     std::fill_n(weight.at(count), kPadding, T(0));
   }
 
-  // What may be left out, 0 if no entry can be that small, which spares looking for some: with |S| of `reach` at most, and
-  // `rows` and `columns` of the matrix, of which an entry is added to one of each.
+  // Returns the size that may be omitted, or 0 if no entry can be that small, so that none need be looked for. `reach` is
+  // the largest |S|; each entry of the matrix, of size `rows` x `columns`, is added to one row and one column.
   double negligible(double reach, int64_t rows, int64_t columns) const {
     const double fewer = static_cast<double>(std::min(rows, columns));
     const double in_a_block = omit / (std::sqrt(fewer) * std::max(rows, columns)) * kLargestBlock;
     const bool positive = *weight.at(0) > 0;
     for (int64_t i = 0; i < count; ++i) {
       const double factor = *weight.at(i);
-      // Where signs differ, weights of two rows may cancel.
+      // Weights of two rows may cancel if their signs differ.
       if ((factor > 0) != positive || std::fabs(factor) * std::exp2(-*shift.at(i) - reach * M_LOG2E) <= in_a_block) return omit;
     }
     return 0;
@@ -212,7 +212,7 @@ std::tuple<Tensor, Tensor> row_lse_backward(
 }  // namespace
 }  // namespace contrastive
 
-// Chooses an instruction set by name, the best one there is for "best", and returns its name; "" if the processor lacks it.
+// Selects an instruction set by name ("best" for the best available) and returns its name, or "" if it is unavailable.
 extern "C" __attribute__((visibility("default"))) const char* contrastive_core_use(const char* wanted) {
   using contrastive::chosen;
   __builtin_cpu_init();

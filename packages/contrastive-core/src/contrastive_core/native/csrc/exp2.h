@@ -1,5 +1,5 @@
-// 2^f for a fraction f of [-1/2, 1/2], the core of exp2. Together with the exponent, which is exact, relative errors are
-// those of a few roundings; 2^0 is 1.
+// Compute 2^f for f in [-1/2, 1/2], the core of exp2. Because the exponent is exact, the relative error is that of a few
+// roundings; 2^0 is exactly 1.
 #pragma once
 
 namespace contrastive {
@@ -8,7 +8,7 @@ namespace {
 template <class Lanes, class T>
 struct Coefficients;
 
-// Least squares at Chebyshev points, relative error 2e-9.
+// Least-squares fit at Chebyshev points, with a relative error of 2e-9.
 template <class Lanes>
 struct Coefficients<Lanes, float> {
   static constexpr int degree = 6;
@@ -22,7 +22,7 @@ struct Coefficients<Lanes, float> {
       0.000153375775f};
 };
 
-// Taylor's: (ln 2)^n / n!, relative error 5e-18.
+// Taylor coefficients (ln 2)^n / n!, with a relative error of 5e-18.
 template <class Lanes>
 struct Coefficients<Lanes, double> {
   static constexpr int degree = 13;

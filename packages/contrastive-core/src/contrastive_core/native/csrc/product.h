@@ -1,18 +1,18 @@
-// The products of the gradient: weights of a tile with the vectors of the other side. Included by tile.h.
+// Matrix products of the gradient, which multiply the weights of a tile by vectors. Included by tile.h.
 #pragma once
 
 namespace {
 
-// Which entries of a strip are worth a product. The others are so small that, in every row of the result, their sizes add
-// up to `omit` for each entry of the strip at most: less than the rounding of the gradient, see cpu.cpp.
+// Entries of a strip that are not negligible. In every row of the result, the sizes of the others add up to at most `omit`
+// for each entry of the strip, which is less than the rounding of the gradient (see cpu.cpp).
 template <class L>
 struct Sieve {
   using T = typename L::T;
   using V = typename L::V;
   static constexpr int W = L::width, R = L::gradient_rows, N = (R + W - 1) / W;
 
-  // Of `rows` rows of the matrix the columns [first, last), as many at a time as a register holds. Every lane has an equal
-  // part of what may be left out.
+  // Selects among the columns [first, last) of `rows` rows of the matrix, one register at a time. Every lane has an equal
+  // part of the size that may be omitted.
   static int columns(const T* at, int rows, int first, int last, T omit, int* kept) {
     const V share = L::all(omit * (last - first) / W);
     V omitted = L::all(0);
@@ -30,7 +30,7 @@ struct Sieve {
     return count;
   }
 
-  // Of R columns of the matrix the rows [first, last). A large entry must not use up what many small ones need.
+  // Selects among the rows [first, last) of R columns of the matrix. A large entry must not use the allowance of small ones.
   static int rows(const T* at, int first, int last, T omit, int* kept) {
     constexpr int kLargestPart = 8;
     const V share = L::all(omit * (last - first)), largest = L::all(omit * (last - first) / kLargestPart);
@@ -56,7 +56,7 @@ struct Sieve {
   }
 };
 
-// As `multiply`, of the depths listed in `kept` alone.
+// Multiplies as `multiply` does, but only for the depths listed in `kept`.
 template <class L, int R, int V>
 inline __attribute__((always_inline)) void multiply_kept(
     const typename L::T* a, int64_t row_step, int64_t depth_step, const typename L::T* b, const int* kept, int count,
@@ -79,14 +79,14 @@ inline __attribute__((always_inline)) void multiply_kept(
   }
 }
 
-// Of a strip the entries [first, last), or those listed in `kept`.
+// Entries of a strip: [first, last), or those listed in `kept`.
 struct Entries {
   int first, last;
   const int* kept;
   int count;
 };
 
-// One strip: R rows of the (transposed) matrix with every panel of features. The steps are known when this is compiled.
+// Multiplies one strip, R rows of the (transposed) matrix, by every panel of features. The steps are known at compile time.
 template <class L, bool Transposed, bool Sieved>
 inline __attribute__((always_inline)) void product_strip(
     const typename L::T* a, const Entries& entries, int depth, int rows_left, const typename L::T* vectors,
@@ -125,7 +125,7 @@ void add_strips(
     const contrastive::Matrix<typename L::T>& m, const typename L::T* vectors, int64_t features, typename L::T omit,
     typename L::T* out) {
   constexpr int R = L::gradient_rows;
-  constexpr int kRest = 15;  // strips that are not looked at after one in which nearly every entry is worth a product
+  constexpr int kRest = 15;  // number of strips that are not checked after one in which few entries are negligible
   int kept[contrastive::kLargestBlock], rest = 0;
   const int strips = Transposed ? m.width : m.height, depth = Transposed ? m.height : m.width;
   for (int strip = 0; strip < strips; strip += R) {

@@ -1,4 +1,4 @@
-// The rectangular form, with the maximum of every row carried along, so that any scale is safe.
+// Rectangular form, which tracks the maximum of every row, so that any scale is safe.
 #pragma once
 #include <cmath>
 
@@ -22,7 +22,7 @@ class Rectangle {
     pack(k, columns, depth, T(1), kernels.panel, threads_, keys_.at());
   }
 
-  // lse [rows].
+  // Computes lse [rows].
   void forward(double* lse) const {
     const Scratch<double> totals(rows_), sums(threads_ * kLargestBlock);
     const Scratch<T> tops(threads_ * kLargestBlock);
@@ -49,9 +49,9 @@ class Rectangle {
     for (int64_t i = 0; i < rows_; ++i) lse[i] = (lse[i] + std::log2(*totals.at(i))) * M_LN2;
   }
 
-  // dq [rows, depth] = sum_j P_ij k_j and dk [columns, depth] = sum_i P_ij q_i with P_ij = exp2(S'_ij - shift_i) weight_i,
-  // S' = S log2 e; one that is null is not wanted. `shift` and `weight` are padded. Entries that may be left out: `omit` is
-  // their size together, in the Euclidean norm over all rows of a result.
+  // Computes dq [rows, depth] = sum_j P_ij k_j and dk [columns, depth] = sum_i P_ij q_i, unless they are null, with
+  // P_ij = exp2(S'_ij - shift_i) weight_i and S' = S log2 e. `shift` and `weight` are padded. `omit` bounds the total size
+  // of the omitted entries, in the Euclidean norm over all rows of a result.
   void backward(const T* shift, const T* weight, double omit, T* dq, T* dk) const {
     const T each_key = static_cast<T>(omit / std::sqrt(static_cast<double>(rows_)) / columns_);
     const T each_query = static_cast<T>(omit / std::sqrt(static_cast<double>(columns_)) / rows_);

@@ -1,9 +1,9 @@
-// Threads share tiles, and results do not depend on how many there are.
+// Distribute tiles over threads such that results do not depend on the number of threads.
 //
-// A tile adds to a block of rows and to a block of columns. Tiles are handed out in rounds in which no block occurs
-// twice, and every block takes what is added to it in the order of the rounds: that order is fixed, whoever computes. A
-// thread waits for the turn of its block, never for a whole round: where a core is taken by another program, the others
-// go on.
+// A tile contributes to a block of rows and to a block of columns. Tiles are distributed in rounds in which no block occurs
+// twice, and contributions are added to a block in the order of the rounds, which is fixed whichever thread computes them.
+// A thread waits for the turn of its block but not for a whole round, so that the other threads continue if another program
+// occupies a core.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -17,10 +17,10 @@ namespace contrastive {
 
 struct Turn {
   int64_t row, column;            // blocks
-  int64_t row_turn, column_turn;  // how many tiles have added to them before
+  int64_t row_turn, column_turn;  // number of tiles that contribute to these blocks before
 };
 
-// All pairs row <= column of the blocks of a symmetric matrix: in round r those with row + column = r modulo their number.
+// All pairs row <= column of blocks of a symmetric matrix. Round r has the pairs with row + column = r modulo their number.
 struct SquareRounds {
   int64_t blocks;
   int64_t count() const { return blocks * blocks; }
@@ -31,7 +31,7 @@ struct SquareRounds {
   }
 };
 
-// All pairs of a block of rows and one of columns: in round r block i of the fewer meets block i + r of the others.
+// All pairs of a block of rows and a block of columns. In round r, block i of the smaller set meets block i + r of the other.
 struct RectangleRounds {
   int64_t rows, columns;
   int64_t count() const { return rows * columns; }
@@ -39,7 +39,7 @@ struct RectangleRounds {
     const bool fewer_rows = rows <= columns;
     const int64_t few = std::min(rows, columns), many = std::max(rows, columns);
     const int64_t round = index / few, i = index % few, j = (i + round) % many;
-    // Block j has met block (j - r') modulo `many` in those earlier rounds r' in which that is one of the few.
+    // Block j has met block (j - r') modulo `many` in the earlier rounds r' in which this is a block of the smaller set.
     const int64_t down = std::min(round, j + 1);
     int64_t met = std::max<int64_t>(0, std::min(j, few - 1) - (j - down));
     if (round > j + 1) met += std::max<int64_t>(0, few - (many - (round - j - 1)));
@@ -60,16 +60,16 @@ class Turns {
   std::vector<std::atomic<int64_t>> done_;
 };
 
-// How many threads are worth starting for work of so many multiply-adds.
+// Returns the number of threads that pay off for a number of multiply-adds.
 inline int64_t threads_for(double work, int64_t tiles) {
   constexpr double kWorthAThread = 2e6;
   const int64_t most = std::min<int64_t>(torch::stable::get_num_threads(), tiles);
   return std::max<int64_t>(1, std::min<int64_t>(most, static_cast<int64_t>(work / kWorthAThread)));
 }
 
-// For every tile: compute(slot, turn) at any time, then add_row(slot, turn) and add_column(slot, turn) in turn. `slot`
-// numbers the threads that work at the same time. Rows and columns are the same blocks in a square; add_row then does all
-// for a tile on the diagonal.
+// Calls compute(slot, turn) for every tile at any time, and then add_row(slot, turn) and add_column(slot, turn) in turn.
+// `slot` numbers the threads that work at the same time. In the square form, rows and columns have the same blocks, and
+// add_row does everything for a tile on the diagonal.
 template <class Rounds, class Compute, class AddRow, class AddColumn>
 void in_rounds(
     const Rounds& rounds, int64_t threads, Turns& rows, Turns& columns, const Compute& compute, const AddRow& add_row,

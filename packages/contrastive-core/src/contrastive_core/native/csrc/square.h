@@ -1,4 +1,4 @@
-// The square form where |S| is small enough to do without a maximum: every similarity is computed once for both its rows.
+// Square form for |S| small enough to need no row maximum, which computes every similarity once for both of its rows.
 #pragma once
 #include <cmath>
 
@@ -9,7 +9,7 @@ namespace contrastive {
 template <class T>
 class Square {
  public:
-  // `scale` is that of S; exp(S) = exp2(f z . f z) with the factor f on either side.
+  // `scale` is the scale of S; exp(S) = exp2(f z . f z) with a factor f on both sides.
   Square(const Kernels<T>& kernels, const T* z, int64_t count, int64_t depth, double scale, const Candidates& candidates)
       : kernels_(kernels), z_(z), count_(count), depth_(depth), candidates_(candidates),
         block_(block_of<T>(count, depth)), blocks_(pieces(count, block_)),
@@ -19,7 +19,7 @@ class Square {
     pack(z, count, depth, static_cast<T>(std::sqrt(scale * M_LOG2E)), kernels.panel, threads_, packed_.at());
   }
 
-  // lse [count] of every row.
+  // Computes lse [count].
   void forward(double* lse) const {
     std::fill_n(lse, count_, 0.0);
     const Scratch<double> sums(threads_ * 2 * kLargestBlock);
@@ -40,8 +40,8 @@ class Square {
     for (int64_t i = 0; i < count_; ++i) lse[i] = std::log(lse[i]);
   }
 
-  // out [count, depth] = sum_j exp(S_ij) (weight_i + weight_j) z_j; `weight` is padded. Entries of a row that together are
-  // no larger than `omit` may be left out.
+  // Computes out [count, depth] = sum_j exp(S_ij) (weight_i + weight_j) z_j; `weight` is padded. Entries of a row whose
+  // total size is at most `omit` may be omitted.
   void backward(const T* weight, double omit, T* out) const {
     const T each = static_cast<T>(omit / count_);
     std::fill_n(out, count_ * depth_, T(0));

@@ -1,4 +1,4 @@
-// Which kernels run, and tensors as they take them.
+// Select the kernels, and convert tensors to their input.
 #pragma once
 #include "kernels.h"
 #include "torch_abi.h"
@@ -7,7 +7,7 @@ namespace contrastive {
 
 inline const InstructionSet* chosen = nullptr;
 
-// Half types are computed in float; the gradient goes back to the input's type.
+// Half-precision inputs are computed in float; the gradient is converted back to the type of the input.
 inline Tensor widened(const Tensor& x) {
   const ScalarType type = x.scalar_type();
   const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;

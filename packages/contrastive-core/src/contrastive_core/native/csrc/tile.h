@@ -1,7 +1,8 @@
-// The kernels of one instruction set, written over `Lanes` (its registers). Included once by each file compiled for one.
+// Kernels of one instruction set in terms of `Lanes` (its registers). Each file compiled for an instruction set includes
+// this file once.
 //
-// A tile of the similarity matrix comes in strips of a few rows, a strip in panels of a few registers: a product of
-// `Lanes::rows` x `panel` similarities never leaves the registers before it has become a sum, or a weight of the gradient.
+// A tile of the similarity matrix consists of strips of a few rows, and a strip consists of panels of a few registers. A
+// product of `Lanes::rows` x `panel` similarities remains in registers until it has become a sum or a gradient weight.
 #pragma once
 #include "candidates.h"
 #include "vectors.h"
@@ -12,9 +13,9 @@ using contrastive::Matrix;
 using contrastive::Tile;
 using contrastive::kStride;
 
-constexpr int kPartialDepth = 256;  // products summed in one go: rounding grows with the length of a sum
+constexpr int kPartialDepth = 256;  // number of products in a partial sum, because rounding grows with the length of a sum
 
-// acc[r][v] = sum over depth of a[r] b[v], a and b one column of numbers after the other.
+// Computes acc[r][v] = sum over depth of a[r] b[v], with a and b stored column by column.
 template <class L, int R, int V>
 inline __attribute__((always_inline)) void multiply(
     const typename L::T* a, int64_t row_step, int64_t depth_step, const typename L::T* b, int64_t depth,
@@ -44,8 +45,8 @@ struct Strips {
 
   static constexpr T nothing = -__builtin_inff();
 
-  // Calls use(column, similarities) for every panel of a strip in which an entry counts, from left to right, with -inf
-  // where one does not, and skip(column) for the other panels.
+  // Calls use(column, similarities) for every panel of a strip that has a candidate, from left to right, with -inf for
+  // entries that are not candidates, and skip(column) for the other panels.
   template <class Use, class Skip>
   static inline __attribute__((always_inline)) void over(const Tile<T>& t, int row, const Use& use, const Skip& skip) {
     const T* a = t.rows + (row / panel) * t.depth * panel + row % panel;
@@ -67,7 +68,7 @@ struct Strips {
           for (int v = 0; v < N; ++v) s[r][v] = s[r][v] + more[r][v];
       }
       if (share == Share::some) {
-        V copy[R][N];  // for the call; s itself stays in registers
+        V copy[R][N];  // passed to the call, so that s remains in registers
         for (int r = 0; r < R; ++r)
           for (int v = 0; v < N; ++v) copy[r][v] = s[r][v];
         blank(rows, column, copy);
@@ -155,7 +156,7 @@ void rectangle_forward(const Tile<typename L::T>& t, typename L::T* tops, double
   }
 }
 
-// out = weight(s, r, column, v), a function of registers; 0 where an entry does not count.
+// Computes out = weight(s, r, column, v), a function of registers, with 0 for entries that are not candidates.
 template <class L, class Weight>
 inline __attribute__((always_inline)) bool weights(
     const Tile<typename L::T>& t, typename L::T* out, const Weight& weight) {

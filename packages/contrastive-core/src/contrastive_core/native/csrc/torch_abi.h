@@ -1,4 +1,4 @@
-// The part of torch's stable ABI that is used, and scratch memory from torch's allocator, whose accounts it then shows in.
+// The part of torch's stable ABI that is used, and scratch memory from torch's allocator, which accounts for it.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -1,5 +1,5 @@
-// The operators on single vectors [..., depth]: directions, and similarities of pairs. Every vector for itself, so that
-// nothing depends on the number of threads.
+// Operators on single vectors [..., depth]: unit vectors, and similarities of pairs. Every vector is processed separately,
+// so that results do not depend on the number of threads.
 #pragma once
 #include <tuple>
 
@@ -14,7 +14,7 @@ inline std::vector<int64_t> shape_of(const Tensor& x, bool without_depth = false
   return shape;
 }
 
-// work(first, count, depth) for parts of the vectors.
+// Calls work(first, count, depth) for parts of the vectors.
 template <class Work>
 void over_vectors(const Tensor& x, const Work& work) {
   constexpr int64_t kWorthAThread = 1 << 17;  // numbers
@@ -34,7 +34,7 @@ void directions(const Directions<X, Z>& kernels, const Tensor& x, const Tensor& 
   });
 }
 
-// z, in double if asked for, and the lengths [...].
+// Returns the unit vectors z, in double if requested, and the lengths [...].
 std::tuple<Tensor, Tensor> unit_rows(const Tensor& vectors, bool in_double) {
   const Tensor x = widened(vectors);
   const bool from_double = x.scalar_type() == ScalarType::Double;
@@ -62,7 +62,7 @@ void gradient_of_directions(
   });
 }
 
-// The gradient in float, or in double for vectors that were given in it.
+// Returns the gradient in float, or in double for double inputs.
 Tensor unit_rows_backward(const Tensor& grad, const Tensor& z, const Tensor& length, bool from_double) {
   const Tensor gradient = torch::stable::contiguous(grad);
   const Tensor out = numbers(shape_of(z), from_double ? ScalarType::Double : ScalarType::Float);

@@ -114,7 +114,8 @@ def test_many_files_are_named_in_short(tmp_path: Path) -> None:
     for target in targets:
         target.write_text("theirs")
     with pytest.raises(
-        UserError, match=r"2\.csv and 9 more files exist, and .* did not write them to this folder or they have been"
+        UserError,
+        match=r"2\.csv and 9 more files already exist, and .* did not write them to this folder or they have been",
     ):
         write(*targets)
 

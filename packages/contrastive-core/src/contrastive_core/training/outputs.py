@@ -56,7 +56,9 @@ class Outputs:
             self._refuse_inputs(existing, foreign, inputs)
             self._refuse_folders(existing)
         if foreign and not overwrite:
-            verb, it, has = ("exists", "it", "it has") if len(foreign) == 1 else ("exist", "them", "they have")
+            verb, it, has = (
+                ("already exists", "it", "it has") if len(foreign) == 1 else ("already exist", "them", "they have")
+            )
             raise UserError(
                 f"{_listed(foreign)} {verb}, and `{command}` did not write {it} to this folder or {has} been changed "
                 f"since; choose another output, move {it} away, or replace {it} with --overwrite"

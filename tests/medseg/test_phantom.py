@@ -96,5 +96,5 @@ def test_folder(tmp_path: Path) -> None:
 def test_wrong_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="frame 1 or 2"):
         make_case(1, 3)
-    with pytest.raises(UserError, match="labelled <= patients"):
+    with pytest.raises(UserError, match="no more labelled patients than patients"):
         write_phantom(tmp_path, patients=2, labelled=3)

@@ -72,9 +72,9 @@ def test_draws_are_a_function_of_the_seed() -> None:
     [
         (Draws(labelled=(9,)), "leave 8, fewer than the 9 labelled patients requested"),
         (Draws(labelled=(1,), validation=10), "leave 0, fewer than the 1"),
-        (Draws(labelled=(1,), draws=9), "9 draws were requested, but only 8 patients are left"),
+        (Draws(labelled=(1,), draws=9), "9 draws were requested, but only 8 patients can be drawn"),
         (Draws(labelled=(0,)), "at least 1"),
-        (Draws(validation=-1), "must be at least 1, n_validation and n_test at least 0"),
+        (Draws(validation=-1), "expected draws and n_labelled of at least 1"),
     ],
 )
 def test_too_few_patients(how: Draws, words: str) -> None:

@@ -205,7 +205,7 @@ def test_the_expected_time_is_said(data: Path, split: Path, tmp_path: Path, caps
     ("changes", "said"),
     [
         ({"steps": 0}, "steps and validate_every of at least 1"),
-        ({"ema": 1.0}, "0 <= ema < 1"),
+        ({"ema": 1.0}, "an ema from 0 to below 1"),
         ({"lr": float("nan")}, "lr above 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"least_classes": 9}, "slices contains 9 classes or more"),

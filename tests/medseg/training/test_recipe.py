@@ -48,7 +48,7 @@ def test_a_short_run_is_averaged_over_its_last_tenth() -> None:
     "changed", [{"steps": 0}, {"lr": 0.0}, {"ema": 1.0}, {"rare_share": 1.5}, {"weight_decay": -1}]
 )
 def test_numbers_out_of_range_are_refused(changed: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="training needs steps and validate_every of at least 1"):
+    with pytest.raises(UserError, match="expected steps and validate_every of at least 1"):
         choose(**grouped(effort="hour", **changed), device="cpu")
 
 

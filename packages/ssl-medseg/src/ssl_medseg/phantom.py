@@ -189,7 +189,10 @@ def make_case(patient: int, frame: int, *, size: int = 96, seed: int = 0) -> Pha
         UserError: A number is out of range.
     """
     if patient < 1 or frame not in (1, 2) or size < 16:
-        raise UserError(f"make_case needs patient >= 1, frame 1 or 2 and size >= 16, got {patient}, {frame} and {size}")
+        raise UserError(
+            f"make_case: patient is {patient}, frame is {frame} and size is {size}; expected a patient of at least 1, "
+            "frame 1 or 2, and a size of at least 16"
+        )
     rng = np.random.default_rng(derive(seed, "phantom", patient))
     hearts = draw_heart(rng)
     affine, shape = _grid(rng, hearts[0], size=size)
@@ -266,8 +269,8 @@ def write_phantom(
     known = patients if labelled is None else labelled
     if patients < 1 or frames not in (1, 2) or not 0 <= known <= patients:
         raise UserError(
-            "write_phantom needs patients >= 1, frames 1 or 2 and labelled <= patients, got "
-            f"patients={patients}, frames={frames}, labelled={labelled}"
+            f"write_phantom: patients is {patients}, frames is {frames} and labelled is {labelled}; expected at least "
+            "one patient, 1 or 2 frames, and no more labelled patients than patients"
         )
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,7 @@ def demo(
         The scores before and after self-training, and the paths of masks and report.
     """
     if steps < 4:
-        raise UserError(f"demo needs steps >= 4, got {steps}")
+        raise UserError(f"steps is {steps}; expected at least 4")
     out = Path(out)
     claim_folder(out, command="ssl-medseg demo")
     data, split = out / "data", out / "split.json"

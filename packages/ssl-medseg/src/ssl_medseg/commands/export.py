@@ -45,7 +45,8 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> str:
     if not out.suffix:
         checked = write_bundle(segmenter, model, out, overwrite=overwrite)
         share = checked["bundle"]["share_of_equal_voxels"]
-        return f"wrote {out}, a MONAI bundle; in {checked['bundle']['with']}, {share:.2%} of the voxels agree"
+        by = checked["bundle"]["with"]
+        return f"wrote {out}, a MONAI bundle; {share:.2%} of the voxels of its mask (run by {by}) agree with the model"
 
     def write(file: Path) -> dict[str, Any]:
         return _FILES[out.suffix](program_of(segmenter, model), file, card_of(segmenter, file))
@@ -53,6 +54,6 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> str:
     checked = put_in_place(out, write, command="ssl-medseg export", overwrite=overwrite)["checked"]
     height, width = segmenter.preprocessing.size
     return (
-        f"wrote {out} and {out.name}.json: logits of slices of {height} x {width} px; "
-        f"in {checked['with']}, the largest difference is {checked['largest_difference']:.2g}"
+        f"wrote {out} and {out.name}.json, for slices of {height} x {width} pixels; its logits (run by "
+        f"{checked['with']}) differ from those of the model by at most {checked['largest_difference']:.2g}"
     )

@@ -121,7 +121,7 @@ def next_cases(
         UserError: There is no model, there are no unlabelled cases, or the model was trained for other structures.
     """
     if number < 1 or batch_size < 1:
-        raise UserError(f"next needs number >= 1 and batch_size >= 1, got {number} and {batch_size}")
+        raise UserError(f"number is {number} and batch_size is {batch_size}; expected at least 1 for both")
     run, out = Path(model), Path(out).expanduser()
     dataset = open_with(data, replace(opening, allow_unlabelled=True))
     segmenter = load_segmenter(model, device=device)

@@ -171,7 +171,7 @@ def predict(
             others have been.
     """
     if batch_size < 1:
-        raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
+        raise UserError(f"batch_size is {batch_size}; expected at least 1")
     segmenter = load_segmenter(model, device=device)
     settings = segmenter.preprocessing
     found = find_images(

@@ -77,8 +77,8 @@ def pretrain(
     config = dict(locals())
     if min(global_steps, local_steps) < 0 or global_steps + local_steps == 0 or partitions < 1 or not 0 < crop <= 1:
         raise UserError(
-            "pretrain needs global_steps >= 0 and local_steps >= 0 (not both 0), partitions >= 1 and 0 < crop <= 1; "
-            f"got {global_steps}, {local_steps}, {partitions} and {crop}"
+            f"global_steps is {global_steps}, local_steps is {local_steps}, partitions is {partitions} and crop is "
+            f"{crop}; expected steps of at least 0 (not both 0), at least one partition, and a crop above 0 and up to 1"
         )
     if network.name != "unet":
         raise UserError(f"network.name is {network.name}; pretrain supports only unet")

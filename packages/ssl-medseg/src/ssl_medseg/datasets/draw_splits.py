@@ -220,8 +220,8 @@ def _enough(pool: Pool, how: Draws, available: int, rest: int) -> None:
     largest = max(how.labelled or (1,))
     if how.draws < 1 or how.validation < 0 or how.test < 0 or min(how.labelled or (1,)) < 1:
         raise UserError(
-            "draws and n_labelled must be at least 1, n_validation and n_test at least 0; got "
-            f"{how.draws}, {how.labelled}, {how.validation} and {how.test}"
+            f"draws is {how.draws}, n_labelled is {how.labelled}, n_validation is {how.validation} and n_test is "
+            f"{how.test}; expected draws and n_labelled of at least 1, and n_validation and n_test of at least 0"
         )
     if rest < largest:
         raise UserError(
@@ -230,4 +230,7 @@ def _enough(pool: Pool, how: Draws, available: int, rest: int) -> None:
             "requested. Request fewer, or state how case names map to patients with --patient-pattern or --patients"
         )
     if rest < how.draws:
-        raise UserError(f"{pool.name}: {how.draws} draws were requested, but only {rest} patients are left")
+        raise UserError(
+            f"{pool.name}: {how.draws} draws were requested, but only {several(rest, 'patient')} can be drawn; "
+            "expected at most one draw per patient. Reduce --draws"
+        )

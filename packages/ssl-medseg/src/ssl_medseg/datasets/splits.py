@@ -90,7 +90,7 @@ class Split:
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """Part -> names of its cases."""
+        """Names of the cases of each part."""
         return {part: getattr(self, part) for part in PARTS}
 
     def check(self, dataset: DataSet) -> None:

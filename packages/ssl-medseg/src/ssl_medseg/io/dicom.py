@@ -104,7 +104,7 @@ def read_series(path: Path, *, series: str | None = None) -> tuple[NDArray[np.fl
         notes += more
         array = np.stack([_pixels(image, path) for image in images], axis=-1)
     if any(image.dataset.get("PhotometricInterpretation") == "MONOCHROME1" for image in images):
-        notes.append("its images are shown inverted (MONOCHROME1); intensities are taken as they are stored")
+        notes.append("the images are meant to be displayed inverted (MONOCHROME1); intensities are used as stored")
     x, y, z = array.shape
     grid = Grid((x, y, z), checked_affine(affine, path))
     check_voxel_size(grid, path)

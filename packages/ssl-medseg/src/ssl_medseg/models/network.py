@@ -440,7 +440,7 @@ def build_network(options: NetworkOptions, classes: int, *, channels: int = 1) -
         UserError: There are fewer than two classes, or MONAI has no suitable network of this name.
     """
     if classes < 2:
-        raise UserError(f"found {classes} class(es); expected the background and at least one structure")
+        raise UserError(f"classes is {classes}; expected at least 2, for the background and one structure")
     if options.name == "auto" or options.width < 1:
         raise UserError(
             f"the network is {options.name} of width {options.width}; expected a name and a width of at least 1, which "

@@ -116,7 +116,7 @@ def prepare_cases(
     Args:
         dataset: Data set of the cases.
         names: Names of the cases, in the order of the result.
-        p: Settings.
+        p: Preprocessing settings.
         labels: Whether to read the labels, all of which must exist; otherwise no label file is opened.
         cache: Cache folder, keyed by the hash of the image content and the settings. It contains arrays and JSON, can
             be deleted at any time, and can be shared by several runs.

@@ -282,7 +282,8 @@ def _check(chosen: Settings) -> None:
         or not 0 <= chosen.rare_share <= 1
     ):
         raise UserError(
-            "training needs steps and validate_every of at least 1, lr above 0, weight_decay of at least 0, "
-            f"0 <= ema < 1 and a rare_share between 0 and 1; got {chosen.steps}, {chosen.validate_every}, {chosen.lr}, "
-            f"{chosen.weight_decay}, {chosen.ema} and {chosen.rare_share}"
+            f"steps is {chosen.steps}, validate_every is {chosen.validate_every}, lr is {chosen.lr}, weight_decay is "
+            f"{chosen.weight_decay}, ema is {chosen.ema} and rare_share is {chosen.rare_share}; expected steps and "
+            "validate_every of at least 1, an lr above 0, a weight_decay of at least 0, an ema from 0 to below 1, and "
+            "a rare_share from 0 to 1"
         )

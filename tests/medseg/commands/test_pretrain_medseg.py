@@ -152,7 +152,7 @@ def test_the_global_loss_falls(place: tuple[Path, Path], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"global_steps": 0, "local_steps": 0}, "expected steps of at least 0 \(not both 0\)"),
+        ({"global_steps": 0, "local_steps": 0}, r"expected steps of at least 0 \(not both 0\)"),
         ({"network": NetworkOptions("monai:DynUNet")}, "supports only unet"),
     ],
 )

@@ -139,7 +139,7 @@ def test_layers_of_equal_shape_start_apart_with_the_variance_of_he() -> None:
 def test_wrong_options_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         NetworkOptions(**options)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="1 class"):
+    with pytest.raises(UserError, match="classes is 1"):
         build_network(NetworkOptions(), classes=1)
 
 

@@ -305,9 +305,13 @@ def next_steps(run: Reported) -> str:
             low = sorted((value, name) for name, value in dice.items() if value < _GOOD)
             if low:
                 value, name = low[0]
+                which = (
+                    f"{name}, whose mean Dice is {value:.2f}"
+                    if len(low) == 1
+                    else f"the {len(low)} cases with a mean Dice below {_GOOD:g}, starting with {name} ({value:.2f})"
+                )
                 steps.append(
-                    (f"Inspect the {several(len(low), 'case')} with a mean Dice below {_GOOD:g}, starting with {name} "
-                     f"({value:.2f}): check its label, its image, then the mask.",
+                    (f"Inspect {which}: check the label, the image, then the mask.",
                      "ssl-medseg check DATA --picture-folder PICTURES")
                 )  # fmt: skip
         steps.append(

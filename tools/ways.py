@@ -88,7 +88,7 @@ def _values(found: object, depth: int = 2) -> Iterator[int]:
 
 @contextlib.contextmanager
 def loss(folder: Path) -> Iterator[Callable[[], object]]:
-    """NT-Xent of two batches of embeddings and its gradient, with the PyTorch backend."""
+    """Compute NT-Xent of two batches of embeddings and its gradient, with the PyTorch backend."""
     from contrastive_core import nt_xent
     from contrastive_core.similarity import use_backend
 
@@ -99,7 +99,7 @@ def loss(folder: Path) -> Iterator[Callable[[], object]]:
 
 @contextlib.contextmanager
 def view(folder: Path) -> Iterator[Callable[[], object]]:
-    """An augmented view of a batch of images."""
+    """Augment a batch of images."""
     from ssl_vision.augment import SimCLRAugment
 
     augment, images = SimCLRAugment(32), torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8)
@@ -108,7 +108,7 @@ def view(folder: Path) -> Iterator[Callable[[], object]]:
 
 @contextlib.contextmanager
 def batch(folder: Path) -> Iterator[Callable[[], object]]:
-    """From image files to the two views of a pre-training step."""
+    """Load image files and compute the two views of a pre-training step."""
     from PIL import Image
 
     from contrastive_core.training import Batches
@@ -126,7 +126,7 @@ def batch(folder: Path) -> Iterator[Callable[[], object]]:
 
 @contextlib.contextmanager
 def mask(folder: Path) -> Iterator[Callable[[], object]]:
-    """From a NIfTI file to a mask file on its grid with a loaded model, as in `ssl-medseg predict`."""
+    """Predict a mask file from a NIfTI file with a loaded model, as in `ssl-medseg predict`."""
     import nibabel as nib
 
     from ssl_medseg.io import ImageFile, read_volume, write_mask
@@ -151,7 +151,7 @@ def mask(folder: Path) -> Iterator[Callable[[], object]]:
 
 @contextlib.contextmanager
 def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
-    """From unlabelled slices and their pseudo-labels to the loss of a self-training step in rounds."""
+    """Compute the loss of a self-training step from unlabelled slices and their pseudo-labels."""
     from contrastive_core.training import Run, RunOptions
     from ssl_medseg.losses.segmentation import segmentation_loss
     from ssl_medseg.models.checkpoint import load_segmenter
@@ -194,7 +194,7 @@ def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
 
 @contextlib.contextmanager
 def clip(folder: Path) -> Iterator[Callable[[], object]]:
-    """From video files to the loss of a step of multiview pseudo-labelling."""
+    """Load video files and compute the loss of a step of multiview pseudo-labelling."""
     from contrastive_core.training import Run, RunOptions
     from ssl_video.augment import ClipAugment
     from ssl_video.data import ClipDataset, ClipSpec, open_videos

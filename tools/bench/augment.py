@@ -67,9 +67,10 @@ def main() -> int:
                 "config": config,
                 "table": {"columns": ["view, px", "method", "images/s, 2 views", "ratio to lightly"], "rows": rows},
                 "notes": [
-                    "Decoded images, one thread, processor time: medians over rounds in which methods take turns. "
-                    "Crop, flip, colour jitter and grey, with blur at 224 px; without normalisation. Training passes "
-                    "whole batches, from memory and from files; 'one by one' gives our module single images."
+                    "Decoded images, one thread, processor time: medians over rounds in which the methods alternate. "
+                    "The transforms are crop, flip, colour jitter and greyscale, with blur at 224 px and without "
+                    'normalisation. Training augments whole batches, from memory and from files; with "one by one", '
+                    "our module receives single images."
                 ],
                 "cells": cells,
             },

@@ -1,6 +1,6 @@
 r"""Measure time and memory of `contrastive_core.nt_xent`, compared with other libraries and plain matrix products.
 
-    python -m tools.bench.losses --out docs/results/bench_losses.json    # about ten minutes on a quiet machine
+    python -m tools.bench.losses --out docs/results/bench_losses.json    # about ten minutes on an idle machine
 
 A size is the number N of embeddings (N / 2 samples with two views each); a call computes value and gradient in float32.
 Every cell is measured in a separate process (`tools/bench/loss_cell.py`), forked from a process that has imported all

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
 class Log:
     """Outcomes of all cases, which are also written to a file if one is given.
 
-    The first line of the file describes the run; a file of another commit or seed is refused.
+    The first line of the file describes the run. A file of another commit or seed raises an error.
     """
 
     def __init__(self, file: Path | None, *, seed: int) -> None:

@@ -60,8 +60,8 @@ def encode(value: object, *, name: str) -> tuple[Any, dict[str, Tensor]]:
                 f"{type(x).__name__}); expected a dense tensor that is complete on every process"
             )
         x = x.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        # safetensors refuses tensors that share memory, such as tied weights, and a view must not store all of its
-        # memory.
+        # safetensors does not accept tensors that share memory, such as tied weights, and a view must not store all of
+        # its memory.
         if x.untyped_storage().data_ptr() in storages or x.untyped_storage().nbytes() != x.nbytes:
             x = x.clone()
         storages.add(x.untyped_storage().data_ptr())
@@ -137,7 +137,7 @@ def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 _OTHER_VERSION = "resume with the version of the program that wrote it"
-# Key of the Position in a checkpoint, beside the tracked objects.
+# Key of the Position in a checkpoint, in addition to the tracked objects.
 _POSITION = "_run"
 
 

@@ -71,7 +71,7 @@ _STALE_AFTER = 60.0
 
 
 def remove_stale(path: Path) -> None:
-    """Remove the temporary files of `open_atomic` and `atomic_path` that killed processes have left beside a file."""
+    """Remove the temporary files of `open_atomic` and `atomic_path` that killed processes have left next to a file."""
     _remove_stale(path.parent, re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp(\..*)?"))
 
 

@@ -1,4 +1,4 @@
-"""Refuse to run code of other packages that a model folder names, unless the user trusts it."""
+"""Prevent model folders from running code of other packages, unless the user trusts it."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     new = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    # Clone the tensors, because safetensors refuses tensors that share memory, such as tied weights.
+    # Clone the tensors, because safetensors does not accept tensors that share memory, such as tied weights.
     safetensors.torch.save_file(
         {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, new / _WEIGHTS
     )
@@ -93,7 +93,7 @@ def load_model(
             f"{folder} contains no model; expected {_CARD} and {_WEIGHTS} in this folder or in its folder 'model'"
         )
     if not weights_path.is_file():
-        raise UserError(f"{weights_path} is missing beside {_CARD}; restore it from a copy, or write the model again")
+        raise UserError(f"{weights_path} does not exist; restore it from a copy, or write the model again")
     card = read_json(card_path)
     with reading(card_path, "is damaged", "restore it from a copy, or write the model again"):
         version, digest, metadata, stated = (card[key] for key in ("format", "sha256", "metadata", "card_sha256"))
@@ -131,7 +131,7 @@ def build_from(build: Callable[[], M], tensors: Mapping[str, Tensor], *, source:
     Raises:
         UserError: The network cannot be built, or its weights have other names or shapes.
     """
-    remedy = "the file was changed by hand, or a newer version has written it"
+    remedy = "the file was edited, or was written by a newer version"
     with reading(str(source), "model.json does not describe the network that is in the folder", remedy):
         try:
             with torch.device("meta"):

@@ -1,8 +1,8 @@
 """Check and record the files that a command writes, so that it replaces only files that it has written itself.
 
-All targets are checked before the first one is written. A target that is also an input is refused. An existing target
-is refused unless the same command has written it to this folder, according to the index in the output folder, and it
-has not been changed since.
+All targets are checked before the first one is written. It is an error if a target is also an input, or if it exists,
+unless the same command has written it to this folder, according to the index in the output folder, and it has not been
+changed since.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class ClassBatches:
 
     A round visits the classes in random order, `classes_per_batch` per step; classes that do not fill a last batch are
     omitted, and the next round has a new order. In each step, a class contributes its next `samples_per_class` samples
-    in a random order of its own. When fewer samples than that remain, the class is reshuffled. A class with fewer
+    in a separate random order. When fewer samples than that remain, the class is reshuffled. A class with fewer
     samples in total repeats them within the step; `copy` distinguishes the repetitions, so that each can be augmented
     differently.
 

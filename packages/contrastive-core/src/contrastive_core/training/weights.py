@@ -97,7 +97,7 @@ def _read(file: Path) -> Any:
 
 
 def _check_unpacked(file: Path) -> None:
-    """Refuse a compressed file that is far larger uncompressed; PyTorch does not compress its files."""
+    """Raise an error for a compressed file that is far larger uncompressed; PyTorch does not compress its files."""
     if not zipfile.is_zipfile(file):
         return
     with reading(file, "is damaged", "download it again"), zipfile.ZipFile(file) as members:

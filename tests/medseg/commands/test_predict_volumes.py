@@ -150,7 +150,7 @@ def test_labels_and_images_are_never_replaced(tmp_path: Path, model: Path) -> No
     for flags in ({}, {"overwrite": True}):
         with pytest.raises(UserError, match=r"labelsTr/case0\.nii\.gz"):
             predict(str(model), str(root), root / "labelsTr", device="cpu", **flags)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="did not write it to this folder"):
+    with pytest.raises(UserError, match="did not write them to this folder"):
         predict(str(model), str(root / "imagesTr"), root / "labelsTr", device="cpu")
     (root / "list.csv").write_text("case,image\ncase1,imagesTr/case0.nii.gz\ncase0,imagesTr/case1.nii.gz\n")
     with pytest.raises(UserError, match="is an input of"):

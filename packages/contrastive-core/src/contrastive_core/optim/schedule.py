@@ -11,6 +11,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 
+def half_cosine(share: float) -> float:
+    """Return the factor of a cosine decay after a share of it: 1 at 0, 1/2 at 1/2, 0 at 1.
+
+    >>> half_cosine(0.0), half_cosine(0.5), half_cosine(1.0)
+    (1.0, 0.5, 0.0)
+    """
+    return (1 + math.cos(math.pi * share)) / 2
+
+
 class WarmupCosine(LRScheduler):
     """Linear warm-up and cosine decay of every group's learning rate.
 
@@ -85,7 +94,7 @@ class WarmupCosine(LRScheduler):
                 start + (peak - start) * step / warmup for start, peak in zip(self.start_lr, self.peak_lr, strict=True)
             ]
         done = min(1.0, (step - warmup) / (self.total_steps - warmup))
-        return [peak * 0.5 * (1 + math.cos(math.pi * done)) for peak in self.peak_lr]
+        return [peak * half_cosine(done) for peak in self.peak_lr]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the schedule from `state_dict()` and set the groups' learning rates accordingly."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
 
 from contrastive_core.optim.average import MovingAverage
+from contrastive_core.optim.schedule import half_cosine
 from contrastive_core.text import duration
 from contrastive_core.training import Run
 
@@ -52,7 +52,7 @@ def rate(name: Schedule, step: int, *, cycle: int) -> float:
     warmup, at = min(WARMUP, cycle // 10), step % cycle
     if at < warmup:
         return (at + 1) / warmup
-    return (1 + math.cos(math.pi * (at - warmup) / (cycle - warmup))) / 2
+    return half_cosine((at - warmup) / (cycle - warmup))
 
 
 def scheduler(optimizer: Optimizer, name: Schedule, *, cycle: int) -> LambdaLR:

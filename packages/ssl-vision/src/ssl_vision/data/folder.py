@@ -180,7 +180,7 @@ def same_folders_in_classes(listing: Listing) -> list[str]:
 def unread_text(unread: Sequence[str]) -> str:
     """Describe images of unsupported kinds in a sentence."""
     endings = sorted({path[path.rfind(".") :].lower() for path in unread})
-    count = f"{len(unread):,} image{'s' if len(unread) > 1 else ''}"
+    count = several(len(unread), "image")
     return f"{count} of an unsupported kind ({', '.join(endings)}) left out; convert to JPEG or PNG"
 
 

@@ -23,14 +23,14 @@ def class_dice(prediction: NDArray[Any] | Tensor, truth: NDArray[Any] | Tensor, 
         2 |P and T| / (|P| + |T|)
 
     Args:
-        prediction: Class numbers, of any shape, as an array or a tensor.
+        prediction: Class numbers, of any shape, as an array or a tensor on the CPU.
         truth: Class numbers of the same shape.
         classes: Number of classes C, including the background.
 
     Returns:
         Float64 ``[C]``: 0 for a class that only one of the two contains, NaN for a class that neither contains.
     """
-    both, predicted, true = _overlap(_array(prediction), _array(truth), classes)
+    both, predicted, true = _overlap(np.asarray(prediction), np.asarray(truth), classes)
     with np.errstate(invalid="ignore"):
         return np.asarray(2 * both / (predicted + true))
 
@@ -93,10 +93,6 @@ def measure(
             )
         )
     return tuple(scores)
-
-
-def _array(classes: NDArray[Any] | Tensor) -> NDArray[Any]:
-    return classes.cpu().numpy() if isinstance(classes, Tensor) else classes
 
 
 def _overlap(prediction: NDArray[Any], truth: NDArray[Any], classes: int) -> tuple[NDArray[np.int64], ...]:

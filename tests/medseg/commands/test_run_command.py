@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from nibabel.processing import resample_from_to, resample_to_output
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from contrastive_core.training.recorder import read
+from ssl_medseg import predict
 from ssl_medseg.commands import run as module
 from ssl_medseg.commands.report import report
 from ssl_medseg.commands.run import run
@@ -26,7 +29,9 @@ from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.selftraining.options import PseudoLabelOptions
 from ssl_medseg.selftraining.rounds import read_rounds
+from ssl_medseg.training.optim import Pace
 from tests.medseg.grouped import grouped
+from tests.medseg.volumes_on_disk import write_nifti
 
 RUN = RunOptions(device="cpu", threads=1, checkpoint_every=2, progress=False)
 SHORT: dict[str, Any] = {
@@ -218,3 +223,85 @@ def test_labels_of_unlabelled_patients_may_be_missing(tmp_path: Path) -> None:
     next(iter(dataset.select(names[:1]))).label.unlink()  # type: ignore[union-attr]
     with pytest.raises(UserError, match="has no label for it"):
         run(str(tmp_path / "data"), tmp_path / "other", **grouped(split=tmp_path / "split.json", **settings))
+
+
+STORED = ("LPS", "RAS", "SRA", "PIL")
+
+
+def isotropic(root: Path, shared_data: Path, storages: tuple[str, ...]) -> Path:
+    """Prostate volumes resampled to 3 mm along every axis, each stored in a direction of its own."""
+    for number, letters in enumerate(storages):
+        image, label = (
+            nibabel.load(shared_data / f"prostate/{folder}/Case{number:02}.nii.gz")
+            for folder in ("imagesTr", "labelsTr")
+        )
+        fine = resample_to_output(nibabel.Nifti1Image(image.get_fdata(), image.affine), (3.0, 3.0, 3.0), order=1)
+        drawn = resample_from_to(nibabel.Nifti1Image(np.asarray(label.dataobj), label.affine), fine, order=0)
+        turn = nibabel.orientations.ornt_transform(
+            nibabel.io_orientation(fine.affine), nibabel.orientations.axcodes2ornt(letters)
+        )
+        for folder, each, kind in (("imagesTr", fine, np.int16), ("labelsTr", drawn, np.uint8)):
+            turned = nibabel.Nifti1Image(np.rint(each.get_fdata()).astype(kind), each.affine).as_reoriented(turn)
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            write_nifti(root / folder / f"p{number}.nii.gz", np.ascontiguousarray(turned.dataobj), turned.affine)
+    entries = [{"image": f"imagesTr/p{n}.nii.gz", "label": f"labelsTr/p{n}.nii.gz"} for n in range(len(storages))]
+    content = {"name": "prostate", "labels": {"0": "background", "1": "pz", "2": "tz"}, "training": entries}
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.slow
+def test_a_run_on_isotropic_volumes_is_the_same_however_they_are_stored(shared_data: Path, tmp_path: Path) -> None:
+    outcomes = {}
+    for kind, storages in {"one": ("LPS",) * 4, "mixed": STORED}.items():
+        data = isotropic(tmp_path / kind, shared_data, storages)
+        split = tmp_path / f"{kind}.json"
+        write_split(split, Split(labelled=("p0",), validation=("p1",), unlabelled=("p2", "p3")), open_dataset(data))
+        out = tmp_path / f"run-{kind}"
+        few = {
+            "network": NetworkOptions("plain-unet", 4),
+            "baseline_steps": 5,
+            "steps": 3,
+            "batch_size": 4,
+            "baseline_floor": 0.0,
+        }
+        run(str(data), out, **grouped(split=split, effort="minutes", run=RUN, **few))
+        predict(str(out), str(data / "imagesTr"), tmp_path / f"masks-{kind}", device="cpu")
+        masks = []
+        for number in range(4):
+            image, mask = (
+                nibabel.load(folder / f"p{number}.nii.gz") for folder in (data / "imagesTr", tmp_path / f"masks-{kind}")
+            )
+            np.testing.assert_array_equal(mask.affine, image.affine)
+            masks.append(np.asarray(nibabel.as_closest_canonical(mask).dataobj))
+        weights = [(out / stage / "model" / "model.safetensors").read_bytes() for stage in ("baseline", "selftrain")]
+        outcomes[kind] = weights, masks
+    assert outcomes["one"][0] == outcomes["mixed"][0]
+    for first, second in zip(outcomes["one"][1], outcomes["mixed"][1], strict=True):
+        np.testing.assert_array_equal(first, second)
+    # A model of one storage gives the same masks of the other.
+    predict(str(tmp_path / "run-one"), str(tmp_path / "mixed" / "imagesTr"), tmp_path / "across", device="cpu")
+    for number, expected in enumerate(outcomes["one"][1]):
+        mask = nibabel.as_closest_canonical(nibabel.load(tmp_path / "across" / f"p{number}.nii.gz"))
+        np.testing.assert_array_equal(np.asarray(mask.dataobj), expected)
+
+
+def test_a_run_goes_on_after_its_folder_and_its_data_have_moved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+
+    def stop(self: Pace, *words: Any, **named: Any) -> None:
+        if (tmp_path / "run" / "selftrain").exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pace, "after", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(str(tmp_path / "data"), tmp_path / "run", **grouped(**SHORT))
+    (tmp_path / "there").mkdir()
+    for name in ("data", "run"):
+        (tmp_path / name).rename(tmp_path / "there" / name)
+    resumed = RunOptions(**{**vars(RUN), "resume": True})
+    run(str(tmp_path / "there/data"), tmp_path / "there/run", **grouped(**{**SHORT, "run": resumed}))
+    assert (tmp_path / "there/run/model/model.safetensors").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
+from ssl_video.cli import main
 from ssl_video.commands.export import export
 from ssl_video.commands.predict import predict, spread
-from ssl_video.data import ClipSpec, Video
+from ssl_video.data import ClipSpec, Video, open_videos
 from ssl_video.data.synthetic import CLASSES, draw_video, make_videos
 from ssl_video.evaluation import SamplingOptions, classify, fused
 from ssl_video.models import NetworkOptions, build_network
@@ -87,6 +89,21 @@ def test_predictions_are_those_of_the_network(model: Path, videos: Path, tmp_pat
         predict(str(model), str(videos), out, top=5)
     with pytest.raises(UserError, match="was trained on rgb, tg"):
         predict(str(model), str(videos), out, sampling=SamplingOptions(("flow",)))
+
+
+def test_no_cell_is_a_formula(model: Path, videos: Path, tmp_path: Path) -> None:
+    source = next(path for path in sorted(videos.rglob("*.*")) if path.suffix in (".avi", ".mp4", ".mkv"))
+    (tmp_path / "data").mkdir()
+    for name in ("=1+1", "-dash", "@x"):
+        shutil.copy(source, tmp_path / "data" / f"{name}{source.suffix}")
+    out = tmp_path / "out.csv"
+    predict(str(model), str(tmp_path / "data"), out, sampling=SamplingOptions(clips=1, crops=1), sheet=0, device="cpu")
+    assert [row["path"] for row in table(out)] == [f"./{name}{source.suffix}" for name in ("-dash", "=1+1", "@x")]
+    main(["check", str(tmp_path / "data"), "--out", str(tmp_path / "data/manifest.csv")])
+    assert all(row["path"].startswith("./") for row in table(tmp_path / "data/manifest.csv"))
+    assert {video.path.name for video in open_videos(tmp_path / "data/manifest.csv").videos} == {
+        f"{name}{source.suffix}" for name in ("=1+1", "-dash", "@x")
+    }
 
 
 def test_one_video_is_predicted(model: Path, videos: Path, tmp_path: Path) -> None:

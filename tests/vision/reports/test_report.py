@@ -108,7 +108,7 @@ def test_a_network_that_has_learnt_nothing_is_warned_of(copy: Path, reached: flo
     lines = [{"step": i, "loss": 4.8, "contrastive_accuracy": reached, "epoch": i / 4} for i in range(8)]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = " ".join(read(report(copy, rows=1, bank=2, device="cpu", overwrite=True)).words)
-    assert ("contrastive accuracy is no better than chance" in found) == warned
+    assert ("Contrastive accuracy is no better than chance" in found) == warned
 
 
 def test_page_says_what_was_run(page: Page) -> None:

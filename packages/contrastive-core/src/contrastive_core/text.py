@@ -27,6 +27,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
 
 
+def decimal(number: float, places: int = 3) -> str:
+    """Format a loss with so many decimal places, or with a power of ten if it is very large.
+
+    >>> decimal(2.30259), decimal(2.1158e16)
+    ('2.303', '2.12e+16')
+    """
+    return f"{number:.{places}f}" if abs(number) < 1e6 else f"{number:.2e}"
+
+
 def size(number: float) -> str:
     """Format a number of bytes: ``512 B``, ``1.4 MB``, ``20 GB``."""
     for unit in ("B", "kB", "MB", "GB"):

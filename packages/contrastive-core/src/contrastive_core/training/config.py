@@ -124,11 +124,13 @@ class Config:
         values: Settings by name.
         options_key: Name of the run options in `values`.
         free: Names of settings that a resumed run may change, because they do not affect the result.
+        resolved: Names of the single settings that the command chose itself, such as ``encoder.name``.
     """
 
     values: dict[str, Any]
     options_key: str
     free: frozenset[str] = frozenset()
+    resolved: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
         """Write the values as YAML in one atomic step."""
@@ -160,16 +162,34 @@ class Config:
         ]
 
 
-def resolve(config: Mapping[str, object], options: RunOptions, *, free: Collection[str] = ()) -> Config:
-    """Convert `config` and the run options to plain values, that is, paths to strings and dataclasses to mappings.
+def resolve(
+    config: Mapping[str, object],
+    options: RunOptions,
+    *,
+    free: Collection[str] = (),
+    resolved: Mapping[str, object] | None = None,
+) -> Config:
+    """Convert settings and the run options to plain values, that is, paths to strings and dataclasses to mappings.
+
+    Args:
+        config: Settings as they were given.
+        options: Options of the run.
+        free: See `Config`.
+        resolved: Settings that replace given ones, after the command has chosen what was left open.
 
     Raises:
         TypeError: A value cannot be converted.
     """
     key = next((name for name, value in config.items() if isinstance(value, RunOptions)), OPTIONS_KEY)
-    values = {name: plain(value, f"the setting {name}") for name, value in config.items()}
+    values = {name: plain(value, f"the setting {name}") for name, value in {**config, **(resolved or {})}.items()}
+    given = dict(_leaves({name: plain(config[name], name) for name in resolved or {} if name in config}))
+    chosen = [
+        name for name, value in _leaves({name: values[name] for name in resolved or {}}) if given.get(name) != value
+    ]
     # `resume` is not a setting of the run: a new run with the same configuration should not resume.
-    return Config({**values, key: {**dataclasses.asdict(options), "resume": False}}, key, frozenset(free))
+    return Config(
+        {**values, key: {**dataclasses.asdict(options), "resume": False}}, key, frozenset(free), tuple(chosen)
+    )
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
 from contrastive_core.training.checkpoint import Position
-from contrastive_core.training.config import RunOptions
+from contrastive_core.training.config import Config, RunOptions
 from contrastive_core.training.documents import read_json_lines, reading
 from contrastive_core.training.processes import Processes
 from contrastive_core.training.progress import Watch
@@ -229,7 +229,7 @@ class Recorder:
         self._begun = self._mark = 0.0
         self._marked_step = 0
 
-    def begin(self, start: Position, *, device: torch.device, config: Mapping[str, Any]) -> None:
+    def begin(self, start: Position, *, device: torch.device, config: Config) -> None:
         """Remove the metrics of steps after `start` and open the trackers."""
         if not self._is_main:
             return
@@ -246,9 +246,10 @@ class Recorder:
             "processes": self._processes.world_size,
             "threads": torch.get_num_threads(),
             "options": dataclasses.asdict(self._options),
+            "resolved": list(config.resolved),
         }
         self._timing.begin(session)
-        self._trackers = open_trackers(self._options, self._folder, config=config, start_step=start.step)
+        self._trackers = open_trackers(self._options, self._folder, config=config.values, start_step=start.step)
 
     def start(self, step: int, total: int) -> None:
         """Start the clock and the progress display of the loop."""

@@ -134,10 +134,11 @@ class Run:
 
     Args:
         out: Run folder, which is new or empty, or with options.resume the folder of the run to resume.
-        config: Resolved arguments, written to config.yaml: numbers, strings, paths, dataclasses, lists and mappings.
+        config: Arguments, written to config.yaml: numbers, strings, paths, dataclasses, lists and mappings.
         command: Program and verb that start the run, such as "ssl-vision pretrain", for messages about resuming.
         options: Options for executing, logging and saving the run.
         free: Names in config that may differ when the run is resumed, because they do not affect the result.
+        resolved: Arguments that replace those in `config`, after the command has chosen what was left open.
 
     Attributes:
         fabric: Lightning Fabric of the run; call `run.fabric.backward(loss)` instead of `loss.backward()`.
@@ -163,11 +164,12 @@ class Run:
         command: str,
         options: RunOptions,
         free: Collection[str] = (),
+        resolved: Mapping[str, object] | None = None,
     ) -> None:
         self.out = Path(out)
         self.options = options
         self.command = command
-        self._given, self._free = config, free
+        self._given, self._free, self._resolved = config, free, resolved
         self._folder = RunFolder(self.out)
         self._snapshots = Snapshots(self.out / "checkpoints", keep=options.keep_checkpoints)
         self._signals = SignalWatch()
@@ -179,7 +181,7 @@ class Run:
 
     def __enter__(self) -> Run:
         recorder.check_installed(self.options)
-        self._config = config.resolve(self._given, self.options, free=self._free)
+        self._config = config.resolve(self._given, self.options, free=self._free, resolved=self._resolved)
         self.fabric = make_fabric(self.options)
         self.device, self.rank, self.world_size = self.fabric.device, self.fabric.global_rank, self.fabric.world_size
         self._processes = Processes(rank=self.rank, world_size=self.world_size)
@@ -279,7 +281,7 @@ class Run:
             start = self._snapshots.restore(self._processes, say=self.say)
             self.fabric.strategy.precision.load_state_dict(start.precision)
         self._start = start.step
-        self._open_recorder.begin(start, device=self.device, config=self._config.values)
+        self._open_recorder.begin(start, device=self.device, config=self._config)
         return self._start
 
     def batches(self, n: int, *, batch_size: int, total_steps: int) -> Batches:

@@ -65,6 +65,20 @@ def local_path(path: str, folder: Path) -> str:
     return next((spelling for spelling in spellings if (folder / spelling).exists()), slashed)
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+def safe_cell(text: str, *, path: bool = False) -> str:
+    """Escape text that a spreadsheet could read as a formula: ``./`` before a path, an apostrophe before other text.
+
+    >>> safe_cell("=1+1"), safe_cell("-clip.mp4", path=True), safe_cell("cat")
+    ("'=1+1", './-clip.mp4', 'cat')
+    """
+    if text.startswith(_FORMULA):
+        return f"./{text}" if path else f"'{text}"
+    return text
+
+
 def refuse_drives(file: Path, paths: Iterable[tuple[int, str]]) -> None:
     """Raise an error for paths on a Windows drive, such as ``C:``, on other systems.
 

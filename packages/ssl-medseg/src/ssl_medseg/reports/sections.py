@@ -266,7 +266,7 @@ def settings(run: Reported, *, show_paths: bool = False) -> str:
     place = stage.path if show_paths else PurePath("RUN", stage.name)
     again = f"ssl-medseg {verb} --config {shlex.quote(str(place / 'config.yaml'))} --out runs/again"
     config = stage.record.config if show_paths else _without_folders(stage.record.config)
-    return sections.settings(config, command, name=stage.name or verb, again=again)
+    return sections.settings(config, command, name=stage.name or verb, again=again, sessions=stage.record.sessions)
 
 
 def _without_folders(value: Any) -> Any:

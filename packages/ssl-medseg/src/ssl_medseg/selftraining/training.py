@@ -102,7 +102,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     in_rounds, contrast = how.method == "rounds", how.contrast
     if in_rounds and training.steps is None:
         chosen = replace(chosen, steps=-(-chosen.steps // how.rounds))
-    config |= chosen.values | {"selftraining": how}
+    resolved = chosen.values | {"selftraining": how}
     seen = open_training_data(
         data, split, opening=opening, preprocessing=found.preprocessing, unlabelled=True, cache=cache
     )
@@ -110,7 +110,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     classes, slices, unlabelled = len(seen.labels), seen.slices(), how.unlabelled_batch or chosen.batch_size
     total = how.rounds * chosen.steps if in_rounds else chosen.steps
     free = (*PLACES, "model", "score_withheld")  # data are identified by their content
-    with Run(out, config=config, command="ssl-medseg selftrain", options=run, free=free) as r:
+    with Run(out, config=config, command="ssl-medseg selftrain", options=run, free=free, resolved=resolved) as r:
         keep_identity(r, seen, model=module_hash(found.network))
         for note in [str(chosen), *seen.notes]:
             r.say(note)

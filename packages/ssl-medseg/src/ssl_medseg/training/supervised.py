@@ -74,7 +74,6 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     chosen = choose(
         training, optimizer, device=run.device, network=network if begun is None else begun.options, augment=augment
     )
-    config |= chosen.values
     seen = open_training_data(
         data, split, opening=opening, preprocessing=preprocessing if begun is None else begun.preprocessing,
         unlabelled=False, cache=cache, largest=chosen.largest,
@@ -84,7 +83,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
             f"{split}: the split has no validation cases, so the best step cannot be determined; use --keep last"
         )
     classes, slices = len(seen.labels), seen.slices()
-    with Run(out, config=config, command="ssl-medseg train", options=run, free=PLACES) as r:
+    with Run(out, config=config, command="ssl-medseg train", options=run, free=PLACES, resolved=chosen.values) as r:
         keep_identity(r, seen)  # data are identified by their content, not by their path
         for note in [str(chosen), *seen.notes]:
             r.say(note)

@@ -14,6 +14,7 @@ from contrastive_core.app.checks import counted_levels, finding_lines, findings_
 from contrastive_core.text import several
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.tables import safe_cell
 from ssl_video.data import open_videos
 from ssl_video.data.check import Facts, examine
 
@@ -110,7 +111,7 @@ def _manifest(facts: Sequence[Facts], folder: Path) -> str:
     for fact in facts:
         video, index = fact.video, fact.index
         row: dict[str, object] = {
-            "path": Path(os.path.relpath(video.path.absolute(), folder.absolute())).as_posix(),
+            "path": safe_cell(Path(os.path.relpath(video.path.absolute(), folder.absolute())).as_posix(), path=True),
             "class": video.label or "",
             "split": video.part or "",
             "group": video.group or "",

@@ -20,6 +20,7 @@ from contrastive_core.training.files import FolderLock, check_space, write_atomi
 from contrastive_core.training.launch import choose_device
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
+from contrastive_core.training.tables import safe_cell
 from ssl_video.data import Video, VideoSet, open_videos
 from ssl_video.optical_flow.cache import FlowCache, read_settings
 from ssl_video.optical_flow.compute import Work, flow_settings, plan, store_all
@@ -195,7 +196,7 @@ def _listed(videos: VideoSet, works: Sequence[Work], problems: Mapping[str, str]
     writer.writerow(["path", "flow", "problem"])
     for video in videos.videos:
         problem = problems.get(video.key, "")
-        writer.writerow([video.key, "" if problem else files[video.key], problem])
+        writer.writerow([safe_cell(video.key, path=True), "" if problem else files[video.key], problem])
     return text.getvalue()
 
 

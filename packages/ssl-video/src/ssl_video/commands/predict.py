@@ -12,6 +12,7 @@ from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import open_atomic
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
+from contrastive_core.training.tables import safe_cell
 from ssl_video.data import open_videos
 from ssl_video.data.reader import ReadOptions
 from ssl_video.data.torchcodec_reader import check_reader
@@ -54,7 +55,8 @@ def predict(
 
     A folder gives all videos in it and its subfolders; a single video file works too. Labels are not read. A video that
     cannot be read has a row with the reason under ``error``. Beside the table, a PNG file of the same name shows the
-    middle frames of some videos with their predicted classes. Each file is written completely or not at all.
+    middle frames of some videos with their predicted classes. Each file is written completely or not at all. Text that
+    a spreadsheet would interpret as a formula is preceded by ``./`` (paths) or an apostrophe.
 
     Args:
         model: Run folder or model folder to use.
@@ -104,11 +106,12 @@ def predict(
                     )  # fmt: skip
                 except UserError as error:
                     unreadable += 1
-                    writer.writerow([video.key, *[""] * (2 * top), str(error)])
+                    writer.writerow([safe_cell(video.key, path=True), *[""] * (2 * top), safe_cell(str(error))])
                     continue
                 probabilities, order = fused(found[None])[0].topk(top)
                 ranked = list(zip(order.tolist(), probabilities.tolist(), strict=True))
-                writer.writerow([video.key, *(cell for c, p in ranked for cell in (classes[c], float(f"{p:.6g}"))), ""])
+                cells = (cell for c, p in ranked for cell in (safe_cell(classes[c]), float(f"{p:.6g}")))
+                writer.writerow([safe_cell(video.key, path=True), *cells, ""])
                 if place in shown:
                     label, share = classes[ranked[0][0]], ranked[0][1]
                     thumbnails.append(Thumbnail(video.path, f"{label} {100 * share:.0f} %", Path(video.key).name))

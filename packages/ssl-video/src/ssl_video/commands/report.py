@@ -94,7 +94,7 @@ def report(
                 raise
             parts.append(sections.missing("What the network sees", f"The videos could not be opened: {error}"))
     parts += [
-        settings(config, ssl_video.train, name="general", again=sections.again(config)),
+        settings(config, ssl_video.train, name="general", again=sections.again(config), sessions=record.sessions),
         surroundings(config, record.sessions, packages=["ssl-video", "torchvision", "av"]),
     ]
     with planned:

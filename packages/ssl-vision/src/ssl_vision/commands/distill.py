@@ -109,14 +109,14 @@ def distill(
         encoder = _encoder_of(teacher, encoder)
     start = _student(init, encoder=encoder, from_layer=from_layer, image_size=image_size, teacher=found)
     size, teacher_size = start.architecture.image_size, found.image_size
-    config |= {"encoder": start.described(encoder), "image_size": size}
+    resolved = {"encoder": start.described(encoder), "image_size": size}
     scored, held_out = (None, None) if validate_on is None else validation_set(validate_on, data, images)
     labelled = None if alpha == 1 else training_set(images, labels, held_out=held_out)
     for some in (scored, labelled):
         if some is not None:
             check_classes(some, found.classes, of=f"of {teacher}")
     unlabelled = without(images, held_out)
-    with Run(out, config=config, command="ssl-vision distill", options=run, free=("load",)) as r:
+    with Run(out, config=config, command="ssl-vision distill", options=run, free=("load",), resolved=resolved) as r:
         budget = plan_budget(len(unlabelled), epochs=epochs, batch_size=batch_size, world_size=r.world_size)
         r.say(str(budget))
         torch.manual_seed(r.seed("weights"))

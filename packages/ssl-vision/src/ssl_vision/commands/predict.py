@@ -17,6 +17,7 @@ from contrastive_core.text import several
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.outputs import Outputs
 from contrastive_core.training.progress import track
+from contrastive_core.training.tables import safe_cell
 from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet, input_files, open_images
 from ssl_vision.data.dataset import ReadOptions
@@ -156,14 +157,10 @@ def _open_table(path: Path, ending: str, head: Sequence[str]) -> Iterator[Callab
         delimiter = "\t" if ending == ".tsv" else ","
         table = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         table.writerow(head)
-        yield lambda rows: table.writerows([_safe(row[0], path=True), *map(_safe, row[1:])] for row in rows)
-
-
-def _safe(cell: str | float, *, path: bool = False) -> str | float:
-    """Escape a cell that a spreadsheet could read as a formula: ``./`` before a path, an apostrophe before text."""
-    if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"./{cell}" if path else f"'{cell}"
-    return cell
+        yield lambda rows: table.writerows(
+            [safe_cell(str(path), path=True), *(safe_cell(cell) if isinstance(cell, str) else cell for cell in cells)]
+            for path, *cells in rows
+        )
 
 
 def _open(data: str, part: str, *, channels: int = 3, read: ReadOptions = ReadOptions()) -> ImageSet:  # noqa: B008

@@ -122,8 +122,8 @@ def pretrain(
         else None
     )
     encoder = with_statistics(encoder, unlabelled or labelled)
-    config["encoder"] = replace(encoder, weights=config["encoder"].weights)
-    with Run(out, config=config, command="ssl-vision pretrain", options=run, free=("load",)) as r:
+    resolved = {"encoder": replace(encoder, weights=config["encoder"].weights)}
+    with Run(out, config=config, command="ssl-vision pretrain", options=run, free=("load",), resolved=resolved) as r:
         feed = Feed(
             r, unlabelled, labelled, suncet, epochs=epochs, batch_size=batch_size,
             augment=build_augment(augment, image_size), load=load, max_bad=max_bad,

@@ -20,6 +20,7 @@ from contrastive_core.metrics import (
     per_class_accuracy,
     top_k_accuracy,
 )
+from contrastive_core.text import decimal
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.files import write_atomic
@@ -236,7 +237,7 @@ class ClassifierScore:
             f"top-1 {self.top1:.2f} %{top5}, mean per class {self.mean_per_class:.2f} % on {self.images:,} images of "
             f"{len(present)} classes ({self.data}, split {self.split})",
             f"mean confidence {100 * self.calibration.confidence:.2f} %, {error} ({len(self.calibration.bins)} bins of "
-            f"equal width); negative log-likelihood {self.nll:.4f}",
+            f"equal width); negative log-likelihood {decimal(self.nll, 4)}",
         ]
         if self.validation_share:
             lines.append(

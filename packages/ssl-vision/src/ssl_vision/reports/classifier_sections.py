@@ -10,8 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from contrastive_core.app.report import page
-from contrastive_core.app.report.figures import RATE, Panel, confusion_figure, to_inline_svg, training_figure
+from contrastive_core.app.report.figures import (
+    RATE,
+    Panel,
+    confusion_figure,
+    running_mean_note,
+    to_inline_svg,
+    training_figure,
+)
 from contrastive_core.errors import UserError
+from contrastive_core.text import decimal
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.evaluation.predictions import Predictions
 from ssl_vision.evaluation.scores import ClassifierScore
@@ -148,14 +156,14 @@ def header(run: RunFolder, evaluations: Sequence[Evaluated], *, labelled: int | 
     numbers = {}
     for evaluated in evaluations[:2]:
         numbers[f"accuracy, {evaluated.name}"] = f"{evaluated.score.top1:.1f} %"
-    if evaluations and (warning := constant_prediction(evaluations[0].score)):
-        text += f" Warning: {warning}"
+    warning = ""
     if evaluations:
+        warning = constant_prediction(evaluations[0].score)
         numbers["chance"] = f"{100 / len([c for c in evaluations[0].score.per_class if c.images]):.3g} %"
         numbers["calibration error"] = f"{100 * evaluations[0].score.calibration.ece:.1f} %"
     if labelled:
         numbers["labelled images" if s.kind == "finetune" else "labels of the teacher"] = f"{labelled:,}"
-    return opening(run, title(s), text, numbers)
+    return opening(run, title(s), text, numbers, warning=warning)
 
 
 def constant_prediction(score: ClassifierScore) -> str:
@@ -171,7 +179,7 @@ def constant_prediction(score: ClassifierScore) -> str:
             "classifier has collapsed. Lower the learning rate, train longer, or look at the labels."
         )
     if len(present) > 1 and score.mean_per_class < 100 / len(present) * _CHANCE:
-        return "the accuracy is no better than chance; look at the training curves and the labels."
+        return "The accuracy is no better than chance; look at the training curves and the labels."
     return ""
 
 
@@ -188,7 +196,7 @@ def training(run: RunFolder, *, classes: int | None) -> str:
         + (" Dashed: guessing." if classes else ""),
         "distill": "Agreement is the share of a batch's images whose most likely class is the teacher's.",
     }
-    note = f"{batches[run.settings.kind]} Faint lines show logged values, strong lines their running mean."
+    note = f"{batches[run.settings.kind]} {running_mean_note(run.records, panels)}".rstrip()
     return page.section(
         "Training",
         page.figure(to_inline_svg(figure, name="training", label="Loss, accuracy and learning rate by epoch")),
@@ -271,7 +279,7 @@ def _numbers(evaluations: Sequence[Evaluated]) -> str:
         s = evaluated.score
         rows.append([
             evaluated.name, f"{s.images:,}", f"{s.top1:.1f} %", "–" if s.top5 is None else f"{s.top5:.1f} %",
-            f"{s.mean_per_class:.1f} %", f"{s.nll:.3f}", f"{100 * s.calibration.confidence:.1f} %",
+            f"{s.mean_per_class:.1f} %", decimal(s.nll), f"{100 * s.calibration.confidence:.1f} %",
             f"{100 * s.calibration.ece:.1f} %",
         ])  # fmt: skip
     return page.table(head, rows, kind="numbers")

@@ -9,8 +9,8 @@ from html import escape
 
 import ssl_vision
 from contrastive_core.app.report import page, sections
-from contrastive_core.app.report.figures import to_inline_svg, training_figure
-from contrastive_core.text import duration, several
+from contrastive_core.app.report.figures import running_mean_note, to_inline_svg, training_figure
+from contrastive_core.text import decimal, duration, several
 from ssl_vision.evaluation.scores import Score
 from ssl_vision.reports.figures import accuracy_figure, pretraining_panels
 from ssl_vision.reports.run_folder import RunFolder, RunScore, RunSettings, data_name
@@ -47,12 +47,10 @@ def header(run: RunFolder, *, images: int | None, accuracies: Mapping[str, float
             f"views of {s.image_size} × {s.image_size} pixels of {'one image or ' if s.batch_size else ''}one class "
             f"should have similar features. {s.epochs:,} epochs, seed {s.seed}."
         )
-    if warning := untrained(run):
-        text += f" Warning: {warning}"
     numbers = {f"accuracy, {name}": f"{value:.1f} %" for name, value in accuracies.items()}
     if run.records and "contrastive_accuracy" in run.records[-1]:
         numbers["contrastive accuracy"] = f"{100 * run.records[-1]['contrastive_accuracy']:.1f} %"
-    return opening(run, title(s), text, numbers)
+    return opening(run, title(s), text, numbers, warning=untrained(run))
 
 
 def untrained(run: RunFolder) -> str:
@@ -62,26 +60,28 @@ def untrained(run: RunFolder) -> str:
     if len(found) < _LAST or images < _FEWEST_IMAGES or sum(found) / len(found) > _GUESSING / images:
         return ""
     return (
-        "contrastive accuracy is no better than chance; the features have collapsed or learnt nothing. Lower the "
+        "Contrastive accuracy is no better than chance; the features have collapsed or learnt nothing. Lower the "
         "learning rate, or look at the views below."
     )
 
 
-def opening(run: RunFolder, title: str, text: str, numbers: Mapping[str, str]) -> str:
-    """Return title, summary with the state of the run, and headline numbers, to which common ones are added."""
+def opening(run: RunFolder, title: str, text: str, numbers: Mapping[str, str], *, warning: str = "") -> str:
+    """Return title, summary with the state of the run, a warning if any, and headline numbers with common ones."""
     if not run.has_model:
         text += f" Training has not ended: {run.epoch:.4g} epochs are done."
     numbers = dict(numbers)
     if run.records:
         last = run.records[-1]
         if "loss" in last:
-            numbers["final loss"] = f"{last['loss']:.3f}"
+            numbers["final loss"] = decimal(last["loss"])
         if run.seconds:
             numbers["training time"] = duration(run.seconds)
             if run.settings.batch_size:
                 rate = (last["step"] + 1) * run.settings.batch_size / run.seconds
                 numbers["images per second"] = f"{rate:,.0f}"
-    return f"<header>\n<h1>{escape(title)}</h1>\n{page.paragraph(text, kind='lead')}\n{page.facts(numbers)}\n</header>"
+    box = page.warnings([warning] if warning else [])
+    lead = page.paragraph(text, kind="lead")
+    return f"<header>\n<h1>{escape(title)}</h1>\n{lead}\n{box}{page.facts(numbers)}\n</header>"
 
 
 def training(run: RunFolder) -> str:
@@ -98,7 +98,7 @@ def training(run: RunFolder) -> str:
         page.paragraph(
             "The loss of each method is shown separately. Contrastive accuracy is the share of first views whose most "
             "similar second view in the batch is their own. Dashed: the SimCLR loss of a network that cannot tell "
-            "images apart. Faint lines show logged values, strong lines their running mean.",
+            f"images apart. {running_mean_note(run.records, panels)}".rstrip(),
             kind="note",
         ),
         *_bad_files(run.bad_files),
@@ -172,7 +172,7 @@ def settings(run: RunFolder) -> str:
     kind = run.settings.kind
     command = getattr(ssl_vision, kind)
     again = f"ssl-vision {kind} --config {shlex.quote(str(run.path / 'config.yaml'))} --out runs/again"
-    return sections.settings(run.settings.config, command, name=kind, again=again)
+    return sections.settings(run.settings.config, command, name=kind, again=again, sessions=run.sessions)
 
 
 def surroundings(run: RunFolder) -> str:

@@ -106,8 +106,8 @@ def finetune(
     require_two_classes(training)
     targets = training.labels()
     size = start.architecture.image_size
-    config |= {"encoder": start.described(encoder), "image_size": size}
-    with Run(out, config=config, command="ssl-vision finetune", options=run, free=("load",)) as r:
+    resolved = {"encoder": start.described(encoder), "image_size": size}
+    with Run(out, config=config, command="ssl-vision finetune", options=run, free=("load",), resolved=resolved) as r:
         budget = plan_budget(len(training), epochs=epochs, batch_size=batch_size, world_size=r.world_size)
         r.say(str(budget))
         if missing := unseen_classes(training):

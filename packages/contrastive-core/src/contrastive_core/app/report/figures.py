@@ -177,6 +177,16 @@ def training_figure(records: Sequence[Record], panels: Sequence[Panel]) -> Figur
     return figure
 
 
+def running_mean_note(records: Sequence[Record], panels: Sequence[Panel]) -> str:
+    """Return the sentence that explains faint lines; empty if `draw_training` draws none."""
+    keys = [
+        key for panel in panels if panel.noisy for key in (*panel.lines, *(["loss"] if panel.title == "Loss" else []))
+    ]
+    if any(_window(len(_series(records, key)[0])) > 1 for key in keys):
+        return "Faint lines show logged values, strong lines their running mean."
+    return ""
+
+
 def _series(records: Sequence[Record], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return epochs and values where both are finite, averaged over neighbours to at most 600 points."""
     points = [(float(r.get("epoch", r["step"])), float(r[key])) for r in records if key in r]
@@ -189,7 +199,7 @@ def _series(records: Sequence[Record], key: str) -> tuple[NDArray[np.float64], N
 
 def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], *, colour: str, noisy: bool) -> None:
     """Draw the values, with a running mean if there are many noisy values."""
-    window = len(x) // 25
+    window = _window(len(x))
     if window < 2 or not noisy:
         marker = "o" if len(x) <= _FEW else None
         axes.plot(
@@ -201,6 +211,11 @@ def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], *, colour:
         # At both ends, average over the available values.
         mean = np.convolve(y, kernel, "same") / np.convolve(np.ones_like(y), kernel, "same")
         axes.plot(x, mean, color=colour, linewidth=1.8, clip_on=False)
+
+
+def _window(values: int) -> int:
+    """Return the number of values in a running mean."""
+    return values // 25
 
 
 def _name_lines(axes: Axes, names: Sequence[str]) -> None:

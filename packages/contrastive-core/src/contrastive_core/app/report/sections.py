@@ -8,22 +8,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from html import escape
 from pathlib import PurePath
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from contrastive_core.app.report import page, run_record
 
 
-def settings(config: Mapping[str, Any], command: Callable[..., Any], *, name: str, again: str) -> str:
+def settings(
+    config: Mapping[str, Any],
+    command: Callable[..., Any],
+    *,
+    name: str,
+    again: str,
+    sessions: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """Return the section with the resolved configuration and the command that repeats the run.
 
-    Settings that differ from their default are in bold.
+    Settings that the user set to another value than their default are in bold.
+
+    A setting that the command chose itself, because none was given, is not bold.
 
     Args:
         config: Configuration of the run.
         command: Command with whose defaults the configuration is compared.
         name: Heading of the settings that belong to no group.
         again: Command line that repeats the run.
+        sessions: Starts of the run, of which the first records what the command chose.
     """
+    chosen = set(sessions[0].get("resolved", ()) if sessions else ())
     values, defaults = dict(_leaves(config)), dict(_leaves(_defaults(command)))
     groups: dict[str, dict[str, str]] = {}
     for key, value in values.items():
@@ -35,12 +46,14 @@ def settings(config: Mapping[str, Any], command: Callable[..., Any], *, name: st
         changed = [
             n
             for n in inside
-            if prefix + n in defaults and _as_yaml(values[prefix + n]) != _as_yaml(defaults[prefix + n])
+            if prefix + n not in chosen
+            and prefix + n in defaults
+            and _as_yaml(values[prefix + n]) != _as_yaml(defaults[prefix + n])
         ]
         tables += f"<section><h3>{escape(group or name)}</h3>{page.settings_table(inside, changed=changed)}</section>"
     return page.section(
         "Settings",
-        page.paragraph("Settings in bold differ from the default.", kind="note"),
+        page.paragraph("Settings in bold were set to another value than their default.", kind="note"),
         f'<div class="columns">{tables}</div>',
         page.paragraph("To repeat the run:"),
         page.command(again),
@@ -91,6 +104,11 @@ def _as_yaml(value: object) -> object:
 def _defaults(command: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(command).parameters
     values = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    hints = get_type_hints(command)
+    for name, value in values.items():
+        group = next((kind for kind in get_args(hints.get(name)) if is_dataclass(kind)), None)
+        if value is None and group is not None:  # a group that may be left out
+            values[name] = group()
     return {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in values.items()}
 
 

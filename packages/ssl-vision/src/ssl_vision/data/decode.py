@@ -78,6 +78,12 @@ def describe(data: bytes) -> str:  # noqa: PLR0911 - one return per kind
     return "an unknown format"
 
 
+_UNKNOWN_RANGE = "whose range is unknown; save the image with unsigned pixels of 8 or 16 bits per channel"
+# Tags of TIFF, and their values.
+_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
+_WHITE_IS_ZERO, _SEPARATE, _SIGNED, _FLOAT = 0, 2, 2, 3
+
+
 def describe_tiff(data: bytes, *, more_than: int = 0) -> str | None:
     """Describe a TIFF with an intact directory, and what to do; None for other files or fewer channels.
 
@@ -104,6 +110,8 @@ def describe_tiff(data: bytes, *, more_than: int = 0) -> str | None:
     width, height, bands, bits = (tags.get(tag, default) for tag, default in ((256, 0), (257, 0), (277, 1), (258, 1)))
     if not width or not height or (273 not in tags and 324 not in tags) or bands <= more_than:
         return None
+    if tags.get(_SAMPLE_FORMAT) == _FLOAT:
+        return f"found {bits}-bit floating-point pixels, {_UNKNOWN_RANGE}"
     return (
         f"found a TIFF with {bands} channels of {bits} bits ({width}x{height} px), expected at most 4 of 8 bits, or 1 "
         f"or 3 of 16; to train on all of them set --image-channels {bands}, otherwise export those to use"
@@ -387,17 +395,46 @@ def _decode(data: bytes, options: ReadOptions) -> Picture:
     if bands is not None:
         raise UndecodableError(bands)
     with _open(data, options) as image:
-        mode = image.mode
+        found, mode = image.format, image.mode
         # PIL rotates a TIFF while loading it, and then drops the orientation. For other files the orientation is read
         # after loading: reading it from a PNG loads the image, and a failure must not look like a damaged EXIF block.
         turned = _orientation(image) if image.format == "TIFF" else 1
+        if image.format == "TIFF":
+            image = _plain_tiff(image, data, options)  # noqa: PLW2901 - the same image
         image.load()
         orientation = _orientation(image)
         rgb, dark = _to_rgb(image, options.bits)
         if orientation != 1:
             rgb = rgb.transpose(_UPRIGHT[orientation])
         pixels = np.asarray(rgb).transpose(2, 0, 1).copy()
-        return Picture(pixels, image.format or "", mode, max(orientation, turned), dark)
+        return Picture(pixels, found or "", mode, max(orientation, turned), dark)
+
+
+def _plain_tiff(image: Image.Image, data: bytes, options: ReadOptions) -> Image.Image:
+    """Return a TIFF as PIL should decode it, where PIL takes other pixels for those of the file without an error.
+
+    Raises:
+        UndecodableError: It has signed pixels of 8 bits, or planes of 16 bits without tifffile.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits, samples = tags.get(_BITS, (1,))[0], len(tags.get(_BITS, (1,)))
+    if bits == 8 and tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
+        raise UndecodableError(f"found 8-bit signed pixels, {_UNKNOWN_RANGE}")
+    if bits == 16 and samples == 3 and tags.get(_PLANES) == _SEPARATE:
+        try:
+            planes = _tiff_channels(data, 3, ReadOptions(options.bits, options.max_megapixels))
+        except UserError as error:
+            raise UndecodableError(f"found a TIFF with 16 bits in separate planes; {error}") from error
+        return _turned(Image.fromarray((planes * 255.999).astype(np.uint8).transpose(1, 2, 0)), _orientation(image))
+    if bits == 16 and samples == 1 and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        largest = (1 << (options.bits or 16)) - 1
+        values = np.clip(largest - np.asarray(image).astype(np.int64), 0, largest).astype(np.uint16)
+        return Image.fromarray(values)
+    return image
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])
 
 
 def _check_png(data: bytes) -> None:
@@ -489,10 +526,9 @@ def _to_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, bool]:
         return image, False
     if mode == "F" or (mode == "I" and image.format == "TIFF"):
         sample = _sample_of(image)
-        raise UndecodableError(
-            f"found {sample} pixels (mode {mode}), whose range is unknown; save the image with unsigned pixels of 8 "
-            "or 16 bits per channel"
-        )
+        raise UndecodableError(f"found {sample} pixels (mode {mode}), {_UNKNOWN_RANGE}")
+    if mode in ("LAB", "HSV"):
+        raise UndecodableError(f"found pixels in the colour space {mode}, which is not read; save the image in RGB")
     if mode.startswith("I"):
         # The remaining files of modes I and I;16 have 16 bits.
         values = np.asarray(image).astype(np.int64)

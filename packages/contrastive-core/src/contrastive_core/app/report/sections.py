@@ -106,7 +106,7 @@ def _defaults(command: Callable[..., Any]) -> dict[str, Any]:
     values = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     hints = get_type_hints(command)
     for name, value in values.items():
-        group = next((kind for kind in get_args(hints.get(name)) if is_dataclass(kind)), None)
+        group: Any = next((kind for kind in get_args(hints.get(name)) if is_dataclass(kind)), None)
         if value is None and group is not None:  # a group that may be left out
             values[name] = group()
     return {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in values.items()}

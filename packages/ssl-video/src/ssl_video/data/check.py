@@ -121,13 +121,20 @@ def _broken(facts: Sequence[Facts]) -> Iterator[Finding]:
     patched = [
         Item(
             [fact.video.key],
-            f"{several(fact.decoding.concealed, 'damaged frame')} concealed ({fact.decoding.complaint or 'damaged'})",
+            _damage(fact.decoding),
         )
         for fact in facts
         if fact.problem is None and fact.decoding and (fact.decoding.concealed or fact.decoding.complaint)
     ]
     if patched:
         yield Finding("note", "damaged", f"{several(len(patched), 'video')} damaged but decoded", patched)
+
+
+def _damage(decoding: Decoding) -> str:
+    concealed = f"{several(decoding.concealed, 'damaged frame')} concealed" if decoding.concealed else ""
+    return (
+        f"{concealed} ({decoding.complaint})" if concealed and decoding.complaint else concealed or decoding.complaint
+    )
 
 
 def _twice(facts: Sequence[Facts]) -> Iterator[Finding]:

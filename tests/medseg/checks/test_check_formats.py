@@ -46,7 +46,7 @@ def test_dicom_series(series: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert first.label.difference == ""
     assert "1 slice seems to be missing" in str(gap.image.problem)
     assert mirrored.label is not None
-    assert mirrored.label.difference.endswith("stored the other way along axis 0, unless its affine is wrong")
+    assert mirrored.label.difference.endswith("flipped along axis 0, or its affine is wrong")
     assert [path.stem for path in draw_pictures(report, tmp_path / "pictures")] == ["p2"]
     assert main(["check", str(series)]) == 1
     printed = capsys.readouterr().out

@@ -181,7 +181,7 @@ def test_a_label_without_a_place_takes_the_header_of_its_image(tmp_path: Path) -
     nib.save(nib.Nifti1Image(ball(98, SHAPE)[1], None), data / "labelsTr" / "b.nii.gz")  # codes 0
     (found,) = [finding for finding in examine(data).findings if finding.kind == "grid"]
     said = {item.files[0]: item.detail for item in found.items}
-    assert "no geometry of its own" in said["a"]
+    assert "states no position" in said["a"]
     assert "--repair header" in said["b"]
     assert said["c"] == "39 x 36 x 5 voxels against 40 x 36 x 5"
     done = repair(str(data), tmp_path / "copy", ["header"])

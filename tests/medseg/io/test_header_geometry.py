@@ -195,8 +195,8 @@ def test_what_a_file_really_is_is_said(tmp_path: Path, name: str, change: object
 
 def test_a_label_without_a_place_is_compared_by_its_shape_only_with_images_without_one() -> None:
     placed, lost = Grid(SHAPE, ISOTROPIC), Grid(SHAPE, np.diag([1.0, 1.0, 2.0, 1.0]), False, False)
-    assert grid_difference(lost, placed) == "it has no geometry of its own"
-    assert grid_difference(placed, lost) == "the image has no geometry of its own"
+    assert grid_difference(lost, placed) == "it states no position"
+    assert grid_difference(placed, lost) == "the image states no position"
     assert grid_difference(lost, Grid(SHAPE, np.eye(4), False, False)) == ""
     assert grid_difference(Grid(SHAPE, ISOTROPIC, False, False), placed) == ""  # the same affine, without a unit
     assert "voxels against" in grid_difference(lost, Grid((12, 14, 9), np.eye(4), False, False))

@@ -322,9 +322,9 @@ def _difference(label: Grid, image: Grid) -> str:
         return f"{words}: shifted by {', '.join(f'{mm:.3g}' for mm in shift)} mm"
     for axis in range(3):
         if not grid_difference(_mirrored(label, axis), image):
-            return f"{words}: stored the other way along axis {axis}, unless its affine is wrong"
+            return f"{words}: flipped along axis {axis}, or its affine is wrong"
     cosines = np.sum(label.affine[:3, :3] * image.affine[:3, :3], axis=0)
-    return f"{words}: its {'axes run the other way' if (cosines < 0).any() else 'directions or spacing differ'}"
+    return f"{words}: its {'axes are flipped' if (cosines < 0).any() else 'directions or spacing differ'}"
 
 
 def _drawn_on(label: Grid, image: Grid, others: Mapping[str, Grid]) -> str:

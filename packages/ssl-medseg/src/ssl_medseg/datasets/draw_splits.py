@@ -56,11 +56,11 @@ def split_by_labels(
         raise UserError(
             f"{dataset.name}: no patient has labels for all volumes; training needs at least one labelled patient"
         )
+    missing = "none was named" if labelled else f"fewer than {_FROM} patients are labelled"
     reasons.append(
         f"validation: {some_of(held)}, used to score the training"
         if held
-        else f"validation: none, because {len(chosen)} labelled patient(s) are too few to hold one out; the last step "
-        "is kept"
+        else f"validation: none, because {missing}; the last step is kept"
     )
     rest = [patient for patient in known if patient not in chosen and patient not in held]
     if not rest:

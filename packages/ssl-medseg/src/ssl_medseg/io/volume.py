@@ -125,7 +125,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Volume:
-    """A 3-D image.
+    """3-D image in memory, with its geometry and further channels.
 
     Attributes:
         array: Float32 ``[X, Y, Z]``: the (first) channel in the axis order of the file, with the file's intensity
@@ -212,7 +212,7 @@ def grid_difference(first: Grid, second: Grid) -> str:
     if _is_rounding(first, second):
         return ""
     if first.place_known != second.place_known:
-        return f"{'the image' if first.place_known else 'it'} has no geometry of its own"
+        return f"{'the image' if first.place_known else 'it'} states no position"
     if not first.place_known:
         return ""
     share, apart = _apart(first, second)

@@ -104,7 +104,7 @@ def contents(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Fi
         yield Finding("error", "never_labelled", title)
     empty = [one.case.name for one in read if one.label is not None and not any(one.label.voxels)]
     if empty:
-        title = f"{several(len(empty), 'label')} without any structure: check whether they are meant to be empty"
+        title = f"{several(len(empty), 'label')} without any structure: check whether this is intended"
         yield Finding("warning", "empty_label", title, [Item(empty)])
     for i, name in enumerate(labels.structures):
         if name in never:

@@ -130,7 +130,7 @@ def mask(folder: Path) -> Iterator[Callable[[], object]]:
     import nibabel as nib
 
     from ssl_medseg.io import ImageFile, read_volume, write_mask
-    from ssl_medseg.models.checkpoint import load_segmenter
+    from ssl_medseg.models.model_folder import load_segmenter
     from ssl_medseg.prediction import segment
 
     _segmenter(folder / "model")
@@ -154,7 +154,7 @@ def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
     """Compute the loss of a self-training step from unlabelled slices and their pseudo-labels."""
     from contrastive_core.training import Run, RunOptions
     from ssl_medseg.losses.segmentation import segmentation_loss
-    from ssl_medseg.models.checkpoint import load_segmenter
+    from ssl_medseg.models.model_folder import load_segmenter
     from ssl_medseg.selftraining.options import PseudoLabelOptions
     from ssl_medseg.selftraining.rounds import Pool
     from ssl_medseg.selftraining.student import Student

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models import NetworkOptions, build_network
-from ssl_medseg.models.checkpoint import save_segmenter
+from ssl_medseg.models.model_folder import save_segmenter
 from ssl_medseg.preprocessing import Preprocessing
 
 LABELS = LabelMap(("background", "outer", "middle", "inner"), (0, 500, 600, 205))

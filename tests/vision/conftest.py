@@ -14,7 +14,7 @@ from PIL import Image
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import in_memory, open_images
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import Architecture, save_classifier
+from ssl_vision.models.model_folder import Architecture, save_classifier
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ SOURCES = sorted(Path(__file__).parents[2].glob("packages/*/src/**/*.py"))
 
 def small_classifier(folder: Path, classes: list[str]) -> Path:
     from ssl_vision.models import EncoderOptions
-    from ssl_vision.models.checkpoint import Architecture, classifier_card
+    from ssl_vision.models.model_folder import Architecture, classifier_card
 
     architecture = Architecture(EncoderOptions(width_multiplier=0.125), image_size=8)
     tensors = dict(architecture.build(2).state_dict())
@@ -29,7 +29,7 @@ def test_names_in_data_and_models_are_checked(tmp_path: Path) -> None:
     from ssl_medseg.io.label_map import LabelMap
     from ssl_video.data.videos import Video, VideoSet
     from ssl_vision.data import open_images
-    from ssl_vision.models.checkpoint import load_classifier
+    from ssl_vision.models.model_folder import load_classifier
 
     folder = tmp_path / "cat\u202egnp.exe"
     (tmp_path / "dog").mkdir()

@@ -125,7 +125,7 @@ def vision_place(folder: Path) -> dict[str, Path]:
     from ssl_vision.data import open_images
     from ssl_vision.labels.files import LabelFile, write_label_file
     from ssl_vision.models import EncoderOptions
-    from ssl_vision.models.checkpoint import Architecture, save_classifier
+    from ssl_vision.models.model_folder import Architecture, save_classifier
 
     for name in ("a", "b"):
         (folder / "photos" / name).mkdir(parents=True)

@@ -26,8 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from contrastive_core import nt_xent
 from contrastive_core.optim import LARS, lars_param_groups
-from ssl_vision.models.checkpoint import build_simclr
 from ssl_vision.models.encoder import EncoderOptions
+from ssl_vision.models.model_folder import build_simclr
 from tools.results import provenance, write_result
 
 

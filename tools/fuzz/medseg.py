@@ -40,7 +40,7 @@ from ssl_medseg.io import ImageFile, read_volume
 from ssl_medseg.io.label_map import LabelMap, read_label_map
 from ssl_medseg.io.read import read_grid, read_label_values
 from ssl_medseg.models import NetworkOptions, build_network
-from ssl_medseg.models.checkpoint import load_segmenter, save_segmenter
+from ssl_medseg.models.model_folder import load_segmenter, save_segmenter
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.preprocessing.cases import prepare_cases

@@ -23,7 +23,7 @@ from ssl_video.data.splits import Split, read_split, write_split
 from ssl_video.data.video_index import index_video
 from ssl_video.data.videos import Video
 from ssl_video.models import NetworkOptions, build_network
-from ssl_video.models.checkpoint import FORMAT, Recipe, load_recognizer
+from ssl_video.models.model_folder import FORMAT, Recipe, load_recognizer
 from ssl_video.models.pretrained import begin_from
 from ssl_video.optical_flow.cache import FlowCache, FlowSettings
 from ssl_video.reports.sections import read_evaluations

@@ -31,7 +31,7 @@ from ssl_vision.importing.tensorflow import TensorBundle, masked_crc32c
 from ssl_vision.labels.files import LabelFile, read_labelled, write_label_file
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import EncoderOptions, build_encoder
-from ssl_vision.models.checkpoint import Architecture, classifier_card, encoder_card, load_classifier, load_pretrained
+from ssl_vision.models.model_folder import Architecture, classifier_card, encoder_card, load_classifier, load_pretrained
 from ssl_vision.models.pretrained import load_weights
 from ssl_vision.reports.run_folder import read_scores
 from tools.fuzz.core import sign_card

@@ -22,7 +22,7 @@ from ssl_vision.data import in_memory, open_images
 from ssl_vision.data.dataset import ArrayImages, ImageSet
 from ssl_vision.evaluation.features import extract
 from ssl_vision.evaluation.probes import Cached, fit_linear
-from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.models.model_folder import load_encoder
 
 
 def models(run: Path) -> Iterator[tuple[int, Path]]:

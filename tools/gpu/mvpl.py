@@ -31,7 +31,7 @@ from ssl_video.augment import ClipAugment, WeakOptions
 from ssl_video.data.clip import Clips, ClipSpec, Sample, clip_start
 from ssl_video.data.videos import Video, VideoSet
 from ssl_video.models import NetworkOptions
-from ssl_video.models.checkpoint import Recipe, Recognizer
+from ssl_video.models.model_folder import Recipe, Recognizer
 from ssl_video.models.networks import build_network
 from ssl_video.mvpl.method import MultiviewPseudoLabel
 from ssl_video.training.inference_model import make_tested

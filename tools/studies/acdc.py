@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from ssl_medseg.datasets import open_dataset, read_split
 from ssl_medseg.io import read_label
-from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.preprocessing.prepare import prepare_label, slice_geometry, to_voxels
 from tools.results import provenance, write_result
 from tools.studies.common import Job, mean_and_spread, run_all

@@ -28,7 +28,7 @@ from ssl_vision.evaluation.features import labelled_features
 from ssl_vision.evaluation.probes import Cached, fit_linear, knn_scores
 from ssl_vision.evaluation.scores import accuracy
 from ssl_vision.models import EncoderOptions, resnet
-from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.models.model_folder import load_encoder
 from tools.results import provenance, write_result
 
 PEER_WIDTH = 0.25

@@ -23,7 +23,7 @@ from ssl_medseg.evaluation.uncertainty import agreement, predictive_entropy, qua
 from ssl_medseg.io import read_volume
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
-from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.prediction import segment
 from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.small_models import random_segmenter

@@ -13,7 +13,7 @@ from contrastive_core.errors import UserError
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.io import ImageFile, join_channels, read_label, read_volume
-from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.prediction import segment
 from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.dicom_series import write_series

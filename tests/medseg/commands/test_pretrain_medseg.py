@@ -15,7 +15,7 @@ from contrastive_core.training import RunOptions
 from ssl_medseg.commands.pretrain import pretrain
 from ssl_medseg.datasets import Split, open_dataset, write_split
 from ssl_medseg.models import NetworkOptions, UNet
-from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.models.pretraining import GlobalNetwork, LocalNetwork, load_trunk
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions

@@ -24,7 +24,7 @@ from ssl_medseg.commands.run import run
 from ssl_medseg.datasets import Split, open_dataset, read_split, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.models import NetworkOptions
-from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.selftraining.options import PseudoLabelOptions

@@ -19,7 +19,7 @@ from contrastive_core.training import RunOptions, config, load_model
 from ssl_medseg import predict, report, train
 from ssl_medseg.datasets import DataOptions, Split, open_dataset, read_split, write_split
 from ssl_medseg.models import NetworkOptions
-from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation import evaluate

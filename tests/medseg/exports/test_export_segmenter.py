@@ -20,7 +20,7 @@ from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.exports import monai_bundle
 from ssl_medseg.io import read_label
-from ssl_medseg.models.checkpoint import load_segmenter, save_segmenter
+from ssl_medseg.models.model_folder import load_segmenter, save_segmenter
 from ssl_medseg.models.network import Refinement
 from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.small_models import LABELS, random_segmenter

@@ -13,7 +13,7 @@ from contrastive_core.training import Run, RunOptions
 from contrastive_core.training.model_file import save_model, write_card
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models import NetworkOptions, build_network
-from ssl_medseg.models.checkpoint import load_segmenter, save_segmenter
+from ssl_medseg.models.model_folder import load_segmenter, save_segmenter
 from ssl_medseg.preprocessing import Preprocessing
 
 OPTIONS = NetworkOptions(width=2)

@@ -16,7 +16,7 @@ from ssl_medseg.commands.pretrain import pretrain
 from ssl_medseg.datasets import DataOptions, Split, open_dataset, write_split
 from ssl_medseg.io import Grid, ImageFile, Volume, join_channels
 from ssl_medseg.models import NetworkOptions
-from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.models.pretraining import load_trunk
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, prepare
 from ssl_medseg.reports.evaluation import evaluate

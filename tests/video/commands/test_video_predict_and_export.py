@@ -24,7 +24,7 @@ from ssl_video.data import ClipSpec, Video, open_videos
 from ssl_video.data.synthetic import CLASSES, draw_video, make_videos
 from ssl_video.evaluation import SamplingOptions, classify, fused
 from ssl_video.models import NetworkOptions, build_network
-from ssl_video.models.checkpoint import Recipe, load_recognizer, save_recognizer
+from ssl_video.models.model_folder import Recipe, load_recognizer, save_recognizer
 from ssl_video.reports.contact_sheet import beginning, end
 
 

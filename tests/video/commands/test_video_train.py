@@ -32,7 +32,7 @@ from ssl_video.data.clip import clip_starts
 from ssl_video.data.splits import read_split
 from ssl_video.evaluation import SamplingOptions, fused
 from ssl_video.models import NetworkOptions
-from ssl_video.models.checkpoint import load_recognizer
+from ssl_video.models.model_folder import load_recognizer
 from ssl_video.training.loader import Feed
 from ssl_video.training.options import InputOptions, OptimizerOptions, PseudoOptions, TrainingOptions
 

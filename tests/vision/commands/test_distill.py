@@ -27,7 +27,7 @@ from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import Subset, open_images
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import load_classifier, open_start
+from ssl_vision.models.model_folder import load_classifier, open_start
 from ssl_vision.training.finetuning import finetune
 from ssl_vision.training.loading import Crops
 from ssl_vision.training.options import HeadOptions, OptimizerOptions

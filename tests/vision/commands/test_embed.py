@@ -21,7 +21,7 @@ from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import open_images
 from ssl_vision.evaluation.features import extract, write_npz
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.models.model_folder import load_encoder
 from ssl_vision.reports.feature_map import layout, map_figure
 
 Write = Callable[[Mapping[str, Image.Image | bytes | str]], Path]

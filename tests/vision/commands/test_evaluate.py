@@ -20,7 +20,7 @@ from ssl_vision.commands.evaluate import Evaluation, evaluate
 from ssl_vision.data import in_memory, open_images
 from ssl_vision.evaluation.predictions import read_predictions
 from ssl_vision.evaluation.scores import ClassifierScore, read_classifier_score, score_classifier, to_json
-from ssl_vision.models.checkpoint import load_classifier
+from ssl_vision.models.model_folder import load_classifier
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from ssl_vision.evaluation.features import decode, evaluation_batches, labelled_
 from ssl_vision.evaluation.probes import knn_scores
 from ssl_vision.evaluation.scores import ProbeOptions, Score
 from ssl_vision.labels.choose import choose_per_class
-from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.models.model_folder import load_encoder
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from ssl_vision import export, exports, import_checkpoint
 from ssl_vision.cli import main
 from ssl_vision.exports import Exportable, open_exportable
 from ssl_vision.models import EncoderOptions, build_encoder
-from ssl_vision.models.checkpoint import Architecture, classifier_card, encoder_card, load_encoder
 from ssl_vision.models.encoder import STATISTICS
+from ssl_vision.models.model_folder import Architecture, classifier_card, encoder_card, load_encoder
 
 CLASSES = ["cat", "dog", "emu"]
 SMALL = EncoderOptions(width_multiplier=0.125)

@@ -15,7 +15,7 @@ from ssl_vision.commands import linear as linear_module
 from ssl_vision.commands.linear import linear
 from ssl_vision.data import in_memory, open_images
 from ssl_vision.evaluation.scores import ProbeOptions
-from ssl_vision.models.checkpoint import LoadedModel
+from ssl_vision.models.model_folder import LoadedModel
 
 
 class Restless(nn.Module):

@@ -20,7 +20,7 @@ from ssl_vision.cli import main
 from ssl_vision.commands import predict as module
 from ssl_vision.commands.predict import predict
 from ssl_vision.data import in_memory, open_images
-from ssl_vision.models.checkpoint import load_classifier
+from ssl_vision.models.model_folder import load_classifier
 
 
 def read(file: Path) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import in_memory, open_images
 from ssl_vision.methods import MomentumMemory, SimCLR
 from ssl_vision.models import EncoderOptions, resnet
-from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.models.model_folder import load_encoder
 from ssl_vision.training.options import MemoryOptions, OptimizerOptions
 from tests.vision.two_processes import losses_alone_and_together, metrics, over_processes, run_alone_and_together
 

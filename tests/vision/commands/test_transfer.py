@@ -22,7 +22,7 @@ from ssl_vision.evaluation.features import labelled_features
 from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.labels.choose import hold_out
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.models.model_folder import load_encoder
 
 
 def write_digits(folder: Path, counts: dict[str, int], *, classes: int = 4) -> Path:

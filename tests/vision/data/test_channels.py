@@ -24,7 +24,7 @@ from ssl_vision.data import measure_statistics, open_images
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.data.decode import read_image
 from ssl_vision.models import EncoderOptions, build_encoder
-from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.models.model_folder import load_encoder
 from ssl_vision.training.finetuning import finetune
 from ssl_vision.training.options import OptimizerOptions
 

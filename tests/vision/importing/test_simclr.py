@@ -20,7 +20,7 @@ from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.importing.simclr import _architecture, _in_order, by_name, by_objects, read_simclr
 from ssl_vision.importing.tensorflow import Node, ObjectGraph
 from ssl_vision.models import EncoderOptions, resnet
-from ssl_vision.models.checkpoint import load_classifier, load_encoder, load_simclr
+from ssl_vision.models.model_folder import load_classifier, load_encoder, load_simclr
 
 FILES = Path(__file__).parent / "tensorflow_files"
 

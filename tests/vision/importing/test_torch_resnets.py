@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from ssl_vision import import_checkpoint
-from ssl_vision.models.checkpoint import load_classifier, load_encoder, load_pretrained
 from ssl_vision.models.encoder import STATISTICS
+from ssl_vision.models.model_folder import load_classifier, load_encoder, load_pretrained
 
 IMAGES = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 SMALL = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))

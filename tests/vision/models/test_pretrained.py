@@ -29,8 +29,8 @@ from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import open_images
 from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.models import EncoderOptions, build_encoder
-from ssl_vision.models.checkpoint import load_classifier, load_encoder, load_pretrained, open_start
 from ssl_vision.models.encoder import Normalized
+from ssl_vision.models.model_folder import load_classifier, load_encoder, load_pretrained, open_start
 from ssl_vision.models.pretrained import load_weights
 from ssl_vision.training.finetuning import finetune
 from ssl_vision.training.options import AugmentOptions, OptimizerOptions, build_optimizer, layer_depths

@@ -29,7 +29,7 @@ from ssl_vision.data import open_images
 from ssl_vision.evaluation.features import extract
 from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.models.model_folder import load_encoder
 from ssl_vision.reports.figures import pretraining_panels
 from ssl_vision.reports.run_folder import open_run, read_scores
 from ssl_vision.reports.sections import accuracy_curves, by_protocol

@@ -32,7 +32,7 @@ from ssl_vision.evaluation.features import evaluation_batches
 from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.labels.files import read_labelled
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import load_classifier, load_pretrained, open_start
+from ssl_vision.models.model_folder import load_classifier, load_pretrained, open_start
 from ssl_vision.training.finetuning import finetune
 from ssl_vision.training.loading import Crops
 from ssl_vision.training.options import HeadOptions, OptimizerOptions, build_optimizer

@@ -32,8 +32,8 @@ from ssl_medseg.io.file_types import (
     without_paths,
 )
 from ssl_medseg.io.volume import Volume
-from ssl_medseg.models.checkpoint import load_segmenter
 from ssl_medseg.models.largest_parts import largest_parts
+from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.models.network import Refinement, mirrored_probabilities
 from ssl_medseg.models.network import probabilities as class_probabilities
 from ssl_medseg.preprocessing import Preprocessing, place, prepare, restore_slices

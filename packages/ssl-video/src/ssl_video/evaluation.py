@@ -22,7 +22,7 @@ from ssl_video.data.reader import StoredFlow, read_clip
 from ssl_video.data.torchcodec_reader import ReaderName
 from ssl_video.data.video_index import index_video
 from ssl_video.data.videos import Video
-from ssl_video.models.checkpoint import Recognizer
+from ssl_video.models.model_folder import Recognizer
 from ssl_video.views import make_views, needs_following
 
 FUSED = "fused"

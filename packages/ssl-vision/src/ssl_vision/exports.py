@@ -17,8 +17,14 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import load_model
 from contrastive_core.training.export import Program
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import CLASSIFIER_FORMAT, PIXELS, load_architecture, load_classifier, load_pretrained
 from ssl_vision.models.encoder import STATISTICS
+from ssl_vision.models.model_folder import (
+    CLASSIFIER_FORMAT,
+    PIXELS,
+    load_architecture,
+    load_classifier,
+    load_pretrained,
+)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.export import put_in_place, write_exported_program, write_onnx
 from ssl_medseg.exports.monai_bundle import write_bundle
 from ssl_medseg.exports.programs import card_of, program_of
-from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.models.model_folder import load_segmenter
 
 _FILES = {".onnx": write_onnx, ".pt2": write_exported_program}
 

@@ -22,7 +22,7 @@ from ssl_medseg.evaluation.uncertainty import agreement, quality
 from ssl_medseg.io import read_volume
 from ssl_medseg.io.file_types import without_paths
 from ssl_medseg.io.volume import Volume
-from ssl_medseg.models.checkpoint import Segmenter, load_segmenter
+from ssl_medseg.models.model_folder import Segmenter, load_segmenter
 from ssl_medseg.prediction import Segmented, segment
 from ssl_medseg.reports.evaluation import own_split
 

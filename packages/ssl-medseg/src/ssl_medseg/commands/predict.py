@@ -26,7 +26,7 @@ from ssl_medseg.io.dicom import missing_for_seg, write_dicom_seg
 from ssl_medseg.io.file_types import DICOM_ENDINGS, ENDINGS, stem, without_paths
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
-from ssl_medseg.models.checkpoint import Segmenter, load_segmenter
+from ssl_medseg.models.model_folder import Segmenter, load_segmenter
 from ssl_medseg.models.network import Refinement
 from ssl_medseg.prediction import Segmented, find_images, segment, unread_files
 

@@ -25,7 +25,7 @@ from ssl_medseg.io import Grid, Volume, read_label, read_volume
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.io.volume import ImageFile, join_channels
-from ssl_medseg.models.checkpoint import Segmenter, save_segmenter
+from ssl_medseg.models.model_folder import Segmenter, save_segmenter
 from ssl_medseg.models.network import Refinement
 from ssl_medseg.prediction import segment
 from ssl_medseg.preprocessing import Preprocessing

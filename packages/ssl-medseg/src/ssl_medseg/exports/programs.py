@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.training.export import Program
-from ssl_medseg.models.checkpoint import Segmenter
+from ssl_medseg.models.model_folder import Segmenter
 
 PREPARATION = (
     "For each volume: resample the `channels`, in this order, to the grid of the first, and scale each channel so that "

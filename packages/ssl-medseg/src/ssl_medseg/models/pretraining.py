@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, load_model
 from ssl_medseg.models import NetworkOptions, UNet
-from ssl_medseg.models.checkpoint import FORMAT as SEGMENTER
+from ssl_medseg.models.model_folder import FORMAT as SEGMENTER
 from ssl_medseg.models.network import BLOCKS, batch_norm, he_init
 from ssl_medseg.preprocessing import Preprocessing
 

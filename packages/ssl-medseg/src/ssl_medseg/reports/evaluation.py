@@ -25,7 +25,7 @@ from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import Evaluation, write_evaluation
 from ssl_medseg.evaluation.summary import Summary, summarise, summary_csv
 from ssl_medseg.evaluation.text import table, warnings
-from ssl_medseg.models.checkpoint import load_segmenter
+from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.prediction import is_model, predict_cases
 from ssl_medseg.reports.overlay import case_sheets
 

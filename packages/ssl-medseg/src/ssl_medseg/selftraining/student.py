@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from contrastive_core.training import Run
 from ssl_medseg.models import JointNetwork, build_network, settle_statistics
-from ssl_medseg.models.checkpoint import Segmenter
+from ssl_medseg.models.model_folder import Segmenter
 from ssl_medseg.models.network import Norm
 from ssl_medseg.selftraining.options import Reuse
 from ssl_medseg.training.optim import BestWeights, Schedule, adam, moving_average, scheduler

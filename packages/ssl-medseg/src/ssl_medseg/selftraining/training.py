@@ -13,7 +13,7 @@ from contrastive_core.training import Run, RunOptions
 from contrastive_core.training.model_file import module_hash
 from ssl_medseg.datasets import DataOptions, open_with
 from ssl_medseg.losses.segmentation import segmentation_loss
-from ssl_medseg.models.checkpoint import Segmenter, load_segmenter, save_segmenter
+from ssl_medseg.models.model_folder import Segmenter, load_segmenter, save_segmenter
 from ssl_medseg.models.monai import MonaiTrunk
 from ssl_medseg.models.network import Refinement
 from ssl_medseg.preprocessing.cases import prepare_cases

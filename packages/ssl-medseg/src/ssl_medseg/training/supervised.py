@@ -12,7 +12,7 @@ from contrastive_core.training import Run, RunOptions
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.losses.segmentation import segmentation_loss
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
-from ssl_medseg.models.checkpoint import save_segmenter
+from ssl_medseg.models.model_folder import save_segmenter
 from ssl_medseg.models.network import AUTO, Refinement
 from ssl_medseg.models.pretraining import load_trunk
 from ssl_medseg.preprocessing import PreprocessingOptions

@@ -28,7 +28,7 @@ from ssl_video.evaluation import (
     fused,
     score_view,
 )
-from ssl_video.models.checkpoint import load_recognizer
+from ssl_video.models.model_folder import load_recognizer
 from ssl_video.optical_flow.cache import open_flow
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.training.export import Program, put_in_place, write_exported_program, write_onnx
 from ssl_video.models import NetworkOptions, build_network
-from ssl_video.models.checkpoint import Recognizer, load_recognizer
+from ssl_video.models.model_folder import Recognizer, load_recognizer
 from ssl_video.models.networks import join_batchnorm
 
 _ENDINGS = (".onnx", ".pt2", ".safetensors")

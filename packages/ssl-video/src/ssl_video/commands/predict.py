@@ -17,7 +17,7 @@ from ssl_video.data import open_videos
 from ssl_video.data.reader import ReadOptions
 from ssl_video.data.torchcodec_reader import check_reader
 from ssl_video.evaluation import SamplingOptions, classify, fused
-from ssl_video.models.checkpoint import load_recognizer
+from ssl_video.models.model_folder import load_recognizer
 from ssl_video.optical_flow.cache import open_flow
 from ssl_video.reports.contact_sheet import Thumbnail, contact_sheet
 

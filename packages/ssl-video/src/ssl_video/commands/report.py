@@ -14,7 +14,7 @@ from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.outputs import Outputs
 from ssl_video.data import open_videos
 from ssl_video.data.splits import read_split, select
-from ssl_video.models.checkpoint import load_recognizer
+from ssl_video.models.model_folder import load_recognizer
 from ssl_video.reports import sections
 from ssl_video.reports.view_sheet import view_sheet
 

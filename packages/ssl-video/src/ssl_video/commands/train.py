@@ -21,7 +21,7 @@ from ssl_video.data.reader import ReadOptions
 from ssl_video.data.splits import read_split, select, select_labelled
 from ssl_video.evaluation import classify, classify_readable
 from ssl_video.models import NetworkOptions
-from ssl_video.models.checkpoint import Recipe, Recognizer, save_recognizer
+from ssl_video.models.model_folder import Recipe, Recognizer, save_recognizer
 from ssl_video.models.networks import build_network, check_clip
 from ssl_video.models.pretrained import begin_from
 from ssl_video.mvpl.method import MultiviewPseudoLabel

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.weights import read_state_dict
-from ssl_video.models.checkpoint import load_recognizer
+from ssl_video.models.model_folder import load_recognizer
 from ssl_video.models.networks import join_batchnorm, last_layer
 
 # Parts of a bottleneck, named as in PyTorchVideo, in torchvision's 2-D ResNet and in mmaction2.

@@ -11,7 +11,7 @@ import torch
 from contrastive_core.app.report.figures import new_figure, to_png
 from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, VideoSet
-from ssl_video.models.checkpoint import Recipe
+from ssl_video.models.model_folder import Recipe
 from ssl_video.optical_flow.cache import open_flow
 from ssl_video.reports.sections import VIEW_NAMES
 

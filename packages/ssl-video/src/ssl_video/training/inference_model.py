@@ -13,7 +13,7 @@ from contrastive_core.rng import derive, permutation
 from ssl_video.augment import ClipAugment, WeakOptions
 from ssl_video.data.clip import ClipSource
 from ssl_video.models import build_network
-from ssl_video.models.checkpoint import Recipe
+from ssl_video.models.model_folder import Recipe
 from ssl_video.models.networks import recalibrate_bn, split_batchnorm
 from ssl_video.views import MEAN, STD, normalize
 

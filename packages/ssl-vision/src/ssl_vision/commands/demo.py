@@ -19,7 +19,7 @@ from ssl_vision.evaluation.features import LabelledFeatures, labelled_features
 from ssl_vision.evaluation.few_labels import FewLabelAccuracy, few_label_accuracy
 from ssl_vision.evaluation.scores import Score, record_score
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import PIXELS, load_encoder
+from ssl_vision.models.model_folder import PIXELS, load_encoder
 from ssl_vision.reports.overview import run_picture
 from ssl_vision.reports.run_folder import open_run, read_scores
 from ssl_vision.reports.sections import accuracy_curves, by_protocol

@@ -16,7 +16,7 @@ from ssl_vision.data import ImageSet, open_images, skip_bad
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.labels.subsets import check_classes, training_set, validation_set, without
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import (
+from ssl_vision.models.model_folder import (
     NONE,
     LoadedClassifier,
     Start,

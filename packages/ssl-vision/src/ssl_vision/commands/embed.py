@@ -17,7 +17,7 @@ from ssl_vision.data import ImageSet, Subset, input_files, open_images
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import extract, import_pyarrow, write_npz, write_parquet
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.models.model_folder import load_encoder
 
 _FILES = {".npz": write_npz, ".parquet": write_parquet}
 _PICTURES = (".png", ".svg")

@@ -22,7 +22,7 @@ from ssl_vision.evaluation.features import evaluation_batches, labelled_images, 
 from ssl_vision.evaluation.predictions import Predictions, make_predictions, write_predictions
 from ssl_vision.evaluation.scores import ClassifierScore, evaluation_folder, score_classifier, to_json
 from ssl_vision.labels.subsets import known_share
-from ssl_vision.models.checkpoint import load_classifier
+from ssl_vision.models.model_folder import load_classifier
 from ssl_vision.reports.figures import reliability_figure
 from ssl_vision.reports.run_folder import data_name
 

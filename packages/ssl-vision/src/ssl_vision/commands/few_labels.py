@@ -31,7 +31,7 @@ from ssl_vision.evaluation.probes import choose_logistic, knn_scores, stratified
 from ssl_vision.labels.files import LabelFile, write_label_file
 from ssl_vision.labels.subsets import check_classes, require_two_classes, training_set
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import (
+from ssl_vision.models.model_folder import (
     PIXELS,
     classifier_card,
     load_classifier,

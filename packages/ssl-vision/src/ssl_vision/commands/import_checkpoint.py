@@ -20,8 +20,8 @@ from ssl_vision.importing.simclr import read_simclr
 from ssl_vision.importing.tensorflow import is_bundle
 from ssl_vision.importing.torch_resnets import read_resnet
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import Architecture, classifier_card, encoder_card
 from ssl_vision.models.encoder import Normalization
+from ssl_vision.models.model_folder import Architecture, classifier_card, encoder_card
 from ssl_vision.models.pretrained import load_weights
 from ssl_vision.models.resnet import Stem
 

@@ -16,7 +16,7 @@ from ssl_vision.evaluation.scores import (
     training_images,
 )
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.models.model_folder import load_encoder
 
 
 def knn(

@@ -23,7 +23,7 @@ from ssl_vision.evaluation.scores import (
 )
 from ssl_vision.labels.subsets import require_two_classes
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.models.model_folder import load_encoder
 
 
 def linear(

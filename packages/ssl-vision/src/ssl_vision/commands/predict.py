@@ -24,7 +24,7 @@ from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.data.decode import FileImages
 from ssl_vision.data.listing import list_folder
 from ssl_vision.evaluation.features import decode, import_pyarrow, outputs, replace_file
-from ssl_vision.models.checkpoint import LoadedClassifier, load_classifier
+from ssl_vision.models.model_folder import LoadedClassifier, load_classifier
 
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 

@@ -18,7 +18,7 @@ from ssl_vision.data import open_images
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.methods import MomentumMemory, SimCLR
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import build_simclr, open_pretrained, save_encoder, with_statistics
+from ssl_vision.models.model_folder import build_simclr, open_pretrained, save_encoder, with_statistics
 from ssl_vision.training.loading import Feed, open_labelled
 from ssl_vision.training.options import (
     AugmentOptions,

@@ -12,7 +12,7 @@ from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.outputs import Outputs
 from ssl_vision.data import ImageSet, open_images
-from ssl_vision.models.checkpoint import load_classifier, load_encoder
+from ssl_vision.models.model_folder import load_classifier, load_encoder
 from ssl_vision.reports import classifier_sections, sections
 from ssl_vision.reports.comparison import agreement, collect, comparison
 from ssl_vision.reports.run_folder import RunFolder, count_labels, open_run, read_evaluations, read_scores

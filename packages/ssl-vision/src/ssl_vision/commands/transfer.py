@@ -20,7 +20,7 @@ from ssl_vision.evaluation.probes import LogisticFit, fit_logistic
 from ssl_vision.evaluation.scores import ProbeOptions, Score, accuracy, plan_score, record_score, training_images
 from ssl_vision.labels.choose import hold_out
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import load_encoder
+from ssl_vision.models.model_folder import load_encoder
 
 PENALTIES = tuple(np.logspace(5, -6, 45).tolist())
 Metric = Literal["top1", "mean_per_class"]

@@ -21,7 +21,7 @@ from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.data.dataset import ArrayImages, ReadOptions, map_images
 from ssl_vision.labels.files import read_labelled
 from ssl_vision.labels.subsets import check_classes, require_two_classes
-from ssl_vision.models.checkpoint import LoadedClassifier, LoadedModel
+from ssl_vision.models.model_folder import LoadedClassifier, LoadedModel
 
 _AT_ONCE = 4  # full-size images held by a thread
 

@@ -18,7 +18,7 @@ from contrastive_core.rng import derive, permutation
 from contrastive_core.training import Batches
 from ssl_vision.augment import CropFlip
 from ssl_vision.data import ImageSet
-from ssl_vision.models.checkpoint import LoadedModel
+from ssl_vision.models.model_folder import LoadedModel
 
 
 def knn_scores(

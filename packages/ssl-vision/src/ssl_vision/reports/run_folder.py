@@ -19,7 +19,7 @@ from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.predictions import Predictions, read_predictions
 from ssl_vision.evaluation.scores import ClassifierScore, Score, read_classifier_score
 from ssl_vision.labels.files import LabelFile, read_label_file
-from ssl_vision.models.checkpoint import PIXELS
+from ssl_vision.models.model_folder import PIXELS
 from ssl_vision.training.options import AugmentOptions
 
 Kind = Literal["pretrain", "finetune", "distill"]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from contrastive_core.rng import derive, permutation
 from ssl_vision.data import ImageSet, Subset
 from ssl_vision.evaluation.features import extract
-from ssl_vision.models.checkpoint import LoadedModel
+from ssl_vision.models.model_folder import LoadedModel
 from ssl_vision.reports.run_folder import RunSettings
 from ssl_vision.training.loading import view_seed
 from ssl_vision.training.options import build_augment

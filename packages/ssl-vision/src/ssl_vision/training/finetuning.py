@@ -18,8 +18,8 @@ from ssl_vision.evaluation.features import extract
 from ssl_vision.evaluation.probes import choose_logistic
 from ssl_vision.labels.subsets import require_two_classes, training_set, unseen_classes, validation_set
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.checkpoint import LoadedModel, open_start, save_classifier
 from ssl_vision.models.lora import add_low_rank, merge_low_rank
+from ssl_vision.models.model_folder import LoadedModel, open_start, save_classifier
 from ssl_vision.training.loading import Crops
 from ssl_vision.training.options import OptimizerOptions
 from ssl_vision.training.setup import Validation, plan_budget, set_up

@@ -15,7 +15,7 @@ from contrastive_core.training import Run, RunOptions
 from contrastive_core.training.model_file import save_model, write_card
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import Classifier, EncoderOptions, build_encoder
-from ssl_vision.models.checkpoint import (
+from ssl_vision.models.model_folder import (
     Architecture,
     encoder_card,
     load_architecture,

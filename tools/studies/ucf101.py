@@ -290,8 +290,8 @@ def signed(values: Sequence[float]) -> str:
 
 
 COLUMNS = (
-    "labels, %", "method", "runs", "frames", "against labels alone", "all views", "against labels alone", "labelled, %",
-    "of them right, %",
+    "labels, %", "method", "runs", "frames", "difference to labels alone", "all views", "difference to labels alone",
+    "selected, %", "correct of these, %",
 )  # fmt: skip
 
 

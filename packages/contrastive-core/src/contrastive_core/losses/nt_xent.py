@@ -1,7 +1,11 @@
 """NT-Xent, the loss of SimCLR.
 
-The gradient is that of a row-wise log-sum-exp, which `similarity.autograd` defines and `similarity.torch_backend` (or
-the compiled library) computes.
+With unit rows z, s_ij = z_i z_j / temperature and P_ij = exp(s_ij) / sum_{k != i} exp(s_ik), its gradient is
+
+    dloss / dz_i = ( sum_{j != i} (P_ij + P_ji) z_j - 2 z_pair(i) ) / (2 N temperature)
+
+The sum is the gradient of a row-wise log-sum-exp: `similarity.autograd` states it, and `similarity.torch_backend` (or
+the compiled library) computes it in tiles.
 """
 
 from __future__ import annotations

@@ -211,9 +211,8 @@ def _wrap_streams(root: Path) -> None:
 
 def _compressed_pixels(z: int, example: str) -> bytes:
     is_jpeg = _COMPRESSED[example] == JPEGBaseline8Bit
-    pixels = (np.arange(480).reshape(20, 24) // 2 + z).astype(np.uint8 if is_jpeg else np.uint16)
-    if not is_jpeg:
-        pixels *= 200
+    ramp = np.arange(480).reshape(20, 24) // 2 + z
+    pixels = ramp.astype(np.uint8) if is_jpeg else (200 * ramp).astype(np.uint16)
     if example in ("JPEG-LS", "RLE"):
         ds = _slice(z, ExplicitVRLittleEndian)
         ds.Rows, ds.Columns, ds.PixelData = 20, 24, pixels.tobytes()

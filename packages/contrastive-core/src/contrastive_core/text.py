@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 
 def decimal(number: float, places: int = 3) -> str:
-    """Format a loss with so many decimal places, or with a power of ten if it is very large.
+    """Format a loss with `places` decimal places, or in scientific notation if it is very large.
 
     >>> decimal(2.30259), decimal(2.1158e16)
     ('2.303', '2.12e+16')

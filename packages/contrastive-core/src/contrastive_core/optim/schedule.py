@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer
 
 
 def half_cosine(share: float) -> float:
-    """Return the factor of a cosine decay after a share of it: 1 at 0, 1/2 at 1/2, 0 at 1.
+    """Compute the factor (1 + cos(pi share)) / 2 of a cosine decay, where `share` is the completed fraction.
 
     >>> half_cosine(0.0), half_cosine(0.5), half_cosine(1.0)
     (1.0, 0.5, 0.0)

@@ -124,7 +124,7 @@ class Config:
         values: Settings by name.
         options_key: Name of the run options in `values`.
         free: Names of settings that a resumed run may change, because they do not affect the result.
-        resolved: Names of the single settings that the command chose itself, such as ``encoder.name``.
+        resolved: Names of the settings that the command chose itself, such as ``encoder.name``.
     """
 
     values: dict[str, Any]
@@ -175,7 +175,7 @@ def resolve(
         config: Settings as they were given.
         options: Options of the run.
         free: See `Config`.
-        resolved: Settings that replace given ones, after the command has chosen what was left open.
+        resolved: Settings that replace those in `config`, because the command chose the values that were not given.
 
     Raises:
         TypeError: A value cannot be converted.

@@ -138,7 +138,7 @@ class Run:
         command: Program and verb that start the run, such as "ssl-vision pretrain", for messages about resuming.
         options: Options for executing, logging and saving the run.
         free: Names in config that may differ when the run is resumed, because they do not affect the result.
-        resolved: Arguments that replace those in `config`, after the command has chosen what was left open.
+        resolved: Settings that replace those in `config`, because the command chose the values that were not given.
 
     Attributes:
         fabric: Lightning Fabric of the run; call `run.fabric.backward(loss)` instead of `loss.backward()`.

@@ -23,7 +23,7 @@ def settings(
 ) -> str:
     """Return the section with the resolved configuration and the command that repeats the run.
 
-    Settings that the user set to another value than their default are in bold.
+    Settings that the user set to a value other than the default are in bold.
 
     A setting that the command chose itself, because none was given, is not bold.
 
@@ -32,7 +32,7 @@ def settings(
         command: Command with whose defaults the configuration is compared.
         name: Heading of the settings that belong to no group.
         again: Command line that repeats the run.
-        sessions: Starts of the run, of which the first records what the command chose.
+        sessions: Records of the starts of the run; the first lists the settings that the command chose.
     """
     chosen = set(sessions[0].get("resolved", ()) if sessions else ())
     values, defaults = dict(_leaves(config)), dict(_leaves(_defaults(command)))
@@ -53,7 +53,7 @@ def settings(
         tables += f"<section><h3>{escape(group or name)}</h3>{page.settings_table(inside, changed=changed)}</section>"
     return page.section(
         "Settings",
-        page.paragraph("Settings in bold were set to another value than their default.", kind="note"),
+        page.paragraph("Settings in bold were set to a value other than the default.", kind="note"),
         f'<div class="columns">{tables}</div>',
         page.paragraph("To repeat the run:"),
         page.command(again),
@@ -107,7 +107,7 @@ def _defaults(command: Callable[..., Any]) -> dict[str, Any]:
     hints = get_type_hints(command)
     for name, value in values.items():
         group: Any = next((kind for kind in get_args(hints.get(name)) if is_dataclass(kind)), None)
-        if value is None and group is not None:  # a group that may be left out
+        if value is None and group is not None:  # an optional group
             values[name] = group()
     return {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in values.items()}
 

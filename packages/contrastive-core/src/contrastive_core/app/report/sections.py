@@ -23,9 +23,8 @@ def settings(
 ) -> str:
     """Return the section with the resolved configuration and the command that repeats the run.
 
-    Settings that the user set to a value other than the default are in bold.
-
-    A setting that the command chose itself, because none was given, is not bold.
+    Settings that the user set to a value other than the default are in bold. Settings that the command chose itself,
+    because no value was given, are not in bold.
 
     Args:
         config: Configuration of the run.

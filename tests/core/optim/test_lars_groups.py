@@ -192,3 +192,10 @@ def test_parameters_without_groups_are_warned_of() -> None:
         LARS([model[0].bias], lr=0.1)
     with pytest.raises(TypeError, match=r"got a module, expected parameters; pass lars_param_groups\(module"):
         LARS(model, lr=0.1)
+
+
+@pytest.mark.parametrize("state", [{}, None, {"state": {}}, {"model": 1, "epoch": 3}])
+def test_what_is_no_state_is_refused(state: dict[str, object]) -> None:
+    optimizer = LARS([nn.Parameter(torch.ones(2, 2))], lr=0.1)
+    with pytest.raises(ValueError, match=r"LARS: found .*expected what `state_dict` returned"):
+        optimizer.load_state_dict(state)

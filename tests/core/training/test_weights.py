@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,15 @@ def test_a_file_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
     assert len(read_tensors(file)) == 1
     with pytest.raises(UserError, match=r"packed\.pt has .* and unpacks to 16\.8 MB"):
         read_tensors(tmp_path / "packed.pt")
+
+
+@pytest.mark.parametrize("read", [read_state_dict, read_tensors])
+def test_weights_of_a_diverged_training_are_refused(
+    tmp_path: Path, read: Callable[[Path], dict[str, torch.Tensor]]
+) -> None:
+    masked = {"mask": torch.tensor([0.0, -torch.inf]), "steps": torch.tensor(3)}
+    torch.save(masked, tmp_path / "masked.pth")
+    assert set(read(tmp_path / "masked.pth")) == set(masked)
+    torch.save({**masked, "conv.weight": torch.tensor([1.0, torch.nan]).bfloat16()}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth holds values that are not numbers \(NaN\) in conv\.weight"):
+        read(tmp_path / "a.pth")

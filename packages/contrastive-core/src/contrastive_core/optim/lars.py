@@ -18,6 +18,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from contrastive_core.text import some_of
+
 _NORM_LAYERS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _WEIGHT_LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase)
 
@@ -193,6 +195,13 @@ class LARS(Optimizer):
         Raises:
             ValueError: The state belongs to another optimiser or to parameters of other shapes. Nothing is changed.
         """
+        if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+            found = (
+                f"the keys {some_of(state_dict)}" if isinstance(state_dict, dict) and state_dict else repr(state_dict)
+            )
+            raise ValueError(
+                f"LARS: found {found[:200]}, expected what `state_dict` returned, with the keys state and param_groups"
+            )
         for number, group in enumerate(state_dict["param_groups"]):
             if missing := [name for name in self.defaults if name not in group]:
                 strange = [name for name in group if name not in self.defaults and name != "params"]

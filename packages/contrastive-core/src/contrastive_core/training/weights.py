@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.text import size
+from contrastive_core.text import size, some_of
 from contrastive_core.training.documents import reading
 
 _RATIO = 20
@@ -46,7 +46,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} contains no state dictionary; expected a mapping from names to tensors")
     if all(str(name).startswith("module.") for name in content):
         content = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
-    return {str(name): tensor for name, tensor in content.items()}
+    return _without_nan(file, {str(name): tensor for name, tensor in content.items()})
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -62,7 +62,22 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     tensors = {plain_name(name): t.float() if t.is_floating_point() else t for name, t in _flat(content, "")}
     if not tensors:
         raise UserError(f"{file} contains a {type(content).__name__} without tensors; expected a state dictionary")
+    return _without_nan(file, tensors)
+
+
+def _without_nan(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and _has_nan(tensor)]
+    if broken:
+        raise UserError(
+            f"{file} holds values that are not numbers (NaN) in {some_of(broken, 3)}: the training that saved it had "
+            "diverged; use an earlier checkpoint"
+        )
     return tensors
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    # Infinities are left alone: masks of attention hold them. So are the types of 8 bits and less.
+    return tensor.element_size() > 1 and bool(tensor.isnan().any())
 
 
 def plain_name(name: str) -> str:

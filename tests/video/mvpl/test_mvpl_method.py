@@ -178,6 +178,13 @@ def test_moving_average_follows() -> None:
     assert plain.tested is plain.network
 
 
+def test_the_default_for_two_classes_is_not_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    MultiviewPseudoLabel(small(), classes=2, views=("rgb",), threshold=0.8)
+    assert not [warning for warning in recwarn if "chance" in str(warning.message)]
+    with pytest.warns(UserWarning, match="chance"):
+        MultiviewPseudoLabel(small(), classes=2, views=("rgb",), threshold=0.7)
+
+
 def test_a_low_threshold_is_warned_of() -> None:
     with pytest.warns(UserWarning, match=r"below twice chance \(0\.5 for 4 classes\)"):
         MultiviewPseudoLabel(small(), classes=4, threshold=0.3)

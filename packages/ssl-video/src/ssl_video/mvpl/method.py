@@ -465,7 +465,8 @@ def _check(*, classes: int, threshold: float, target: str, temperature: float, e
     ):
         if not holds:
             raise ValueError(f"{name} is {value}; expected {expected}")
-    if threshold < 2 / classes:
+    # With two classes, twice chance is certainty; half-way between chance and certainty is enough.
+    if threshold < min(2 / classes, (1 + 1 / classes) / 2):
         warnings.warn(
             f"threshold {threshold:g} is below twice chance ({2 / classes:.3g} for {classes} classes): nearly every "
             "pseudo-label is used from the start. With few classes, choose one well above chance: for 10, 0.4 if "

@@ -166,11 +166,11 @@ class Corpus:
             place.mkdir()
             made = isolate({0: lambda: json.dumps([str(f) for f in kind.make(place, example)])}, seconds=300)[0]  # noqa: B023
             if made.word != "read":
-                raise RuntimeError(f"{kind.name}, {example}: cannot be made ({made.word})\n{made.detail}")
+                raise RuntimeError(f"{kind.name}, {example}: cannot be generated ({made.word})\n{made.detail}")
             self.files[example] = [Path(name).relative_to(place) for name in json.loads(made.detail)]
             found = isolate({0: lambda: kind.read(place)}, seconds=300)[0]  # noqa: B023
             if found.word != "read":
-                raise RuntimeError(f"{kind.name}, {example}: is not read ({found.word})\n{found.detail}")
+                raise RuntimeError(f"{kind.name}, {example}: cannot be read ({found.word})\n{found.detail}")
             self.good[example] = found.detail
 
     @contextmanager

@@ -190,7 +190,7 @@ def of_wheel(package: str, wheel: Path) -> list[str]:
     wanted = [f"{module}/py.typed", f"{Path(info).parent}/licenses/LICENSE"]
     problems += [f"the wheel lacks {name}" for name in wanted if name not in names]
     strangers = [name for name in names if not name.startswith((f"{module}/", f"{module}-"))]
-    return problems + [f"the wheel holds {name}, outside its own package" for name in strangers]
+    return problems + [f"the wheel contains {name}, which is outside its package" for name in strangers]
 
 
 def of_environment(python: Path, install: str) -> list[str]:

@@ -55,10 +55,10 @@ def disagreements(tag: str) -> list[str]:
     if entry != version:
         problems.append(f"the top entry of CHANGELOG.md is {entry}; write one for {version}")
     elif not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
-        problems.append(f"CHANGELOG.md says {version} - {date}; put the date there")
+        problems.append(f"the top entry of CHANGELOG.md is {version} - {date}; replace {date!r} by the release date")
     asked = [(sibling, requirement) for sibling in known for requirement in requirements(sibling)]
     return problems + [
-        f"{sibling} asks for {requirement}, which leaves {version} out; widen its range"
+        f"{sibling} requires {requirement}, which excludes {version}; widen its range"
         for sibling, requirement in asked
         if requirement.name == package and not requirement.specifier.contains(version)
     ]

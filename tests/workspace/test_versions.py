@@ -107,8 +107,8 @@ def test_release_builds_sdist_and_wheel(repository: Path) -> None:
         ("core-v1.2", "", "", "", "expected PACKAGE-vX.Y.Z"),
         ("core-v1.2.1", "", "", "", "__version__ is 1.2.0"),
         ("core-v1.2.0", "core/CHANGELOG.md", "1.2.0", "1.1.9", "the top entry of CHANGELOG.md is 1.1.9"),
-        ("core-v1.2.0", "core/CHANGELOG.md", "2026-01-31", "unreleased", "put the date there"),
-        ("core-v1.2.0", "vision/pyproject.toml", "<1.3", "<1.2", "vision asks for core<1.2,>=1.1"),
+        ("core-v1.2.0", "core/CHANGELOG.md", "2026-01-31", "unreleased", "replace 'unreleased' by the release date"),
+        ("core-v1.2.0", "vision/pyproject.toml", "<1.3", "<1.2", "vision requires core<1.2,>=1.1"),
     ],
 )
 def test_release_is_refused(

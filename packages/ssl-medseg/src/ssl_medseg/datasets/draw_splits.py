@@ -127,7 +127,7 @@ class Pool:
         unlabelled: Iterable[str],
         **how: Any,
     ) -> Split:
-        """Create a split from patients; unlabelled patients that are also in another part are left out there."""
+        """Create a split from patients; those in another part are removed from the unlabelled ones."""
         labelled, validation, test = tuple(labelled), tuple(validation), tuple(test)
         rest = set(unlabelled).difference(labelled, validation, test)
         return Split(self.names(labelled), self.names(validation), self.names(test), self.names(rest), settings=how)

@@ -418,7 +418,7 @@ class Pool:
     ) -> dict[str, float]:
         """Start a round: make new pseudo-labels and write them to the run folder.
 
-        The best weights make the predictions if there are any, otherwise the network as it is.
+        The predictions use the best weights of the last round, or the current weights if none were scored.
 
         Returns:
             Statistics of the round, for the metrics.

@@ -175,7 +175,8 @@ def test_contradictions_are_refused(data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_make_one_run(data: Path, tmp_path: Path) -> None:
     arguments = [
-        "run", str(data), "--baseline-steps", "6", "--baseline-floor", "0", "--rounds", "2", "--steps", "4",
+        "run", str(data), "--baseline-steps", "6", "--baseline-floor", "0",
+        "--method", "rounds", "--rounds", "2", "--steps", "4",
         "--batch_size", "4", "--unlabelled_batch", "4", "--validate_every", "2", "--network.width", "2",
         "--image-size", "32", "--guard", "off",
         "--progress", "false", "--checkpoint_every", "2", "--log_every", "1", "--device", "cpu", "--threads", "1",

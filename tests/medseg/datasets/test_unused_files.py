@@ -12,7 +12,7 @@ import pytest
 from contrastive_core.errors import UserError
 from ssl_medseg.checks import examine
 from ssl_medseg.datasets import open_dataset
-from ssl_medseg.prediction import find_images
+from ssl_medseg.prediction import find_images, unread_files
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
 
 MATRIX = affine((1.5, 1.5, 6.0), letters="LPS")
@@ -133,6 +133,19 @@ def test_one_dicom_file_among_images_hides_nothing(tmp_path: Path) -> None:
         "slice.dcm", "scan.npz", "old.nii.gz.bak",
     }  # fmt: skip
     assert {each.name for each in find_images(root / "images")} == {"images", "p0", "p1"}
+
+
+@pytest.mark.parametrize("layout", [folders, nnunet])
+def test_labels_beside_images_are_not_taken_for_images_to_segment(tmp_path: Path, layout) -> None:
+    root = layout(tmp_path / "data")
+    (root / "dataset.json").unlink(missing_ok=True)
+    found = find_images(root)
+    assert len(found) == 2
+    assert all(each.name.startswith("images") for each in found)
+    (unread,) = unread_files(root, found)
+    assert "labels, which are not segmented" in unread
+    alone = next(path for path in root.iterdir() if path.name.startswith("labels") and path.is_dir())
+    assert len(find_images(alone)) == 2  # asked for
 
 
 @pytest.mark.parametrize("layout", [decathlon, nnunet])

@@ -16,6 +16,7 @@ from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.channel_groups import Wanted, group_channels
 from ssl_medseg.datasets.dataset import Case, DataSet
+from ssl_medseg.datasets.layouts.folders import label_folders
 from ssl_medseg.datasets.open import read_frames
 from ssl_medseg.evaluation.uncertainty import agreement, predictive_entropy
 from ssl_medseg.io import read_volume, write_mask
@@ -98,7 +99,9 @@ _UNREAD_SHOWN = 10
 
 def _walk(root: Path) -> list[tuple[str, Path]]:
     found = []
-    for folder, _, names in walk(root):
+    for folder, folders, names in walk(root):
+        for name in label_folders(folders):
+            folders.remove(name)
         inside = folder.relative_to(root)
         if is_series(folder):
             found.append((stem(root.resolve()) if folder == root else inside.as_posix(), folder))
@@ -125,13 +128,16 @@ def unread_files(data: Path, found: Sequence[Wanted]) -> list[str]:
         return []
     used = {path for wanted in found for path in wanted.image.paths}
     unread = []
-    for folder, _, names in walk(data):
+    for folder, folders, names in walk(data):
         if folder in used:
             continue
+        for name in label_folders(folders):
+            folders.remove(name)
+            unread.append(f"{(folder / name).relative_to(data).as_posix()}: labels, which are not segmented")
         if is_series(folder):
             unread += [f"{folder.relative_to(data).as_posix()}: {why}" for why in _no_images(folder)]
         for name in names:
-            reason = why_unread(folder / name)
+            reason = "" if folder / name in used else why_unread(folder / name)
             if reason and not is_companion(folder / name):
                 unread.append(f"{(folder / name).relative_to(data).as_posix()}: {reason}")
     return unread

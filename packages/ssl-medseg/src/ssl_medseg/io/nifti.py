@@ -43,7 +43,8 @@ def open_nifti(path: Path) -> Any:
         UserError: The file does not exist or cannot be read.
     """
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; expected a NIfTI image")
+        what = "is a link to a file that does not exist" if path.is_symlink() else "there is no such file"
+        raise UserError(f"{path}: {what}; expected a NIfTI image")
     if path.suffix.lower() == ".hdr":
         path = next((other for other in (path.with_suffix(".img"), path.with_suffix(".IMG")) if other.exists()), path)
     what = content_of(path)

@@ -25,6 +25,12 @@ _LABEL_ENDINGS = ("_label", "_labels", "_seg", "_mask", "_gt")
 _MAPS = ("labels.json", "labels.csv", "labels.tsv", "dataset.json")
 
 
+def label_folders(names: Iterable[str]) -> list[str]:
+    """Return the folders that hold labels, among folders of which one holds their images; otherwise none."""
+    there = set(names)
+    return [name for name in (*LABELS, "labelsTs") if name in there] if there & {*IMAGES, "imagesTs"} else []
+
+
 def list_folders(root: Path, options: DataOptions) -> Listing:
     """List files and DICOM series in ``images``, with labels in ``labels``, and those in ``unlabelled`` without labels.
 

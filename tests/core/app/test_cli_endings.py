@@ -155,7 +155,7 @@ def test_help_of_everything(module: types.ModuleType, capsys: pytest.CaptureFixt
         "optimizer: The optimiser --optimizer.name {sgd,lars} Which one. [sgd]",
         "--peak X Its largest value. [0.1]",
         "--betas X,X Two numbers. [0.9,0.999]",
-        "--seed N Seed of every random draw of the run. [0]",
+        "--seed N Seed of all random draws. [0]",
         "--[no-]resume",
     ):
         assert piece in text

@@ -60,7 +60,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
         load_model(target)
     weights.unlink()
-    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+    with pytest.raises(UserError, match=r"model\.safetensors does not exist; restore it"):
         load_model(target)
     weights.write_bytes(content)
     good = json.loads(card.read_text())

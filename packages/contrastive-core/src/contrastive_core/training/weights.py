@@ -76,7 +76,7 @@ def _without_nan(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _has_nan(tensor: Tensor) -> bool:
-    # Infinities are left alone: masks of attention hold them. So are the types of 8 bits and less.
+    # Infinite values are allowed, because attention masks contain them. Types of up to 8 bits are not checked.
     return tensor.element_size() > 1 and bool(tensor.isnan().any())
 
 

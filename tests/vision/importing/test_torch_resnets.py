@@ -182,10 +182,10 @@ def test_files_that_would_run_code_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such file"),
+        (None, "does not exist"),
         (b"", "cannot be read as weights"),
         (b"\x00" * 50, "cannot be read as weights"),
-        ({"epoch": 3}, "holds a dict without tensors"),
+        ({"epoch": 3}, "contains a dict without tensors"),
         ({"weight": torch.zeros(2)}, "found no ResNet"),
         (prefixed(torchvision.models.resnet18().state_dict(), "net.") | {"net.conv1.weight": torch.zeros(64, 1, 7, 7)},
          r"conv1\.weight is \[64, 1, 7, 7\], expected \[64, 3, 7, 7\]"),

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from contrastive_core.training import crashes, samplers
+from contrastive_core.training.files import FolderLock
 from tests.workspace.test_outputs_of_commands import filled, places
 
 __all__ = ["places"]  # a fixture
@@ -29,7 +31,7 @@ Places = Callable[[str], dict[str, Path]]
 PROGRAM = """
 import importlib, signal, sys
 from pathlib import Path
-from contrastive_core.training import crashes, samplers
+from contrastive_core.training import crashes
 domain, bad, signum, once = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
 enter = crashes.native_reader.__enter__
 def enter_and_die(self):
@@ -148,6 +150,93 @@ def test_a_worker_of_training_that_crashes_names_the_file(photos: Path, tmp_path
     assert command
 
 
+def in_its_own_process(line: list[str]) -> list[str]:
+    """The command line of a run that reads without data loading processes."""
+    at = line.index("--workers")
+    return [*line[:at], "--workers", "0", *line[at + 2 :]]
+
+
+def named_with_resume(done: subprocess.CompletedProcess[str], bad: str) -> bool:
+    problem, *command = [line for line in done.stderr.splitlines() if bad in line or "--resume" in line]
+    found = f"{bad}: the library that reads it crashed (SIGSEGV); the file is damaged" in problem
+    return found and problem.endswith(", then resume the run with") and len(command) == 1
+
+
+def test_training_that_crashes_in_its_own_process_names_the_file(photos: Path, tmp_path: Path) -> None:
+    line = in_its_own_process(pretrain(photos, tmp_path / "run"))
+    done = run("ssl_vision", "b/7.png", line)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert named_with_resume(done, "b/7.png"), done.stderr
+
+
+@pytest.mark.slow
+def test_a_crash_in_training_loses_nothing(photos: Path, tmp_path: Path) -> None:
+    line = in_its_own_process(pretrain(photos, tmp_path / "run"))
+    assert run("ssl_vision", "b/7.png", line, once=tmp_path / "crashed").returncode == 1
+    resumed = run("ssl_vision", "none", [*line, "--resume"])
+    assert resumed.returncode == 0, resumed.stderr
+    whole = run("ssl_vision", "none", in_its_own_process(pretrain(photos, tmp_path / "whole")))
+    assert whole.returncode == 0, whole.stderr
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "run").items())
+
+
+@pytest.mark.slow
+def test_training_on_volumes_and_videos_names_the_file(places: Places, tmp_path: Path) -> None:
+    place = places("ssl_medseg")
+    line = "train DATA SPLIT OUT --steps 1 --network.width 2 --image-size 32 --batch-size 4 --device cpu --no-progress"
+    done = run("ssl_medseg", place["IMAGE"].name, filled(line, place, tmp_path / "masks"))
+    assert done.returncode == 1, done.stderr
+    assert named_with_resume(done, place["IMAGE"].name), done.stderr
+    line = " ".join(in_its_own_process(train_videos(places("ssl_video"), tmp_path / "run")))
+    done = run("ssl_video", "red/001.mkv", line.split())
+    assert done.returncode == 1, done.stderr
+    assert named_with_resume(done, "red/001.mkv"), done.stderr
+
+
+@pytest.mark.slow
+def test_a_process_of_torchrun_names_the_file(photos: Path, tmp_path: Path) -> None:
+    line = in_its_own_process(pretrain(photos, tmp_path / "run"))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [str(tmp_path / "program.py"), "ssl_vision", "b/7.png", SEGV, "", *line]
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode != 0
+    told = "b/7.png: the library that reads it crashed (SIGSEGV)"
+    assert any(told in said and said.endswith("resume the run with") for said in done.stderr.splitlines()), done.stderr
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL, "terminal"])
+def test_a_supervised_run_is_stopped_and_resumed(photos: Path, tmp_path: Path, number: int | str) -> None:
+    """The checkpoint of a signal, Ctrl-C in a terminal, and a kill that leaves no process behind."""
+    out = tmp_path / "run"
+    words = [*pretrain(photos, out), "--epochs", "2000", "--log-every", "1"]
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-c", PROGRAM, "ssl_vision", "none", SEGV, "", *words])
+    shown, metrics = b"", out / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size):
+        if select.select([terminal], [], [], 0.1)[0]:
+            shown += os.read(terminal, 1000)
+    if isinstance(number, str):
+        os.write(terminal, b"\x03")
+    else:
+        os.kill(child, number)
+    with contextlib.suppress(OSError):  # the terminal's end
+        while piece := os.read(terminal, 1000):
+            shown += piece
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    said = shown.decode().replace("\r", "")
+    assert status == {signal.SIGTERM: 143, signal.SIGKILL: -9}.get(number, 130), said  # type: ignore[call-overload]
+    if number != signal.SIGKILL:
+        assert said.count("everything is saved in") == 1, said
+        assert said.rstrip().endswith("--resume"), said
+    lock = FolderLock(out)
+    assert lock.acquire(), "a process goes on"
+    lock.release()
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
 
@@ -177,7 +266,7 @@ def test_files_that_are_read_at_once_are_told_apart(tmp_path: Path) -> None:
 import os, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contrastive_core.errors import UserError
-from contrastive_core.training import crashes, samplers
+from contrastive_core.training import crashes
 status = crashes.supervise("prog")
 if status is not None:
     sys.exit(status)
@@ -209,7 +298,7 @@ def test_notes_of_threads_end_with_the_reading() -> None:
 def test_other_signals_end_the_command(tmp_path: Path) -> None:
     program = """
 import os, sys
-from contrastive_core.training import crashes, samplers
+from contrastive_core.training import crashes
 status = crashes.supervise("prog")
 if status is None:
     with crashes.native_reader("x"):
@@ -229,7 +318,7 @@ def test_what_the_command_is_told_reaches_its_child(number: int) -> None:
     """Also an interrupt that a program sends, and not a terminal, which tells the child itself."""
     program = """
 import signal, sys, time
-from contrastive_core.training import crashes, samplers
+from contrastive_core.training import crashes
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda number, frame: sys.exit(100 + number))
 status = crashes.supervise("prog")
@@ -248,7 +337,7 @@ sys.exit(status)
 def test_an_interrupt_of_the_terminal_reaches_the_child_once() -> None:
     program = """
 import signal, sys, time
-from contrastive_core.training import crashes, samplers
+from contrastive_core.training import crashes
 told = []
 signal.signal(signal.SIGINT, lambda number, frame: told.append(number))
 status = crashes.supervise("prog")

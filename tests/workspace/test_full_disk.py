@@ -104,7 +104,16 @@ def test_a_full_disk(
     ("domain", "words"),
     [
         ("ssl_vision", "embed pixels DATA OUT/x.npz --device cpu"),
+        ("ssl_vision", "evaluate MODEL digits --out OUT --device cpu"),
+        ("ssl_vision", "predict MODEL DATA OUT/table.csv --device cpu"),
+        ("ssl_vision", "export MODEL OUT/net.pt2"),
         ("ssl_medseg", "predict MODEL DATA OUT --probabilities --device cpu"),
+        ("ssl_medseg", "evaluate MODEL DATA --out OUT --part all --device cpu"),
+        ("ssl_medseg", "export MODEL OUT/net.pt2"),
+        ("ssl_medseg", "export MODEL OUT"),
+        ("ssl_video", "evaluate MODEL DATA --split SPLIT --out OUT --clips 1 --crops 1 --device cpu"),
+        ("ssl_video", "predict MODEL DATA OUT/table.csv --clips 1 --crops 1 --device cpu"),
+        ("ssl_video", "export MODEL OUT/net.safetensors"),
     ],
 )
 def test_space_is_compared_before_the_work(
@@ -118,8 +127,24 @@ def test_space_is_compared_before_the_work(
     line = filled(words, places(domain), tmp_path / "out")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10, 10))  # type: ignore[attr-defined]
     assert call(domain, line) == 1
-    assert "but only 10 B are free; free some space, or choose another --out" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "but only 10 B are free; free some space, or choose another --out" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_flow_compares_the_space(
+    places: Callable[[str], dict[str, Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = filled(
+        "flow DATA OUT --workers 0 --method dis_ultrafast --short-side 32", places("ssl_video"), tmp_path / "f"
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10, 10))  # type: ignore[attr-defined]
+    assert call("ssl_video", line) == 1
+    assert "but only 10 B are free; free some space, or use a smaller --short-side" in capsys.readouterr().err
+    assert not (tmp_path / "f").exists()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,9 @@ def test_text(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", tmp_path / "x" / "y"):
         with pytest.raises(UserError, match="cannot be read"):
             read_text(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"x\.json: is a pipe or device; expected a text file"):
+        read_json(tmp_path / "x.json")

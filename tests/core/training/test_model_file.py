@@ -11,7 +11,7 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import check_model_code, load_model, trust_model_code
-from contrastive_core.training.model_file import save_model, write_card
+from contrastive_core.training.model_file import build_from, save_model, write_card
 
 
 @dataclass
@@ -99,3 +99,15 @@ def test_code_of_a_model_runs_only_where_it_is_trusted() -> None:
         check_model_code("os:abort", model="run")
     with pytest.raises(UserError):
         check_model_code("os:abort", model="run")
+
+
+def test_a_network_beyond_all_sizes_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    built = []
+
+    def build() -> torch.nn.Module:
+        built.append(torch.empty(0).device.type)
+        return torch.nn.Linear(1 << 40, 1 << 40)
+
+    with pytest.raises(UserError, match=r"model\.json does not describe the network .*overflow"):
+        build_from(build, {}, source=tmp_path)
+    assert built == ["meta"]

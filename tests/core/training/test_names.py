@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.names import as_file_name, check_file_name, check_label, check_relative_path, inside
+from contrastive_core.training.names import (
+    as_file_name,
+    check_file_name,
+    check_label,
+    check_path,
+    check_relative_path,
+    inside,
+)
 
 
 @pytest.mark.parametrize("name", ["case 1", "Doe^John", "患者一", "sub-01_ses-2.nii", "a" * 200, "CONTROL", "x..y"])
@@ -82,3 +89,12 @@ def test_free_text_becomes_a_file_name(text: str, expected: str) -> None:
 def test_any_text_becomes_a_file_name(text: str) -> None:
     name = as_file_name(text, otherwise="other")
     assert check_file_name(name, what="name", source="here") == name
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"), [("a\0b", "null character"), ("x" * 300, "300 characters"), ("a/" * 3000, "6,000")]
+)
+def test_paths_that_no_system_takes(path: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        check_path(path, what="image", source="list.csv")
+    assert check_path("../any where/x.nii", what="image", source="list.csv") == "../any where/x.nii"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
-from contrastive_core.training.outputs import INDEX, Outputs, claim_folder, write_once
+from contrastive_core.training.outputs import INDEX, JOURNAL, Outputs, claim_folder, write_once
 
 
 def write(*targets: Path, command: str = "prog verb", text: str = "ours", **options: object) -> None:
@@ -82,11 +83,76 @@ def test_a_command_that_was_stopped_finds_its_files_again(tmp_path: Path) -> Non
     child = os.fork()
     if child == 0:
         with Outputs([target], command="prog verb"):
-            target.write_text("half again")
+            files.write_atomic(target, b"again")
             os.kill(os.getpid(), 9)
     os.waitpid(child, 0)
     write(target, text="whole")
     assert target.read_text() == "whole"
+
+
+@pytest.mark.parametrize("moment", ["before the first", "before", "between", "after"])
+def test_what_is_put_there_after_a_kill_is_foreign(tmp_path: Path, moment: str) -> None:
+    """A command that is killed knows what it has written: a mask that somebody has corrected since is theirs."""
+    out, old = tmp_path / "out", moment != "before the first"
+    target, later = out / "mask.nii", out / "later.nii"
+    if old:
+        write(target, text="old")
+    child = os.fork()
+    if child == 0:
+        with Outputs([target, later], command="prog verb"):
+            if moment == "between":
+                files.on_replacement.append(lambda *_: os.kill(os.getpid(), 9))
+            if moment in ("between", "after"):
+                files.write_atomic(target, b"new")
+            os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    expected = {"before the first": None, "before": "old", "between": "old", "after": "new"}[moment]
+    assert (target.read_text() if target.exists() else None) == expected
+    if old:
+        Outputs([target, later], command="prog verb")
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("corrected by hand")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"mask\.nii exists, and `prog verb` did not write it here"):
+            write(target, later)
+    assert target.read_text() == "corrected by hand"
+    write(target, later, overwrite=True)
+    write(target, later, text="again")
+    assert (target.read_text(), later.read_text()) == ("again", "again")
+    left = {
+        path.name for path in out.iterdir() if path.suffix != ".tmp"
+    }  # of the kill, removed when it is a second old
+    assert left == {"mask.nii", "later.nii", INDEX}
+
+
+def test_a_damaged_or_foreign_journal_records_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("theirs")
+    for content in ("[" * 100_000 + "\n", '{"command": 1, "file": [], "sha256": null}\n', "\x00\n", "{}\n"):
+        (tmp_path / JOURNAL).write_text(content)
+        with pytest.raises(UserError, match="did not write it here"):
+            write(tmp_path / "a.csv")
+
+
+def test_targets_that_are_one_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"would write .*a_map\.nii twice, and one would be lost"):
+        Outputs([out / "a_map.nii", out / "b.nii", out / "a_map.nii"], command="prog verb")
+    names = ["Case.nii", "case.nii", "caf\u00e9.nii", "cafe\u0301.nii"]
+    write(*(out / name for name in names))  # this file system tells them apart
+    lexists = os.path.lexists
+    monkeypatch.setattr(
+        os.path, "lexists", lambda path: lexists(path) or any(
+            _folded(entry.name) == _folded(Path(path).name) for entry in Path(path).parent.iterdir()
+        ),
+    )  # fmt: skip
+    for pair in (names[:2], names[2:]):
+        with pytest.raises(UserError, match="which are one file there"):
+            Outputs([tmp_path / name for name in pair], command="prog verb")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out"]
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def test_a_file_that_was_not_replaced_after_all_stays_foreign(tmp_path: Path) -> None:

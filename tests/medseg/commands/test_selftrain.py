@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +224,58 @@ def test_a_killed_run_ends_in_the_same_bytes(
     resumed = RunOptions(**{**vars(RUN), "resume": True})
     place.selftrain(tmp_path / "run", **changed, run=resumed)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def file_events(work: Callable[[], Path], folder: Path, *, kill_at: int = 0) -> list[str]:
+    """Run something in a process of its own, killed at an event on the files of a folder; the events before it."""
+    log = folder.with_name(f"{folder.name}-events")
+    child = os.fork()
+    if child == 0:
+        count = 0
+        told = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+        def hook(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal count
+            writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+            if (writes or event in ("os.rename", "os.mkdir", "os.remove")) and str(arguments[0]).startswith(
+                str(folder)
+            ):
+                count += 1
+                os.write(told, f"{event} {arguments[0]} {arguments[1]}\n".encode())
+                if count == kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        work()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == (-signal.SIGKILL if kill_at else 0)
+    return log.read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_kills_in_late_rounds_end_in_the_same_bytes(place: Place, tmp_path: Path) -> None:
+    """SIGKILL at writes of rounds 2 and 3: pseudo-labels, records of rounds, checkpoints and models."""
+    changed = BOTH | {"ema": 0.9, "rounds": 3}
+    whole = tmp_path / "whole"
+    seen = file_events(lambda: place.selftrain(whole, **changed), whole)
+    late = next(number for number, event in enumerate(seen, 1) if "round-02" in event)
+    moments = {
+        next(n for n, event in enumerate(seen, 1) if n >= start and word in event)
+        for start, word in (
+            (late, "pseudo/"), (late, "rename"), (late, "rounds/"), (late, "checkpoints/"), (late, "models/"),
+            (next(n for n, event in enumerate(seen, 1) if "round-03" in event), "rename"),
+        )
+    }  # fmt: skip
+    moments |= {(late + len(seen)) // 2, len(seen)}
+    assert len(moments) >= 6
+    resumed = RunOptions(**{**vars(RUN), "resume": True})
+    for moment in sorted(moments):
+        run = tmp_path / f"killed-at-{moment}"
+        file_events(lambda: place.selftrain(run, **changed), run, kill_at=moment)  # noqa: B023 - called at once
+        assert (run / "rounds" / "round-01.json").is_file()
+        place.selftrain(run, **changed, run=resumed)
+        assert outcome(run) == outcome(whole), seen[moment - 1]
 
 
 def test_a_collapsed_round_stops_the_run_and_names_the_model_before(place: Place, tmp_path: Path) -> None:

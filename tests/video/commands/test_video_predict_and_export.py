@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import os
 import shutil
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,7 +24,9 @@ from ssl_video.cli import main
 from ssl_video.commands.export import export
 from ssl_video.commands.predict import predict, spread
 from ssl_video.data import ClipSpec, Video, open_videos
+from ssl_video.data.audio_reader import read_audio
 from ssl_video.data.synthetic import CLASSES, draw_video, make_videos
+from ssl_video.data.video_index import index_video
 from ssl_video.evaluation import SamplingOptions, classify, fused
 from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.model_folder import Recipe, load_recognizer, save_recognizer
@@ -210,3 +215,24 @@ def test_generated_videos_need_both_views() -> None:
         still = drawn(name, 3)
         assert np.array_equal(still[::4], still[1::4])
     assert not np.array_equal(drawn("blue", 3)[0], drawn("red", 3)[0])
+
+
+@pytest.mark.parametrize("marks", [[[]], [["a", 1]], [None], 3, {"a": 1}])
+def test_marks_of_another_type_are_no_video(marks: object, model: Path, videos: Path) -> None:
+    found = load_recognizer(model, device="cpu")
+    changed = dataclasses.replace(found, card={**found.card, "learned_from": marks})
+    assert changed.learned_from(open_videos(str(videos)).videos[:1]) == []
+
+
+def test_a_pipe_is_no_video(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(UserError, match="is a pipe or device; expected a video file"):
+        index_video(tmp_path / "pipe.mp4")
+
+
+def test_sound_of_hardly_any_samples_is_refused(tmp_path: Path) -> None:
+    """A block of 65,535 samples at one a second would become 4 GB at 16 kHz."""
+    head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + 8000, b"WAVE", b"fmt ", 16, 1, 1, 1, 2, 2, 16, b"data", 8000)
+    (tmp_path / "slow.wav").write_bytes(head + bytes(8000))
+    with pytest.raises(UserError, match=r"slow\.wav.*states 1 samples a second"):
+        read_audio(tmp_path / "slow.wav", 0.0, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ssl_vision.methods import SimCLR
 from ssl_vision.models import Classifier, EncoderOptions, build_encoder
 from ssl_vision.models.model_folder import (
     Architecture,
+    classifier_card,
     encoder_card,
     load_architecture,
     load_classifier,
@@ -178,3 +180,12 @@ def test_a_changed_description_is_refused_before_memory_is_taken(
     with pytest.raises(UserError, match=words) as caught:
         load_pretrained(str(tmp_path))
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [0.5, [1], "cat", {"n01": 3}, {"n01": "cat\x1b[2J"}])
+def test_class_names_of_another_type_are_refused(names: object, tmp_path: Path) -> None:
+    architecture = Architecture(EncoderOptions("resnet18", width_multiplier=0.0625), image_size=16)
+    tensors = dict(architecture.build(2).state_dict())
+    save_model(tmp_path / "model", tensors, {**classifier_card(architecture, ["a", "b"]), "class_names": names})
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "model"))):
+        load_classifier(str(tmp_path), device="cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from ssl_medseg.io.file_types import (
     why_unread,
     without_paths,
 )
-from ssl_medseg.io.volume import Volume
+from ssl_medseg.io.volume import ImageFile, Volume
 from ssl_medseg.models.largest_parts import largest_parts
 from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.models.network import Refinement, mirrored_probabilities
@@ -305,6 +305,27 @@ class Predicted:
 def is_model(path: Path) -> bool:
     """Return whether a folder is a run folder or model folder, rather than a folder of masks."""
     return (path / "model.json").is_file() or (path / "model" / "model.json").is_file()
+
+
+_MASK_SHARE = 0.02
+
+
+def bytes_of_masks(images: Iterable[ImageFile], *, maps: int = 0) -> int:
+    """Estimate the size of the masks of images, and of so many maps beside each mask.
+
+    A compressed mask is a few percent of its image in size; a map of probabilities is about as large as the image.
+    """
+    read = sum(_bytes(path) for image in images for path in image.paths[:1])
+    return round(read * (_MASK_SHARE + maps))
+
+
+def _bytes(path: Path) -> int:
+    """Return the size of a file, or of the files in a folder; 0 if there is no access."""
+    try:
+        inside = list(path.iterdir()) if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in inside if file.is_file())
+    except OSError:
+        return 0
 
 
 def predict_cases(

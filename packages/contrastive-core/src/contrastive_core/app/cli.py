@@ -109,7 +109,8 @@ class Verb:
         common: Full or short names of the flags that `--help` shows in addition to the required arguments, usually ten
             to fifteen. If empty, `--help` shows the flags of the function's signature. `--help-all` shows all flags.
         restart: Whether the command can start again from the beginning. If a native reader then crashes on a file, the
-            command starts again without this file.
+            command starts again without this file. Other
+            commands name the file and end.
     """
 
     target: str
@@ -216,7 +217,8 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
         declared = _imported(verb)  # jsonargparse imports the module of such a dataclass; a declaration has no module
     if _parse(prog, declared, flags, canonical) is None or (verb.alone and not is_first()):
         return 0
-    if verb.restart and "torch" not in sys.modules and (status := supervise(prog)) is not None:
+    again = f", then resume the run with\n  {resume_line(prog, words)}" if "run.resume" in flags.types else ""
+    if "torch" not in sys.modules and (status := supervise(prog, again=verb.restart, remedy=again)) is not None:
         return status
     open_notes()
     function = _imported(verb)
@@ -235,7 +237,6 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
         problem = advice(error)
         if problem is None:
             raise
-        again = f", then resume the run with\n  {resume_line(prog, words)}" if "run.resume" in flags.types else ""
         raise UserError(f"{problem}{again}") from error
     if isinstance(result, int):
         return result

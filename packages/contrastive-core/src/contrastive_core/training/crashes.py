@@ -1,9 +1,9 @@
 """Handle native readers that crash on a damaged file: report the file and read the others.
 
-Pillow, FFmpeg, SimpleITK and similar libraries decode in the calling process, at full speed. Every process records
-which files it is reading, in shared memory that outlives the process. A command that only reads data (`supervise`) runs
-in a child process; if the child crashes, the command starts again without the file. This requires Linux; on other
-systems a crash ends the command.
+Pillow, FFmpeg, SimpleITK and the like decode in the calling process, at full speed. Every process notes which files it
+is reading, in memory that outlives it. A command runs in a child process (`supervise`); if that crashes, a command that
+only reads runs again without the file, and one that trains names the file and how to resume. Linux alone has such
+memory; elsewhere a crash ends the command.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _MOST = 100
 _SIGNALS = frozenset(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD") if hasattr(signal, name)
 )
+_PR_SET_PDEATHSIG = 1
 _SI_KERNEL = 0x80
 """Origin (si_code) of a signal that a terminal sends to all processes in its foreground."""
 
@@ -181,22 +182,24 @@ def files_of_worker(message: str) -> tuple[list[str], str]:
     return [file for number in numbers for file in files_read_by(number)], killed[1].strip() if killed else ""
 
 
-def supervise(command: str) -> int | None:
-    """Fork a child process to do the work, and start it again without a file that crashes it.
+def supervise(command: str, *, again: bool = True, remedy: str = "") -> int | None:
+    """Go on in a child process. If it crashes on a file, the file is named.
 
     Args:
         command: Program and verb, for messages.
+        again: Whether the child is then started again without the file; not under torchrun.
+        remedy: What to do beside repairing the file, if the child is not started again.
 
     Returns:
         None in the child, which then does the work; in the parent, the exit status of the last child.
     """
     global _crashed, _suspects, _is_supervised  # noqa: PLW0603 - inherited by the child
-    if not hasattr(os, "memfd_create") or "RANK" in os.environ or threading.active_count() > 1:
+    if not hasattr(os, "memfd_create") or (again and "RANK" in os.environ) or threading.active_count() > 1:
         return None
     os.environ.pop(_VARIABLE, None)
     if open_notes() is None:
         return None
-    _is_supervised = True
+    _is_supervised = again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     for _ in range(_MOST):
         sys.stdout.flush()
@@ -206,6 +209,9 @@ def supervise(command: str) -> int | None:
         if not child:
             os.close(held)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if "RANK" in os.environ:
+                os.setpgid(0, 0)  # torchrun tells the group; then this process would hear everything twice
+            _die_with_parent()
             threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
             return None
         os.close(alive)
@@ -217,7 +223,9 @@ def supervise(command: str) -> int | None:
         reading = frozenset(files_read_by(child))
         if number not in _CRASHES or not reading:
             break
-        # If several files were being read, the guilty one is also being read at the next crash, because suspects are
+        if not again:
+            return _tell_crash(command, reading, signal.Signals(number).name, remedy)
+        # Of several files that were being read at once, the one that is read at the next crash, too: suspects are
         # read one at a time.
         guilty = reading if len(reading) == 1 else reading & _suspects
         for file in guilty:
@@ -236,6 +244,19 @@ def supervise(command: str) -> int | None:
     return 128 + number
 
 
+def _tell_crash(command: str, reading: frozenset[str], crash: str, remedy: str) -> int:
+    """Say which files a crashed process was reading; the exit status of an error."""
+    names = ", ".join(sorted(reading))
+    what = (
+        f"the library that reads it crashed ({crash}); the file is damaged: copy or export it again, or remove it"
+        if len(reading) == 1
+        else f"the library that reads them crashed ({crash}) on one of these files; `check` finds out which. Copy or "
+        "export it again, or remove it"
+    )
+    print(f"{command}: {names}: {what}{remedy}", file=sys.stderr, flush=True)  # noqa: T201 - of a program
+    return 1
+
+
 def end_as_worker(files: list[str], crash: str) -> None:
     """End this process with the signal of its data loading process, if it is supervised and will be started again."""
     number = next((each for each in _CRASHES if signal.strsignal(each) == crash), None)
@@ -246,6 +267,14 @@ def end_as_worker(files: list[str], crash: str) -> None:
         notes.write(slot * _SLOT, file)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+def _die_with_parent() -> None:
+    """Ask the system to end this process with its parent, even while the interpreter is busy in a library."""
+    import ctypes  # noqa: PLC0415 - in the child alone
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end_with_parent(alive: int) -> None:

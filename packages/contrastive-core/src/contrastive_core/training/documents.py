@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import size
+from contrastive_core.training.files import check_regular
 
 if TYPE_CHECKING:
     import yaml
@@ -79,6 +80,8 @@ def read_text(path: Path, *, largest: int = _LARGEST, expected: str = "a text fi
         UserError: The file cannot be read, is not text, or is larger than `largest` bytes.
     """
     with reading(path, "cannot be read as text in UTF-8", f"expected {expected}; save it again as UTF-8"):
+        if not str(path).startswith("/dev/"):  # what a shell hands over is meant
+            check_regular(path, what="a text file")
         content = bytearray()
         with path.open("rb") as file:
             while len(content) <= largest and (more := file.read(min(_PIECE, largest + 1 - len(content)))):

@@ -9,7 +9,7 @@ import importlib.util
 import io
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,23 +132,41 @@ def write_exported_program(program: Program, file: Path, card: Mapping[str, Any]
 
 
 def put_in_place(
-    out: Path, write: Callable[[Path], dict[str, Any]], *, command: str, overwrite: bool = False
-) -> dict[str, Any]:
+    out: Path, write: Callable[[Path], dict[str, Any]], *, network: nn.Module, command: str,
+    inputs: Iterable[Path] = (), overwrite: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Write a file and its card ``NAME.json``, replacing older ones only if writing and comparison succeed.
 
     Args:
         out: File to write.
         write: Function that writes the file to the given path and returns the card.
+        network: What is exported: the file takes about as much space as its weights.
         command: Program and verb, see `outputs.Outputs`.
+        inputs: Files that are read, which are never replaced.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The card.
     """
-    with Outputs(
-        [out, *(out.with_name(f"{out.name}{end}") for end in (".json", ".data"))], command=command, overwrite=overwrite
-    ):
+    targets = [out, *(out.with_name(f"{out.name}{end}") for end in (".json", ".data"))]
+    planned = Outputs(targets, command=command, inputs=inputs, overwrite=overwrite)
+    check_space_of(network, out.parent)
+    with planned:
         return _put_in_place(out, write)
+
+
+def check_space_of(network: nn.Module, folder: Path, *, copies: int = 1) -> None:
+    """Compare the space that so many files with the weights of a network take with what is free.
+
+    Raises:
+        UserError: There is too little.
+    """
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    files.check_space(folder, round(1.05 * copies * weights) + _COMPUTATION, what="the exported files", files=8)
+
+
+_COMPUTATION = 1 << 18
+"""Bytes of an exported file beside the weights, at least."""
 
 
 def _put_in_place(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -162,7 +180,7 @@ def _put_in_place(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[st
         (new / f"{out.name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         for part in sorted(new.iterdir()):
             files.sync(part)
-            part.replace(out.with_name(part.name))
+            files.put_in_place(part, out.with_name(part.name))
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return card

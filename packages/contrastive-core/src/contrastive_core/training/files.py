@@ -7,8 +7,9 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +33,10 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+#: Called with a file and the temporary one that is about to take its place; see `outputs.Outputs`.
+on_replacement: list[Callable[[Path, Path], None]] = []
 
 
 @contextmanager
@@ -60,11 +65,18 @@ def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
             _lock(held.fileno())  # shows other processes that the writer is alive
             yield temporary
             sync(temporary)
-            temporary.replace(path)
+            put_in_place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a complete file to its name, once who listens to `on_replacement` has been told."""
+    for listener in on_replacement:
+        listener(path, temporary)
+    temporary.replace(path)
 
 
 _STALE_AFTER = 60.0
@@ -164,6 +176,19 @@ def check_space(folder: Path, needed: int, *, what: str, files: int = 0, advice:
         )
 
 
+def check_regular(path: Path | str, *, what: str) -> int:
+    """The size of a file that is no pipe or device: those give bytes without end, or wait for them.
+
+    Raises:
+        UserError: It is a pipe or device.
+        OSError: It cannot be looked at.
+    """
+    found = os.stat(path)  # noqa: PTH116 - called for every image
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # the system refuses to read folders
+        raise UserError(f"{path}: is a pipe or device; expected {what}")
+    return found.st_size
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line to a file, which is created if missing; several processes can append to the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,6 +208,8 @@ def replace_folder(new: Path, target: Path) -> None:
     """
     for file in new.iterdir():
         sync(file)
+        for listener in on_replacement if file.is_file() else ():
+            listener(target / file.name, file)
     sync(new)
     old = target.with_name(f".{target.name}.old")
     if target.exists():
@@ -209,6 +236,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_ATTEMPTS = 20
+
+
 class FolderLock:
     """Lock that keeps a second process from writing to the same folder; the system releases it when the process ends.
 
@@ -222,19 +252,23 @@ class FolderLock:
         self._descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
 
     def acquire(self) -> bool:
-        """Acquire the lock and return True, or return False if another process holds it.
+        """Return True unless another process holds the lock; a file system without locks counts as free.
 
-        On a file system without locks the result is always True.
+        A process that is ending gets a second: the child of a command that was killed outlives it by milliseconds.
         """
         if fcntl is None:
             return True
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-        except OSError:
-            return True
-        return True
+        for attempt in range(_ATTEMPTS + 1):
+            try:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                if attempt < _ATTEMPTS:
+                    time.sleep(1 / _ATTEMPTS)
+            except OSError:
+                return True
+            else:
+                return True
+        return False
 
     def release(self) -> None:
         """Release the lock."""

@@ -136,7 +136,9 @@ def build_from(build: Callable[[], M], tensors: Mapping[str, Tensor], *, source:
         try:
             with torch.device("meta"):
                 described = build().state_dict()
-        except (NotImplementedError, RuntimeError):
+        except (NotImplementedError, RuntimeError) as error:
+            if "overflow" in str(error):  # of its size
+                raise
             # The network may depend on values, which tensors on the meta device do not have. Any other problem occurs
             # again here.
             described = build().state_dict()

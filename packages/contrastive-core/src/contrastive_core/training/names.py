@@ -13,6 +13,7 @@ from contrastive_core.errors import UNPRINTABLE, UserError
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 #: File systems allow 255 bytes; endings and parts of temporary names are appended to a name.
 _LONGEST = 200
+_LONGEST_PART, _LONGEST_PATH = 255, 4000
 
 
 def check_file_name(name: str, *, what: str, source: object) -> str:
@@ -93,6 +94,23 @@ def check_relative_path(path: str, *, what: str, source: object) -> str:
     """
     for part in path.split("/"):
         check_file_name(part, what=what, source=source)
+    return path
+
+
+def check_path(path: str, *, what: str, source: object) -> str:
+    """Return a path that a table or a list names if the system can look for it; it may lead anywhere, to be read.
+
+    Raises:
+        UserError: It holds a null character, or is too long.
+    """
+    if "\0" in path:
+        raise UserError(f"{source}: the {what} {path[:100]!r} holds a null character; restore the file from a copy")
+    longest = max(map(len, map(os.fsencode, re.split(r"[/\\]", path))))
+    if longest > _LONGEST_PART or len(path) > _LONGEST_PATH:
+        raise UserError(
+            f"{source}: the {what} {path[:50]!r}... has {len(path):,} characters, which no file system takes; correct "
+            "it there"
+        )
     return path
 
 

@@ -12,17 +12,21 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from contrastive_core.training import files
-from contrastive_core.training.documents import read_json
+from contrastive_core.training.documents import read_json, read_json_lines
 
 #: Name of the index, which lists the files of a folder by command: path and SHA-256, or null while being written.
 INDEX = ".outputs.json"
+#: The hash of every file that a running command is about to put in place, a line of JSON for each. What a command that
+#: was killed has written is told by it from what somebody put there afterwards.
+JOURNAL = ".outputs.journal"
 
 _SHOWN = 3
 
@@ -40,15 +44,18 @@ class Outputs:
             Inputs are never replaced.
 
     Raises:
-        UserError: A target is an input, a folder, or a file that this command has not written to this folder.
+        UserError: A target is an input, a folder, or a file that this command did not write here; or two targets are
+            one file.
     """
 
     def __init__(
         self, targets: Iterable[Path], *, command: str, inputs: Iterable[Path | str] = (), folder: Path | None = None,
         overwrite: bool = False,
     ) -> None:  # fmt: skip
-        self._targets = list(dict.fromkeys(Path(target) for target in targets))
+        self._targets = [Path(target) for target in targets]
         self._command = command
+        self._hashes: dict[Path, str] = {}
+        refuse_twins(self._targets, command)
         self._folder = Path(folder) if folder is not None else self._targets[0].parent if self._targets else Path()
         existing = [path for path in self._targets if os.path.lexists(path)]
         foreign = self._foreign(existing)
@@ -73,44 +80,56 @@ class Outputs:
             self._before = {path: _version(path) for path in self._targets}
             for path in (*self._targets, self._folder / INDEX):
                 files.remove_stale(path)
-            self._recorded = _read(self._folder).get(self._command, {})
             self._is_new = not self._folder.exists()
             _tell_replaced(self._replaced)
-            _record(self._folder, self._command, dict.fromkeys(self._targets))
+            self._recorded = _absorb_journal(self._folder, self._command)
+            new = {path: None for path in self._targets if _name(path, self._folder) not in self._recorded}
+            _record(self._folder, self._command, new)
+            self._wanted = frozenset(self._targets)
+            files.on_replacement.append(self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Files that the command has written before an error are also recorded as its own.
         if not self._targets:
             return
+        files.on_replacement.remove(self._note)
         try:
             self._record_written()
         except OSError:  # on a full disk the index still lists the planned files
             if kind is None:
                 raise
 
+    def _note(self, path: Path, temporary: Path) -> None:
+        """Note the hash of a target before it is put in place, for the case that the command is killed."""
+        if path in self._wanted:
+            self._hashes[path] = files.sha256(temporary)
+            line = {"command": self._command, "file": _name(path, self._folder), "sha256": self._hashes[path]}
+            files.append_line(self._folder / JOURNAL, json.dumps(line))
+
     def _record_written(self) -> None:
         written = {}
         for path in self._targets:
             name = _name(path, self._folder)
             if path.is_file() and _version(path) != self._before[path]:
-                written[path] = files.sha256(path)
-            elif path.is_file() and name in self._recorded:
+                written[path] = self._hashes.get(path) or files.sha256(path)
+            elif path.is_file() and self._recorded.get(name):
                 written[path] = self._recorded[name]
         gone = [path for path in self._targets if path not in written]
         _record(self._folder, self._command, written, gone=gone)
+        _forget_journal(self._folder, self._command)
         if self._is_new and not written:
             with contextlib.suppress(OSError):  # the folder contains other files
                 self._folder.rmdir()
 
     def _refuse_inputs(self, existing: list[Path], foreign: list[Path], inputs: Iterable[Path | str]) -> None:
-        targets = {_identity(path): path for path in existing} | {path.resolve(): path for path in foreign}
+        targets: dict[Any, Path] = {identity: path for path in existing if (identity := _identity(path)) is not None}
         parents = {parent: path for path in foreign for parent in path.resolve().parents}
         read: dict[Path, None] = {}
         for given in inputs:
             named = Path(given)
-            if (found := targets.get(_identity(named))) is not None:
-                read[found] = None
+            if (identity := _identity(named)) is not None and identity in targets:
+                read[targets[identity]] = None
             if named.is_dir() and (above := named.resolve()) in parents:
                 read.update(dict.fromkeys(path for path in foreign if above in path.resolve().parents))
         if own := list(read):
@@ -127,8 +146,8 @@ class Outputs:
             )
 
     def _foreign(self, existing: list[Path]) -> list[Path]:
-        recorded = _read(self._folder).get(self._command, {}) if existing else {}
-        return [path for path in existing if not _is_own(path, self._folder, recorded)]
+        known = _known_hashes(self._folder, self._command) if existing else {}
+        return [path for path in existing if not _is_own(path, known.get(_name(path, self._folder), ()))]
 
 
 def write_once(
@@ -162,6 +181,21 @@ def write_once(
         files.remove_stale(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(path, content)
+
+
+def run_files(folder: Path | str) -> Iterator[Path]:
+    """Yield the files of a run or model folder, which a command that reads it never replaces.
+
+    What other commands put there (evaluations, HTML reports) is not among them. A name that is no folder stands for
+    itself.
+    """
+    place = Path(folder)
+    if not place.is_dir():
+        yield place
+        return
+    yield from (file for file in place.iterdir() if file.suffix != ".html" and file.name != INDEX)
+    for inner in ("model", "checkpoints"):
+        yield from (place / inner).rglob("*")
 
 
 def claim_folder(folder: Path, *, command: str) -> None:
@@ -216,11 +250,96 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written to ({error.strerror}); choose another output") from error
 
 
-def _is_own(path: Path, folder: Path, recorded: dict[str, Any]) -> bool:
-    name = _name(path, folder)
-    if name not in recorded or path.is_symlink():
-        return False
-    return recorded[name] is None or recorded[name] == files.sha256(path)
+def _is_own(path: Path, hashes: Iterable[str]) -> bool:
+    return bool(hashes) and path.is_file() and not path.is_symlink() and files.sha256(path) in hashes
+
+
+def _known_hashes(folder: Path, command: str) -> dict[str, set[str]]:
+    """The hashes that a command has given, or was about to give, to each file."""
+    known: dict[str, set[str]] = {}
+    for name, digest in [*_read(folder).get(command, {}).items(), *_read_journal(folder).get(command, [])]:
+        if isinstance(digest, str):
+            known.setdefault(name, set()).add(digest)
+    return known
+
+
+def _read_journal(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    # A damaged journal records nothing, see `_read`.
+    found: dict[str, list[tuple[str, str]]] = {}
+    try:
+        records = read_json_lines(folder / JOURNAL)
+    except UserError:
+        return {}
+    for record in records:
+        command, name, digest = (record.get(key) for key in ("command", "file", "sha256"))
+        if isinstance(command, str) and isinstance(name, str) and isinstance(digest, str):
+            found.setdefault(command, []).append((name, digest))
+    return found
+
+
+def _absorb_journal(folder: Path, command: str) -> dict[str, Any]:
+    """Record what a command has written before it was killed; what it has recorded then."""
+    noted = _read_journal(folder).get(command, [])
+    written = {}
+    for name, digest in noted:
+        path = folder / name
+        if path.is_file() and files.sha256(path) == digest:
+            written[path] = digest
+    if noted:
+        _record(folder, command, written)
+        _forget_journal(folder, command)
+    return _read(folder).get(command, {})
+
+
+def _forget_journal(folder: Path, command: str) -> None:
+    """Remove the lines of a command from the journal, and the journal if there are no others."""
+    journal = folder / JOURNAL
+    if not journal.is_file():
+        return
+    others = {name: noted for name, noted in _read_journal(folder).items() if name != command}
+    if not others:
+        journal.unlink(missing_ok=True)
+        return
+    lines = [
+        json.dumps({"command": name, "file": file, "sha256": digest})
+        for name, noted in others.items()
+        for file, digest in noted
+    ]
+    files.write_atomic(journal, "".join(f"{line}\n" for line in lines).encode())
+
+
+def refuse_twins(targets: list[Path], command: str) -> None:
+    """Refuse targets of which one would replace the other, also where the file system does not tell their names apart.
+
+    File systems of macOS and Windows hold one file for ``A`` and ``a``, or for two spellings of ``é``.
+    """
+    known: dict[Path, Path] = {}
+    for target in targets:
+        other = known.setdefault(target.parent / unicodedata.normalize("NFC", target.name).casefold(), target)
+        if other is target:
+            continue
+        if other == target or not _tells_apart(target.parent, other.name, target.name):
+            twice = f"{target} twice" if other == target else f"{other} and {target.name}, which are one file there"
+            raise UserError(
+                f"`{command}` would write {twice}, and one would be lost; rename the image or case that it is named "
+                "after, or choose another place"
+            )
+
+
+def _tells_apart(folder: Path, first: str, second: str) -> bool:
+    """Whether the file system of a folder, or of its nearest parent that exists, takes two names for two files."""
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    tag = secrets.token_hex(4)
+    probe, twin = (folder / f".{name}.{tag}.tmp" for name in (first, second))
+    try:
+        probe.touch()
+    except OSError:  # nothing can be written there, which is said of the folder
+        return True
+    try:
+        return not os.path.lexists(twin)
+    finally:
+        probe.unlink()
 
 
 def _name(path: Path, folder: Path) -> str:

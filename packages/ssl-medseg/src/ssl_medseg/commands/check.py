@@ -11,7 +11,7 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from contrastive_core.training.files import write_atomic
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.outputs import Outputs, refuse_twins
 from ssl_medseg.checks import Fix, Report, examine
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
@@ -98,6 +98,7 @@ def check(
     targets = [file for file in (out, propose_map) if file is not None]
     read = [path for one in report.facts for path in (*one.case.image.paths, one.case.label) if path is not None]
     read += [path for path in (split, Path(data)) if path is not None]
+    refuse_twins(targets, _COMMAND)
     planned = [Outputs([file], command=_COMMAND, inputs=read, overwrite=overwrite) for file in targets]
     drawn: Sequence[Path] = ()
     if picture_folder is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.export import put_in_place, write_exported_program, write_onnx
+from contrastive_core.training.outputs import run_files
 from ssl_medseg.exports.monai_bundle import write_bundle
 from ssl_medseg.exports.programs import card_of, program_of
 from ssl_medseg.models.model_folder import load_segmenter
@@ -51,7 +52,9 @@ def export(model: str, out: Path, *, overwrite: bool = False) -> str:
     def write(file: Path) -> dict[str, Any]:
         return _FILES[out.suffix](program_of(segmenter, model), file, card_of(segmenter, file))
 
-    checked = put_in_place(out, write, command="ssl-medseg export", overwrite=overwrite)["checked"]
+    checked = put_in_place(
+        out, write, network=segmenter.network, command="ssl-medseg export", inputs=run_files(model), overwrite=overwrite
+    )["checked"]
     height, width = segmenter.preprocessing.size
     return (
         f"wrote {out} and {out.name}.json, for slices of {height} x {width} pixels; its logits (run by "

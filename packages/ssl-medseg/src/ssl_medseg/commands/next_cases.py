@@ -14,7 +14,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import write_atomic
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.dataset import Case, DataSet
@@ -141,7 +141,8 @@ def next_cases(
     sheets = {case.name: out / f"{place:03d}-{case.name}.png" for place, (_, case) in enumerate(drawn, 1)}
     ranking = Ranking(out, tuple(rank for rank, _ in done), number)
     targets = [out / "next.json", out / "next.csv", *sheets.values()]
-    sources = [path for case in dataset.cases for path in case.image.paths]
+    sources = [path for case in dataset.cases for path in (*case.image.paths, case.label) if path is not None]
+    sources += [*run_files(model), *filter(None, [split])]
     with Outputs(targets, command=_COMMAND, inputs=sources, folder=out, overwrite=overwrite):
         out.mkdir(parents=True, exist_ok=True)
         card = {"format": "ssl-medseg ranking 1", "cases": [asdict(case) for case in ranking.cases]}

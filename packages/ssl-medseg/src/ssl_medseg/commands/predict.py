@@ -16,7 +16,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import check_space, write_atomic
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.datasets.channel_groups import Wanted
@@ -28,11 +28,10 @@ from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.models.model_folder import Segmenter, load_segmenter
 from ssl_medseg.models.network import Refinement
-from ssl_medseg.prediction import Segmented, find_images, segment, unread_files
+from ssl_medseg.prediction import Segmented, bytes_of_masks, find_images, segment, unread_files
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
 _SHOWN = 10
-_MASK_SHARE = 0.02
 _SUMMARY = "predictions.json"
 
 
@@ -190,12 +189,10 @@ def predict(
     if folder == Path(out):
         planned.append(folder / _SUMMARY)
     read = [path for wanted in found for path in (*wanted.image.paths, wanted.label) if path is not None]
+    read += [*run_files(model), *filter(None, [split])]
     maps = len(segmenter.labels) * probabilities + uncertainty
-    images = sum(map(_bytes, (path for wanted in found for path in wanted.image.paths[:1])))
     with Outputs(planned, command="ssl-medseg predict", inputs=read, folder=folder, overwrite=overwrite):
-        # A compressed mask is a few percent of its image in size; a map of probabilities is about as large as the
-        # image.
-        needed = round(images * (_MASK_SHARE + maps))
+        needed = bytes_of_masks((wanted.image for wanted in found), maps=maps)
         check_space(folder, needed, what=f"the outputs of {several(len(found), 'image')}", files=len(planned))
         folder.mkdir(parents=True, exist_ok=True)
         before = _masks_in(folder) if folder == Path(out) else set()
@@ -360,12 +357,6 @@ def _write_summary(result: PredictResult, segmenter: Segmenter) -> None:
         "stale": list(result.stale),
     }
     write_atomic(result.out / _SUMMARY, (json.dumps(card, indent=1) + "\n").encode())
-
-
-def _bytes(path: Path) -> int:
-    """Size of a file, or of the files in a folder."""
-    inside = path.iterdir() if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in inside if file.is_file())
 
 
 def _failures(failed: list[PredictedCase], result: PredictResult) -> str:

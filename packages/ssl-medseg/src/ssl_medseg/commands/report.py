@@ -6,7 +6,7 @@ from pathlib import Path
 
 from contrastive_core.app.report import page
 from contrastive_core.training.files import write_atomic
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.outputs import Outputs, run_files
 from ssl_medseg.reports import sections
 from ssl_medseg.reports.evaluation_section import evaluation_section, stages_table
 from ssl_medseg.reports.rounds import rounds_section
@@ -48,7 +48,7 @@ def report(run: Path, *, out: Path | None = None, show_paths: bool = False, over
         ],
     )
     target = Path(out) if out is not None else Path(run) / "report.html"
-    with Outputs([target], command="ssl-medseg report", overwrite=overwrite):
+    with Outputs([target], command="ssl-medseg report", inputs=run_files(run), overwrite=overwrite):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, text.encode())
     return target

@@ -19,7 +19,8 @@ from scipy.ndimage import gaussian_filter
 import ssl_medseg
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
-from contrastive_core.training.export import write_exported_program
+from contrastive_core.training.export import check_space_of, write_exported_program
+from contrastive_core.training.outputs import Outputs, run_files
 from ssl_medseg.exports.programs import card_of, program_of
 from ssl_medseg.io import Grid, Volume, read_label, read_volume
 from ssl_medseg.io.label_map import LabelMap
@@ -297,30 +298,44 @@ to half a pixel.
 """
 
 
+_BUNDLE = (
+    "configs/inference.json",
+    "configs/metadata.json",
+    "docs/README.md",
+    "docs/checked.json",
+    "model/model.json",
+    "model/model.safetensors",
+    "models/network.pt2",
+)
+"""Files of a bundle."""
+
+
 def write_bundle(segmenter: Segmenter, source: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Write a MONAI bundle, after comparing its mask of a generated volume with that of the model.
 
     Args:
         segmenter: Model, on the CPU.
         source: Name of the model in errors.
-        out: Folder for the bundle; an older bundle that `ssl-medseg export` wrote is replaced.
-        overwrite: Whether to replace other bundles, too.
+        out: Folder for the bundle; files of an older bundle that `ssl-medseg export` wrote are replaced.
+        overwrite: Whether to replace also files that it did not write, or that were changed since.
 
     Returns:
         Results of the comparisons.
 
     Raises:
-        UserError: The folder contains something else, or the masks of bundle and model differ in more than 1 % of the
-            voxels.
+        UserError: `out` is a folder with something else in it, a file of the bundle has been changed since, or the
+            bundle gives other masks.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / "configs" / "metadata.json").is_file():
-            raise UserError(f"{out}: contains something other than a MONAI bundle; expected a new or empty folder")
-        if not overwrite and not (out / "docs" / "checked.json").is_file():
-            raise UserError(
-                f"{out}: contains a bundle that `ssl-medseg export` did not write; choose another folder, or replace "
-                "the bundle with --overwrite"
-            )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file where a bundle is a folder; name another one")
+    is_taken = out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir())
+    if is_taken and not (out / "configs" / "metadata.json").is_file():
+        raise UserError(f"{out}: contains something other than a MONAI bundle; expected a new or empty folder")
+    planned = Outputs(
+        [out / name for name in _BUNDLE], command="ssl-medseg export", inputs=run_files(source), folder=out,
+        overwrite=overwrite,
+    )  # fmt: skip
+    check_space_of(segmenter.network, out, copies=2)
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(new, ignore_errors=True)
@@ -329,9 +344,11 @@ def write_bundle(segmenter: Segmenter, source: str, out: Path, *, overwrite: boo
         with tempfile.TemporaryDirectory() as scratch:
             checked["bundle"] = _agreement(segmenter, new, Path(scratch))
         (new / "docs" / "checked.json").write_text(json.dumps(checked, indent=1) + "\n", encoding="utf-8")
-        for file in new.rglob("*"):
-            files.sync(file)
-        files.replace_folder(new, out)
+        with planned:
+            for name in _BUNDLE:
+                files.sync(new / name)
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                files.put_in_place(new / name, out / name)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return checked

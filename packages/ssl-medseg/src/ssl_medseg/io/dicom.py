@@ -503,7 +503,7 @@ def write_dicom_seg(classes: NDArray[np.uint8], like: Volume, path: Path, labels
     try:
         segmentation.save_as(new)
         files.sync(new)
-        new.replace(path)
+        files.put_in_place(new, path)
     finally:
         new.unlink(missing_ok=True)
 

@@ -77,7 +77,7 @@ def _put(path: Path, ending: str, write: Callable[[Path], None]) -> None:
     try:
         write(new)
         files.sync(new)
-        new.replace(path)
+        files.put_in_place(new, path)
     finally:
         new.unlink(missing_ok=True)
 

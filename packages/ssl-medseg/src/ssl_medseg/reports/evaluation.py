@@ -10,12 +10,13 @@ from typing import Literal
 
 from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from contrastive_core.training import config
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.documents import read_json
-from contrastive_core.training.files import write_atomic
+from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.names import as_file_name, check_file_name
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.outputs import Outputs, run_files
 from ssl_medseg.datasets.dataset import DataSet
 from ssl_medseg.datasets.open import open_with
 from ssl_medseg.datasets.options import DataOptions
@@ -26,7 +27,7 @@ from ssl_medseg.evaluation.results import Evaluation, write_evaluation
 from ssl_medseg.evaluation.summary import Summary, summarise, summary_csv
 from ssl_medseg.evaluation.text import table, warnings
 from ssl_medseg.models.model_folder import load_segmenter
-from ssl_medseg.prediction import is_model, predict_cases
+from ssl_medseg.prediction import bytes_of_masks, is_model, predict_cases
 from ssl_medseg.reports.overlay import case_sheets
 
 _OPENING = DataOptions()
@@ -137,6 +138,10 @@ def evaluate(
     planned = [target / f"{stem}{ending}" for ending in _ENDINGS]
     planned += [target / f"{stem}-masks" / f"{case.name}.nii.gz" for case in cases if model]
     read = [*masks.values(), *(path for case in cases for path in (*case.image.paths, case.label) if path is not None)]
+    read += [*(run_files(folder) if model else ()), *filter(None, [split])]
+    needed = _ROW * len(cases) + (_PICTURES if pictures else 0)
+    needed += bytes_of_masks(case.image for case in cases) if model else 0
+    check_space(target, needed, what=f"the results of {several(len(cases), 'case')}", files=len(planned))
     with Outputs(planned, command="ssl-medseg evaluate", inputs=read, folder=target, overwrite=overwrite):
         if model:
             done = predict_cases(folder, opened, cases, target / f"{stem}-masks", batch_size=batch_size, device=device)
@@ -193,6 +198,7 @@ def _seen(run: Path) -> dict[str, dict[str, str]]:
     return {str(name): found for name, found in cases.items() if isinstance(found, dict) and "image" in found}
 
 
+_ROW, _PICTURES = 2_000, 1_000_000  # bytes of a case in JSON and CSV files, and of the pictures
 _ENDINGS = (".json", ".csv", "-summary.csv", "-volumes.png", "-best.png", "-median.png", "-worst.png")
 
 

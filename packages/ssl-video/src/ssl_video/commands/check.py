@@ -66,7 +66,12 @@ def check(
         UserError: There is no such data set or part.
     """
     videos = open_videos(data, part=part)
-    planned = Outputs([] if out is None else [out], command="ssl-video check", inputs=[data], overwrite=overwrite)
+    planned = Outputs(
+        [] if out is None else [out],
+        command="ssl-video check",
+        inputs=[data, *(video.path for video in videos.videos)],
+        overwrite=overwrite,
+    )
     facts, findings = examine(videos, decode=decode)
     if out is not None:  # before printing: the reader of the output may close the pipe early
         with planned:

@@ -10,9 +10,9 @@ import torch
 from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
 from contrastive_core.training.config import DeviceName, allowed_bad
-from contrastive_core.training.files import open_atomic, write_atomic
+from contrastive_core.training.files import check_space, open_atomic, write_atomic
 from contrastive_core.training.model_file import module_hash
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
 from ssl_video.data import Video, VideoSet, open_videos
 from ssl_video.data.reader import ReadOptions
@@ -30,6 +30,8 @@ from ssl_video.evaluation import (
 )
 from ssl_video.models.model_folder import load_recognizer
 from ssl_video.optical_flow.cache import open_flow
+
+_ROW, _PICTURE = 100, 100_000  # bytes of a video's name and label, and of the confusion matrix
 
 
 def evaluate(
@@ -89,7 +91,10 @@ def evaluate(
     planned = Outputs(
         [folder / f"{part}{end}" for end in (".json", "-predictions.npz", "-confusion.png")],
         command="ssl-video evaluate", overwrite=overwrite,
+        inputs=[data, *([split] if split else []), *(video.path for video in videos.videos), *run_files(model)],
     )  # fmt: skip
+    needed = len(videos) * (_ROW + 4 * len(wanted) * len(recipe.classes)) + _PICTURE
+    check_space(folder, needed, what=f"the results of {len(videos):,} videos", files=3)
     stored = open_flow(read.flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=max_bad)
     check_reader(read.reader)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.export import Program, put_in_place, write_exported_program, write_onnx
+from contrastive_core.training.outputs import run_files
 from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.model_folder import Recognizer, load_recognizer
 from ssl_video.models.networks import join_batchnorm
@@ -81,7 +82,9 @@ def export(
         )
         return (write_onnx if out.suffix == ".onnx" else write_exported_program)(program, file, card)
 
-    card = put_in_place(out, write, command="ssl-video export", overwrite=overwrite)
+    card = put_in_place(
+        out, write, network=plain, command="ssl-video export", inputs=run_files(model), overwrite=overwrite
+    )
     checked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
     return f"written to {out} and {out.name}.json: logits for {recipe.clip.frames} frames of {side} px; {checked}"
 

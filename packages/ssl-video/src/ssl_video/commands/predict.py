@@ -9,8 +9,8 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.config import DeviceName
-from contrastive_core.training.files import open_atomic
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.files import check_space, open_atomic
+from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
 from contrastive_core.training.tables import safe_cell
 from ssl_video.data import open_videos
@@ -20,6 +20,8 @@ from ssl_video.evaluation import SamplingOptions, classify, fused
 from ssl_video.models.model_folder import load_recognizer
 from ssl_video.optical_flow.cache import open_flow
 from ssl_video.reports.contact_sheet import Thumbnail, contact_sheet
+
+_ROW, _CELL, _THUMBNAIL = 100, 12, 50_000  # bytes of a path, of a class or probability, and of a picture
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,11 @@ def predict(
     videos = open_videos(data)
     planned = Outputs(
         [out, picture] if picture else [out], command="ssl-video predict",
-        inputs=[data, *(video.path for video in videos.videos)], overwrite=overwrite,
+        inputs=[data, *(video.path for video in videos.videos), *run_files(model)],
+        overwrite=overwrite,
     )  # fmt: skip
+    needed = len(videos) * (_ROW + _CELL * 2 * top) + (_THUMBNAIL * min(sheet, len(videos)) if picture else 0)
+    check_space(out.parent, needed, what=f"the rows of {len(videos):,} videos", files=2)
     shown = spread(len(videos), sheet)
     thumbnails: list[Thumbnail] = []
     unreadable = 0

@@ -11,7 +11,7 @@ from contrastive_core.app.report.sections import settings, surroundings
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.outputs import Outputs, run_files
 from ssl_video.data import open_videos
 from ssl_video.data.splits import read_split, select
 from ssl_video.models.model_folder import load_recognizer
@@ -54,7 +54,7 @@ def report(
     if clips < 1:
         raise UserError(f"report needs clips >= 1, got {clips}")
     target = run / "report.html" if out is None else out
-    planned = Outputs([target], command="ssl-video report", overwrite=overwrite)
+    planned = Outputs([target], command="ssl-video report", inputs=run_files(run), overwrite=overwrite)
     record = read_record(Path(run), made_by="`ssl-video train`")
     config = record.config
     if "inputs" not in config or "network" not in config:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.crashes import native_reader
+from contrastive_core.training.files import check_regular
 
 _TOLERANCE = 1e-3  # seconds: Matroska rounds the times of frames to milliseconds
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC
@@ -165,6 +166,7 @@ def open_file(path: str | Path, what: str) -> Iterator[Any]:
         UserError: Reading fails for any reason.
     """
     try:
+        check_regular(path, what="a video file")
         # "file:": a colon in a name does not make it a protocol. Metadata may be in any encoding, and are not used.
         with native_reader(path), av.open(f"file:{path}", metadata_errors="replace") as container:
             yield container
@@ -190,6 +192,8 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
                 f"{path}: its frames have {width}x{height} pixels; expected at most {_LARGEST:,}. The file is damaged; "
                 "convert it again"
             )
+        # Frames state sizes of their own, too, in some codecs.
+        stream.codec_context.options = {"max_pixels": str(_LARGEST)}
         # Loading is already parallel over clips; with one thread, the first frame also arrives soonest.
         stream.codec_context.thread_count = 1
         yield container, stream

@@ -73,7 +73,7 @@ class Recognizer:
         Videos are identified by content, whatever their name or folder.
         """
         known = self.card.get("learned_from")
-        seen = set(known) if isinstance(known, list) else set()
+        seen = {mark for mark in known if isinstance(mark, str)} if isinstance(known, list) else set()
         return [video for video, mark in _marks(videos) if mark in seen]
 
     @torch.no_grad()

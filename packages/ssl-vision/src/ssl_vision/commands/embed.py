@@ -12,7 +12,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import check_space, write_atomic
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.outputs import Outputs, run_files
 from ssl_vision.data import ImageSet, Subset, input_files, open_images
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import extract, import_pyarrow, write_npz, write_parquet
@@ -65,7 +65,9 @@ def embed(
         raise UserError(f"{out}: found the suffix {ending!r}, expected one of {', '.join([*_FILES, *_PICTURES])}")
     if ending == ".parquet":
         import_pyarrow()
-    planned = Outputs([out], command="ssl-vision embed", inputs=input_files(data), overwrite=overwrite)
+    planned = Outputs(
+        [out], command="ssl-vision embed", inputs=input_files(data, *run_files(model)), overwrite=overwrite
+    )
     loaded = load_encoder(model, device=device, encoder=encoder)
     images = open_images(data, split=part, channels=loaded.channels, read=read)
     if ending in _FILES:

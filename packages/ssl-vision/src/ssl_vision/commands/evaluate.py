@@ -12,10 +12,10 @@ from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from contrastive_core.training.config import DeviceName
-from contrastive_core.training.files import write_atomic
+from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.names import check_file_name
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.outputs import Outputs, run_files
 from ssl_vision.data import ImageSet, input_files
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import evaluation_batches, labelled_images, outputs
@@ -100,9 +100,11 @@ def evaluate(
         name or f"{data_name(data).removesuffix('.csv')}-{images.split}", what="name of the files", source="--name"
     )
     planned = Outputs(
-        [folder / f"{stem}{end}" for end in _ENDINGS], command="ssl-vision evaluate", inputs=input_files(data),
-        overwrite=overwrite,
+        [folder / f"{stem}{end}" for end in _ENDINGS], command="ssl-vision evaluate",
+        inputs=input_files(data, *run_files(model)), overwrite=overwrite,
     )  # fmt: skip
+    needed = len(images) * (_ROW + 4 * len(loaded.classes)) + _PICTURES
+    check_space(folder, needed, what=f"the results of {len(images):,} images", files=len(_ENDINGS))
     batches = evaluation_batches(images, size=loaded.image_size, batch_size=batch_size)
     logits = torch.cat([batch.cpu() for batch in outputs(loaded.model, batches, device=loaded.device)])
     score = score_classifier(
@@ -127,6 +129,7 @@ def evaluate(
         return Evaluation(score, _write(folder, stem, score, predictions))
 
 
+_ROW, _PICTURES = 100, 200_000  # bytes of an image's path and label, and of the two pictures
 _ENDINGS = (".json", "-predictions.npz", "-confusion.png", "-reliability.png")
 
 

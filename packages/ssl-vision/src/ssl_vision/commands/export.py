@@ -7,6 +7,7 @@ from typing import Any
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.export import put_in_place, write_exported_program, write_onnx
+from contrastive_core.training.outputs import run_files
 from ssl_vision.exports import Exportable, open_exportable, write_torchvision
 
 _ENDINGS = (".onnx", ".pt2", ".safetensors")
@@ -49,6 +50,8 @@ def export(model: str, out: Path, *, image_size: int = 0, approximate: bool = Fa
         write_program = write_onnx if out.suffix == ".onnx" else write_exported_program
         return write_program(opened.program, file, opened.card(file, normalisation="inside the model"))
 
-    card = put_in_place(out, write, command="ssl-vision export", overwrite=overwrite)
+    card = put_in_place(
+        out, write, network=opened.module, command="ssl-vision export", inputs=run_files(model), overwrite=overwrite
+    )
     checked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
     return f"written to {out} and {out.name}.json: {opened.output} for images of {opened.image_size} px; {checked}"

@@ -15,7 +15,8 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from contrastive_core.training.config import DeviceName
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.files import check_space
+from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
 from contrastive_core.training.tables import safe_cell
 from ssl_vision.augment import EvalTransform
@@ -26,6 +27,7 @@ from ssl_vision.data.listing import list_folder
 from ssl_vision.evaluation.features import decode, import_pyarrow, outputs, replace_file
 from ssl_vision.models.model_folder import LoadedClassifier, load_classifier
 
+_ROW, _CELL = 100, 12  # bytes of a path, and of a class or probability
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -91,7 +93,9 @@ def predict(
         raise UserError(f"{out}: found the suffix {ending!r}, expected one of {', '.join(_ENDINGS)}")
     if ending == ".parquet":
         import_pyarrow()
-    planned = Outputs([out], command="ssl-vision predict", inputs=input_files(data), overwrite=overwrite)
+    planned = Outputs(
+        [out], command="ssl-vision predict", inputs=input_files(data, *run_files(model)), overwrite=overwrite
+    )
     loaded = load_classifier(model, device=device)
     images = _open(data, part, channels=loaded.channels, read=read)
     if not 1 <= top <= len(loaded.classes):
@@ -100,6 +104,9 @@ def predict(
 
     names = loaded.class_names
     head = _head(loaded.classes, top=top, probabilities=probabilities, named=bool(names))
+
+    needed = len(images) * (_ROW + _CELL * len(head))
+    check_space(out.parent, needed, what=f"the rows of {len(images):,} images", files=1)
 
     def write(path: Path) -> None:
         nonlocal unreadable

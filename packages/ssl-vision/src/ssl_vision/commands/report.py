@@ -10,7 +10,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import module_hash
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.outputs import Outputs, run_files
 from ssl_vision.data import ImageSet, open_images
 from ssl_vision.models.model_folder import load_classifier, load_encoder
 from ssl_vision.reports import classifier_sections, sections
@@ -61,7 +61,7 @@ def report(
     if rows < 1 or bank < 2:
         raise UserError(f"report needs rows >= 1 and bank >= 2, got rows={rows} and bank={bank}")
     target = Path(out) if out is not None else Path(run) / "report.html"
-    planned = Outputs([target], command="ssl-vision report", overwrite=overwrite)
+    planned = Outputs([target], command="ssl-vision report", inputs=run_files(run), overwrite=overwrite)
     found = open_run(Path(run))
     if found.settings.kind == "pretrain":
         text = _of_pretraining(found, data=data, part=part, rows=rows, bank=bank, seed=seed, device=device)

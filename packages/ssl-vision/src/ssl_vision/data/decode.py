@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import sys
 import zlib
@@ -32,8 +33,9 @@ from PIL import (  # noqa: F401
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from contrastive_core.text import several
+from contrastive_core.text import several, size
 from contrastive_core.training.crashes import native_reader
+from contrastive_core.training.files import check_regular
 from ssl_vision.data.dataset import NO_CLASSES, ImageSet, ReadOptions, digest
 from ssl_vision.data.listing import EXTENSIONS, PathList, printable
 
@@ -306,6 +308,8 @@ def _tiff_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
             raise UndecodableError(
                 f"is too large: {sizes['X']}x{sizes['Y']} px; raise --max-megapixels if you trust it"
             )
+        if math.prod(series.shape) > channels * sizes.get("Y", 1) * sizes.get("X", 1):  # before memory is taken for it
+            raise _other_channels(series.shape, series.axes, channels)
         values = series.asarray()
     axes = series.axes
     for axis in [a for a in axes if a not in "YX" and sizes[a] == 1]:
@@ -314,12 +318,16 @@ def _tiff_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
         values, axes = values[None], "C" + axes
     extra = [axis for axis in axes if axis not in "YX"]
     if len(extra) != 1 or values.shape[axes.index(extra[0])] != channels:
-        shape = " x ".join(map(str, values.shape))
-        raise UndecodableError(
-            f"found a TIFF with shape {shape} (axes {axes}), expected {channels} channels (--image-channels)"
-        )
+        raise _other_channels(values.shape, axes, channels)
     values = values.transpose([axes.index(extra[0]), axes.index("Y"), axes.index("X")])
     return _unit(values, options.bits)
+
+
+def _other_channels(shape: Sequence[int], axes: str, channels: int) -> UndecodableError:
+    found = " x ".join(map(str, shape))
+    return UndecodableError(
+        f"found a TIFF with shape {found} (axes {axes}), expected {channels} channels (--image-channels)"
+    )
 
 
 def _unit(values: NDArray[Any], bits: int) -> Float:
@@ -355,13 +363,21 @@ def read_size(path: Path, options: ReadOptions = ReadOptions()) -> tuple[int, in
         raise UserError(f"{path}: {_problem(error, data)}") from error
 
 
+_LARGEST_FILE = 4 << 30
+
+
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file.
+    """Return the content of an image file.
 
     Raises:
-        UserError: It cannot be opened.
+        UserError: It cannot be opened, is no regular file, or is larger than 4 GiB.
     """
     try:
+        if (length := check_regular(path, what="an image file")) > _LARGEST_FILE:
+            raise UserError(
+                f"{path}: is too large: {size(length)}, the limit for an image file is {size(_LARGEST_FILE)}; is it "
+                "the right one?"
+            )
         return path.read_bytes()
     except FileNotFoundError as error:
         found = "a broken link" if path.is_symlink() else "no such file"

@@ -24,7 +24,7 @@ from contrastive_core.text import decimal
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.files import write_atomic
-from contrastive_core.training.outputs import Outputs
+from contrastive_core.training.outputs import Outputs, run_files
 from ssl_vision.data import input_files
 
 
@@ -161,8 +161,8 @@ def plan_score(model: str, protocol: str, data: str, probe: ProbeOptions) -> Out
     """
     file = score_file(model, protocol, probe.out)
     return Outputs(
-        [] if file is None else [file], command=f"ssl-vision {protocol}", inputs=input_files(data, probe.labels),
-        overwrite=probe.overwrite,
+        [] if file is None else [file], command=f"ssl-vision {protocol}",
+        inputs=input_files(data, probe.labels, *run_files(model)), overwrite=probe.overwrite,
     )  # fmt: skip
 
 

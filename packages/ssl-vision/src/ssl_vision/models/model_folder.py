@@ -300,7 +300,9 @@ def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
     with reading(folder, "model.json lists no validation images", _CHANGED):
         validated_on = tuple(map(str, (card.get("validation") or {}).get("fingerprints", ())))
     size, channels = architecture.image_size, architecture.encoder.image_channels
-    names = {str(name): str(said) for name, said in dict(card.get("class_names") or {}).items()}
+    with reading(folder, "model.json names no classes", _CHANGED):
+        names = dict(card.get("class_names") or {})
+    check_labels(names.values(), what="class", source=folder / "model.json")
     return LoadedClassifier(_ready(classifier, place), classes, size, place, channels, validated_on, names)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from contrastive_core.app.checks import Finding
 from contrastive_core.errors import UserError
+from contrastive_core.training.names import check_path
 from ssl_medseg.datasets.channels import choose_channels, unique_names
 from ssl_medseg.datasets.layouts.listing import Entry, Listing, place
 from ssl_medseg.datasets.options import DataOptions
@@ -96,6 +97,8 @@ def _entry(item: Any, part: str, file: Path, options: DataOptions, names: Sequen
     images: list[Any] = image if isinstance(image, list) else [image]
     if not images or not all(isinstance(each, str) for each in images) or not isinstance(label, str | None):
         raise UserError(f"{file}: found {item!r} in {part!r}, expected a path or {{'image': path, 'label': path}}")
+    for path in (*images, *([label] if label else [])):
+        check_path(path, what="path", source=file)
     root = file.parent
     entry = Entry(
         name=stem(place(root, images[0])),

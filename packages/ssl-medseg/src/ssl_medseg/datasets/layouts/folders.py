@@ -8,6 +8,7 @@ from pathlib import Path
 
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
+from contrastive_core.training.names import check_path
 from ssl_medseg.datasets.channels import choose_channels, unique_names
 from ssl_medseg.datasets.layouts.listing import Entry, Listing, place
 from ssl_medseg.datasets.options import DataOptions
@@ -117,6 +118,10 @@ def list_table(file: Path, options: DataOptions) -> Listing:
         UserError: The file is not such a table.
     """
     rows = read_table(file, named_by="image_")
+    for row in rows:
+        for column in row:
+            if column == "label" or column.startswith("image"):
+                check_path(row[column] or "", what=column, source=file)
     columns = [name for name in rows[0] if name == "image" or name.startswith("image_")] if rows else ["image"]
     if not columns:
         raise UserError(f"{file}: found the columns {', '.join(rows[0])}, expected image, or one column per channel")

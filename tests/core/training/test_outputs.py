@@ -113,7 +113,7 @@ def test_what_is_put_there_after_a_kill_is_foreign(tmp_path: Path, moment: str) 
     target.parent.mkdir(exist_ok=True)
     target.write_text("corrected by hand")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"mask\.nii exists, and `prog verb` did not write it here"):
+        with pytest.raises(UserError, match=r"mask\.nii already exists, and `prog verb` did not write it"):
             write(target, later)
     assert target.read_text() == "corrected by hand"
     write(target, later, overwrite=True)
@@ -129,7 +129,7 @@ def test_a_damaged_or_foreign_journal_records_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("theirs")
     for content in ("[" * 100_000 + "\n", '{"command": 1, "file": [], "sha256": null}\n', "\x00\n", "{}\n"):
         (tmp_path / JOURNAL).write_text(content)
-        with pytest.raises(UserError, match="did not write it here"):
+        with pytest.raises(UserError, match="did not write it"):
             write(tmp_path / "a.csv")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
-from contrastive_core.training.outputs import INDEX, JOURNAL, Outputs, claim_folder, write_once
+from contrastive_core.training.outputs import INDEX, JOURNAL, Outputs, claim_folder, run_files, write_once
 
 
 def write(*targets: Path, command: str = "prog verb", text: str = "ours", **options: object) -> None:
@@ -135,7 +135,7 @@ def test_a_damaged_or_foreign_journal_records_nothing(tmp_path: Path) -> None:
 
 def test_targets_that_are_one_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"would write .*a_map\.nii twice, and one would be lost"):
+    with pytest.raises(UserError, match=r"would write .*a_map\.nii twice, and one result would be lost"):
         Outputs([out / "a_map.nii", out / "b.nii", out / "a_map.nii"], command="prog verb")
     names = ["Case.nii", "case.nii", "caf\u00e9.nii", "cafe\u0301.nii"]
     write(*(out / name for name in names))  # this file system tells them apart
@@ -146,7 +146,7 @@ def test_targets_that_are_one_file_are_refused(tmp_path: Path, monkeypatch: pyte
         ),
     )  # fmt: skip
     for pair in (names[:2], names[2:]):
-        with pytest.raises(UserError, match="which are one file there"):
+        with pytest.raises(UserError, match="which are the same file there"):
             Outputs([tmp_path / name for name in pair], command="prog verb")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out"]
 
@@ -256,3 +256,32 @@ def test_other_commands_in_a_claimed_folder_leave_the_claim(tmp_path: Path) -> N
     for _ in range(2):
         write(tmp_path / "out" / "report.html", command="prog report")
     claim_folder(tmp_path / "out", command="prog demo")
+
+
+def test_files_that_a_command_adds_to_a_run_are_written_again(tmp_path: Path) -> None:
+    """An export or an evaluation in the folder of the run is no file of the run; settings and weights are."""
+    run = tmp_path / "run"
+    for name in ("config.yaml", "model/model.json", "checkpoints/step-000001/state.pt"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(run / name, b"of the run")
+    (run / "evaluation").mkdir()
+    targets = [run / "network.onnx", run / "evaluation" / "test.json"]
+    for number in range(2):
+        for target in targets:
+            with Outputs([target], command="prog export", inputs=run_files(run)):
+                files.write_atomic(target, str(number).encode())
+    targets[1].write_text("edited")
+    with Outputs([targets[1]], command="prog export", inputs=run_files(run), overwrite=True):
+        files.write_atomic(targets[1], b"again")
+    for name in ("config.yaml", "model/model.json", "checkpoints/step-000001/state.pt"):
+        with pytest.raises(UserError, match="is an input of `prog export`"):
+            Outputs([run / name], command="prog export", inputs=run_files(run), overwrite=True)
+
+
+def test_a_model_is_an_input_although_a_command_has_written_it(tmp_path: Path) -> None:
+    card = tmp_path / "imported" / "model.json"
+    card.parent.mkdir()
+    with Outputs([card], command="prog import"):
+        files.write_atomic(card, b"{}")
+    with pytest.raises(UserError, match="is an input"):
+        Outputs([card], command="prog export", inputs=run_files(card.parent), overwrite=True)

@@ -109,8 +109,7 @@ class Verb:
         common: Full or short names of the flags that `--help` shows in addition to the required arguments, usually ten
             to fifteen. If empty, `--help` shows the flags of the function's signature. `--help-all` shows all flags.
         restart: Whether the command can start again from the beginning. If a native reader then crashes on a file, the
-            command starts again without this file. Other
-            commands name the file and end.
+            command starts again without this file; other commands report the file and end.
     """
 
     target: str

@@ -1,9 +1,9 @@
 """Handle native readers that crash on a damaged file: report the file and read the others.
 
-Pillow, FFmpeg, SimpleITK and the like decode in the calling process, at full speed. Every process notes which files it
-is reading, in memory that outlives it. A command runs in a child process (`supervise`); if that crashes, a command that
-only reads runs again without the file, and one that trains names the file and how to resume. Linux alone has such
-memory; elsewhere a crash ends the command.
+Pillow, FFmpeg, SimpleITK and similar libraries decode in the calling process, at full speed. Every process records
+which files it is reading, in shared memory that outlives the process. A command runs in a child process (`supervise`).
+If the child crashes, a command that only reads starts again without the file, and a command that trains reports the
+file and how to resume. This requires Linux; on other systems a crash ends the command without naming the file.
 """
 
 from __future__ import annotations
@@ -183,12 +183,12 @@ def files_of_worker(message: str) -> tuple[list[str], str]:
 
 
 def supervise(command: str, *, again: bool = True, remedy: str = "") -> int | None:
-    """Go on in a child process. If it crashes on a file, the file is named.
+    """Fork a child process to do the work. If the child crashes on a file, report the file.
 
     Args:
         command: Program and verb, for messages.
-        again: Whether the child is then started again without the file; not under torchrun.
-        remedy: What to do beside repairing the file, if the child is not started again.
+        again: Whether the child is then started again without the file; never under torchrun.
+        remedy: End of the message if the child is not started again, such as how to resume.
 
     Returns:
         None in the child, which then does the work; in the parent, the exit status of the last child.
@@ -210,7 +210,7 @@ def supervise(command: str, *, again: bool = True, remedy: str = "") -> int | No
             os.close(held)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if "RANK" in os.environ:
-                os.setpgid(0, 0)  # torchrun tells the group; then this process would hear everything twice
+                os.setpgid(0, 0)  # torchrun signals the group; the parent passes signals on, which would arrive twice
             _die_with_parent()
             threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
             return None
@@ -225,7 +225,7 @@ def supervise(command: str, *, again: bool = True, remedy: str = "") -> int | No
             break
         if not again:
             return _tell_crash(command, reading, signal.Signals(number).name, remedy)
-        # Of several files that were being read at once, the one that is read at the next crash, too: suspects are
+        # If several files were being read, the guilty one is also being read at the next crash, because suspects are
         # read one at a time.
         guilty = reading if len(reading) == 1 else reading & _suspects
         for file in guilty:
@@ -245,13 +245,13 @@ def supervise(command: str, *, again: bool = True, remedy: str = "") -> int | No
 
 
 def _tell_crash(command: str, reading: frozenset[str], crash: str, remedy: str) -> int:
-    """Say which files a crashed process was reading; the exit status of an error."""
+    """Print which files a crashed process was reading, and return the exit status of an error."""
     names = ", ".join(sorted(reading))
     what = (
         f"the library that reads it crashed ({crash}); the file is damaged: copy or export it again, or remove it"
         if len(reading) == 1
         else f"the library that reads them crashed ({crash}) on one of these files; `check` finds out which. Copy or "
-        "export it again, or remove it"
+        "export that file again, or remove it"
     )
     print(f"{command}: {names}: {what}{remedy}", file=sys.stderr, flush=True)  # noqa: T201 - of a program
     return 1
@@ -271,7 +271,7 @@ def end_as_worker(files: list[str], crash: str) -> None:
 
 def _die_with_parent() -> None:
     """Ask the system to end this process with its parent, even while the interpreter is busy in a library."""
-    import ctypes  # noqa: PLC0415 - in the child alone
+    import ctypes  # noqa: PLC0415 - needed by the child only
 
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

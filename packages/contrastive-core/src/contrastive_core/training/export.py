@@ -140,9 +140,9 @@ def put_in_place(
     Args:
         out: File to write.
         write: Function that writes the file to the given path and returns the card.
-        network: What is exported: the file takes about as much space as its weights.
+        network: Network that is exported; the file takes about as much space as its weights.
         command: Program and verb, see `outputs.Outputs`.
-        inputs: Files that are read, which are never replaced.
+        inputs: Files that the command reads, which are never replaced.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
@@ -156,10 +156,10 @@ def put_in_place(
 
 
 def check_space_of(network: nn.Module, folder: Path, *, copies: int = 1) -> None:
-    """Compare the space that so many files with the weights of a network take with what is free.
+    """Compare the space that copies of a network's weights take with the free space.
 
     Raises:
-        UserError: There is too little.
+        UserError: There is too little space.
     """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     files.check_space(folder, round(1.05 * copies * weights) + _COMPUTATION, what="the exported files", files=8)

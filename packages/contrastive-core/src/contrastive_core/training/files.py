@@ -35,7 +35,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-#: Called with a file and the temporary one that is about to take its place; see `outputs.Outputs`.
+#: Functions that are called with a file and the temporary file that is about to replace it; see `outputs.Outputs`.
 on_replacement: list[Callable[[Path, Path], None]] = []
 
 
@@ -73,7 +73,7 @@ def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Rename a complete file to its name, once who listens to `on_replacement` has been told."""
+    """Call the functions in `on_replacement`, then rename a complete temporary file to its final name."""
     for listener in on_replacement:
         listener(path, temporary)
     temporary.replace(path)
@@ -177,11 +177,11 @@ def check_space(folder: Path, needed: int, *, what: str, files: int = 0, advice:
 
 
 def check_regular(path: Path | str, *, what: str) -> int:
-    """The size of a file that is no pipe or device: those give bytes without end, or wait for them.
+    """Return the size of a file that is not a pipe or device, from which reading may never end.
 
     Raises:
         UserError: It is a pipe or device.
-        OSError: It cannot be looked at.
+        OSError: Its type cannot be determined.
     """
     found = os.stat(path)  # noqa: PTH116 - called for every image
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # the system refuses to read folders

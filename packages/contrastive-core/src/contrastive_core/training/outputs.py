@@ -24,8 +24,8 @@ from contrastive_core.training.documents import read_json, read_json_lines
 
 #: Name of the index, which lists the files of a folder by command: path and SHA-256, or null while being written.
 INDEX = ".outputs.json"
-#: The hash of every file that a running command is about to put in place, a line of JSON for each. What a command that
-#: was killed has written is told by it from what somebody put there afterwards.
+#: Name of the journal, a JSON line with the hash of every file that a running command is about to put in place. After
+#: a kill, it distinguishes what the command has written from what somebody put there afterwards.
 JOURNAL = ".outputs.journal"
 
 _SHOWN = 3
@@ -184,18 +184,25 @@ def write_once(
 
 
 def run_files(folder: Path | str) -> Iterator[Path]:
-    """Yield the files of a run or model folder, which a command that reads it never replaces.
+    """Yield the files of a run or model folder, which a command that reads the folder never replaces.
 
-    What other commands put there (evaluations, HTML reports) is not among them. A name that is no folder stands for
-    itself.
+    Files that other commands have written to the folder, such as evaluations and exports, are not among them. If
+    `folder` is not a folder, it is yielded itself.
     """
     place = Path(folder)
     if not place.is_dir():
         yield place
         return
-    yield from (file for file in place.iterdir() if file.suffix != ".html" and file.name != INDEX)
-    for inner in ("model", "checkpoints"):
+    added = {name for names in _read(place).values() for name in names} - _MODEL
+    for file in place.iterdir():
+        if file.is_file() and file.suffix != ".html" and file.name not in {INDEX, JOURNAL, *added}:
+            yield file
+    for inner in ("model", "models", "checkpoints"):
         yield from (place / inner).rglob("*")
+
+
+#: Files of a model, which are inputs also where a command such as `import-checkpoint` has written them.
+_MODEL = {"model.json", "model.safetensors"}
 
 
 def claim_folder(folder: Path, *, command: str) -> None:
@@ -255,7 +262,7 @@ def _is_own(path: Path, hashes: Iterable[str]) -> bool:
 
 
 def _known_hashes(folder: Path, command: str) -> dict[str, set[str]]:
-    """The hashes that a command has given, or was about to give, to each file."""
+    """Return the hashes of the versions of each file that a command has written or was about to write."""
     known: dict[str, set[str]] = {}
     for name, digest in [*_read(folder).get(command, {}).items(), *_read_journal(folder).get(command, [])]:
         if isinstance(digest, str):
@@ -278,7 +285,7 @@ def _read_journal(folder: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def _absorb_journal(folder: Path, command: str) -> dict[str, Any]:
-    """Record what a command has written before it was killed; what it has recorded then."""
+    """Record what a command had written before it was killed, and return all that it has recorded."""
     noted = _read_journal(folder).get(command, [])
     written = {}
     for name, digest in noted:
@@ -309,9 +316,9 @@ def _forget_journal(folder: Path, command: str) -> None:
 
 
 def refuse_twins(targets: list[Path], command: str) -> None:
-    """Refuse targets of which one would replace the other, also where the file system does not tell their names apart.
+    """Raise an error if one target would replace another one, possibly because the file system treats names as equal.
 
-    File systems of macOS and Windows hold one file for ``A`` and ``a``, or for two spellings of ``é``.
+    On macOS and Windows, ``A`` and ``a`` name the same file, and so do the two Unicode forms of ``é``.
     """
     known: dict[Path, Path] = {}
     for target in targets:
@@ -319,15 +326,17 @@ def refuse_twins(targets: list[Path], command: str) -> None:
         if other is target:
             continue
         if other == target or not _tells_apart(target.parent, other.name, target.name):
-            twice = f"{target} twice" if other == target else f"{other} and {target.name}, which are one file there"
+            twice = (
+                f"{target} twice" if other == target else f"{other} and {target.name}, which are the same file there"
+            )
             raise UserError(
-                f"`{command}` would write {twice}, and one would be lost; rename the image or case that it is named "
-                "after, or choose another place"
+                f"`{command}` would write {twice}, and one result would be lost; rename the image or case that "
+                "the file is named after, or choose another output"
             )
 
 
 def _tells_apart(folder: Path, first: str, second: str) -> bool:
-    """Whether the file system of a folder, or of its nearest parent that exists, takes two names for two files."""
+    """Return whether two names are two files in a folder, or in its nearest existing parent."""
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     tag = secrets.token_hex(4)

@@ -110,6 +110,16 @@ def test_the_neck_is_the_first_layers_of_the_head() -> None:
     assert model.fc.in_features == simclr.head.hidden_features
 
 
+def test_layers_beyond_the_neck_are_not_built() -> None:
+    """A changed model.json may state any size of them."""
+    encoder = EncoderOptions("resnet18", width_multiplier=0.0625)
+    states = []
+    for layers, features in ((3, 4), (1 << 40, 1 << 40)):
+        torch.manual_seed(0)
+        states.append(Architecture(encoder, 16, (layers, features), from_layer=1).build(2).state_dict())
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
 def test_the_linear_layer_starts_at_zero() -> None:
     model = Classifier(build_encoder(TINY), nn.Sequential(), 4)
     assert not model(IMAGES).any()

@@ -105,6 +105,9 @@ class Architecture:
         if self.head is None:
             return nn.Sequential()
         layers, out_features = self.head
+        if self.from_layer < layers:
+            # Layers beyond the neck are not needed, and a changed model.json may state any number and size of them.
+            layers, out_features = self.from_layer + 1, 1
         return ProjectionHead(_feature_dim(encoder), out_features, layers=layers).first_layers(self.from_layer)
 
 

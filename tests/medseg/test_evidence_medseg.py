@@ -63,7 +63,7 @@ def test_claims_have_standard_errors_and_counts() -> None:
     scores = {"both": {1: 0.60, 2: 0.70, 3: 0.50}, "pseudo": {1: 0.56, 2: 0.62, 3: 0.54, 4: 0.1}}
     # Differences 0.04, 0.08, -0.04: mean 0.0267, standard deviation 0.0611, over the root of 3 0.0353.
     assert acdc.claims(scores, 2) == (
-        "Mean differences and their standard errors, 2 labelled: both, weight 0.03 against plain self-training "
+        "Mean differences and their standard errors, 2 labelled: both, weight 0.03 minus plain self-training "
         "+0.027 ± 0.035 (2 of 3 draws better)."
     )
 

@@ -242,7 +242,7 @@ def test_raft_takes_the_user_s_weights(tmp_path: Path, shifted: Tensor) -> None:
     with pytest.raises(UserError, match="not those of torchvision's raft"):
         views.displacement(shifted, method=f"raft:{tmp_path / 'other.pth'}")
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(UserError, match=r"text\.pth: cannot be read as weights"):
+    with pytest.raises(UserError, match=r"text\.pth cannot be read as weights"):
         views.displacement(shifted, method=f"raft:{tmp_path / 'text.pth'}")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"nowhere\.pth does not exist"):
         views.displacement(shifted, method="raft:nowhere.pth")

@@ -72,6 +72,13 @@ def test_two_processes_speak_with_one_voice(program: list[str], tmp_path: Path) 
         assert done.stderr.count(text) == 1, done.stderr
 
 
+def test_a_script_goes_on_once(program: list[str]) -> None:
+    """A command works in a child process, which does not go on with the script that called it."""
+    done = subprocess.run([*program, "lonely /dev/null", "result"], capture_output=True, text=True, check=False,
+                          env={**os.environ, "RANK": "0", "WORLD_SIZE": "1"})  # fmt: skip
+    assert (done.returncode, done.stdout.count("done alone"), done.stdout.count("printed by the verb")) == (0, 1, 1)
+
+
 def test_without_a_store_an_error_is_still_said(program: list[str]) -> None:
     for address in ({}, {"MASTER_ADDR": "localhost", "MASTER_PORT": "none"}):
         environment = {**os.environ, "RANK": "1", "WORLD_SIZE": "2", **address}

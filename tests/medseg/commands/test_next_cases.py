@@ -148,7 +148,7 @@ def test_files_of_others_are_not_replaced(place: Path, tmp_path: Path, capsys: p
     (out / "next.csv").write_text("mine")
     words = ["next", str(place / "run"), str(place / "data"), str(out), "--pictures", "false"]
     assert main(words) == 1
-    assert "next.csv exists" in capsys.readouterr().err
+    assert "next.csv already exists" in capsys.readouterr().err
     assert (out / "next.csv").read_text() == "mine"
     assert main([*words, "--overwrite"]) == 0
     assert "3 unlabelled cases, most uncertain first" in capsys.readouterr().out

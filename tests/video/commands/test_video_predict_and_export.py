@@ -133,9 +133,9 @@ def test_nothing_of_the_users_is_replaced(
     with monkeypatch.context() as patch:  # before any work
         patch.setattr("ssl_video.commands.predict.classify", lambda *_, **__: pytest.fail("has begun"))
         for name, said in (
-            ("folder.csv", "folder.csv: is a folder"),
-            ("mine.csv", "mine.png exists"),
-            ("notes.csv", "notes.csv exists"),
+            ("folder.csv", r"folder\.csv is a folder"),
+            ("mine.csv", "mine.png already exists"),
+            ("notes.csv", "notes.csv already exists"),
             ("notes.csv/deeper.csv", "cannot be written"),
         ):
             with pytest.raises(UserError, match=said):

@@ -209,7 +209,9 @@ def test_a_file_that_gives_something_else_is_not_put_in_place(tmp_path: Path, mo
 
     monkeypatch.setattr(exports, "_state", other)
     (tmp_path / "net.safetensors").write_text("older")
-    with pytest.raises(UserError, match=r"torchvision's resnet18 gives other features .*nothing was written"):
+    with pytest.raises(
+        UserError, match=r"the features of torchvision's resnet18 differ from those of .*nothing was written"
+    ):
         export(str(folder), tmp_path / "net.safetensors", overwrite=True)
     assert (tmp_path / "net.safetensors").read_text() == "older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "net.safetensors"]
@@ -235,7 +237,7 @@ def test_networks_that_cannot_be_exported_are_one_clear_error(tmp_path: Path, mo
 def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = encoder_folder(tmp_path / "model", SMALL)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(UserError, match=r"needs onnxscript, not installed here; pip install 'ssl-vision\[export\]'"):
+    with pytest.raises(UserError, match=r"needs onnxscript, which cannot be found; pip install 'ssl-vision\[export\]'"):
         export(str(folder), tmp_path / "net.onnx")
 
 

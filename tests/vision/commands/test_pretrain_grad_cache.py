@@ -97,10 +97,10 @@ def test_the_head_sees_the_whole_batch() -> None:
     ("settings", "message"),
     [
         ({"grad_cache": -1}, "grad_cache is -1; expected at least 1 view"),
-        ({"grad_cache": 50}, r"the encoder has batch norm \(bn1 and \d+ more\).*--grad_cache_norm chunk"),
+        ({"grad_cache": 50}, r"the encoder has batch norm \(bn1 and \d+ more\).*--grad-cache-norm chunk"),
         (
             {"grad_cache": 50, "grad_cache_norm": "chunk", "run": RunOptions(device="cpu", compile=True)},
-            "leave out --compile or --grad_cache",
+            "leave out --compile or --grad-cache",
         ),
     ],
 )

@@ -31,7 +31,7 @@ from contrastive_core.app.failures import advice, resume_line
 from contrastive_core.app.flags import Flags, UsageError, nearest
 from contrastive_core.app.help import help_text
 from contrastive_core.errors import UserError
-from contrastive_core.training.crashes import open_notes, supervise
+from contrastive_core.training.crashes import is_child, open_notes, supervise
 from contrastive_core.training.model_code import trust_model_code
 from contrastive_core.training.signals import Interrupted
 
@@ -153,7 +153,9 @@ def run(
     except BrokenPipeError:
         if not drop_unread():
             raise  # the error belongs to another pipe
-        return BROKEN_PIPE_STATUS
+        status = BROKEN_PIPE_STATUS
+    if is_child():  # the parent returns the status; what follows in a script is for the parent
+        sys.exit(status)
     return status
 
 

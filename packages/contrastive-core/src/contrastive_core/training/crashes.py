@@ -62,6 +62,7 @@ _notes: _Notes | None = None
 _making = threading.Lock()
 _opened: int | None = None
 _is_supervised = False
+_is_child = False
 #: Files that have crashed a reader (with the signal) and files that may have; `supervise` sets both for its child.
 _crashed: dict[str, str] = {}
 _suspects: frozenset[str] = frozenset()
@@ -191,9 +192,10 @@ def supervise(command: str, *, again: bool = True, remedy: str = "") -> int | No
         remedy: End of the message if the child is not started again, such as how to resume.
 
     Returns:
-        None in the child, which then does the work; in the parent, the exit status of the last child.
+        None in the child, which then does the work and ends (see `is_child`); in the parent, the exit status of the
+        last child.
     """
-    global _crashed, _suspects, _is_supervised  # noqa: PLW0603 - inherited by the child
+    global _crashed, _suspects, _is_supervised, _is_child  # noqa: PLW0603 - the child inherits them
     if not hasattr(os, "memfd_create") or (again and "RANK" in os.environ) or threading.active_count() > 1:
         return None
     os.environ.pop(_VARIABLE, None)
@@ -213,6 +215,7 @@ def supervise(command: str, *, again: bool = True, remedy: str = "") -> int | No
                 os.setpgid(0, 0)  # torchrun signals the group; the parent passes signals on, which would arrive twice
             _die_with_parent()
             threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
+            _is_child = True
             return None
         os.close(alive)
         status = _wait(child)
@@ -242,6 +245,11 @@ def supervise(command: str, *, again: bool = True, remedy: str = "") -> int | No
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     return 128 + number
+
+
+def is_child() -> bool:
+    """Return whether this process was forked by `supervise`, so that it must end when its work is done."""
+    return _is_child
 
 
 def _tell_crash(command: str, reading: frozenset[str], crash: str, remedy: str) -> int:

@@ -285,3 +285,17 @@ def test_a_model_is_an_input_although_a_command_has_written_it(tmp_path: Path) -
         files.write_atomic(card, b"{}")
     with pytest.raises(UserError, match="is an input"):
         Outputs([card], command="prog export", inputs=run_files(card.parent), overwrite=True)
+
+
+def test_a_kill_between_two_records_of_a_command_loses_none(tmp_path: Path) -> None:
+    """A command that records two files separately, and is killed when only one of them is recorded."""
+    first, second = tmp_path / "found.json", tmp_path / "map.json"
+    child = os.fork()
+    if child == 0:
+        with Outputs([first], command="prog verb"):
+            with Outputs([second], command="prog verb"):
+                for path in (first, second):
+                    files.write_atomic(path, b"{}")
+            os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    write(first, second)

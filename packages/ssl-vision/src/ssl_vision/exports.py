@@ -159,7 +159,8 @@ def write_torchvision(model: Exportable, file: Path, *, approximate: bool = Fals
         if classes
         else f"net = torchvision.models.{name}(); net.fc = torch.nn.Identity(); net.load_state_dict(state)",
     }
-    safetensors.torch.save_file(state, file, metadata={"format": "pt", "ssl_vision": json.dumps(card)})
+    # One entry alone: safetensors stores several in random order, and the file would not be reproducible.
+    safetensors.torch.save_file(state, file, metadata={"ssl_vision": json.dumps(card)})
     checked: dict[str, object] = {"with": f"torchvision's {name}"}
     if differs:
         checked |= {"differs": differs, "relative_difference": _relative(model, run)}

@@ -117,7 +117,7 @@ class Outputs:
                 written[path] = self._recorded[name]
         gone = [path for path in self._targets if path not in written]
         _record(self._folder, self._command, written, gone=gone)
-        _forget_journal(self._folder, self._command)
+        _forget_journal(self._folder, self._command, {_name(path, self._folder) for path in self._targets})
         if self._is_new and not written:
             with contextlib.suppress(OSError):  # the folder contains other files
                 self._folder.rmdir()
@@ -294,25 +294,25 @@ def _absorb_journal(folder: Path, command: str) -> dict[str, Any]:
             written[path] = digest
     if noted:
         _record(folder, command, written)
-        _forget_journal(folder, command)
+        _forget_journal(folder, command, {name for name, _ in noted})
     return _read(folder).get(command, {})
 
 
-def _forget_journal(folder: Path, command: str) -> None:
-    """Remove the lines of a command from the journal, and the journal if there are no others."""
+def _forget_journal(folder: Path, command: str, recorded: set[str]) -> None:
+    """Remove a command's lines about these files from the journal, and the journal if no lines are left."""
     journal = folder / JOURNAL
     if not journal.is_file():
         return
-    others = {name: noted for name, noted in _read_journal(folder).items() if name != command}
-    if not others:
-        journal.unlink(missing_ok=True)
-        return
-    lines = [
-        json.dumps({"command": name, "file": file, "sha256": digest})
-        for name, noted in others.items()
-        for file, digest in noted
+    left = [
+        json.dumps({"command": other, "file": name, "sha256": digest})
+        for other, noted in _read_journal(folder).items()
+        for name, digest in noted
+        if other != command or name not in recorded
     ]
-    files.write_atomic(journal, "".join(f"{line}\n" for line in lines).encode())
+    if left:
+        files.write_atomic(journal, "".join(f"{line}\n" for line in left).encode())
+    else:
+        journal.unlink(missing_ok=True)
 
 
 def refuse_twins(targets: list[Path], command: str) -> None:

@@ -185,7 +185,7 @@ def test_a_crash_in_training_loses_nothing(photos: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_training_on_volumes_and_videos_names_the_file(places: Places, tmp_path: Path) -> None:
     place = places("ssl_medseg")
-    line = "train DATA OUT --split SPLIT --steps 1 --network.width 2 --image-size 32 --batch-size 4 --device cpu --no-progress"
+    line = "train DATA OUT --split SPLIT --steps 1 --network.width 2 --image-size 32 --batch-size 4 --device cpu"
     done = run("ssl_medseg", place["IMAGE"].name, filled(line, place, tmp_path / "masks"))
     assert done.returncode == 1, done.stderr
     assert named_with_resume(done, place["IMAGE"].name), done.stderr

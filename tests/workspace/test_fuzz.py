@@ -64,6 +64,13 @@ def test_outcomes(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert _outcomes(READERS[word], tmp_path / "cases", range(1)) == {0: word}
 
 
+def test_memory_of_the_parent_is_not_that_of_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.fuzz.server.MEMORY", 50 << 20)
+    held = np.ones(100 << 20, dtype=np.uint8)  # more than a case may take
+    assert _outcomes(READERS["same"], tmp_path / "a", range(2)) == {0: "same", 1: "same"}
+    assert _outcomes(lambda _: str(held.repeat(2).sum()), tmp_path / "b", range(1)) == {0: "over 2 GB"}
+
+
 def test_other_content_in_spite_of_a_checksum_is_a_failure(tmp_path: Path) -> None:
     assert _outcomes(READERS["other content"], tmp_path / "a", range(1), has_checksum=True) == {0: "silent difference"}
 

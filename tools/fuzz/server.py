@@ -33,7 +33,7 @@ from tools.fuzz.format import Format
 SECONDS = 10
 """Processor time after which a case counts as a hang."""
 MEMORY = 2 << 30
-"""Bytes above which a case counts as too large."""
+"""Bytes beyond those that a process starts with, above which a case counts as too large."""
 _CEILING = 6 << 30
 _LONGEST = 4000
 _PATIENCE = 12  # seconds on the clock for each second of processor time
@@ -104,7 +104,8 @@ def _run_child(calls: Mapping[int, Callable[[], str]], write: int, seconds: int)
     for late in (signal.SIGALRM, signal.SIGXCPU):
         signal.signal(late, signal.SIG_DFL)
     faulthandler.disable()
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    # What the process has at its start comes from its parent, which may be large, and is not counted.
+    used, resident = (int(pages) * resource.getpagesize() for pages in Path("/proc/self/statm").read_text().split()[:2])
     resource.setrlimit(resource.RLIMIT_AS, (used + _CEILING, used + _CEILING))
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
@@ -118,8 +119,9 @@ def _run_child(calls: Mapping[int, Callable[[], str]], write: int, seconds: int)
             resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(start) + seconds, resource.RLIM_INFINITY))
             Path("/proc/self/clear_refs").write_text("5")  # the largest resident memory is counted from here on
             word, detail = _call(call)
-            megabytes = _largest_memory() / (1 << 20)
-            if megabytes > MEMORY >> 20:
+            largest = _largest_memory()
+            megabytes = largest / (1 << 20)
+            if largest - resident > MEMORY:
                 word = "over 2 GB"
             took = time.process_time() - start
             record = {"number": number, "word": word, "detail": detail[:200_000], "seconds": took}

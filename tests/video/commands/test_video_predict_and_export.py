@@ -234,5 +234,5 @@ def test_sound_of_hardly_any_samples_is_refused(tmp_path: Path) -> None:
     """A block of 65,535 samples at one a second would become 4 GB at 16 kHz."""
     head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + 8000, b"WAVE", b"fmt ", 16, 1, 1, 1, 2, 2, 16, b"data", 8000)
     (tmp_path / "slow.wav").write_bytes(head + bytes(8000))
-    with pytest.raises(UserError, match=r"slow\.wav.*states 1 samples a second"):
+    with pytest.raises(UserError, match=r"slow\.wav.*states 1 samples per second"):
         read_audio(tmp_path / "slow.wav", 0.0, 1.0)

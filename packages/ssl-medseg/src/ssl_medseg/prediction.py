@@ -311,7 +311,7 @@ _MASK_SHARE = 0.02
 
 
 def bytes_of_masks(images: Iterable[ImageFile], *, maps: int = 0) -> int:
-    """Estimate the size of the masks of images, and of so many maps beside each mask.
+    """Estimate the size in bytes of the masks of images, and of `maps` further maps per image.
 
     A compressed mask is a few percent of its image in size; a map of probabilities is about as large as the image.
     """

@@ -135,6 +135,8 @@ def run(
 
     Under torchrun, only process 0 writes to standard output, and an error of several processes is shown once.
 
+    On Linux, the function runs in a child process (see `supervise`), which ends instead of returning from here.
+
     Args:
         prog: Name of the program.
         verbs: Subcommands by name.

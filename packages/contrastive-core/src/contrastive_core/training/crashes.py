@@ -206,20 +206,16 @@ def supervise(command: str, *, again: bool = True, remedy: str = "") -> int | No
     for _ in range(_MOST):
         sys.stdout.flush()
         sys.stderr.flush()
-        alive, held = os.pipe()  # the system closes it when this process ends, for whatever reason
+        parent = os.getpid()
         child = os.fork()
         if not child:
-            os.close(held)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if "RANK" in os.environ:
                 os.setpgid(0, 0)  # torchrun signals the group; the parent passes signals on, which would arrive twice
-            _die_with_parent()
-            threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
+            _die_with(parent)
             _is_child = True
             return None
-        os.close(alive)
         status = _wait(child)
-        os.close(held)
         if not os.WIFSIGNALED(status):
             return os.waitstatus_to_exitcode(status)
         number = os.WTERMSIG(status)
@@ -277,17 +273,14 @@ def end_as_worker(files: list[str], crash: str) -> None:
     os.kill(os.getpid(), number)
 
 
-def _die_with_parent() -> None:
-    """Ask the system to end this process with its parent, even while the interpreter is busy in a library."""
+def _die_with(parent: int) -> None:
+    """Ask the system to kill this process when its parent ends, however the parent ends."""
     import ctypes  # noqa: PLC0415 - needed by the child only
 
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # a system library without it
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _end_with_parent(alive: int) -> None:
-    os.read(alive, 1)
-    os.kill(os.getpid(), signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended in the meantime
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _wait(child: int) -> int:

@@ -166,7 +166,7 @@ def check_space_of(network: nn.Module, folder: Path, *, copies: int = 1) -> None
 
 
 _COMPUTATION = 1 << 18
-"""Bytes of an exported file beside the weights, at least."""
+"""Smallest number of bytes of an exported file in addition to the weights."""
 
 
 def _put_in_place(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -252,9 +252,10 @@ class FolderLock:
         self._descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
 
     def acquire(self) -> bool:
-        """Return True unless another process holds the lock; a file system without locks counts as free.
+        """Acquire the lock and return True, or return False if another process holds it for longer than a second.
 
-        A process that is ending gets a second: the child of a command that was killed outlives it by milliseconds.
+        The wait is for the child of a command that was killed, which outlives the command by milliseconds. On a file
+        system without locks the result is always True.
         """
         if fcntl is None:
             return True

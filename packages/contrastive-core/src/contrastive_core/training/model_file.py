@@ -137,7 +137,7 @@ def build_from(build: Callable[[], M], tensors: Mapping[str, Tensor], *, source:
             with torch.device("meta"):
                 described = build().state_dict()
         except (NotImplementedError, RuntimeError) as error:
-            if "overflow" in str(error):  # of its size
+            if "overflow" in str(error):  # the stated size exceeds any memory
                 raise
             # The network may depend on values, which tensors on the meta device do not have. Any other problem occurs
             # again here.

@@ -98,18 +98,18 @@ def check_relative_path(path: str, *, what: str, source: object) -> str:
 
 
 def check_path(path: str, *, what: str, source: object) -> str:
-    """Return a path that a table or a list names if the system can look for it; it may lead anywhere, to be read.
+    """Return a path from a table or list unless no file system accepts it; it may lead to any folder.
 
     Raises:
-        UserError: It holds a null character, or is too long.
+        UserError: The path contains a null character or is too long.
     """
     if "\0" in path:
-        raise UserError(f"{source}: the {what} {path[:100]!r} holds a null character; restore the file from a copy")
+        raise UserError(f"{source}: the {what} {path[:100]!r} contains a null character; restore the file from a copy")
     longest = max(map(len, map(os.fsencode, re.split(r"[/\\]", path))))
     if longest > _LONGEST_PART or len(path) > _LONGEST_PATH:
         raise UserError(
-            f"{source}: the {what} {path[:50]!r}... has {len(path):,} characters, which no file system takes; correct "
-            "it there"
+            f"{source}: the {what} {path[:50]!r}... has {len(path):,} characters, more than a file system accepts; "
+            "correct the path"
         )
     return path
 

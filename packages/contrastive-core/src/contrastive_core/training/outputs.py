@@ -101,7 +101,7 @@ class Outputs:
                 raise
 
     def _note(self, path: Path, temporary: Path) -> None:
-        """Note the hash of a target before it is put in place, for the case that the command is killed."""
+        """Record the hash of a target before it is put in place, in case the command is killed afterwards."""
         if path in self._wanted:
             self._hashes[path] = files.sha256(temporary)
             line = {"command": self._command, "file": _name(path, self._folder), "sha256": self._hashes[path]}
@@ -343,7 +343,7 @@ def _tells_apart(folder: Path, first: str, second: str) -> bool:
     probe, twin = (folder / f".{name}.{tag}.tmp" for name in (first, second))
     try:
         probe.touch()
-    except OSError:  # nothing can be written there, which is said of the folder
+    except OSError:  # the folder cannot be written to, which is reported later
         return True
     try:
         return not os.path.lexists(twin)

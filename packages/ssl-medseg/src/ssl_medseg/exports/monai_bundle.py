@@ -307,7 +307,7 @@ _BUNDLE = (
     "model/model.safetensors",
     "models/network.pt2",
 )
-"""Files of a bundle."""
+"""Files of a bundle, relative to its folder."""
 
 
 def write_bundle(segmenter: Segmenter, source: str, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -327,7 +327,7 @@ def write_bundle(segmenter: Segmenter, source: str, out: Path, *, overwrite: boo
             bundle gives other masks.
     """
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file where a bundle is a folder; name another one")
+        raise UserError(f"{out}: is a file, expected a new or empty folder; choose another output")
     is_taken = out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir())
     if is_taken and not (out / "configs" / "metadata.json").is_file():
         raise UserError(f"{out}: contains something other than a MONAI bundle; expected a new or empty folder")

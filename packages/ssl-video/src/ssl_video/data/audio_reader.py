@@ -13,7 +13,7 @@ from contrastive_core.errors import UserError
 from ssl_video.data.video_index import decoded, index_video, is_default, open_file, unknown_codec
 
 _RATE = 16_000
-_SLOWEST = 100  # samples a second; a frame at one a second would become gigabytes at 16 kHz
+_SLOWEST = 100  # samples per second; a frame with one sample per second would take gigabytes at 16 kHz
 _LEAD = 0.2  # seconds decoded before the start, so that codec and resampler settle
 _JITTER = 0.03  # seconds; timestamps that differ more from the number of samples so far mean a gap
 _BACK = 0.5  # seconds; a clock that goes back further belongs to another recording
@@ -93,7 +93,7 @@ class _Track:
     def add(self, frame: Any, time: float | None) -> None:
         """Write the part of a frame that lies within the clip."""
         if frame.sample_rate < _SLOWEST:
-            raise ValueError(f"it states {frame.sample_rate} samples a second, expected at least {_SLOWEST}")
+            raise ValueError(f"it states {frame.sample_rate} samples per second, expected at least {_SLOWEST}")
         kind = frame.format.name, frame.layout.name, frame.sample_rate
         gap = time is not None and abs(time - self._due) > _JITTER
         if self._resampler is None or kind != self._kind or gap:

@@ -192,7 +192,7 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
                 f"{path}: its frames have {width}x{height} pixels; expected at most {_LARGEST:,}. The file is damaged; "
                 "convert it again"
             )
-        # Frames state sizes of their own, too, in some codecs.
+        # In some codecs, each frame states its own size.
         stream.codec_context.options = {"max_pixels": str(_LARGEST)}
         # Loading is already parallel over clips; with one thread, the first frame also arrives soonest.
         stream.codec_context.thread_count = 1

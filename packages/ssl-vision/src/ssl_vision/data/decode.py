@@ -308,7 +308,7 @@ def _tiff_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
             raise UndecodableError(
                 f"is too large: {sizes['X']}x{sizes['Y']} px; raise --max-megapixels if you trust it"
             )
-        if math.prod(series.shape) > channels * sizes.get("Y", 1) * sizes.get("X", 1):  # before memory is taken for it
+        if math.prod(series.shape) > channels * sizes.get("Y", 1) * sizes.get("X", 1):  # before memory is allocated
             raise _other_channels(series.shape, series.axes, channels)
         values = series.asarray()
     axes = series.axes
@@ -370,7 +370,7 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of an image file.
 
     Raises:
-        UserError: It cannot be opened, is no regular file, or is larger than 4 GiB.
+        UserError: It cannot be opened, is not a regular file, or is larger than 4 GiB.
     """
     try:
         if (length := check_regular(path, what="an image file")) > _LARGEST_FILE:

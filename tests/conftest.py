@@ -1,4 +1,4 @@
-"""Fixtures of every room: the recorded golden values and the real data, where they lie beside the checkout."""
+"""Fixtures for all tests: recorded golden values and real data, where they lie beside the checkout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHARED = Path(os.environ.get("SSL_SHARED", ROOT.parent / "shared"))
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], np.lib.npyio.NpzFile]:
-    """`golden("vision")` opens the values recorded from the official code, or skips the test saying where it looked."""
+    """`golden("vision")` opens values recorded from the official code, or skips the test and says where it looked."""
 
     def load(name: str) -> np.lib.npyio.NpzFile:
         path = SHARED / "golden" / f"{name}.npz"
@@ -45,7 +45,7 @@ def golden() -> Callable[[str], np.lib.npyio.NpzFile]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data, or a skip saying where it was looked for."""
+    """Return the folder of real data, or skip the test and say where it looked."""
     path = SHARED / "data"
     if not path.is_dir():
         pytest.skip(f"real data not found: {path} (set SSL_SHARED to the folder that holds data/)")

@@ -84,7 +84,7 @@ class Waits(TorchDispatchMode):
 
 
 def device_run() -> Any:
-    """What the batches and losses of a training step ask of a `Run` on the device."""
+    """Return a stand-in for what batches and losses of a training step ask of a `Run` on the device."""
     return SimpleNamespace(
         device=DEVICE, rank=0, world_size=1, seed=lambda *purpose: hash(purpose) % 2**31,
         fabric=SimpleNamespace(autocast=nullcontext),

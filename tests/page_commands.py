@@ -1,4 +1,4 @@
-"""What a page tells its reader to run."""
+"""The commands that a page tells its reader to run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def commands_of(page: str, program: str) -> list[list[str]]:
-    """The commands of a page's blocks, in its order; what it installs is there already."""
+    """Return the commands of a page's blocks in order, without installations."""
     found = []
     for language, code in _BLOCK.findall(page):
         if language == "python":
@@ -29,7 +29,7 @@ def commands_of(page: str, program: str) -> list[list[str]]:
 
 
 def run_all(commands: Iterable[list[str]], folder: Path) -> None:
-    """Run them one after the other in a folder; each must succeed."""
+    """Run commands one after the other in a folder; each must succeed."""
     # One thread: so small a network gains little from a second, and loses much where something else runs.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for words in commands:

@@ -1,4 +1,4 @@
-"""A page of HTML as a browser would see it."""
+"""An HTML page as a browser would see it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _VOID = {"meta", "img", "br", "link", "input", "hr", "base"}
 
 
 class Page(HTMLParser):
-    """What a browser would see: elements, attributes, text, images by section; every tag closed by its own."""
+    """Elements, attributes, text and images by section; every tag must be closed by its own end tag."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def read(path: Path) -> Page:
 
 
 def assert_stands_alone(page: Page, source: str) -> None:
-    """Nothing is asked of the network, and no identifier stands twice or for nothing."""
+    """Nothing is loaded from the network, and no identifier occurs twice or is missing."""
     without_pictures = re.sub(r"data:image/\w+;base64,[\w+/=\s]+", "", source)
     assert not re.search(r"https?:|//|@import|javascript|<script|<link|<iframe|<object", without_pictures)
     for tag, name, value in page.attributes:

@@ -1,4 +1,4 @@
-"""Fixtures of the core's tests: the backends, small tiles, and the losses as their formulas."""
+"""Fixtures of the core tests: backends, small tiles, and the losses written as formulas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from contrastive_core.similarity import api, torch_backend, use_backend
 
 @pytest.fixture(scope="session")
 def native() -> Iterator[None]:
-    """The compiled library, built once for all tests, or a skip that says why there is none."""
+    """The compiled library, built once for all tests; skips with the reason if it cannot be built."""
     folder = library.cache_folder()
     if api.unavailable():
         try:
@@ -35,7 +35,7 @@ def native() -> Iterator[None]:
 
 @pytest.fixture(params=["torch", "native"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each backend that users may meet, in use."""
+    """Run the test with each backend that users may meet."""
     if request.param == "native":
         request.getfixturevalue("native")
     with use_backend(request.param):
@@ -44,7 +44,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def little_blocks(native: None) -> Iterator[None]:
-    """Blocks of the compiled library so small that little inputs have many."""
+    """Make the blocks of the compiled library so small that small inputs span many."""
     library.set_up(largest_block=48)
     yield
     library.set_up()
@@ -52,13 +52,13 @@ def little_blocks(native: None) -> Iterator[None]:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles so small that little inputs have many, with ragged ends."""
+    """Make tiles so small that small inputs span many, the last ones incomplete."""
     monkeypatch.setattr(torch_backend, "_BLOCK", {"cpu": 7})
     monkeypatch.setattr(torch_backend, "_BLOCK_WITHIN_CLASSES", 3)
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows over their length; zero rows stay, without gradient."""
+    """Divide rows by their length; zero rows stay zero, without gradient."""
     dead = (x == 0).all(1, keepdim=True)
     return torch.where(dead, 0.0, x / torch.where(dead, 1.0, x).norm(dim=1, keepdim=True))
 
@@ -72,7 +72,7 @@ def nt_xent(view_a: Tensor, view_b: Tensor, temperature: float, bank: Tensor | N
 
 
 def _labelled(z: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits with the anchor itself left out, which are positives, which anchors have any."""
+    """Return logits without the anchor itself, a mask of positives, and which anchors have any."""
     z = unit(z)
     itself = torch.eye(len(z), dtype=torch.bool)
     positive = (labels[:, None] == labels) & ~itself
@@ -105,7 +105,7 @@ def info_nce(query: Tensor, key: Tensor, temperature: float, bank: Tensor | None
 
 @pytest.fixture(scope="session")
 def formulas() -> SimpleNamespace:
-    """`nt_xent`, `suncet`, `smoothed_suncet`, `supcon`, `info_nce` as the papers write them, with the full matrix."""
+    """`nt_xent`, `suncet`, `smoothed_suncet`, `supcon`, `info_nce` as in the papers, with the full matrix."""
     return SimpleNamespace(
         nt_xent=nt_xent, suncet=suncet, smoothed_suncet=smoothed_suncet, supcon=supcon, info_nce=info_nce
     )
@@ -113,7 +113,7 @@ def formulas() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def differentiate() -> Callable[..., tuple[Tensor, ...]]:
-    """`differentiate(f, *inputs)`: the scalar f(*inputs) and its gradient with respect to each of the inputs."""
+    """`differentiate(f, *inputs)` returns the scalar f(*inputs) and its gradient with respect to each input."""
 
     def run(f: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
         leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in inputs]

@@ -1,4 +1,4 @@
-"""One process of the tests in test_grad_cache_processes.py: gradients of a chunked batch over processes."""
+"""A process of the tests in test_grad_cache_processes.py: gradients of a batch encoded in chunks over processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Net(nn.Module):
 
 
 def inputs(world: int) -> Tensor:
-    """Of all processes: [world, ROWS, 7]; the second half of a process's rows are the second views of the first."""
+    """Inputs of all processes, [world, ROWS, 7]; the second half of the rows are the second views of the first."""
     return torch.randn(world, ROWS, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
@@ -46,7 +46,7 @@ def loss_of(z: Tensor, *, gather: bool) -> Tensor:
 
 
 def count_messages(model: DistributedDataParallel) -> list[int]:
-    """Grows by an element for every bucket of gradients that is averaged."""
+    """Return a list that grows by one element for every bucket of gradients that is averaged."""
     counted: list[int] = []
 
     def hook(group, bucket):  # type: ignore[no-untyped-def]  # DDP wants its own annotations or none

@@ -1,4 +1,4 @@
-"""`tools/bench/grad_cache.py` measures, and sees that a chunk takes less memory than the batch."""
+"""`tools/bench/grad_cache.py` measures, and finds that a chunk takes less memory than the batch."""
 
 from __future__ import annotations
 

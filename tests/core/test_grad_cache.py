@@ -1,4 +1,4 @@
-"""A batch encoded in chunks has the gradient of the whole batch, and the activations of one chunk."""
+"""A batch encoded in chunks has the gradient of the whole batch and the activation memory of one chunk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def net(dropout: float = 0.3) -> nn.Module:
 
 
 def gradients(loss: Callable[[], Tensor], *modules: nn.Module, seed: int = 3) -> tuple[Tensor, ...]:
-    """The value, and its gradient with respect to the parameters."""
+    """Return the value and its gradient with respect to the parameters."""
     torch.manual_seed(seed)
     value = loss()
     return value.detach(), *torch.autograd.grad(value, [p for module in modules for p in module.parameters()])
@@ -54,7 +54,7 @@ def test_without_random_draws_it_is_the_whole_batch(n: int, chunk_size: int) -> 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 8, 19])
 def test_dropout_drops_the_same_the_second_time(chunk_size: int) -> None:
-    """Against the same chunks with all their activations kept; draws after them continue where they would."""
+    """Compared with the same chunks with all activations kept; later draws continue as they would."""
     encoder, x = net(), rows(20)
 
     def kept() -> Tensor:
@@ -74,7 +74,7 @@ def test_dropout_drops_the_same_the_second_time(chunk_size: int) -> None:
 
 
 class Dual(nn.Module):
-    """Two towers that see a pair of unlike inputs together, and say something of each."""
+    """Two towers that encode pairs of different inputs together and output something about each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def test_gradient_of_the_inputs() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_is_as_in_the_first_pass(dtype: torch.dtype) -> None:
-    """The backward pass runs outside autocast, as usual, and yet computes the chunks again inside it."""
+    """The backward pass runs outside autocast, as usual, but computes the chunks again inside it."""
     encoder, x = net().float(), rows(20).float()
 
     def loss(z: Callable[[], Tensor]) -> Tensor:
@@ -138,7 +138,7 @@ def test_accumulates_into_grad_like_any_backward() -> None:
 
 
 def test_memory_is_that_of_a_chunk(tmp_path: Path) -> None:
-    """The most held at a time, in both passes, beside parameters, their gradients and the embeddings."""
+    """Peak of both passes, apart from parameters, their gradients and the embeddings."""
     wide = nn.Sequential(
         nn.Linear(DIM, 64), *(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(8)), nn.Linear(64, 4)
     )
@@ -192,7 +192,7 @@ def test_batch_norm_is_refused_where_it_sees_the_batch() -> None:
 
 
 def test_batch_norm_by_chunks_when_asked() -> None:
-    """Chunks are random, rows come back in their order, running statistics take one update per chunk."""
+    """Chunks are random, rows return in their order, running statistics are updated once per chunk."""
     encoder, x = with_norm(), rows(10)
     expected = copy.deepcopy(encoder)
     ours = gradients(lambda: encode_in_chunks(encoder, x, chunk_size=4, batch_norm="chunk").square().sum(), encoder)

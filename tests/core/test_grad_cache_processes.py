@@ -1,4 +1,4 @@
-"""Chunks of a batch over real processes: under DDP the gradient is that of one process with all rows at once."""
+"""Chunks of a batch over real processes: with DDP the gradient is that of one process with all rows."""
 
 from __future__ import annotations
 

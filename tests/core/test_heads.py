@@ -1,4 +1,4 @@
-"""ProjectionHead against the values recorded from the official code, and its edges."""
+"""ProjectionHead against values recorded from the official code, and its edge cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Golden = Callable[[str], np.lib.npyio.NpzFile]
 
 
 def recorded_head(recorded: np.lib.npyio.NpzFile, tag: str) -> ProjectionHead:
-    """The head with the official code's weights, read by their official names."""
+    """The head with the official weights, read by their official names."""
     layers = int(tag[-1])
     head = ProjectionHead(6, 5, layers=layers)
     state = {}
@@ -53,7 +53,7 @@ def test_outputs_are_the_official_ones(golden: Golden, mode: str) -> None:
 
 
 def test_moving_averages(golden: Golden) -> None:
-    """Means move as in TensorFlow; variances too once PyTorch's N / (N - 1) on the new part is taken out."""
+    """Means move as in TensorFlow, and so do variances without PyTorch's factor N / (N - 1)."""
     tag = "proj3"
     recorded = golden("vision")
     head = recorded_head(recorded, tag).train()
@@ -110,7 +110,7 @@ def test_structure_and_start() -> None:
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize("training", [True, False])
 def test_against_the_formula(layers: int, training: bool) -> None:
-    """Written out with matrices, with scales, shifts and running statistics away from their start."""
+    """Written out with matrices; scales, shifts and running statistics differ from their initial values."""
     torch.manual_seed(0)
     head = ProjectionHead(4, 3, hidden_features=5, layers=layers).double().train(training)
     for tensor in head.state_dict().values():

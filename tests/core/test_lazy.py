@@ -1,4 +1,4 @@
-"""Names that are loaded on first use, and what is said where an extra is missing."""
+"""Names that are loaded on first use, and the message where an extra is missing."""
 
 from __future__ import annotations
 

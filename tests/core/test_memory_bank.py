@@ -1,4 +1,4 @@
-"""The memory bank: what it keeps, in which order it forgets, and that a restored one goes on."""
+"""The memory bank: what it keeps, in which order it forgets, and that a restored one continues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def keys(first: int, count: int) -> Tensor:
 
 
 def kept(bank: MemoryBank) -> Tensor:
-    """Rows in the order of their angle."""
+    """Return the rows in the order of their angle."""
     return bank.rows[torch.atan2(bank.rows[:, 1], bank.rows[:, 0]).argsort()]
 
 

@@ -1,4 +1,4 @@
-"""Pseudo-labels against NumPy, sample by sample."""
+"""Pseudo-labels against NumPy, one sample at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from contrastive_core.pseudo_label import PseudoLabels, agreement, class_thresho
 
 
 def predictions(*shape: int, seed: int = 0) -> Tensor:
-    """Random logits; [V, N, C, ...] from shape."""
+    """Random logits [V, N, C, ...] of this shape."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -73,7 +73,7 @@ def test_sharpened_is_the_softmax_of_scaled_logits() -> None:
 
 
 def test_sharpening_small_numbers(differentiate: Callable[..., tuple[Tensor, ...]]) -> None:
-    """Where powers of the probabilities themselves would all be 0."""
+    """Powers of the probabilities themselves would all be 0."""
     p = torch.tensor([[1e-3, 2e-3, 0.0, 0.5], [1e-4] * 4])
     sharp = sharpen(p, temperature=0.01)
     torch.testing.assert_close(sharp, torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.25] * 4]))

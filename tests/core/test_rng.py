@@ -1,4 +1,4 @@
-"""Counter-based randomness: pinned bits, a scalar reference, independence and statistics."""
+"""Counter-based random numbers: pinned bits, a scalar reference, independence and statistics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_uniform_is_splitmix(seed: int, sample: int, draw: int) -> None:
 
 
 def test_bits_never_change() -> None:
-    """Resuming a run with a later release must draw the same."""
+    """A run resumed with a later release must draw the same numbers."""
     assert derive(0) == 9112507877425210602
     assert derive(1, "order", 3) == 5592227370437453135
     drawn = uniform(7, torch.tensor([0, 123456789]), 2) * 2**24

@@ -1,4 +1,4 @@
-"""A data set with one of every problem that `check` looks for."""
+"""A data set with an example of every problem that `check` looks for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS = {"0": "background", "1": "shell", "2": "core", "3": "never"}
 
 
 def broken(root: Path) -> Path:
-    """The folder of the data set; every case is called as what is wrong with it."""
+    """Write the data set and return its folder; every case is named after its problem."""
     names = [
         "good1", "good2", "good3", "good4", "nan", "constant", "grid_shape", "grid_shift", "grid_mirror", "unknown",
         "fraction", "rounded", "empty", "huge", "sform", "turned", "spacing", "tiny", "frames", "other_axis",
@@ -91,7 +91,7 @@ def _write(root: Path, name: str, number: int) -> None:
 
 
 def _copies(root: Path) -> None:
-    """An image under two patients, one twice for the same patient, and a label for two images."""
+    """Store an image under two patients, one twice for the same patient, and a label for two images."""
     for source, name in (("good1", "copy_of_good1"), ("good2", "good2_frame2")):
         for folder in ("imagesTr", "labelsTr"):
             (root / folder / f"{name}.nii.gz").write_bytes((root / folder / f"{source}.nii.gz").read_bytes())

@@ -23,7 +23,7 @@ def write_series(
     description: str = "",
     prefix: str = "IM",
 ) -> Path:
-    """One file per slice of whole numbers ``[columns, rows, slices]``; numbers and file names in shuffled order."""
+    """Write integers ``[columns, rows, slices]``, a file per slice, with shuffled numbers and file names."""
     folder.mkdir(parents=True, exist_ok=True)
     study, series, frame = study or generate_uid(), generate_uid(), generate_uid()
     lps = LPS @ affine

@@ -1,4 +1,4 @@
-"""Keyword arguments of a training command from settings that are given flat."""
+"""Keyword arguments of a training command from a flat list of settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segmenters small enough for tests: random ones, and one that segments by brightness so that its mask is known."""
+"""Segmenters small enough for tests: random ones, and one that segments by brightness, so its mask is known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LABELS = LabelMap(("background", "outer", "middle", "inner"), (0, 500, 600, 205)
 
 
 def random_segmenter(folder: Path, p: Preprocessing, *, labels: LabelMap = LABELS, width: int = 2) -> Path:
-    """A model folder of an untrained U-Net, with batch statistics that are not those of the beginning."""
+    """Save an untrained U-Net whose batch statistics differ from their initial values."""
     torch.manual_seed(3)
     options = NetworkOptions(width=width)
     network = build_network(options, len(labels), channels=len(p.channels))
@@ -28,7 +28,7 @@ def random_segmenter(folder: Path, p: Preprocessing, *, labels: LabelMap = LABEL
 
 
 class Thresholds(nn.Module):
-    """Logits that say into which of four ranges a pixel's brightness falls."""
+    """Logits by the range, of four, in which the brightness of a pixel lies."""
 
     def __init__(self, *edges: float) -> None:
         super().__init__()

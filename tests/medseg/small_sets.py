@@ -1,4 +1,4 @@
-"""Small data sets on disk: generated volumes with a bright ball in them, whose label is the ball."""
+"""Small data sets on disk: generated volumes with a bright ball, whose label is the ball."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AFFINE = np.diag([1.5, 1.5, 8.0, 1.0])
 
 
 def ball(number: int = 0, shape: Sequence[int] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
-    """An image (int16) and its label (uint8, values 0, 1 and 2), the same for the same number."""
+    """Return an image (int16) and its label (uint8, values 0, 1 and 2), the same for the same number."""
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
     radius = np.sqrt((grid**2).sum(axis=0))
     label = (radius < 0.8).astype(np.uint8) + (radius < 0.5)
@@ -31,7 +31,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
 
 
 def save_case(root: Path, name: str, *, number: int = 0, labelled: bool = True) -> dict[str, str]:
-    """The image and the label of a case under imagesTr and labelsTr; its entry of a dataset.json."""
+    """Write image and label of a case to imagesTr and labelsTr; return its entry of dataset.json."""
     image, label = ball(number)
     save(root / "imagesTr" / f"{name}.nii.gz", image)
     entry = {"image": f"./imagesTr/{name}.nii.gz"}
@@ -49,7 +49,7 @@ def decathlon(
     labels: Mapping[str, str] | None = None,
     **more: Any,
 ) -> Path:
-    """The folder of a data set of the Medical Decathlon's layout with these cases; `more` goes into dataset.json."""
+    """Write a Decathlon data set with these cases; `more` is added to dataset.json."""
     names = [*labelled, *unlabelled]
     entries = [save_case(root, name, number=i, labelled=name in labelled) for i, name in enumerate(names)]
     content = {

@@ -1,4 +1,4 @@
-"""The prediction benchmark runs both contestants, whose masks agree."""
+"""The prediction benchmark runs both programs, whose masks agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training benchmark runs every contestant and says the ratio."""
+"""The training benchmark runs every program and prints the ratio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The studies of ACDC and prostate: which commands, how many slices, and what counts as measured."""
+"""Studies of ACDC and prostate: their commands, numbers of slices, and what counts as measured."""
 
 from __future__ import annotations
 

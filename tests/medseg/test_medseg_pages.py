@@ -1,4 +1,4 @@
-"""What the tutorial and the README tell a reader to run, run: on the tutorial's hearts and on real prostates."""
+"""The commands of tutorial and README are run: on the tutorial's hearts and on real prostates."""
 
 from __future__ import annotations
 

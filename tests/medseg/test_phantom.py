@@ -1,4 +1,4 @@
-"""The phantom is a function of its seed, its hearts are hearts, and its files say where they lie."""
+"""The phantom is a function of its seed, its hearts are anatomically plausible, and its files state their position."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SIZE = 48
 
 
 def volume(case: PhantomCase, value: int) -> float:
-    """In mL."""
+    """Return the volume in mL."""
     return float((case.label == value).sum() * abs(np.linalg.det(case.affine[:3, :3])) / 1000)
 
 
 def centre(case: PhantomCase, value: int) -> np.ndarray:
-    """In mm, RAS+."""
+    """Return the centre in mm, RAS+."""
     return nib.affines.apply_affine(case.affine, np.argwhere(case.label == value)).mean(axis=0)
 
 

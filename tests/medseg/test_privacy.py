@@ -1,4 +1,4 @@
-"""Nothing that headers, tags or folders say of a patient is in what the commands write, unless it is asked for."""
+"""Commands write nothing that headers, tags or folders say about a patient, unless asked to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PICTURE = re.compile(rb"(?<=;base64,)([A-Za-z0-9+/=]+)")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder called after a patient, with a data set whose headers name her, new images and a finished run."""
+    """A folder named after a patient, with a data set whose headers name her, new images and a finished run."""
     place = tmp_path_factory.mktemp("ward") / "Doe_Jane_19700101"
     data = place / "data"
     write_phantom(data, patients=4, frames=1, size=48)

@@ -67,13 +67,13 @@ def kinds(data: Path, level: str, **options: object) -> set[str]:
 
 
 def details(data: Path, kind: str) -> dict[str, str]:
-    """File or case -> what a finding says of it."""
+    """Return file or case -> details of a finding."""
     found = [each for each in examine(data).findings if each.kind == kind]
     return {name: item.detail for each in found for item in each.items for name in item.files}
 
 
 def segmented(model: Path, data: Path, out: Path, **options: object) -> tuple[set[str], str]:
-    """The masks that `predict` writes, and the message where images fail."""
+    """Return the masks that `predict` writes, and the message if images fail."""
     message = ""
     try:
         predict(str(model), str(data), out, device="cpu", **options)  # type: ignore[arg-type]

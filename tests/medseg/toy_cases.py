@@ -11,7 +11,7 @@ from ssl_medseg.preprocessing.cases import PreparedCase
 
 
 def toy_case(name: str, *, slices: int = 6, size: int = 32, seed: int = 0, labelled: bool = True) -> PreparedCase:
-    """Two squares of different brightness, of which the first and last slice lack the second."""
+    """Two squares of different brightness; the first and last slice lack the second one."""
     noise = torch.Generator().manual_seed(seed)
     label = torch.zeros(slices, size, size, dtype=torch.uint8)
     first, second = size // 8 + seed % 3, size // 2 + seed % 4

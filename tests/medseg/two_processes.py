@@ -13,7 +13,7 @@ Records = list[dict[str, float]]
 
 
 def alone_and_together(arguments: Sequence[str], folder: Path) -> tuple[Records, Records]:
-    """What a command line that lacks only its `--out` records, on one process and by torchrun on two."""
+    """Return the records of a command line without `--out`, on one process and by torchrun on two."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     found = []

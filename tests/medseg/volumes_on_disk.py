@@ -20,7 +20,7 @@ def affine(
     letters: str = "RAS",
     origin: tuple[float, float, float] = (-80.0, 30.0, 12.5),
 ) -> Affine:
-    """Spacing in mm, turned by Euler angles in degrees from axes that grow in the directions of the letters."""
+    """Build an affine with spacing in mm, rotated by Euler angles in degrees from axes along the letters."""
     axes = nibabel.orientations.axcodes2ornt(letters)
     turned = np.zeros((3, 3))
     for column, (row, sign) in enumerate(axes):
@@ -32,7 +32,7 @@ def affine(
 
 
 def phantom(shape: tuple[int, int, int], *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Noise with three nested ellipsoids away from the centre, and their classes."""
+    """Noise with three nested ellipsoids off centre, and their classes."""
     centred = [
         np.linspace(-1, 1, n).reshape([-1 if a == axis else 1 for a in range(3)]) for axis, n in enumerate(shape)
     ]
@@ -52,7 +52,7 @@ def write_nifti(
     qform: int = 1,
     units: tuple[str, str] = ("mm", "sec"),
 ) -> Path:
-    """A NIfTI file with these codes."""
+    """Write a NIfTI file with these codes."""
     image = nibabel.Nifti1Image(array, matrix)
     image.set_sform(matrix, code=sform)
     image.set_qform(matrix, code=qform)
@@ -62,6 +62,6 @@ def write_nifti(
 
 
 def dice(first: NDArray, second: NDArray) -> list[float]:
-    """Of every class that either has, without the background."""
+    """Return the Dice of every class that either has, without the background."""
     classes = sorted({*np.unique(first), *np.unique(second)} - {0})
     return [2 * np.sum((first == c) & (second == c)) / (np.sum(first == c) + np.sum(second == c)) for c in classes]

@@ -69,7 +69,7 @@ def write_video(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def numbered() -> Callable[..., np.ndarray]:
-    """`numbered(5)`: frames [5, 16, 24, 3] of noise, frame n has the grey value 8 n in a corner of 4 x 4 pixels."""
+    """`numbered(5)` returns frames [5, 16, 24, 3] of noise; frame n has grey value 8 n in a corner of 4 x 4 pixels."""
 
     def make(frames: int, *, height: int = 16, width: int = 24, seed: int = 0) -> np.ndarray:
         made = np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Weak and strong augmentation: constant over time, a function of (seed, clip, view), and what a view may undergo."""
+"""Weak and strong augmentation: constant over time, a function of (seed, clip, view), and allowed for the view."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def clips(n: int = 4, *, frames: int = 3, height: int = 40, width: int = 52, see
 
 
 def still(n: int = 6, *, frames: int = 4, size: int = 40) -> Clips:
-    """Clips in which nothing moves: every frame of a view must then stay like the others."""
+    """Clips without motion: all frames of a view must remain equal."""
     one = torch.randint(0, 256, (n, 1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     frames_ = one.expand(-1, frames, -1, -1, -1)
     return Clips(frames_, frames_)

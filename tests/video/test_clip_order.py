@@ -1,4 +1,4 @@
-"""The order of the frames as strong augmentation: what each operation does, for all views alike."""
+"""Changes of frame order as strong augmentation: what each operation does, the same for all views."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def neighbours(n: int = 1) -> Clips:
 
 
 def order(operation: Temporal, draws: list[float]) -> list[int]:
-    """Which frames are shown: numbered by their value."""
+    """Return which frames are shown, numbered by their value."""
     frames = torch.arange(T, dtype=torch.uint8).view(1, T, 1, 1, 1).expand(1, T, 3, 2, 2).contiguous()
     found = reorder_clip(Clips(frames, frames + 100), operation, draws)
     shown = found.frames[0, :, 0, 0, 0].tolist()

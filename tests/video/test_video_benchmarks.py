@@ -1,4 +1,4 @@
-"""The benchmarks of loading and training run every contestant and write a results file."""
+"""Benchmarks of loading and training run every program and write a results file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands of the tutorial of videos, run as a reader runs them."""
+"""The commands of the video tutorial, run as a reader runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Views of a clip: signs, scales, flips, and what is said where there is nothing to see or hear."""
+"""Views of a clip: signs, scales, flips, and messages where there is nothing to see or hear."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shifted() -> Tensor:
 
 
 def inside(flow: Tensor) -> Tensor:
-    """Median displacement (u, v) away from the border, of the first frame."""
+    """Return the median displacement (u, v) away from the border, of the first frame."""
     return flow[0, :, 12:-12, 12:-12].flatten(1).median(dim=1).values
 
 

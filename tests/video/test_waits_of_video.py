@@ -1,4 +1,4 @@
-"""Training steps, loading and optical flow read nothing from the device, where its tensors have no values here."""
+"""Training steps, loading and optical flow read nothing from the device, whose tensors have no values here."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_step_with_a_moving_average(options: dict[str, Any]) -> None:
 
 
 def test_optical_flow_on_a_device() -> None:
-    """Torchvision's RAFT itself makes its grid of coordinates on the host; nothing is read."""
+    """torchvision's RAFT makes its grid of coordinates on the host; nothing is read."""
     from torchvision.models.optical_flow import raft_small
 
     flow = _raft_flow(raft_small(weights=None).eval().to(DEVICE))

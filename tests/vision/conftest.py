@@ -1,4 +1,4 @@
-"""Fixtures of the vision tests: small image files, real in every byte."""
+"""Fixtures of the vision tests: small real image files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ssl_vision.models.model_folder import Architecture, save_classifier
 
 @pytest.fixture
 def noise() -> Callable[..., Image.Image]:
-    """`noise(3)` is an RGB image of random pixels, the same for the same number, different for another one."""
+    """`noise(3)` is an RGB image of random pixels that depend only on the number."""
 
     def draw(number: int, *, size: tuple[int, int] = (12, 10)) -> Image.Image:
         pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -66,7 +66,7 @@ def cifar_files(shared_data: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def digit_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a small classifier of digits that is right about nine times in ten."""
+    """The run folder of a small digit classifier that is right about nine times in ten."""
     architecture = Architecture(EncoderOptions(width_multiplier=0.125), image_size=8)
     images = open_images("digits")
     pictures, labels = in_memory(images).float() / 255, images.labels()

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again, through the real command, and what they must end in."""
+"""Runs killed repeatedly through the real command, and the result they must have."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 
 
 def outcome(run: Path) -> dict[str, str]:
-    """Hash of everything a run promises to repeat: metrics, models and the last checkpoint's tensors and state."""
+    """Return a hash of what a run promises to repeat: metrics, models, and tensors and state of the last checkpoint."""
     last = max((run / "checkpoints").glob("step-*"))
     files = [run / "metrics.jsonl", run / "metrics.csv", *run.glob("model/*"), *run.glob("models/*/*"), *last.glob("*")]
     return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def kill_after(process: subprocess.Popen[bytes], run: Path, steps: int, how: signal.Signals) -> bool:
-    """Send the signal when the metrics, every third step, show that many; False if the run ended before."""
+    """Send the signal at this many lines of metrics, one every third step; False if the run ended before."""
     metrics = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while process.poll() is None:
@@ -36,7 +36,7 @@ def kill_after(process: subprocess.Popen[bytes], run: Path, steps: int, how: sig
 
 
 def run_killed(command: Callable[..., list[str]], run: Path, *, seed: int) -> None:
-    """Start the run, kill it three times at random steps, and let it end."""
+    """Start the run, kill it three times at random steps, and let it finish."""
     rng = random.Random(seed)
     kills = 0
     for attempt in range(4):

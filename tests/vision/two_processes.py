@@ -1,4 +1,4 @@
-"""The same training on one process and on two, which must give the same."""
+"""The same training on one process and on two must give the same result."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Records = list[dict[str, float]]
 
 
 def metrics(run: Path) -> Records:
-    """What a run has recorded."""
+    """Return the recorded metrics of a run."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def run_alone_and_together(arguments: Sequence[str], folder: Path) -> tuple[Records, Records]:
-    """The records of a command line that lacks only its `--out`, on one process and by torchrun on two."""
+    """Return the records of a command line without `--out`, on one process and by torchrun on two."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, start in (("one", [sys.executable]), ("two", torchrun)):
@@ -36,14 +36,14 @@ def run_alone_and_together(arguments: Sequence[str], folder: Path) -> tuple[Reco
 
 
 def over_processes(model: nn.Module) -> nn.Module:
-    """The model with its batch norm and its gradients over all processes."""
+    """Return the model with batch norm and gradients over all processes."""
     if dist.is_initialized():
         return nn.parallel.DistributedDataParallel(convert_sync_batchnorm(model))
     return model
 
 
 def losses_alone_and_together(train: Callable[[int, int], list[Tensor]], folder: Path) -> tuple[Tensor, Tensor]:
-    """The losses that ``train(rank, world_size)`` returns, a function of a module, alone and as the mean over two."""
+    """Return the losses of ``train(rank, world_size)``, a module's function, alone and as the mean over two."""
     _train(0, 1, train, str(folder))
     mp.spawn(_train, (2, train, str(folder)), nprocs=2)
     alone, together = (torch.load(folder / f"{count}.pt", weights_only=True) for count in (1, 2))

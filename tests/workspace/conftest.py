@@ -11,7 +11,7 @@ from tools.results import ROOT
 
 
 def listed(*patterns: str) -> list[Path]:
-    """Files that git holds, or would hold if they were added."""
+    """Return the files that git holds, or would hold if they were added."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *patterns]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return sorted(path for name in set(done.stdout.split("\0")) if name and (path := ROOT / name).is_file())
@@ -19,7 +19,7 @@ def listed(*patterns: str) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def text_files() -> dict[Path, str]:
-    """Every text file of the repository, by path relative to its root."""
+    """Return every text file of the repository, by path relative to its root."""
     texts = {}
     for path in listed():
         data = path.read_bytes()
@@ -30,7 +30,7 @@ def text_files() -> dict[Path, str]:
 
 @pytest.fixture(scope="session")
 def shipped(text_files: dict[Path, str]) -> dict[Path, str]:
-    """The Python files of the packages."""
+    """Return the Python files of the packages."""
     return {
         path: text
         for path, text in text_files.items()
@@ -39,7 +39,7 @@ def shipped(text_files: dict[Path, str]) -> dict[Path, str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`package` stands for every package, `page` for every Markdown file."""
+    """Run tests with an argument `package` for every package, and with `page` for every Markdown file."""
     if "package" in metafunc.fixturenames:
         packages = [path.parent.name for path in listed("packages/*/pyproject.toml")]
         metafunc.parametrize("package", packages)

@@ -1,4 +1,4 @@
-"""Files that unpack to far more than they take, in every verb that opens images or videos: named, and not unpacked."""
+"""Files that unpack to far more than their size, in every verb that opens images or videos: named, not unpacked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROOM = 2 << 30
 
 
 def write_bomb(path: Path, *, side: int = 60_000) -> None:
-    """A PNG of 3.6 gigapixels in 11 kB for each of its colours, with right checksums."""
+    """Write a PNG of 3.6 gigapixels in 11 kB, with right checksums."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -39,12 +39,12 @@ def write_bomb(path: Path, *, side: int = 60_000) -> None:
 
 
 def write_wide_video(path: Path) -> None:
-    """A Y4M video whose header states frames of a gigapixel."""
+    """Write a Y4M video whose header states frames of a gigapixel."""
     path.write_bytes(b"YUV4MPEG2 W40000 H30000 F25:1 Ip A1:1 C420jpeg\nFRAME\n" + bytes(4096))
 
 
 def limited(domain: str, line: list[str]) -> int:
-    """The exit status of a command line that may take so much memory more, in a process of its own."""
+    """Return the exit status of a command line in its own process, with a limit on additional memory."""
 
     def work() -> None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -106,7 +106,7 @@ def test_a_bomb_is_not_unpacked(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is refused, or left out and named; nothing takes the memory that it states."""
+    """It is refused, or left out and named; nothing uses the memory that it states."""
     place = places(domain)
     data = tmp_path / "data"
     shutil.copytree(place["DATA"], data)

@@ -1,4 +1,4 @@
-"""The three command lines: what `--help` loads and shows, and that a flag means the same in all of them."""
+"""The three command lines: what `--help` loads and shows, and that a flag has one meaning in all of them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ CONTRIBUTING = Path(__file__).parents[2] / ".github" / "CONTRIBUTING.md"
 
 
 def values_of_flags() -> dict[str, dict[str, set[str]]]:
-    """What each flag of `--help-all` takes (`N`, `PATH`, `TEXT`), by short name, with the commands."""
+    """Return the value of each flag of `--help-all` (`N`, `PATH`, `TEXT`), by short name, with the commands."""
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for package in PACKAGES:
         for verb, about in importlib.import_module(f"{package}.cli").VERBS.items():
@@ -90,7 +90,7 @@ def values_of_flags() -> dict[str, dict[str, set[str]]]:
 
 
 def table() -> dict[str, str]:
-    """The table "One flag, one meaning" of CONTRIBUTING: flag and value."""
+    """Return the table "One flag, one meaning" of CONTRIBUTING: flag and value."""
     rows = re.findall(r"^\| `--([\w-]+)(?: (\S+))?` \|", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE)
     return {flag.replace("-", "_"): value or "on or off" for flag, value in rows}
 
@@ -116,7 +116,7 @@ def test_a_flag_takes_the_same_in_all_command_lines() -> None:
 
 
 def test_positional_arguments_have_one_order() -> None:
-    """What is used, the data, what is written; everything else, a split among it, is a flag."""
+    """What is used, the data, what is written; everything else, such as a split, is a flag."""
     order = [("model", "init", "teacher", "source", "run", "predicted"), ("data",), ("out",)]
     wrong = {}
     for package in PACKAGES:
@@ -155,7 +155,7 @@ _OF_OTHER_PROGRAMS = (
 
 
 def test_flags_are_spelt_with_dashes_as_in_the_help() -> None:
-    """In messages, docstrings and pages; on a command line both spellings are accepted."""
+    """In messages, docstrings and pages; command lines accept both spellings."""
     root = CONTRIBUTING.parents[1]
     texts = {
         path: path.read_text(encoding="utf-8")

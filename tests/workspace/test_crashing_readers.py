@@ -315,7 +315,7 @@ sys.exit(status)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_the_command_is_told_reaches_its_child(number: int) -> None:
-    """Also an interrupt that a program sends, and not a terminal, which tells the child itself."""
+    """Also an interrupt sent by a program rather than by a terminal, which signals the child itself."""
     program = """
 import signal, sys, time
 from contrastive_core.training import crashes
@@ -365,7 +365,7 @@ sys.exit(status)
 
 
 def test_a_worker_that_cannot_pass_a_batch_on_blames_no_file() -> None:
-    """The thread that passes batches on ends the process, while another may be reading a file."""
+    """The thread that passes batches on ends the process while another may be reading a file."""
     assert crashes.open_notes() is not None
     pid = os.fork()
     if not pid:

@@ -1,4 +1,4 @@
-"""What the pages say runs: Python examples, commands with their flags, links; and every public name is shown."""
+"""The pages are true: examples run, commands and flags exist, links lead somewhere, every public name is shown."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ MODULES = sorted(
 
 
 def blocks(page: str, language: str) -> list[tuple[int, str]]:
-    """The fenced blocks of a page in one language, with the line each begins at."""
+    """Return the fenced blocks of a page in one language, with the line at which each begins."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return [(text.count("\n", 0, found.start(2)), found[2]) for found in FENCE.finditer(text) if found[1] == language]
 
 
 def program(page: str) -> str:
-    """All Python blocks of a page in one program whose line numbers are the page's."""
+    """Join all Python blocks of a page to a program whose line numbers are the page's."""
     lines: list[str] = []
     for start, code in blocks(page, "python"):
         lines += [""] * (start - len(lines)) + code.splitlines()
@@ -45,7 +45,7 @@ def program(page: str) -> str:
 
 
 def commands(page: str) -> list[list[str]]:
-    """The command lines of a page's sh blocks, without comments."""
+    """Return the command lines of a page's sh blocks, without comments."""
     joined = "".join(code for _, code in blocks(page, "sh")).replace("\\\n", " ")
     return [words for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
 
@@ -81,7 +81,7 @@ MODULES_OF_COMMANDS = [name.removesuffix(".cli") for name in MODULES if re.fullm
 
 
 def understood(cli: ModuleType, words: list[str]) -> list[str]:
-    """Parse a command line with the program that would run it, without running it."""
+    """Parse a command line with its program, without running it."""
     ask = [] if {"--help", "--version"} & set(words) else ["--print_config"]
     return [] if cli.main([*words[1:], *ask]) == 0 else [f"{' '.join(words)}: not understood"]
 

@@ -51,7 +51,7 @@ def is_run(domain: str, verb: str) -> bool:
 def refused(
     domain: str, case: Case, place: dict[str, Path], out: Path, capsys: pytest.CaptureFixture[str]
 ) -> str | None:
-    """What the command says, in one line; None if everything fitted."""
+    """Return the one-line message of the command; None if everything fitted."""
     inputs = contents(next(iter(place.values())).parent)
     capsys.readouterr()
     line = filled(case.words, place, out)

@@ -1,4 +1,4 @@
-"""A shared memory that is too small for the batches of data loading processes, as in a container."""
+"""A shared memory too small for the batches of data loading processes, as in a container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fuzzer finds what it looks for, and readers survive it."""
+"""The fuzzer finds what it looks for, and readers withstand it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _example(root: Path, _: str) -> list[Path]:
 
 
 def _outcomes(read: Callable[[Path], Any], folder: Path, cases: range, **more: Any) -> dict[int, str]:
-    """Outcomes of a reader that reads the valid example well."""
+    """Return the outcomes of a reader that reads the valid example well."""
     folder.mkdir(exist_ok=True)
 
     def either(root: Path) -> str:

@@ -52,7 +52,7 @@ def test_actions_are_pinned() -> None:
 
 
 def test_the_tests_requirements_are_those_of_the_environment() -> None:
-    """The workflow installs by hand what hatch installs here: a tool that the tests import is not forgotten."""
+    """The workflow installs by hand what hatch installs here: no tool that the tests import may be missing."""
     run = next(step["run"] for step in steps() if "pytest-xdist" in step.get("run", ""))
     installed = {re.split(r"[<>=]", word)[0] for word in shlex.split(run.replace("\\\n", " "))}
     environment = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["envs"]["default"]

@@ -1,4 +1,4 @@
-"""`tools/gpu`: the rehearsal on the CPU runs every stage but those left out; failures and time limits are recorded."""
+"""`tools/gpu`: the CPU rehearsal runs every stage except those left out; failures and time limits are recorded."""
 
 from __future__ import annotations
 

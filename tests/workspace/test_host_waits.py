@@ -1,4 +1,4 @@
-"""A training step reads nothing from the device: on a GPU each such reading makes the host wait."""
+"""A training step reads nothing from the device: on a GPU each such read makes the host wait."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.host_waits import Waits
 
 @pytest.fixture(autouse=True)
 def nothing_is_free(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Our packages take the CPU for a device whose values are not free to read."""
+    """Let our packages treat the CPU as a device whose values are costly to read."""
     monkeypatch.setattr(synchronization, "_FREE", set())
     with use_backend("torch"):
         yield

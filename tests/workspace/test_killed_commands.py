@@ -1,4 +1,4 @@
-"""Commands that are killed while they write: called again, they end with the files of one that was not disturbed."""
+"""Commands killed while they write: called again, they end with the files of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WRITING = [
 
 
 def events(domain: str, line: list[str], out: Path, *, kill_at: int = 0) -> int:
-    """Run a command in a process of its own, killed at an event on the files of a folder; the number of events."""
+    """Run a command in its own process, killed at a file event in a folder; return the number of events."""
     told, tell = os.pipe()
     child = os.fork()
     if child == 0:
@@ -54,7 +54,7 @@ def events(domain: str, line: list[str], out: Path, *, kill_at: int = 0) -> int:
 
 
 def without_times(content: bytes) -> object:
-    """A JSON document but for the time that something took; other content as it is."""
+    """Return a JSON document without the durations in it; other content unchanged."""
 
     def drop(value: object) -> object:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Every package has the same shape, is known to every tool, and depends on the core and on no sibling."""
+"""Every package has the same shape, is known to every tool, and depends on the core but on no sibling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def project(package: str) -> dict[str, object]:
 
 
 def imported(text: str) -> Iterator[tuple[str, bool]]:
-    """Modules a file imports, and whether importing the file imports them (not inside a function or TYPE_CHECKING)."""
+    """Return modules that a file imports, and whether importing it imports them (not in functions or TYPE_CHECKING)."""
 
     def walk(node: ast.AST, at_once: bool) -> Iterator[tuple[str, bool]]:
         for child in ast.iter_child_nodes(node):
@@ -104,7 +104,7 @@ def test_the_core_needs_torch_only(shipped: dict[Path, str]) -> None:
 
 
 def modules(shipped: dict[Path, str]) -> dict[str, set[str]]:
-    """Module -> modules of the packages that it imports, at once or in a function; types alone do not count."""
+    """Return module -> modules of the packages that it imports, also in functions; not those imported for types."""
     names = {path: ".".join(path.with_suffix("").parts[3:]).removesuffix(".__init__") for path in shipped}
     known = set(names.values())
     found: dict[str, set[str]] = {}
@@ -126,7 +126,7 @@ def _without_types(tree: ast.Module) -> ast.Module:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """Nodes of the circles of a graph and those that lead to them; empty if there is no circle."""
+    """Return the nodes of circles in a graph and those that lead to them; empty if there is no circle."""
     left = {node: set(others) for node, others in graph.items()}
     while done := [node for node, others in left.items() if not others & left.keys()]:
         for node in done:
@@ -135,7 +135,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_imports_go_one_way(shipped: dict[Path, str]) -> None:
-    """No circle of modules, and none of rooms: the folders below a package, and the modules beside them."""
+    """No circle of modules, nor of the folders and modules directly below a package."""
     graph = modules(shipped)
     files = {node: others for node, others in graph.items() if not any(other.startswith(f"{node}.") for other in graph)}
     assert circle(files) == []
@@ -150,7 +150,7 @@ def test_imports_go_one_way(shipped: dict[Path, str]) -> None:
 
 
 def test_a_command_imports_no_other(shipped: dict[Path, str]) -> None:
-    """But for `demo`, which runs them one after the other."""
+    """Except `demo`, which runs them one after the other."""
     found = [
         f"{node} imports {other}"
         for node, others in modules(shipped).items()

@@ -1,4 +1,4 @@
-"""Importing the core costs nothing and a command line answers --help without torch: as import lists, not as seconds."""
+"""Importing the core is cheap, and a command line answers --help without torch: tested by lists of imports."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SAY = "import json, sys; print(); print(json.dumps(sorted(sys.modules)))"
 
 
 def loaded(program: str) -> set[str]:
-    """The modules a program has imported at its end, in a Python of its own."""
+    """Return the modules that a program has imported at its end, in its own Python process."""
     done = subprocess.run([sys.executable, "-c", f"{program}\n{SAY}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 def strangers(program: str, *friends: str, beside: str = "") -> set[str]:
-    """Top-level modules that a program loads beyond another one, Python's library and its friends."""
+    """Return top-level modules that a program loads beyond another one, Python's library and related ones."""
     tops = {name.partition(".")[0] for name in loaded(program) - loaded(beside)}
     return tops - {*sys.stdlib_module_names, *friends, "__main__"}
 

@@ -1,4 +1,4 @@
-"""Names that come from data and models do not leave the output folder, and cannot pass for other names."""
+"""Names from data and models cannot leave the output folder or pass for other names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def small_classifier(folder: Path, classes: list[str]) -> Path:
 
 
 def test_names_in_data_and_models_are_checked(tmp_path: Path) -> None:
-    """Classes, videos, combinations and structures whose names turn text around or end a line are refused."""
+    """Names of classes, videos, combinations and structures that reverse text or end a line are refused."""
     from ssl_medseg.datasets.draw_splits import Combination, combine
     from ssl_medseg.io.label_map import LabelMap
     from ssl_video.data.videos import Video, VideoSet
@@ -52,7 +52,7 @@ def test_names_in_data_and_models_are_checked(tmp_path: Path) -> None:
 
 
 def test_no_archive_is_unpacked() -> None:
-    """Members of an archive have names, too; nothing writes files by them."""
+    """Members of an archive have names, too; no file is written under them."""
     unpacking = re.compile(r"extractall|unpack_archive|\.extract\(|import tarfile")
     assert len(SOURCES) > 100
     assert [path.name for path in SOURCES if unpacking.search(path.read_text(encoding="utf-8"))] == []

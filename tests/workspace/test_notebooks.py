@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and what they print makes sense."""
+"""The notebooks run from top to bottom and print sensible results."""
 
 from __future__ import annotations
 

@@ -298,7 +298,7 @@ def test_files_of_others_stay(
 
 
 def test_every_file_is_put_in_place_by_one_function() -> None:
-    """What is renamed past it is not in the journal, and after a kill the command would not know its own file."""
+    """A file renamed in another way is not in the journal, so after a kill the command would not recognise it."""
     renaming = re.compile(r"\.rename\(|os\.(replace|rename)\(|shutil\.move|\.replace\((path|target|file|out)\)")
     sources = sorted(Path(__file__).parents[2].glob("packages/*/src/**/*.py"))
     assert len(sources) > 100

@@ -1,4 +1,4 @@
-"""Numbers in the pages are those of docs/results/*.json, and such a file says where its numbers came from."""
+"""Numbers in the pages are those of docs/results/*.json, each of which states its origin."""
 
 from __future__ import annotations
 

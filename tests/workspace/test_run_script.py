@@ -1,4 +1,4 @@
-"""`tools/run` and `.ci/run`: scripts, messages, and when the environment is rebuilt. Nothing is installed here."""
+"""`tools/run` and `.ci/run`: scripts, messages, and when the environment is rebuilt; nothing is installed here."""
 
 from __future__ import annotations
 

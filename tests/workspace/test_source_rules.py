@@ -1,4 +1,4 @@
-"""What must not stand in a file: unsafe reads, assertions on user input, one machine's paths and hosts."""
+"""What no file may contain: unsafe reads, assertions on user input, paths and hosts of a machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRIVATE = re.compile(r"torchvision(\.\w+)*\._")
 
 
 def unsafe(text: str) -> Iterator[str]:
-    """What a Python file does that shipped code must not."""
+    """Return what a Python file does that shipped code must not do."""
     for node in ast.walk(ast.parse(text)):
         line = f"line {getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Assert):

@@ -1,4 +1,4 @@
-"""Experiments made of commands: what is done stays, what depends on a failure waits, accuracies become claims."""
+"""Experiments made of commands: finished steps stay, dependents of a failure wait, accuracies become claims."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_what_needs_a_failed_job_is_named(tmp_path: Path, capfd: pytest.CaptureF
 
 
 def test_a_training_that_was_killed_goes_on(tmp_path: Path) -> None:
-    """Started again, and with the command that the results name."""
+    """Started again, with the command that the results state."""
     words = (
         "pretrain",
         "digits",

@@ -1,4 +1,4 @@
-"""The study of ucf101_10: commands that the command line takes, what is counted as compute, differences by draw."""
+"""The study of ucf101_10: commands that the command line accepts, compute that is counted, differences by draw."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_commands_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_equal_compute_by_hand() -> None:
-    """Of 8 labelled clips and a view: 3 passes each. Pseudo-labels: also 3 x 16 for strong clips and 16 for weak."""
+    """With 8 labelled clips and a view: 3 passes each. Pseudo-labels: also 3 x 16 for strong clips and 16 for weak."""
     budget = 2 * (0.4 * 24 + 0.6 * (24 + 48 + 16)) * STEPS
     expected = {
         "mvpl": STEPS,

@@ -1,4 +1,4 @@
-"""The tutorial's commands, run as a reader runs them: one after the other, in an empty folder."""
+"""The tutorial's commands, run one after the other in an empty folder, as a reader runs them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
 
 
 def digit(row: str) -> str:
-    """The class that the image of a row is of, by its number in its name."""
+    """Return the class of the image in a row, from the number in its name."""
     from ssl_vision.data import open_images
 
     images = open_images("digits")

@@ -28,7 +28,7 @@ def pins() -> dict[str, str]:
 
 
 def declared() -> Iterator[Requirement]:
-    """Everything the packages, their extras in the development environment, and its tools ask for."""
+    """Return all requirements of the packages, their extras in the development environment, and the tools."""
     environment = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["envs"]["default"]
     yield from map(Requirement, environment["dependencies"])
     for member in environment["workspace"]["members"]:
@@ -72,7 +72,7 @@ def test_withdrawn_versions_are_excluded() -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace of two packages, ready for the release of core-v1.2.0."""
+    """A workspace with two packages, ready for the release of core-v1.2.0."""
     for name, version, needed in (("core", "1.2.0", []), ("vision", "0.3.0", ["core>=1.1,<1.3"])):
         folder = tmp_path / "packages" / name
         (folder / "src" / name).mkdir(parents=True)
@@ -166,7 +166,7 @@ def test_every_pinned_version_has_a_hash() -> None:
 
 
 def test_a_file_with_another_hash_is_not_installed(tmp_path: Path) -> None:
-    """That pip refuses it, called as tools/run calls it."""
+    """pip, called as tools/run calls it, refuses it."""
     wheel = build_wheel(tmp_path)
     listed = tmp_path / "listed.txt"
     line = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--find-links", str(tmp_path)]

@@ -1,4 +1,4 @@
-"""A value passes at most half as many files as before the packages were refiled."""
+"""A value passes through at most half as many files as before the packages were refiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The toy program in place of a module, and calls of it that work or are refused."""
+"""A toy program in place of a module, and helpers that call it and expect success or a refusal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 @pytest.fixture
 def call(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """`fit` with these words: the arguments that differ from d, o and the defaults."""
+    """Call `fit` with these words; return the arguments other than d, o and the defaults."""
 
     def call(*words: str) -> dict[str, Any]:
         got: dict[str, Any] = {}
@@ -36,7 +36,7 @@ def call(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> Callab
 
 @pytest.fixture
 def refused(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """What is said about these words, all of which are wrong."""
+    """Return the message about these words, which must be refused."""
 
     def refused(*words: str, configs: str | None = None) -> str:
         module.fit = fit  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Command lines made of functions: flags and files that become arguments."""
+"""Command lines built from functions: flags and files become arguments."""
 
 from __future__ import annotations
 

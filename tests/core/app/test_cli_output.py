@@ -1,4 +1,4 @@
-"""What a command line says to real pipes and from real processes of torchrun."""
+"""Output of a command line to real pipes and from real torchrun processes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_two_processes_speak_with_one_voice(program: list[str], tmp_path: Path) 
 
 
 def test_a_script_goes_on_once(program: list[str]) -> None:
-    """A command works in a child process, which does not go on with the script that called it."""
+    """A command works in a child process, which must not continue the script that called it."""
     done = subprocess.run([*program, "lonely /dev/null", "result"], capture_output=True, text=True, check=False,
                           env={**os.environ, "RANK": "0", "WORLD_SIZE": "1"})  # fmt: skip
     assert (done.returncode, done.stdout.count("done alone"), done.stdout.count("printed by the verb")) == (0, 1, 1)

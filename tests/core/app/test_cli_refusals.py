@@ -1,4 +1,4 @@
-"""Wrong command lines: what is said about them."""
+"""Messages about wrong command lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTML of a report keeps the flags of a command whole where a narrow screen breaks its lines."""
+"""Report HTML keeps flags whole where a narrow screen breaks the lines of a command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports tell what a user set from what a command chose, and explain only lines that are drawn."""
+"""Reports distinguish what a user set from what a command chose, and explain only lines that are drawn."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def command(
     rates: Rates = Rates(),
     run: RunOptions = RunOptions(),  # noqa: B008 - frozen
 ) -> str:
-    """A command that chooses what is left open, and whose report is returned."""
+    """A command that chooses open settings, and whose report is returned."""
     config = dict(locals())
     resolved = {
         "steps": steps or 2,

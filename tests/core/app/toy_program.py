@@ -1,4 +1,4 @@
-"""A program with two verbs, which the tests of command lines call: `fit`, with every kind of flag, and `check`."""
+"""A program for tests of command lines, with two verbs: `fit`, which has every kind of flag, and `check`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ DEFAULTS = fit("d", Path("o"))
 
 
 def fit_noting(got: dict[str, Any]) -> Callable[..., None]:
-    """`fit` that puts its arguments down."""
+    """`fit`, recording its arguments."""
 
     @functools.wraps(fit)
     def noting(*args: Any, **keywords: Any) -> None:

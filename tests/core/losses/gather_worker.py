@@ -27,12 +27,12 @@ def model() -> nn.Module:
 
 
 def inputs(world: int) -> Tensor:
-    """Of all processes: [world, ROWS, 7]."""
+    """Inputs of all processes, [world, ROWS, 7]."""
     return torch.randn(world, ROWS, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def labels(world: int) -> dict[str, Tensor]:
-    """Of all processes, [world, ROWS]: from classes that are complete to anchors without positives on one process."""
+    """Labels of all processes, [world, ROWS]; classes range from complete ones to anchors without positives."""
     n = world * ROWS
     lonely = torch.arange(n) + 100
     first_only = lonely.clone()
@@ -52,7 +52,7 @@ def labels(world: int) -> dict[str, Tensor]:
 
 
 def bank() -> Tensor:
-    """Of every process, [11, 5]."""
+    """Memory bank of every process, [11, 5]."""
     return torch.randn(11, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
@@ -60,7 +60,7 @@ Case = tuple[str, Callable[[Tensor, Tensor, Gather], Tensor]]
 
 
 def cases() -> list[Case]:
-    """Name and loss of (embeddings, labels, gather); rows of both views alternate in nt_xent."""
+    """Return name -> loss of (embeddings, labels, gather); rows of both views alternate in nt_xent."""
     return [
         ("nt_xent", lambda z, y, gather: nt_xent(z[::2], z[1::2], temperature=0.3, gather=gather)),
         ("nt_xent at low temperature", lambda z, y, gather: nt_xent(z[::2], z[1::2], temperature=0.002, gather=gather)),
@@ -108,14 +108,14 @@ def cases() -> list[Case]:
 
 
 def unlabelled(y: Tensor) -> Tensor:
-    """Without the labels of one class, of which the processes hold unequal numbers."""
+    """Remove the labels of one class, of which the processes hold unequal numbers."""
     return y.masked_fill(y == 1, -1)
 
 
 def penalty(
     loss: Callable[[Tensor, Tensor, Gather], Tensor], net: nn.Module, x: Tensor, y: Tensor, gather: Gather
 ) -> list[Tensor]:
-    """Second derivatives: parameter gradients of the squared gradient of all processes' losses with respect to x."""
+    """Second derivatives: gradients of the squared gradient of all losses with respect to x."""
     x = x.clone().requires_grad_()
     (first,) = torch.autograd.grad(loss(net(x), y, gather), inputs=x, create_graph=True)
     return gradients(first.square().sum(), net)

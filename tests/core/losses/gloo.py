@@ -1,4 +1,4 @@
-"""Real processes for the tests of what happens between processes: a worker module says what each of them finds."""
+"""Start real processes for distributed tests; a worker module reports what each of them found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Found = dict[str, Any]
 
 
 def found_by(worker: str, world: int, folder: Path) -> list[Found]:
-    """What each of `world` processes of a worker module found, in the order of their ranks."""
+    """Return what each of `world` processes of a worker module found, by rank."""
     command = [sys.executable, "-m", worker]
     processes = [
         subprocess.Popen([*command, str(rank), str(world), str(folder)], stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -30,7 +30,7 @@ def found_by(worker: str, world: int, folder: Path) -> list[Found]:
 
 
 def be_a_worker(find: Callable[[int, int], Found]) -> None:
-    """The main function of a worker module: what `find(rank, world)` returns goes to the test."""
+    """Main function of a worker module: pass the result of `find(rank, world)` to the test."""
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group(

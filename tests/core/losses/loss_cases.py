@@ -1,4 +1,4 @@
-"""The losses in one form, with their formulas, and rows and labels to try them on."""
+"""All losses in one form, with their formulas, and rows and labels to try them on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def some_labels(n: int, classes: int, seed: int = 0) -> Tensor:
-    """Unsorted, not consecutive; one class has two samples at least."""
+    """Unsorted, non-consecutive labels; at least one class has two samples."""
     labels = torch.randint(0, classes, (n,), generator=torch.Generator().manual_seed(seed)) * 7
     labels[-1] = labels[0]
     return labels
@@ -47,7 +47,7 @@ def relative(ours: Tensor, exact: Tensor) -> float:
 def cases(
     n: int, labels: Tensor
 ) -> dict[str, tuple[Callable[..., Tensor], Callable[[Formulas], Callable[..., Tensor]]]]:
-    """For every loss on 2 n rows: ours, and the formula's function of the same arguments."""
+    """Return our function and the formula, with the same arguments, for every loss of 2 n rows."""
     return {
         "nt_xent": (
             lambda z, t: nt_xent(z[:n], z[n:], temperature=t),

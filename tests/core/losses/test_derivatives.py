@@ -1,4 +1,4 @@
-"""Derivatives of every order and kind, against autograd on the formula with the full matrix: silence is the error."""
+"""Derivatives of every order and kind against autograd on the full-matrix formula; none may be silently wrong."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(params=["nt_xent", "bank", "suncet", "smoothed", "supcon", "info_nce", "paws", "self_lse", "row_lse"])
 def pair(request: pytest.FixtureRequest, formulas: SimpleNamespace) -> tuple[Loss, Loss]:
-    """A loss of [N, D] embeddings, and the same as its formula."""
+    """A loss of [N, D] embeddings, and the same loss as a formula."""
     other, bank, weight = randn(N, D, seed=1), randn(3, D, seed=2), randn(N)
 
     def reference(f: Callable[..., Tensor], *rows: Tensor, **options: float) -> Tensor:
@@ -85,7 +85,7 @@ def pair(request: pytest.FixtureRequest, formulas: SimpleNamespace) -> tuple[Los
 
 
 def named(f: Loss) -> Tensor:
-    """Second derivative by autograd.grad with named inputs, twice."""
+    """Compute second derivatives by calling autograd.grad with named inputs twice."""
     x = randn(N, D).requires_grad_()
     (grad,) = torch.autograd.grad(f(x), inputs=x, create_graph=True)
     return torch.autograd.grad(grad.square().sum(), inputs=x)[0]
@@ -154,7 +154,7 @@ def test_derivatives_are_those_of_the_formula(pair: tuple[Loss, Loss], way: str)
 
 
 def test_forward_mode_twice_is_refused(pair: tuple[Loss, Loss]) -> None:
-    """PyTorch does not follow the rules for forward mode in forward mode: results would be wrong without a word."""
+    """PyTorch ignores forward-mode rules inside forward mode: results would be silently wrong."""
     with pytest.raises(RuntimeError, match="losses cannot be differentiated twice in forward mode; use forward over"):
         torch.func.jacfwd(torch.func.jacfwd(pair[0]))(randn(N, D))
 

@@ -1,4 +1,4 @@
-"""distillation: its formula, low temperatures, who gets a gradient, edges. Recorded values: test_losses_golden.py."""
+"""Distillation loss: formula, low temperatures, gradients and edge cases; recorded values: test_losses_golden.py."""
 
 from __future__ import annotations
 

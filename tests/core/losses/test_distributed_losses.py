@@ -1,4 +1,4 @@
-"""Losses that gather, on real processes: values and parameter gradients are those of one process with all rows."""
+"""Losses with `gather=True` on real processes: values and gradients equal those of one process with all rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Found = list[gloo.Found]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
-    """`run(2)`: what each of two processes found; they are started once."""
+    """`run(2)` returns what each of two processes found; they are started once."""
     return functools.cache(
         lambda world: gloo.found_by("tests.core.losses.gather_worker", world, tmp_path_factory.mktemp("gather"))
     )
@@ -68,7 +68,7 @@ def test_second_derivatives_are_those_of_the_union(found: Found, name: str) -> N
 
 
 def test_the_cases_are_not_trivial(found: Found) -> None:
-    """Gradients are not zero, and those without the other processes' rows would differ."""
+    """Gradients are not zero and depend on the rows of other processes."""
     world, net = len(found), worker.model()
     _, grads = found[0]["suncet, random"]
     assert max(grad.abs().max() for grad in grads) > 1e-3

@@ -1,4 +1,4 @@
-"""A temperature that is learned: the value of a number, and the gradient of the formula."""
+"""Learned temperatures: the value equals that of a number, the gradient that of the formula."""
 
 from __future__ import annotations
 

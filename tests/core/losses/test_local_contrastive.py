@@ -1,4 +1,4 @@
-"""local_contrastive: against the recorded official code, against its formula in loops, and at its edges."""
+"""The local loss against the recorded official code, the formula written with loops, and at edge cases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tensor(values: Any, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def recorded_case(golden: Golden, case: str) -> tuple[np.lib.npyio.NpzFile, Tensor, Tensor, dict[str, Any]]:
-    """The recorded arrays; embedding, label and keywords of ours. A batch holds 2 B images, pair b is (b, B + b)."""
+    """Return the recorded arrays, and our embedding, label and keywords; pair b of 2 B images is (b, B + b)."""
     recorded = golden("medseg")
     embedding = tensor(recorded[f"{case}/emb"]).permute(0, 3, 1, 2)
     half = torch.arange(len(embedding) // 2)
@@ -47,7 +47,7 @@ def nhwc(x: Tensor) -> Tensor:
 def test_recorded_official_values(
     golden: Golden, differentiate: Differentiate, variant: Any, dtype: torch.dtype
 ) -> None:
-    """The official code runs in float32: values agree to 1e-6, gradients to 1e-7 or their 1e-5th part."""
+    """The official code runs in float32: values agree to 1e-6, gradients to 1e-7 or a relative 1e-5."""
     cases = [key.removesuffix("/emb") for key in golden("medseg").files if re.fullmatch("lc_.*/emb", key)]
     assert {"lc_acdc", "lc_acdc_missing"} <= set(cases)
     for case in cases:
@@ -65,7 +65,7 @@ def test_recorded_official_values(
 
 @pytest.mark.parametrize("variant", ["intra", "inter"])
 def test_recorded_sums_over_the_terms_there_are(golden: Golden, variant: Any) -> None:
-    """With a class absent from one image of a pair: S_b over half the number of live terms."""
+    """A class is absent from one image of a pair: S_b divided by half the number of remaining terms."""
     recorded, embedding, label, options = recorded_case(golden, "lc_acdc_missing")
     sums = tensor(recorded[f"lc_acdc_missing/{variant}/numpy_pair_sum"])
     live = tensor(recorded[f"lc_acdc_missing/{variant}/numpy_live_terms"])
@@ -88,7 +88,7 @@ def test_order_of_the_pairs_matters_to_the_official_reduction_only(golden: Golde
 def by_loops(
     embedding: Tensor, label: Tensor, pairs: Tensor, anchors: Tensor, variant: str, temperature: float, reduction: str
 ) -> Tensor:
-    """Term by term, as the paper writes it."""
+    """The paper's formula, term by term."""
     classes, per_class = range(1, anchors.shape[1] + 1), anchors.shape[2]
     mean = {
         (image, k): embedding[image][:, label[image] == k].mean(1)

@@ -1,4 +1,4 @@
-"""The local loss at its edges: precision, absent classes, drawn anchors, wrong inputs."""
+"""Edge cases of the local loss: precision, absent classes, sampled anchors, wrong inputs."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_pair_without_terms_is_left_out_of_the_mean() -> None:
 
 
 def test_anchors_of_absent_classes_are_not_looked_at() -> None:
-    """The official sampler writes 1000 there."""
+    """For these, the official sampler writes 1000."""
     embedding, label = blobs()
     label[0][label[0] == 3] = 0
     anchors = draw_anchors(label, num_classes=4, anchors_per_class=3, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""nt_xent, suncet, supcon and info_nce against their formulas with the full matrix, as modules and compiled."""
+"""nt_xent, suncet, supcon and info_nce against full-matrix formulas, also as modules and compiled."""
 
 from __future__ import annotations
 

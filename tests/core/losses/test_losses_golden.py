@@ -22,7 +22,7 @@ def tensor(recorded: Recorded, key: str, dtype: torch.dtype = torch.float64) -> 
 
 
 def found(recorded: Recorded, pattern: str) -> list[re.Match[str]]:
-    """The recorded keys of this form, of which there must be some."""
+    """Return the recorded keys of this form, and fail if there are none."""
     matches = [match for match in (re.fullmatch(pattern, key) for key in recorded.files) if match]
     assert matches, f"nothing recorded like {pattern}"
     return matches
@@ -37,7 +37,7 @@ def compare(ours: tuple[Tensor, ...], value: Tensor, grad: Tensor, tolerance: fl
 def test_nt_xent_is_half_of_tensorflow(
     golden: Golden, differentiate: Differentiate, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """The official code adds the two directions of a pair, each a mean over N: twice the paper's mean over 2N."""
+    """The official code adds two directions, each a mean over N: twice the paper's mean over 2N."""
     recorded = golden("vision")
     for match in found(recorded, r"(ntxent/N(\d+)_D\d+)/tau([\d.]+)/loss_f64"):
         group, n, temperature = match.group(1), int(match.group(2)), float(match.group(3))
@@ -56,7 +56,7 @@ def test_nt_xent_of_identical_views(golden: Golden, differentiate: Differentiate
 
 
 def test_nt_xent_is_the_suncet_release(golden: Golden, differentiate: Differentiate) -> None:
-    """Its first release has the full gradient; today's code detaches one side, which changes the gradient alone."""
+    """Its first release has the full gradient; today's code detaches one side, which changes only the gradient."""
     recorded = golden("vision")
     for match in found(recorded, r"suncet_repo_ntxent/(N(\d+)_D\d+)/tau([\d.]+)/v1_release_loss_f64"):
         n, temperature = int(match.group(2)), float(match.group(3))
@@ -84,7 +84,7 @@ def test_suncet(golden: Golden, differentiate: Differentiate, dtype: torch.dtype
 def test_suncet_with_smoothed_labels(
     golden: Golden, differentiate: Differentiate, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """Classes of one sample too, for which the loss is finite now. The official matrix of labels is float32."""
+    """Also with classes of one sample, for which our loss is finite. The official matrix of labels is float32."""
     recorded = golden("vision")
     for match in found(recorded, r"(suncet/C\d+_B\d+_D\d+)/tau([\d.]+)_smooth0.1/grad_f64"):
         group, temperature = match.group(1), float(match.group(2))
@@ -96,7 +96,7 @@ def test_suncet_with_smoothed_labels(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 5e-8), (torch.float32, 2e-6)])
 def test_paws(golden: Golden, differentiate: Differentiate, dtype: torch.dtype, tolerance: float) -> None:
-    """Both parts, and the gradient of their sum."""
+    """Both terms, and the gradient of their sum."""
     recorded = golden("vision")
     views, supports = (tensor(recorded, f"paws/{name}", dtype) for name in ("anchor_views", "supports"))
     labels = tensor(recorded, "paws/labels_matrix").argmax(1)

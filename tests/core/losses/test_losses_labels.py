@@ -62,7 +62,7 @@ def test_all_anchors_left_out_is_zero_with_zero_gradient(
 
 
 def test_one_class_only() -> None:
-    """Every candidate is a positive: nothing to tell apart, log of their number for supcon."""
+    """All candidates are positives, so supcon is the log of their number."""
     z, labels = torch.ones(5, 3).requires_grad_(), torch.full((5,), 2)
     assert suncet(z, labels) == 0
     assert abs(supcon(z, labels).item() / math.log(4) - 1) < 1e-6
@@ -86,7 +86,7 @@ LABELLED = MARKED != -1
 
 
 def supcon_formula(z: Tensor, labels: Tensor, t: float) -> Tensor:
-    """Unlabelled rows stay in the denominator, as Khosla's A(i) has all other samples."""
+    """Unlabelled rows stay in the denominator: Khosla's A(i) contains all other samples."""
     z = torch.nn.functional.normalize(z, dim=1)
     s = (z @ z.T / t).fill_diagonal_(-torch.inf)
     positive = (labels[:, None] == labels) & (labels >= 0) & ~torch.eye(len(z), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Losses keep their digits: rows of any magnitude and type, hard batches, losses close to 0."""
+"""Precision of the losses: rows of any magnitude and type, hard batches, losses near 0."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 
 def hard_batch(kind: str, n: int, d: int) -> Tensor:
-    """Two views of n samples; kinds of rows that have hurt float32."""
+    """Return two views of n samples, with kinds of rows that have hurt float32."""
     a = randn(n, d, seed=1)
     b = {"independent": randn(n, d, seed=2), "close": a + 0.05 * randn(n, d, seed=2)}.get(
         kind, a + 0.5 * randn(n, d, seed=2)
@@ -63,7 +63,7 @@ def test_float32_is_within_a_millionth_of_float64(
 
 @pytest.mark.parametrize("name", ["nt_xent", "suncet", "info_nce"])
 def test_a_loss_close_to_zero_keeps_its_digits(name: str, differentiate: Differentiate) -> None:
-    """Well separated samples: all of the sum but 4e-4 of it is the positive."""
+    """Well separated samples: the positive makes up all but 4e-4 of the sum."""
     z = (torch.cat([torch.eye(4), -torch.eye(4)], 1).repeat(2, 1) + 0.1 * randn(8, 8)).float()
     ours, _ = cases(4, torch.arange(4).repeat(2))[name]
     value, grad = differentiate(lambda z: ours(z, 0.1), z)

@@ -1,4 +1,4 @@
-"""What losses refuse, saying what was expected."""
+"""Inputs that losses refuse, with what was expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The losses of a GPU, where the host reads no value: here on the CPU, as if reading were not free there."""
+"""The GPU path of the losses, in which the host reads no value, run on the CPU as if reading were costly there."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_next_to_no_labels_is_zero_with_zero_gradient(labelled: int, differentia
 @pytest.mark.parametrize("among", ["same", "other"])
 @pytest.mark.parametrize("n", [5, 40])
 def test_tiles_of_a_device(among: str, n: int, monkeypatch: pytest.MonkeyPatch, differentiate: Differentiate) -> None:
-    """One masked tile without a reading; several for a larger batch, whose ends are read among the same class alone."""
+    """One masked tile without reading; several for a larger batch, whose ends are read with the same class alone."""
     monkeypatch.setattr(torch_backend, "_BLOCK", {"cpu": 16})
     monkeypatch.setattr(torch_backend, "_BLOCK_WITHIN_CLASSES", 6)
     z, classes = randn(n, 3) / 2, some_labels(n, 4).sort().values
@@ -107,7 +107,7 @@ def test_what_reads_in_any_case_refuses_a_negative_label() -> None:
 
 
 def test_recorded_values(golden: Callable[[str], np.lib.npyio.NpzFile], differentiate: Differentiate) -> None:
-    """SuNCEt as the official code computes it, its label smoothing too."""
+    """SuNCEt as in the official code, with and without label smoothing."""
     recorded = golden("vision")
     keys = [key for key in recorded.files if key.startswith("suncet/") and key.endswith("smooth0/grad_f64")]
     assert keys

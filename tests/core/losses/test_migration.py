@@ -49,7 +49,7 @@ def lightly_with_memory_bank(z0: Tensor, z1: Tensor, rows: Tensor, t: float) -> 
 
 
 def supcontrast(features: Tensor, labels: Tensor | None, t: float, base_temperature: float) -> Tensor:
-    """features [N, V, D], normalised by the model; all views are anchors."""
+    """Loss of features [N, V, D], normalised by the model; all views are anchors."""
     n, views = features.shape[:2]
     contrast = torch.cat(torch.unbind(features, 1))
     same = torch.eye(n) if labels is None else (labels[:, None] == labels).double()
@@ -70,7 +70,7 @@ def pml_supcon(z: Tensor, labels: Tensor, t: float) -> Tensor:
 
 
 def pml_nt_xent(z: Tensor, labels: Tensor, t: float) -> Tensor:
-    """Mean over positive pairs, each against itself and the negatives of its anchor."""
+    """Mean over positive pairs, each compared with itself and its anchor's negatives."""
     z = F.normalize(z, dim=1)
     s = z @ z.T / t
     same = labels[:, None] == labels

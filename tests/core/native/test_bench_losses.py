@@ -1,4 +1,4 @@
-"""`tools/bench/losses.py` measures, compares values and leaves out what it cannot run."""
+"""`tools/bench/losses.py` measures times, compares values and leaves out what it cannot run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""info(), and `python -m contrastive_core` as a user runs it."""
+"""`info()` and `python -m contrastive_core`, run as a user runs it."""
 
 from __future__ import annotations
 
@@ -53,6 +53,6 @@ def test_command_prints_it_and_the_environment_chooses() -> None:
 
 
 def test_importing_the_losses_does_not_load_the_compiler() -> None:
-    """torch._dynamo alone takes longer to import than everything here."""
+    """torch._dynamo alone takes longer to import than the whole package."""
     code = "import sys, contrastive_core.losses; print('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,4 +1,4 @@
-"""The compiled library: its kernels on every instruction set there is, ragged sizes, threads, types, compilation."""
+"""The compiled library: kernels of every instruction set, odd sizes, threads, types, compilation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sorted_labels(n: int, classes: int, seed: int) -> Tensor:
 
 @pytest.fixture(params=INSTRUCTIONS)
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each set of kernels, with little blocks."""
+    """Each available set of kernels, with small blocks."""
     try:
         library.set_up(instructions=request.param, largest_block=48)
     except library.NotLoadedError as error:
@@ -46,7 +46,7 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def differentiated(backend: str, inputs: tuple[Tensor, ...], **options: Any) -> list[Tensor]:
-    """Value, and gradients of a random combination of its finite entries."""
+    """Return the value, and gradients of a random combination of its finite entries."""
     f = self_lse if len(inputs) == 1 else row_lse
     leaves = [x.detach().requires_grad_() for x in inputs]
     with use_backend(backend):
@@ -57,7 +57,7 @@ def differentiated(backend: str, inputs: tuple[Tensor, ...], **options: Any) -> 
 
 
 def errors(inputs: tuple[Tensor, ...], **options: Any) -> list[float]:
-    """Relative to the full matrix in float64, of value and gradients; a gradient of 0 must be 0."""
+    """Errors of value and gradients relative to the float64 full matrix; a gradient of 0 must be exactly 0."""
     ours = differentiated("native", inputs, **options)
     exact = differentiated("reference", tuple(x.double() for x in inputs), **options)
     found = []
@@ -91,7 +91,7 @@ def test_ragged_sizes_and_every_kind_of_candidate(instructions: str, dtype: torc
 
 
 def adversarial(kind: str, n: int, d: int) -> Tensor:
-    """Unit rows close to one another, and rows that hurt a sum of exponentials."""
+    """Unit rows that are close to one another, and rows that are hard for a sum of exponentials."""
     z = F.normalize(randn(n, d, seed=3) * 0.05 + torch.eye(d, dtype=torch.float64)[0])
     if kind == "antipodal outliers":
         z[[1, n // 2]] *= -1
@@ -105,7 +105,7 @@ def adversarial(kind: str, n: int, d: int) -> Tensor:
 @pytest.mark.parametrize("kind", ["antipodal outliers", "zero rows", "duplicates"])
 @pytest.mark.parametrize("temperature", [1e-3, 0.02, 0.1, 1.0, 10.0])
 def test_adversarial_rows(instructions: str, kind: str, temperature: float) -> None:
-    """In float64, which losses use below temperature 0.1, exact; in float32 within 1e-6 where they use that."""
+    """Exact in float64, which losses use below temperature 0.1; within 1e-6 in float32 above that."""
     z, k = adversarial(kind, 150, 40), adversarial(kind, 70, 40)
     for inputs in ((z,), (z, k)):
         assert max(errors(inputs, scale=1 / temperature)) < 1e-12 * max(1.0, 0.1 / temperature)
@@ -142,7 +142,7 @@ def pairs(n: int, d: int, *, noise: float, dtype: torch.dtype) -> Tensor:
 def test_what_is_left_out_of_the_gradient_is_below_the_precision(
     instructions: str, dtype: torch.dtype, noise: float
 ) -> None:
-    """Relative to the norm of the incoming gradient times the scale, the size of the result without cancellation."""
+    """Relative to the norm of the incoming gradient times the scale: the size of the result without cancellation."""
     z, keys = pairs(250, 24, noise=noise, dtype=dtype), pairs(140, 24, noise=noise, dtype=dtype)
     ascending = sorted_labels(500, 4, seed=1)
     cases: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = [
@@ -193,7 +193,7 @@ def test_half_types_are_computed_in_float32(little_blocks: None, dtype: torch.dt
 
 
 def test_half_rows_are_kept_as_they_are(native: None) -> None:
-    """For the backward pass the input itself, not a copy in float32."""
+    """The input itself is saved for the backward pass, not a float32 copy."""
     kept: list[Tensor] = []
     z = unit(64, 32, seed=0, dtype=torch.bfloat16).requires_grad_()
     with use_backend("native"), torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
@@ -244,7 +244,7 @@ def test_another_processor_gets_no_kernels() -> None:
 
 
 def test_headers_for_one_processor_bring_no_code_of_the_standard_library() -> None:
-    """An inline function compiled with AVX-512 might be the copy that the linker keeps for all."""
+    """The linker might keep an inline function compiled with AVX-512 as the copy for all."""
     seen, todo = set(), ["avx512.cpp", "avx2.cpp"]
     while todo:
         name = todo.pop()

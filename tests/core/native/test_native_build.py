@@ -1,4 +1,4 @@
-"""How the compiled library comes to be there or not: the build hook, `python -m contrastive_core build`, fallbacks."""
+"""How the compiled library is built or missing: the build hook, `python -m contrastive_core build`, fallbacks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Complet
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the package, in which a build may leave files."""
+    """A copy of the package in which a build may leave files."""
     ignore = shutil.ignore_patterns("__pycache__", "_lib", ".*")
     return Path(shutil.copytree(PACKAGE, tmp_path / "package", ignore=ignore))
 

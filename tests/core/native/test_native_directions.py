@@ -1,4 +1,4 @@
-"""Directions and pairs in the compiled library: against the PyTorch path and the formula, values and gradients."""
+"""Directions and pairs in the compiled library: values and gradients against the PyTorch path and the formula."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_unit_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_unit_rows_that_are_special(dtype: torch.dtype) -> None:
-    """Zeros, numbers whose squares leave the type, numbers below the smallest normal one, NaN and infinity."""
+    """Zeros, squares beyond the range of the type, subnormal numbers, NaN and infinity."""
     finfo = torch.finfo(dtype)
     x = randn(8, 20).to(dtype)
     x[0], x[1], x[2] = 0, x[1] * (finfo.max / 100), x[2] * finfo.tiny * 10

@@ -1,6 +1,4 @@
-"""In an environment of its own with another torch: the wheel that was built here, one built without any torch, and
-the library compiled there.
-"""
+"""An environment with another torch: a wheel built here, one built without torch, and compilation there."""
 
 from __future__ import annotations
 
@@ -46,7 +44,7 @@ print(contrastive_core.info())
 
 
 class Environment:
-    """Python alone, and what is installed into it."""
+    """A Python environment and what is installed in it."""
 
     def __init__(self, folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)

@@ -1,4 +1,4 @@
-"""The moving average: torch's, without reading from the device."""
+"""The moving average equals torch's, without reading from the device."""
 
 from __future__ import annotations
 

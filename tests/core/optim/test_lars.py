@@ -1,4 +1,4 @@
-"""LARS against the values recorded from the official code, a NumPy reference and torch's optimiser conventions."""
+"""LARS against values recorded from the official code, a NumPy reference, and torch's conventions for optimisers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Golden = Callable[[str], np.lib.npyio.NpzFile]
 def test_five_steps_of_the_official_code(
     golden: Golden, decay: str, name: str, dtype: torch.dtype, tolerance: float, foreach: bool
 ) -> None:
-    """Eight kinds of variables; the lr jumps, one gradient is exactly zero, one weight starts at zero."""
+    """Eight kinds of variables; the rate jumps, one gradient is exactly zero, one weight starts at zero."""
     recorded = golden("vision")
     names, adapted = recorded["lars/param_names"].tolist(), recorded["lars/tf2/do_layer_adaptation"]
     weights = {n: nn.Parameter(torch.from_numpy(recorded[f"lars/param/{n}/init"]).to(dtype)) for n in names}
@@ -45,14 +45,14 @@ def test_five_steps_of_the_official_code(
 
 
 def close(ours: Tensor, expected: np.ndarray, tolerance: float) -> None:
-    """Within `tolerance` of the largest entry (and of 1, the scale of the weights)."""
+    """Assert equality within `tolerance` of the largest entry (and of 1, the scale of the weights)."""
     np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=0, atol=tolerance * max(1, np.abs(expected).max()))
 
 
 def reference(
     weights: list[np.ndarray], gradients: list[list[np.ndarray]], rates: list[float], settings: list[dict[str, Any]]
 ) -> list[np.ndarray]:
-    """The rule of the TensorFlow code, one variable after the other."""
+    """The rule of the TensorFlow code, one variable at a time."""
     result = []
     for i, start in enumerate(weights):
         s, w, v = settings[i], start.copy(), np.zeros_like(start)
@@ -72,7 +72,7 @@ def reference(
 @pytest.mark.parametrize("decay", [0.0, 1e-4, 0.1])
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_against_numpy(nesterov: bool, decay: float, foreach: bool | None, as_tensor: bool) -> None:
-    """Groups with settings of their own, strided and scalar parameters, a zero weight and zero gradients."""
+    """Groups with their own settings, strided and scalar parameters, a zero weight and zero gradients."""
     rng = np.random.default_rng(3)
     weights = [rng.normal(size=shape) for shape in [(4, 3, 3, 3), (7, 5), (6,), (), (2, 2)]]
     weights[4][:] = 0
@@ -110,7 +110,7 @@ def test_against_numpy(nesterov: bool, decay: float, foreach: bool | None, as_te
 
 
 def test_adaptation_stays_on_without_decay() -> None:
-    """The step of an adapted weight has length lr * trust * ||w||, however large the gradient."""
+    """The step of an adapted weight has length lr * trust * ||w||, however large the gradient is."""
     for size in (1e-3, 1.0, 1e3):
         w = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
         w.grad = torch.tensor([size, 0.0], dtype=torch.float64)

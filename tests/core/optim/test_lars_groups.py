@@ -81,7 +81,7 @@ def test_decay_of_an_excluded_head_is_the_explicit_loss_term() -> None:
 
 
 class Odd(nn.Module):
-    """What is neither a matrix nor called a bias, and matrices that look one-dimensional."""
+    """Parameters that are neither matrices nor called bias, and matrices that look one-dimensional."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def test_groups_go_by_shape_as_well_as_type() -> None:
     ("library", "name"), [("torchvision.models", "vit_b_32"), ("torchvision.models", "convnext_tiny")]
 )
 def test_groups_of_known_models(library: str, name: str) -> None:
-    """Decayed and adapted are exactly kernels and matrices: what has two dimensions and more, layer scales aside."""
+    """Exactly kernels and matrices are decayed and adapted: two or more dimensions, except layer scales."""
     models = pytest.importorskip("torchvision.models")
     with torch.device("meta"):
         model = getattr(models, name)()
@@ -180,7 +180,7 @@ def test_states_of_other_optimisers_are_refused() -> None:
 
 
 def test_parameters_without_groups_are_warned_of() -> None:
-    """A network's parameters as they come: biases and gains would be decayed and adapted."""
+    """With a plain list of parameters, biases and gains would be decayed and adapted."""
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     with pytest.warns(UserWarning, match="3 of 4 parameters have at most one dimension .* pass lars_param_groups"):
         LARS(model.parameters(), lr=0.1)

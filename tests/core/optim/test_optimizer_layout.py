@@ -1,4 +1,4 @@
-"""Fused optimisers, which walk parameter and state side by side in memory, resumed beside channels_last weights."""
+"""Fused optimisers, which pair parameter and state by memory order, resumed with channels_last weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = 6
 
 
 def train(out: Path, optimizer: Any, *, resume: bool = False, stop: int | None = None) -> Tensor:
-    """The weights of a convolution after some steps."""
+    """Return the weights of a convolution after some steps."""
     options = RunOptions(device="cpu", checkpoint_every=3, progress=False, resume=resume)
     with Run(out, config={}, command="toy", options=options) as run:
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""WarmupCosine and its helpers against the values recorded from the official code."""
+"""WarmupCosine and its helpers against values recorded from the official code."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_official_schedules(
 
 
 def test_suncet_start(golden: Golden) -> None:
-    """SuNCEt's schedule starts above 0; its code counts from the first update, and rounds nothing."""
+    """SuNCEt's schedule starts above 0: its code counts from the first update and rounds nothing."""
     recorded = golden("vision")
     key = "lr_suncet/new/zero_final"
     args = json.loads(str(recorded[f"{key}/args"]))

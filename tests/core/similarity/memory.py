@@ -1,4 +1,4 @@
-"""Memory by torch's own account, the same on every machine."""
+"""Memory as counted by torch, the same on every machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def allocations(run: Callable[[], object], folder: Path) -> tuple[int, int]:
-    """Largest single allocation, and the most held at a time, while it runs."""
+    """Return the largest single allocation of a call and the most memory held at a time."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     profiler.export_chrome_trace(str(folder / "trace.json"))

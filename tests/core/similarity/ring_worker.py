@@ -1,4 +1,4 @@
-"""One process of the tests in test_ring.py: every loss with the rows of others passing by, and with them gathered."""
+"""A process of the tests in test_ring.py: every loss with the rows of others passed round, and with gathered rows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def detached(found: Found) -> Found:
 
 
 def float32(rank: int, world: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """As a training step has it: float32 rows, and the same in float64 gathered."""
+    """Compare float32 rows, as in a training step, with gathered rows in float64."""
     rows = torch.randn(world, 40, 16, generator=torch.Generator().manual_seed(7))[rank]
     result = {}
     for way, dtype in (("ring", torch.float32), ("all", torch.float64)):
@@ -60,7 +60,7 @@ def float32(rank: int, world: int) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def compiled(x: Tensor, y: Tensor) -> list[list[Tensor]]:
-    """Gradients of a step as one graph, and plain."""
+    """Return the gradients of a step compiled as one graph, and of a plain step."""
 
     def step(z: Tensor) -> Tensor:
         return supcon(z, y, gather="ring") + suncet(z, y, gather="ring")
@@ -73,7 +73,7 @@ def compiled(x: Tensor, y: Tensor) -> list[list[Tensor]]:
 
 
 def choice(x: Tensor) -> dict[str, int]:
-    """How many hops a forward pass makes with `gather=True`, by the size from which the ring is taken."""
+    """Return the number of hops of a forward pass with `gather=True`, by the size from which the ring is used."""
     hops: list[int] = []
     Hop = distributed.Hop
 
@@ -114,7 +114,7 @@ def nt_xent_of_none() -> str:
 
 
 def twice(x: Tensor) -> list[str]:
-    """What a second derivative, forward mode and an empty reverse pass say."""
+    """Return the messages for a second derivative, forward mode and an empty reverse pass."""
     z = x.clone().requires_grad_()
     texts = []
     (grad,) = torch.autograd.grad(nt_xent(z[::2], z[1::2], gather="ring"), inputs=z, create_graph=True)

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, which is chosen before Triton is imported: errors as JSON."""
+"""Run the Triton kernels in Triton's interpreter, which must be chosen before the import; print errors as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of other processes that pass by in a ring: the same values, gradients and errors as with gathered rows."""
+"""Rows of other processes passed round in a ring: the values, gradients and errors are those of gathered rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
-    """`run(2)`: what each of two processes found; they are started once."""
+    """`run(2)` returns what each of two processes found; they are started once."""
     return functools.cache(
         lambda world: gloo.found_by("tests.core.similarity.ring_worker", world, tmp_path_factory.mktemp("ring"))
     )
@@ -49,7 +49,7 @@ def test_value_and_gradient_are_those_of_gathered_rows(found: Found, case: str) 
 
 @pytest.mark.parametrize("name", ["nt_xent", "info_nce", "suncet", "supcon"])
 def test_union_of_the_batches(found: Found, name: str) -> None:
-    """Directly, not by way of the gathered version."""
+    """Compared directly, not through the gathered version."""
     world, net = len(found), gather_worker.model()
     y = gather_worker.labels(world)["random"].flatten()
     loss = dict(gather_worker.cases())[name](net(gather_worker.inputs(world).flatten(0, 1)), y, False)
@@ -87,7 +87,7 @@ def test_nothing_is_as_large_as_the_rows_of_all(found: Found) -> None:
 
 
 def test_memory_does_not_grow_with_the_processes(run: Callable[[int], Found]) -> None:
-    """As many rows on each of three and of four processes: a larger batch, and the same peak on every one of them."""
+    """With as many rows on each of three and of four processes, the peak of each process is the same."""
     (few, many), (gathered_few, gathered_many) = (
         [max(own["memory"][way][1] for own in run(world)) for world in (3, 4)] for way in ("ring", "all")
     )
@@ -145,7 +145,7 @@ def test_other_words_are_refused() -> None:
 
 
 def test_gradient_of_a_part_of_the_keys(backend: str) -> None:
-    """Every backend's, against autograd over all keys; in one row this part hardly counts."""
+    """For every backend, against autograd over all keys; in one row, this part hardly counts."""
     generator = torch.Generator().manual_seed(0)
     q, part, rest = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (9, 13, 4))
     q.requires_grad_(), part.requires_grad_()

@@ -24,7 +24,7 @@ def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def stride(x: Tensor, layout: str) -> Tensor:
-    """The same numbers, laid out in memory as a transpose, with gaps, or with zero stride (rows all alike)."""
+    """Return the same numbers with another memory layout: transposed, with gaps, or with stride zero (equal rows)."""
     if layout == "transposed":
         return x.T.contiguous().T
     if layout == "gaps":
@@ -35,7 +35,7 @@ def stride(x: Tensor, layout: str) -> Tensor:
 
 
 def both(f: Callable[..., Tensor], *inputs: Tensor, seed: int, **options: Any) -> list[tuple[Tensor, ...]]:
-    """Finite values, where they are finite, and gradients of a random combination: the backend, then full matrix."""
+    """Return finite values, where they are finite, and gradients of a random combination: backend, then full matrix."""
     results = []
     for name in (active_backend().name, "reference"):
         with use_backend(name):
@@ -103,7 +103,7 @@ def test_rows(nq: int, nk: int, d: int, seed: int, scale: float, layout: str, op
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 2e-6), (torch.float16, 2e-6), (torch.bfloat16, 2e-6)])
 @pytest.mark.parametrize("scale", [2.0, 200.0])
 def test_types_below_double(dtype: torch.dtype, rtol: float, scale: float) -> None:
-    """float32 accuracy for half types too, of the value, and of the gradient up to its rounding to their type."""
+    """Half types have float32 accuracy; the gradient is exact up to rounding to its type."""
     x = torch.nn.functional.normalize(randn(40, 16, seed=3)).to(dtype)
     # Rounding of the products is multiplied by the scale.
     rtol *= max(1.0, scale / 10)
@@ -140,7 +140,7 @@ def check_both_ways(taken: list[int]) -> None:
 
 @pytest.mark.parametrize("scale", [30.0, 1000.0])
 def test_antipodal_outlier_and_duplicates_in_float32(scale: float) -> None:
-    """Rows whose similarities all underflow beside the largest one of the matrix."""
+    """All similarities of some rows underflow beside the largest one of the matrix."""
     z = torch.nn.functional.normalize(randn(20, 8, seed=5)) * 0.01 + torch.eye(8, dtype=torch.float64)[0]
     z[3], z[7], z[8] = -z[3], z[6], z[6]
     z = torch.nn.functional.normalize(z).float()
@@ -151,7 +151,7 @@ def test_antipodal_outlier_and_duplicates_in_float32(scale: float) -> None:
 
 
 def test_rounding_of_a_large_sum_does_not_show_in_the_gradient() -> None:
-    """exp(S - lse) at S = 700 in float32: what is lost of lse, 3e-5, is made good in the row's factor."""
+    """exp(S - lse) at S = 700 in float32: the row's factor corrects the rounding of lse, 3e-5."""
     k = torch.tensor([[0.6, -0.8, 0.0]]).repeat(3, 1)
     q = k[:1].clone().requires_grad_()
     row_lse(q, k, scale=700.0).sum().backward()
@@ -228,7 +228,7 @@ def test_same_bits_every_time() -> None:
 
 @pytest.mark.parametrize("form", ["self", "row"])
 def test_entries_below_the_precision_are_left_out(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clusters in order, at a low temperature: most tiles of the backward pass hold nothing that counts."""
+    """Sorted clusters at a low temperature: most tiles of the backward pass hold nothing that counts."""
     monkeypatch.setattr(torch_backend, "_BLOCK", {"cpu": 16})
     centres = torch.nn.functional.normalize(randn(10, 40, seed=0), dim=1).repeat_interleave(16, 0)
     z = torch.nn.functional.normalize(centres + 0.03 * randn(160, 40, seed=1), dim=1)

@@ -1,4 +1,4 @@
-"""What the primitive promises beside its numbers: precision switches, registration, errors, backends by name."""
+"""Promises of the primitive apart from its numbers: precision switches, registration, errors, backends by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No loss ever holds an N x N matrix, nor keeps one for the backward pass: memory is O(N D)."""
+"""No loss holds an N x N matrix or saves one for the backward pass: memory is O(N D)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def embeddings() -> Tensor:
 
 
 def kept_for_backward(loss: Callable[[Tensor], Tensor]) -> int:
-    """Bytes of the distinct storages autograd keeps."""
+    """Return the bytes of the distinct storages that autograd saves."""
     kept = {}
 
     def keep(x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def kept_for_backward(loss: Callable[[Tensor], Tensor]) -> int:
 
 
 def pass_through(loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
-    """Forwards and backwards."""
+    """Run the forward and backward pass."""
     z = embeddings()
     return lambda: loss(z).backward()
 

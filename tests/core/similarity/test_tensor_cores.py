@@ -1,4 +1,4 @@
-"""The Triton kernels: right in Triton's interpreter, compiled for a GPU without one, chosen where they should be."""
+"""Triton kernels: right in Triton's interpreter, compiled for a GPU that is not there, used only where measured."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_check_before_first_use_is_passed(interpreted: dict[str, Any]) -> No
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A device of compute capability 9, as far as the choice goes."""
+    """A device that reports compute capability 9, as far as the choice of kernels looks."""
     pytest.importorskip("triton")
     monkeypatch.delenv(tensor_cores.VARIABLE, raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -119,7 +119,7 @@ def test_only_large_bounded_matrices_are_taken(cuda: None, change: dict[str, Any
 
 @pytest.mark.slow
 def test_kernels_fit_the_processor() -> None:
-    """Compiled for compute capability 9.0: tensor cores and the copy engine are used, nothing is spilled."""
+    """Compiled for compute capability 9.0: they use tensor cores and the copy engine, and spill nothing."""
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -185,7 +185,7 @@ def test_losses_on_a_device(n: int, d: int, dtype: torch.dtype) -> None:
 @pytest.mark.gpu
 @gpu
 def test_no_wait_for_the_device() -> None:
-    """A call neither reads a number back nor waits, once the kernels are compiled."""
+    """Once the kernels are compiled, a call neither reads a number back nor waits."""
     z = F.normalize(torch.randn(4096, 128, device="cuda")).requires_grad_()
 
     def call() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: any state comes back as it was, damage is found, a crash leaves nothing half."""
+"""Checkpoints: every state is restored exactly, damage is found, a crash leaves nothing unfinished."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DTYPES = [
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal in value, type, order, and bit by bit in tensors."""
+    """Equal in value, type and order, tensors bit by bit."""
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):

@@ -1,4 +1,4 @@
-"""Damaged and unfinished checkpoints: the one before is used."""
+"""Damaged and unfinished checkpoints: the previous one is used."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_prune_keeps_the_newest_and_clears_leftovers(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_complete_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop at every call that touches the disk, as a kill would, and look."""
+    """Stop at every call that touches the disk, as a kill would, and look at the result."""
     good = checkpoint.save(tmp_path, 10, {"n": 1})
 
     class Killed(BaseException):

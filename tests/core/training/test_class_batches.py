@@ -1,4 +1,4 @@
-"""Class-stratified batches: which labelled samples each step sees."""
+"""Class-balanced batches: which labelled samples each step uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text files of unknown origin: bounded, and one error that names the file."""
+"""Untrusted text files: bounded, with one error that names the file."""
 
 from __future__ import annotations
 

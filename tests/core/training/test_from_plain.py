@@ -1,4 +1,4 @@
-"""Typed objects from plain values: the reverse of `plain`, and one error for values of another kind."""
+"""Typed objects from plain values: the inverse of `plain`, with one error for values of another kind."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_a_command_that_was_stopped_finds_its_files_again(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("moment", ["before the first", "before", "between", "after"])
 def test_what_is_put_there_after_a_kill_is_foreign(tmp_path: Path, moment: str) -> None:
-    """A command that is killed knows what it has written: a mask that somebody has corrected since is theirs."""
+    """A killed command knows what it has written: a mask that somebody corrected since belongs to them."""
     out, old = tmp_path / "out", moment != "before the first"
     target, later = out / "mask.nii", out / "later.nii"
     if old:
@@ -259,7 +259,7 @@ def test_other_commands_in_a_claimed_folder_leave_the_claim(tmp_path: Path) -> N
 
 
 def test_files_that_a_command_adds_to_a_run_are_written_again(tmp_path: Path) -> None:
-    """An export or an evaluation in the folder of the run is no file of the run; settings and weights are."""
+    """An export or evaluation in a run's folder is not a file of the run, but settings and weights are."""
     run = tmp_path / "run"
     for name in ("config.yaml", "model/model.json", "checkpoints/step-000001/state.pt"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -288,7 +288,7 @@ def test_a_model_is_an_input_although_a_command_has_written_it(tmp_path: Path) -
 
 
 def test_a_kill_between_two_records_of_a_command_loses_none(tmp_path: Path) -> None:
-    """A command that records two files separately, and is killed when only one of them is recorded."""
+    """A command that records two files separately is killed when only one of them is recorded."""
     first, second = tmp_path / "found.json", tmp_path / "map.json"
     child = os.fork()
     if child == 0:

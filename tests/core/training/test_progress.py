@@ -1,4 +1,4 @@
-"""Progress over items: in a terminal, and nowhere else."""
+"""Progress over items is shown in a terminal and nowhere else."""
 
 from __future__ import annotations
 

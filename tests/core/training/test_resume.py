@@ -1,4 +1,4 @@
-"""Killed, stopped and resumed: real processes, started as users start them."""
+"""Killed, stopped and resumed runs: real processes, started as users start them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE = 300.0
 
 
 class Program:
-    """A started program with its process group, which ends with the test."""
+    """A started program with its process group, which is ended with the test."""
 
     def __init__(self, words: list[str], log: Path) -> None:
         self.log = log
@@ -76,7 +76,7 @@ def lines(out: Path) -> int:
 
 
 def promised(out: Path, steps: int) -> dict[str, bytes]:
-    """The files of a finished run that exact resume is about."""
+    """Return the files of a finished run that exact resumption is about."""
     last = f"checkpoints/step-{steps:06d}"
     names = ["metrics.jsonl", "metrics.csv", "model/model.safetensors", "model/model.json"]
     names += [f"{last}/{name}" for name in ("tensors.safetensors", "state.json", "manifest.json")]
@@ -157,7 +157,7 @@ def torchrun(out: Path, *words: str) -> list[str]:
 
 @pytest.fixture
 def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run on the union of the two processes' batches, in this one."""
+    """Run the union of the two processes' batches in this process."""
     monkeypatch.syspath_prepend(TOY.parent)
     module = importlib.import_module("toy_train")
     options = RunOptions(log_every=1, device="cpu", progress=False, threads=1)

@@ -1,4 +1,4 @@
-"""A run in this process: its folder, and how it goes on after a stop."""
+"""A run in this process: its folder, and how it continues after a stop."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path: Path, capsys: pytes
 
 
 def train_line(out: Path, *, stop_at: int | None = None, **options: Any) -> nn.Module:
-    """A line fitted in reduced precision, perhaps stopped on the way."""
+    """Fit a line in reduced precision, perhaps stopping on the way."""
     with start(out, checkpoint_every=100, **options) as run:
         network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
         model, optimizer = run.setup(network, torch.optim.Adam(network.parameters(), lr=0.01))

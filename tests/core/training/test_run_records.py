@@ -1,4 +1,4 @@
-"""What a run records, and what the person watching sees."""
+"""What a run records and what it prints."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 
 def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library is not needed for this: a stand-in notes what it is told."""
+    """A stand-in for the library records what it is given."""
     told: list[Any] = []
 
     class Stand:

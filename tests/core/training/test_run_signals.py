@@ -1,4 +1,4 @@
-"""What signals do to a run, and what it puts back."""
+"""Effects of signals on a run, and the handlers it restores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which samples each step sees."""
+"""Which samples each step uses."""
 
 from __future__ import annotations
 

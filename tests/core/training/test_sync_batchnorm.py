@@ -1,4 +1,4 @@
-"""The synchronised batch norm on real gloo processes against nn.BatchNorm on the union of their batches, in float64."""
+"""Synchronised batch norm on real gloo processes against nn.BatchNorm on the union of their batches, in float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], bool]] 
 
 
 def inputs(name: str, world_size: int) -> tuple[nn.Module, list[list[Tensor]], list[list[Tensor]]]:
-    """The norm, and per process the inputs and the weights of the loss for two successive steps."""
+    """Return the norm, and the inputs and loss weights of each process for two successive steps."""
     shape, rows, keywords, without_bias = CASES[name]
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     kinds = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm2d, 4: nn.BatchNorm3d}
@@ -54,7 +54,7 @@ def inputs(name: str, world_size: int) -> tuple[nn.Module, list[list[Tensor]], l
 
 
 def steps(norm: nn.Module, xs: list[Tensor], weights: list[Tensor]) -> dict[str, Tensor]:
-    """Two training steps and an evaluation: outputs, input gradients, summed parameter gradients, buffers."""
+    """Run two training steps and an evaluation; return outputs, input gradients, summed gradients and buffers."""
     results: dict[str, Tensor] = {}
     for i, (x, weight) in enumerate(zip(xs, weights, strict=True)):
         leaf = x.clone().requires_grad_()
@@ -69,7 +69,7 @@ def steps(norm: nn.Module, xs: list[Tensor], weights: list[Tensor]) -> dict[str,
 
 
 def higher(norm: nn.Module, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    """A penalty on the gradient, by names and in passing, and a directional derivative, always of the batch's own."""
+    """Return a gradient penalty, with and without named inputs, and a directional derivative of the batch itself."""
     norm = copy.deepcopy(norm)  # torch.func refuses the change of running statistics
     norm.running_mean = norm.running_var = norm.num_batches_tracked = None
     norm.track_running_stats = False

@@ -1,4 +1,4 @@
-"""Lists and tables of other programs, and the names that people give to parts of a data set."""
+"""Lists and tables of other programs, and the names people give to parts of a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small runs in this process, and what they must leave."""
+"""Small runs in this process, and what they must leave behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def start(out: Path, *, config: dict[str, Any] | None = None, **options: Any) ->
 
 
 class Counter:
-    """The smallest thing with a state."""
+    """The smallest object with a state."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -45,7 +45,7 @@ def go(run: Run, total: int, *, stop_at: int | None = None, signum: int = signal
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All files that exact resume promises."""
+    """Return all files that exact resumption promises."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

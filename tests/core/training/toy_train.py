@@ -1,4 +1,4 @@
-"""A small program on the engine, run by the tests as users run theirs: a conv net with batch norm and dropout."""
+"""A small training program, run by the tests as users run theirs: a convolutional net with batch norm and dropout."""
 
 from __future__ import annotations
 

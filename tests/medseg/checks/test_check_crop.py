@@ -1,4 +1,4 @@
-"""`check` says of every label how much of it the slices of training would cut off."""
+"""`check` reports how much of each label the slices of training would cut off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = PreprocessingOptions(image_size=32, spacing=1.5)
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Three cases: in the middle, towards an edge, and at the edge in another direction of storage."""
+    """Three cases: centred, towards an edge, and at the edge in another storage direction."""
     root = tmp_path / "data"
     for number, (name, shift) in enumerate((("middle", 0), ("beside", 7), ("edge", 12))):
         image, label = ball(number, SHAPE)
@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def outside(shift: int) -> dict[str, float]:
-    """Counted without the package: slices of 32 x 32 pixels around the centre of 40 x 36."""
+    """Count the lost voxels independently: slices of 32 x 32 pixels around the centre of 40 x 36."""
     label = np.roll(ball(0, SHAPE)[1], shift, axis=0)
     label[:shift] = 0
     inside = label[4:36, 2:34]

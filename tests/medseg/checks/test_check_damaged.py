@@ -1,4 +1,4 @@
-"""Whatever is in a file, `check` names the case and goes on: damaged headers, checksums, labels that hold no labels."""
+"""Whatever a file contains, `check` names the case and continues: damaged headers, checksums, wrong labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADER = 348
 
 
 def patched(path: Path, *changes: tuple[int, bytes]) -> None:
-    """Other bytes at some places of the uncompressed file."""
+    """Replace bytes at some places of the uncompressed file."""
     content = bytearray(gzip.decompress(path.read_bytes()))
     for place, new in changes:
         content[place : place + len(new)] = new
@@ -32,7 +32,7 @@ def patched(path: Path, *changes: tuple[int, bytes]) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Images damaged in ways that nibabel says nothing of, or says it by errors of its own."""
+    """Images damaged in ways that nibabel does not notice or reports by its own errors."""
     names = ["good", "kind", "offset", "quaternion", "nowhere", "checksum", "end", "all_nan"]
     data = decathlon(tmp_path / "data", names)
     images = {name: data / "imagesTr" / f"{name}.nii.gz" for name in names}
@@ -99,7 +99,7 @@ def test_what_holds_no_voxel_is_said(tmp_path: Path) -> None:
 
 
 def label(path: Path, *, first: float, affine: np.ndarray = AFFINE) -> LabelFacts:
-    """A label as floats, whose first voxel has this value."""
+    """Return a float label whose first voxel has this value."""
     array = ball(0, SHAPE)[1].astype(np.float32)
     array[0, 0, 0] = first
     return read_label_facts(save(path / "label.nii.gz", array, affine), Grid(SHAPE, AFFINE), LABELS)

@@ -1,4 +1,4 @@
-"""`check` and `make-splits` on DICOM series, NRRD and MetaImage; what a series says of its patient stays out."""
+"""`check` and `make-splits` on DICOM series, NRRD and MetaImage; what a series says about its patient stays out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.medseg.small_sets import ball, save
 
 @pytest.fixture
 def series(tmp_path: Path) -> Path:
-    """Three series with NIfTI labels: of the second a slice is missing, the label of the third is mirrored."""
+    """Three series with NIfTI labels: the second lacks a slice, the label of the third is mirrored."""
     pytest.importorskip("highdicom")
     from tests.medseg.dicom_series import write_series
 

@@ -1,4 +1,4 @@
-"""`check` finds one of every problem, each at its case, says nothing it was not asked for and changes nothing."""
+"""`check` finds every problem at its case, reports nothing else, and changes nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def report(root: Path) -> Report:
 
 
 def found(report: Report) -> dict[str, dict[str, set[str]]]:
-    """Level -> kind -> names of cases and files."""
+    """Return level -> kind -> names of cases and files."""
     levels: dict[str, dict[str, set[str]]] = {"error": {}, "warning": {}, "note": {}}
     for finding in report.findings:
         names = {name for item in finding.items for name in item.files}

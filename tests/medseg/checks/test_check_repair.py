@@ -1,4 +1,4 @@
-"""`check --repair` writes a copy in which what was asked for is repaired, says so, and leaves the data as they are."""
+"""`check --repair` writes a copy with the requested repairs, lists them, and leaves the data unchanged."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ CONFIGS = Path(command.__file__).parents[1] / "configs"
 
 
 def people(number: int, *, bare: int = 0) -> DataSet:
-    """Patients p00, p01, ... with two volumes each; of the last `bare` one volume has no label."""
+    """Patients p00, p01, ... with two volumes each; the last `bare` of them lack one label."""
     cases = []
     for i, frame in product(range(number), ("ED", "ES")):
         label = None if i >= number - bare and frame == "ES" else Path("y")
@@ -215,7 +215,7 @@ def test_only_some_cases(tmp_path: Path) -> None:
     ],
 )
 def test_the_papers_protocols(name: str, counts: dict[int, int], test: int, pool: int, tmp_path: Path) -> None:
-    """Run on a data set of the papers' patients; what the lists of the released code leak is not in the splits."""
+    """On a data set with the papers' patients; leaks of the released code's lists are not in the splits."""
     content = yaml.safe_load((CONFIGS / f"splits-{name}.yaml").read_text())
     lists = [*content["combinations"].values()]
     everybody = {p for c in lists for p in (*c["labelled"], *c["validation"])}
@@ -251,7 +251,7 @@ def test_a_protocol_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_real_data(shared_data: Path, tmp_path: Path) -> None:
-    """ACDC's 10 patients marked val are usable as test patients."""
+    """ACDC's 10 patients marked val can be used as test patients."""
     table = shared_data / "acdc" / "split.csv"
     written = make_splits(str(shared_data / "acdc"), tmp_path, table=table, table_test=("val",), draws=1, hashes=False)
     assert {len(split.test) for split in written.files.values()} == {20}

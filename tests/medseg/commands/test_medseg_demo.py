@@ -1,4 +1,4 @@
-"""The demo runs from nothing to a report, and goes on where it stopped."""
+"""The demo runs from nothing to a report, and continues where it stopped."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_entropy_is_that_of_scipy() -> None:
 
 
 def test_agreement_of_a_volume_is_that_of_its_mirrored_files(place: Path) -> None:
-    """Mirror the volume itself instead of its prepared slices."""
+    """Compare with mirroring the volume instead of its prepared slices."""
     segmenter = load_segmenter(place / "run", device="cpu")
     array = np.asarray(nibabel.load(place / "data" / "imagesTr" / "b.nii.gz").dataobj)
     masks = []

@@ -1,4 +1,4 @@
-"""Masks of images with several channels, however these are stored: a data set, files, volumes, series of a study."""
+"""Masks of images with several channels in every form of storage: data sets, files, volumes, series of a study."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def right(model: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """The mask of the two channels in the order of training."""
+    """Return the mask of the two channels in the order of training."""
     folder = tmp_path_factory.mktemp("right")
     write_nifti(folder / "a.nii", T2, MATRIX)
     write_nifti(folder / "b.nii", ADC, MATRIX)
@@ -71,7 +71,7 @@ def by_volume(root: Path) -> None:
 
 
 def by_list(root: Path) -> None:
-    """A data set that lists the channels the other way."""
+    """A data set that lists the channels in the other order."""
     put(root / "imagesTs" / "x_0000.nii.gz", ADC)
     put(root / "imagesTs" / "x_0001.nii.gz", T2)
     labels = dict(zip(LABELS.names, LABELS.values, strict=True))

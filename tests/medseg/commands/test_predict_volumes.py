@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bright(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A phantom whose classes are its brightness, dark where nothing is."""
+    """A phantom whose classes are levels of brightness, dark elsewhere."""
     _, classes = phantom(shape)
     return classes.astype(np.float32), classes
 
@@ -143,7 +143,7 @@ def test_probabilities_and_file_names_on_request(tmp_path: Path, model: Path) ->
 
 
 def test_labels_and_images_are_never_replaced(tmp_path: Path, model: Path) -> None:
-    """Masks written over the labels of a data set, or over the image of another case, were lost without a word."""
+    """Masks once replaced the labels of a data set, or the image of another case, silently."""
     root = tmp_path / "data"
     decathlon(root, ["case0", "case1"])
     before = {path: path.read_bytes() for path in root.rglob("*.nii.gz")}

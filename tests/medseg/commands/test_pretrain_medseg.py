@@ -1,4 +1,4 @@
-"""The parent method: which slices its batches take, what its stages train, and the command from end to end."""
+"""The parent method: slices in its batches, what its stages train, and the whole command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole in one command: splits by labels, stages, resumption."""
+"""The `run` command: splits from labels, stages, resumption."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SHORT: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six patients, of whom two have labels."""
+    """Six patients, two of them labelled."""
     folder = tmp_path_factory.mktemp("phantom") / "data"
     write_phantom(folder, patients=6, frames=1, labelled=2, size=64)
     return folder
@@ -210,7 +210,7 @@ def test_two_processes_make_one_run(data: Path, tmp_path: Path) -> None:
 
 
 def test_labels_of_unlabelled_patients_may_be_missing(tmp_path: Path) -> None:
-    """The docs say so, and a split names who is unlabelled; `run --split` asked for their label files."""
+    """As documented; `run --split` used to ask for label files of patients that the split calls unlabelled."""
     write_phantom(tmp_path / "data", patients=6, frames=1, labelled=6, size=64)
     dataset = open_dataset(tmp_path / "data")
     names = list(dataset.names)
@@ -230,7 +230,7 @@ STORED = ("LPS", "RAS", "SRA", "PIL")
 
 
 def isotropic(root: Path, shared_data: Path, storages: tuple[str, ...]) -> Path:
-    """Prostate volumes resampled to 3 mm along every axis, each stored in a direction of its own."""
+    """Prostate volumes resampled to 3 mm along every axis, each stored in its own orientation."""
     for number, letters in enumerate(storages):
         image, label = (
             nibabel.load(shared_data / f"prostate/{folder}/Case{number:02}.nii.gz")

@@ -1,4 +1,4 @@
-"""Self-training from end to end on a small phantom, as the command line runs it."""
+"""Self-training on a small phantom, as the command line runs it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SHORT: dict[str, Any] = {
 
 
 class Place:
-    """A phantom, its split and the segmenter that self-training begins with."""
+    """A phantom, its split and the segmenter from which self-training starts."""
 
     def __init__(self, folder: Path) -> None:
         self.data, self.split, self.start = folder / "data", folder / "split.json", folder / "start"
@@ -73,7 +73,7 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 def outcome(run: Path) -> dict[str, str]:
-    """Hash of everything a run promises to repeat."""
+    """Return a hash of everything that a run promises to repeat."""
     files = [p for part in ("model", "models", "pseudo", "rounds") for p in sorted((run / part).rglob("*.*"))]
     return {
         str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in [run / "metrics.jsonl", *files]
@@ -176,7 +176,7 @@ def test_it_says_how_many_slices_the_contrastive_loss_can_use(
 def test_labels_of_unlabelled_and_test_cases_change_nothing(
     place: Place, tmp_path: Path, changed: dict[str, Any]
 ) -> None:
-    """Deleted or replaced by nonsense: every byte of metrics, pseudo-labels and models stays."""
+    """Deleted or replaced by nonsense, they change no byte of metrics, pseudo-labels or models."""
     place.selftrain(tmp_path / "with", **changed)
     data = tmp_path / "data"
     shutil.copytree(place.data, data)
@@ -227,7 +227,7 @@ def test_a_killed_run_ends_in_the_same_bytes(
 
 
 def file_events(work: Callable[[], Path], folder: Path, *, kill_at: int = 0) -> list[str]:
-    """Run something in a process of its own, killed at an event on the files of a folder; the events before it."""
+    """Call a function in its own process, killed at a file event in a folder; return the events before it."""
     log = folder.with_name(f"{folder.name}-events")
     child = os.fork()
     if child == 0:
@@ -255,7 +255,7 @@ def file_events(work: Callable[[], Path], folder: Path, *, kill_at: int = 0) -> 
 
 @pytest.mark.slow
 def test_kills_in_late_rounds_end_in_the_same_bytes(place: Place, tmp_path: Path) -> None:
-    """SIGKILL at writes of rounds 2 and 3: pseudo-labels, records of rounds, checkpoints and models."""
+    """SIGKILL at writes of rounds 2 and 3: pseudo-labels, round records, checkpoints and models."""
     changed = BOTH | {"ema": 0.9, "rounds": 3}
     whole = tmp_path / "whole"
     seen = file_events(lambda: place.selftrain(whole, **changed), whole)
@@ -289,7 +289,7 @@ def test_a_collapsed_round_stops_the_run_and_names_the_model_before(place: Place
 def test_a_network_that_loses_a_structure_is_not_kept(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], guard: Any
 ) -> None:
-    """The weights that a run without validation ends with are compared with the labels on the unlabelled volumes."""
+    """Without validation, the final weights are compared with the labels on the unlabelled volumes."""
     dataset = open_dataset(place.data, patient_pattern="(patient[0-9]+)")
     split = tmp_path / "split.json"
     write_split(split, Split(dataset.names[:1], (), (), dataset.names[3:]), dataset)

@@ -1,4 +1,4 @@
-"""The supervised baseline through the real command: what it must not open, kills, processes, choices, bad input."""
+"""The supervised baseline through the real command: labels it must not open, kills, processes, options, bad input."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_parts(data: Path, path: Path, *, validation: bool = True) -> Path:
-    """Patient 0 labelled, 1 for validation, 2 without labels, 3 for test."""
+    """Patient 0 is labelled, 1 for validation, 2 without labels, 3 for testing."""
     found = open_dataset(data)
     parts = [found.patients[patient] for patient in sorted(found.patients)]
     held = parts[1] if validation else ()
@@ -73,7 +73,7 @@ def untouched(data: Path, split: Path) -> Path:
 
 
 def test_labels_it_may_not_see_are_never_opened(data: Path, split: Path, untouched: Path, tmp_path: Path) -> None:
-    """Without the labels of unlabelled and test cases, and with test images that cannot be read: the same bytes."""
+    """Without labels of unlabelled and test cases, and with unreadable test images, every byte stays the same."""
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     parts = json.loads(split.read_text())
@@ -265,7 +265,7 @@ def test_a_run_goes_on_where_its_data_lie_now(
 
 
 def test_how_volumes_are_stored_changes_no_byte_of_the_model_and_no_voxel_of_the_masks(tmp_path: Path) -> None:
-    """Isotropic volumes, of which one set is stored LPS and the other in a direction per patient."""
+    """Isotropic volumes: one set stored LPS, the other in a different orientation per patient."""
     matrix = np.diag([-1.0, -1.0, 1.0, 1.0])
     outcomes = {}
     for kind, storages in {"one": ("LPS",) * 3, "mixed": ("RAS", "SRA", "PIL")}.items():

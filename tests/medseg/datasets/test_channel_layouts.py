@@ -1,4 +1,4 @@
-"""Channels in every layout: which there are, their order, what a case lacks, and what contradicts the list."""
+"""Channels in every layout: their names and order, missing ones, and contradictions to the list."""
 
 from __future__ import annotations
 

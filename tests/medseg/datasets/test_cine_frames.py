@@ -1,4 +1,4 @@
-"""Of cine images a table says which frame of each case is meant."""
+"""A table states which frame of each cine image is used."""
 
 from __future__ import annotations
 

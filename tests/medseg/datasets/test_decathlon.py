@@ -1,4 +1,4 @@
-"""The Decathlon layout, and what holds for every layout: no typo makes a labelled case unlabelled."""
+"""The Decathlon layout; and in every layout, no typo makes a labelled case unlabelled."""
 
 from __future__ import annotations
 

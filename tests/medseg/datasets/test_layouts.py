@@ -1,4 +1,4 @@
-"""nnU-Net, BIDS-like, plain folders, CSV: the same cases from each, and typos that are found in each."""
+"""nnU-Net, BIDS-like, plain folders and CSV give the same cases; typos are found in each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = LabelMap(("background", "RV", "LV"), (0, 1, 2))
 
 
 def lay(root: Path, *files: str, **texts: str) -> Path:
-    """Empty files, which opening a data set does not read, and text files (`labels_json` is labels.json)."""
+    """Write empty files, which opening a data set does not read, and text files (`labels_json` is labels.json)."""
     for name in files:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def lay(root: Path, *files: str, **texts: str) -> Path:
 
 
 def lies(data: DataSet) -> Mapping[str, tuple[str, str | None]]:
-    """Case -> image and label, relative."""
+    """Return case -> image and label, as relative paths."""
     return {
         case.name: (data.shown(case.image.path), None if case.label is None else data.shown(case.label))
         for case in data.cases
@@ -38,7 +38,7 @@ def lies(data: DataSet) -> Mapping[str, tuple[str, str | None]]:
 
 
 def nnunet(root: Path, *more: str, version: int = 2) -> Path:
-    """Two labelled cases with two channels and one unlabelled one."""
+    """Two labelled cases with two channels and one unlabelled case."""
     content: dict[str, object] = {"channel_names": {"0": "T2", "1": "ADC"}, "labels": MAP, "file_ending": ".nii.gz"}
     if version == 1:
         training = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in ("a_1", "a_2")]

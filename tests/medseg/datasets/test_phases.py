@@ -1,4 +1,4 @@
-"""The phase of a heart that a case shows, by its name, a table, or ACDC's Info.cfg."""
+"""The heart phase that a case shows, from its name, a table, or ACDC's Info.cfg."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits by patient: what is refused, and that a file which was changed is not believed."""
+"""Splits by patient: what is refused, and that a changed file is not trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing in a data set's folder vanishes: what is not read is named, and patients are not folded silently."""
+"""No file of a data set vanishes: unread files are named, and patients are never silently merged."""
 
 from __future__ import annotations
 

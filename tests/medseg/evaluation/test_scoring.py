@@ -1,4 +1,4 @@
-"""Scores against SciPy, the formulas and the recorded evaluation of the paper's code; nothing missing is averaged."""
+"""Scores against SciPy, the formulas and the recorded evaluation of the paper's code; missing values stay out of means."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ NAMES = ("one", "two")
 
 
 def balls(shift: float = 0.0) -> np.ndarray:
-    """Two structures inside each other, of which the outer one touches the volume's first slice."""
+    """Two nested structures; the outer one touches the first slice of the volume."""
     x, y, z = np.meshgrid(*(np.arange(n, dtype=float) for n in (24, 22, 7)), indexing="ij")
     radius = np.hypot((x - 11 - shift) * 1.5, (y - 10) * 1.2)
     return np.select([(radius < 6) & (z > 1), (radius < 11) & (z < 6)], [2, 1], 0).astype(np.uint8)
 
 
 def surface(mask: np.ndarray) -> np.ndarray:
-    """Positions in mm of the surface voxels, as the usual definition has it: what an erosion takes away."""
+    """Return positions in mm of surface voxels, by the usual definition: what an erosion removes."""
     return np.argwhere(mask & ~binary_erosion(mask)) * np.array(SPACING)
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """From every surface voxel of a to the nearest of b, by brute force."""
+    """Return the distance of every surface voxel of a to the nearest of b, by brute force."""
     return np.sqrt(((surface(a)[:, None] - surface(b)[None]) ** 2).sum(-1)).min(axis=1)
 
 
@@ -135,7 +135,7 @@ def test_bland_altman() -> None:
 
 
 def evaluation() -> Evaluation:
-    """Three cases of two patients, one of which training has seen; a structure on one side, one on neither."""
+    """Three cases of two patients, one seen in training; a structure on one side only, and one on neither."""
     half, whole, empty = balls(1.0), balls(), np.zeros_like(balls())
     cases = []
     for name, patient, predicted, truth, part in (

@@ -1,4 +1,4 @@
-"""Exported segmenters, opened by the programs they are for, give what the model gives."""
+"""Exported segmenters, opened by their target programs, give the results of the model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_bundle(folder: Path, images: Path, masks: Path) -> None:
-    """What `python -m monai.bundle run` does, which needs the package fire for its command line."""
+    """Do what `python -m monai.bundle run` does, whose command line needs the package fire."""
     words = {"config_file": "configs/inference.json", "meta_file": "configs/metadata.json", "bundle_root": "."}
     words |= {"dataset_dir": str(images), "output_dir": str(masks)}
     code = f"from monai.bundle import run; run(**{words!r})"

@@ -1,4 +1,4 @@
-"""Channels on other grids: what is resampled lies where it was, what is not there is filled or refused."""
+"""Channels on other grids: resampled values stay at their place; missing ones are filled or refused."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RAMP = np.array([0.7, -0.3, 0.2])
 
 
 def ramp(grid: Grid) -> np.ndarray:
-    """A value that grows linearly in mm, which linear interpolation reproduces at any place."""
+    """A value that grows linearly in mm, which linear interpolation reproduces everywhere."""
     voxels = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"))
     mm = np.einsum("ij,jxyz->ixyz", grid.affine[:3, :3], voxels) + grid.affine[:3, 3][:, None, None, None]
     return (np.einsum("i,ixyz->xyz", RAMP, mm) + 50).astype(np.float32)
 
 
 def around(grid: Grid, spacing: tuple[float, float, float], shape: tuple[int, int, int], **how: object) -> Grid:
-    """A grid of other voxels about the same centre."""
+    """A grid with other voxels around the same centre."""
     matrix = affine(spacing, **how)  # type: ignore[arg-type]
     centre = grid.affine @ [*((np.array(grid.shape) - 1) / 2), 1]
     matrix[:3, 3] += centre[:3] - (matrix @ [*((np.array(shape) - 1) / 2), 1])[:3]

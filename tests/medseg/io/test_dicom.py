@@ -38,7 +38,7 @@ GEOMETRIES = {
 
 
 def in_file_order(array: np.ndarray, matrix: np.ndarray, volume) -> np.ndarray:
-    """The array as the reader should give it: stacks may come out counted from the other end, at the same places."""
+    """Return the array as the reader should give it: stacks may be counted from the other end, at the same places."""
     if grid_difference(volume.grid, type(volume.grid)(array.shape, matrix)) == "":
         return array
     flipped = matrix @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, array.shape[2] - 1], [0, 0, 0, 1.0]])
@@ -125,7 +125,7 @@ def test_missing_doubled_and_foreign_slices_are_said(tmp_path: Path) -> None:
 
 
 def test_files_that_are_cut_off_are_said(tmp_path: Path) -> None:
-    """The last slice of a stack leaves no gap, so that a file without its image must not be passed over."""
+    """A missing last slice leaves no gap, so a file without its image must be reported."""
     folder = write_series(tmp_path / "series", phantom(SHAPE)[0].round(), GEOMETRIES["axial"])
     last = max(_datasets(folder), key=lambda dataset: float(dataset.ImagePositionPatient[2])).filename
     file = Path(last)
@@ -159,7 +159,7 @@ def _datasets(folder: Path) -> list:
 
 
 def edited(folder: Path, change) -> Path:
-    """A series after `change(dataset, place along the stack)` was done to its images."""
+    """Return a series whose images were changed by `change(dataset, position in the stack)`."""
     images = sorted(_datasets(folder), key=lambda dataset: float(dataset.ImagePositionPatient[2]))
     for place, dataset in enumerate(images):
         change(dataset, place)

@@ -1,4 +1,4 @@
-"""What a header states about the size and place of voxels, and what it leaves unknown."""
+"""What a header states about size and position of voxels, and what it leaves unknown."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_itk_files_say_whether_they_know_the_size(tmp_path: Path, ending: str) -
 
 
 def test_a_small_file_that_unpacks_to_much_is_refused_in_little_memory(tmp_path: Path) -> None:
-    """A file of 2 kB took 6.9 GB of memory."""
+    """A file of 2 kB once took 6.9 GB of memory."""
     image = nibabel.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4))
     raw = image.to_bytes()
     path = tmp_path / "bomb.nii.gz"

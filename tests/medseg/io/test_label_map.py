@@ -1,4 +1,4 @@
-"""Label values to classes and back; no value is ever taken for background."""
+"""Label values to classes and back; no unknown value becomes background."""
 
 from __future__ import annotations
 

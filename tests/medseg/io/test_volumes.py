@@ -209,7 +209,7 @@ def test_grids_are_compared_with_the_size_of_a_voxel(image: Path) -> None:
 
 
 def _state_more(file: Path, sizes: tuple[int, int, int]) -> None:
-    """Let the header of a NIfTI file, packed or not, state another shape than that of its voxels."""
+    """Let the header of a NIfTI file, compressed or not, state another shape than that of its voxels."""
     packed = file.suffix == ".gz"
     content = bytearray(gzip.decompress(file.read_bytes()) if packed else file.read_bytes())
     content[42:48] = np.array(sizes, dtype="<i2").tobytes()
@@ -229,7 +229,7 @@ def test_a_header_that_states_more_than_the_file_holds_takes_no_memory(tmp_path:
 
 @pytest.mark.parametrize("axes", [17, 127, 255, 32768, 65536])
 def test_a_metaimage_of_more_axes_than_itk_has_room_for_is_refused(tmp_path: Path, axes: int) -> None:
-    """ITK's reader ends the process on these."""
+    """Such files crash ITK's reader."""
     header = f"ObjectType = Image\nNDims = {axes}\nDimSize = 4 5 6\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
     (tmp_path / "x.mha").write_bytes(header.encode() + bytes(240))
     with pytest.raises(UserError, match=r"x\.mha: its header is damaged \(ndims is"):

@@ -1,4 +1,4 @@
-"""The parent method's losses against values and gradients of the released code, and against their formulas."""
+"""Losses of the parent method against values and gradients of the released code, and against the formulas."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_global_d_minus(golden: Golden) -> None:
 
 
 def test_global_d(golden: Golden) -> None:
-    """Recorded in blocks of four parts: slices of a volume, their views, slices of the next volume, ..."""
+    """Recorded in blocks of four partitions: slices of a volume, their views, slices of the next volume, ..."""
     recorded = golden("medseg")
     order = torch.arange(48).view(6, 2, 4).transpose(0, 1).flatten()
     ring = (torch.arange(24) + 4) % 24

@@ -1,4 +1,4 @@
-"""Dice and cross-entropy against the values and gradients recorded from the released code, and the formulas."""
+"""Dice and cross-entropy against values and gradients of the released code, and against the formulas."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_values_and_gradients_of_the_released_code(
 
 
 def test_an_absent_class_has_no_gradient_of_its_own() -> None:
-    """With one class apart from the background, absent: its Dice is 0 whatever is predicted."""
+    """A single foreground class that is absent: its Dice is 0 whatever is predicted."""
     logits = torch.randn(1, 2, 4, 4, requires_grad=True)
     loss = dice_loss(logits, torch.zeros(1, 4, 4, dtype=torch.uint8), background=False)
     loss.backward()

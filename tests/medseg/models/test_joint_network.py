@@ -1,4 +1,4 @@
-"""What batch norm sees in joint training."""
+"""Inputs of batch norm in joint training."""
 
 from __future__ import annotations
 

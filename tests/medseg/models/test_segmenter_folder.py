@@ -1,4 +1,4 @@
-"""A segmenter comes back from its folder as it was, with labels and preprocessing; anything else is refused."""
+"""A segmenter is restored from its folder with labels and preprocessing; anything else is refused."""
 
 from __future__ import annotations
 

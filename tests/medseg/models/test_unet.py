@@ -1,4 +1,4 @@
-"""The paper's network: parameters, and a whole training graph against the values recorded from the released code."""
+"""The paper's network: parameters, and a whole training graph against values of the released code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Golden = Callable[[str], np.lib.npyio.NpzFile]
 
 
 def official_order(trunk: UNet, segment: nn.Module, contrast: nn.Module) -> list[tuple[nn.Parameter, bool]]:
-    """Parameters in the order of the released graph's variables, and whether each is a kernel."""
+    """Return parameters in the order of the released graph's variables, and whether each is a kernel."""
     parts: list[nn.Module] = [*trunk.down]
     for up, join in zip(trunk.up, trunk.join, strict=True):
         parts += [up, join]
@@ -39,7 +39,7 @@ def official_order(trunk: UNet, segment: nn.Module, contrast: nn.Module) -> list
 
 
 def formula(number: int, shape: tuple[int, ...]) -> Tensor:
-    """Kernel of variable `number`: 2 / sqrt(fan_in) * cos(1.7 j + 0.3 i) in the flat order of HWIO, as OIHW."""
+    """Return kernel `number`: 2 / sqrt(fan_in) * cos(1.7 j + 0.3 i) in the flat HWIO order, as OIHW."""
     out, inside, height, width = shape
     flat = torch.arange(math.prod(shape), dtype=torch.float64)
     values = 2 / math.sqrt(height * width * inside) * torch.cos(1.7 * flat + 0.3 * number)
@@ -54,7 +54,7 @@ def test_parameters_of_the_paper() -> None:
 
 
 def test_whole_graph_against_the_released_code(golden: Golden) -> None:
-    """Losses, probabilities, embeddings and the norm of every gradient, batch norm in training mode."""
+    """Losses, probabilities, embeddings and the norm of every gradient, with batch norm in training mode."""
     recorded = golden("medseg")
     variables = json.loads(bytes(recorded["meta_json"]).decode())["net_variables"]
     network = build_network(NetworkOptions(), classes=4).double()
@@ -171,7 +171,7 @@ def test_what_monai_cannot_give_is_said(name: str, arguments: dict[str, object],
 
 
 def test_the_plain_unet_is_monais_dynamic_unet_but_for_names() -> None:
-    """The same layers, so as many parameters; and a slice is segmented alike alone and in a batch."""
+    """Equal layers and parameter counts; a slice is segmented alike alone and in a batch."""
     ours = build_network(NetworkOptions("plain-unet", 8), 4)
     theirs = DynUNet(
         spatial_dims=2, in_channels=1, out_channels=4, kernel_size=[3] * 5, strides=[1, 2, 2, 2, 2],

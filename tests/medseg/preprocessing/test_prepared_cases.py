@@ -1,4 +1,4 @@
-"""Settings derived from data, and cases prepared once: the cache, the labels nobody asked for, the refusals."""
+"""Settings derived from data, and cases prepared once: the cache, unneeded labels, refusals."""
 
 from __future__ import annotations
 

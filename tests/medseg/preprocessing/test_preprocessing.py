@@ -1,4 +1,4 @@
-"""Slices of volumes: the official numbers, MONAI's own chain, and the way back."""
+"""Slices of volumes: the official numbers, MONAI's transforms, and the way back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One plane and one orientation for all volumes of a data set, however they are stored."""
+"""A single plane and orientation for all volumes of a data set, however they are stored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STORAGES = [
 
 
 def stored(array: np.ndarray, matrix: np.ndarray, letters: str) -> tuple[np.ndarray, np.ndarray]:
-    """The same volume with its axes in the order and direction of the letters."""
+    """Return the same volume with axes in the order and direction of the letters."""
     turn = nibabel.orientations.ornt_transform(
         nibabel.io_orientation(matrix), nibabel.orientations.axcodes2ornt(letters)
     )
@@ -156,7 +156,7 @@ def test_a_given_axis_must_be_the_same_direction_in_all_files() -> None:
 
 
 def test_oblique_volumes_share_a_frame_that_few_others_do_not_bend() -> None:
-    """Short-axis slices of hearts lie between all planes, and differ by tens of degrees from patient to patient."""
+    """Short-axis slices of hearts lie between all planes, and differ by tens of degrees between patients."""
     rng = np.random.default_rng(0)
     hearts = {
         f"heart{n}": Grid((60, 50, 9), affine((1.4, 1.4, 8.0), angles=(40 + a, 35 + b, 10 + c), letters="LPS"))

@@ -1,4 +1,4 @@
-"""`evaluate` through the command line: files, grids, splits, unknown spacing, pictures the right way round."""
+"""`evaluate` on the command line: files, grids, splits, unknown spacing, orientation of pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def masks(phantom: Path, tmp_path: Path) -> Path:
-    """Predictions: the truth moved by as many voxels as the patient's number."""
+    """Predictions: the truth, moved by as many voxels as the patient's number."""
     folder = tmp_path / "masks"
     folder.mkdir()
     for file in sorted((phantom / "labelsTr").iterdir()):
@@ -142,7 +142,7 @@ def test_wrong_input_is_named(phantom: Path, masks: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize("codes", [("R", "A", "S"), ("L", "P", "S"), ("A", "S", "L"), ("S", "L", "P"), ("I", "R", "A")])
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_slices_are_shown_as_radiologists_expect(codes: tuple[str, str, str], plane: str) -> None:
-    """A mark near the patient's right, front and head ends in the same corner however the file runs."""
+    """A mark near the patient's right, front and head appears in the same corner for every storage order."""
     world = np.zeros((8, 9, 10))
     world[6:, 6:, 7:] = 1  # right, anterior, superior in RAS+
     turned = nib.Nifti1Image(world, np.diag([1.0, 1.1, 1.2, 1])).as_reoriented(

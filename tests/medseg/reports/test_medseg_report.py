@@ -1,4 +1,4 @@
-"""The report of a real run: it stands alone, says what it must, and shows what `evaluate` found."""
+"""The report of a real run: it needs no other file, contains what it must, and shows what `evaluate` found."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ROUND = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The baseline of a few steps, and masks of the test patients evaluated into its folder."""
+    """A baseline of a few steps, with an evaluation of masks of the test patients in its folder."""
     folder = tmp_path_factory.mktemp("report")
     data = folder / "secret-place" / "data"
     write_phantom(data, patients=4, frames=1, size=48)
@@ -212,7 +212,7 @@ def test_a_run_that_has_only_begun(run: Path) -> None:
 
 
 def test_a_model_is_evaluated_on_the_test_patients_of_its_run(finished: Path, tmp_path: Path) -> None:
-    """As predict and evaluate do one after the other; without the split the model still knows whom it has seen."""
+    """As predict and evaluate do in turn; without the split the model still knows its training patients."""
     data = finished / "secret-place" / "data"
     done = evaluate(finished / "run", str(data), out=tmp_path / "out", name="mine", pictures=False)
     assert [(case.case, case.part) for case in done.evaluation.cases] == [("patient004_frame01", "test")]

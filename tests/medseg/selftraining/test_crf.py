@@ -1,4 +1,4 @@
-"""The CRF against the full kernel matrix in float64, and against the released code's label maps."""
+"""The CRF against the full kernel matrix in float64, and against label maps of the released code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ssl_medseg.selftraining.crf import SETTINGS, CrfOptions, dense_crf, refine
 
 
 def by_matrix(image: Tensor, p: Tensor, o: CrfOptions) -> Tensor:
-    """[H, W], [C, H, W]: every pair of pixels."""
+    """[H, W], [C, H, W]: computed over every pair of pixels."""
     h, w = image.shape
     place = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"), -1).view(-1, 2).double()
     distance = torch.cdist(place, place)
@@ -59,9 +59,9 @@ def dice(a: np.ndarray, b: np.ndarray) -> list[float]:
 def test_against_the_released_code(
     golden: Callable[[str], np.lib.npyio.NpzFile], recorded_as: str, name: str, least: float
 ) -> None:
-    """Its kernels go through an approximate lattice filter: label maps are compared, not probabilities.
+    """Label maps are compared, not probabilities, because its lattice filter is approximate.
 
-    Of "mild" the recorded setting is another one; both are to keep every structure.
+    The setting recorded as "mild" differs from ours; both must keep every structure.
     """
     recorded = golden("medseg")
     image = torch.from_numpy(recorded["crf/img"])[:, None]
@@ -77,7 +77,7 @@ def test_against_the_released_code(
 
 
 def test_a_structure_that_would_be_erased_is_kept_and_said(golden: Callable[[str], np.lib.npyio.NpzFile]) -> None:
-    """The released setting takes half of a thin ring from a slice whose probabilities are soft."""
+    """The released setting removes half of a thin ring from a slice with soft probabilities."""
     recorded = golden("medseg")
     image = torch.from_numpy(recorded["crf/img"])[:, None]
     p = torch.from_numpy(recorded["crf/prob"]).permute(0, 3, 1, 2)

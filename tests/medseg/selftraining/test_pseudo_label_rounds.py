@@ -1,4 +1,4 @@
-"""Pairs of slices, pseudo-labels of a pool, and what is written down of a round."""
+"""Pairs of slices, pseudo-labels of unlabelled cases, and the records of a round."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STRUCTURES = ("ring", "core")
 
 
 def drawn(variant: Any, pairs: int = 10) -> list[tuple[int, int]]:
-    """Pairs of slices with labelled ones 0 .. 99 and unlabelled ones from 100."""
+    """Draw pairs of slices; labelled ones have numbers 0 .. 99, unlabelled ones start at 100."""
     found = draw_pairs(
         torch.arange(100), torch.arange(100, 900), pairs=pairs, variant=variant,
         generator=torch.Generator().manual_seed(0),
@@ -72,7 +72,7 @@ def test_usable_slices_show_every_class_or_else_any_structure() -> None:
 
 
 class Reader(nn.Module):
-    """Says of a pixel of intensity k + c/10 that it is class k with probability c/10; sees nothing in the last row."""
+    """Predicts class k with probability c/10 where a pixel has intensity k + c/10; background in the last row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Reader(nn.Module):
 
 
 def case(name: str, rows: list[list[float]]) -> PreparedCase:
-    """A case of one slice."""
+    """A case with one slice."""
     geometry: Any = None
     return PreparedCase(name, name, torch.tensor(rows)[None, None], None, geometry)
 

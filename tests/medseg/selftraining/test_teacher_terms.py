@@ -23,7 +23,7 @@ CLASSES = 3
 
 
 class ByBrightness(nn.Module):
-    """Classes by two thresholds; unsure of dark pixels in the left half."""
+    """Classes by two thresholds; uncertain about dark pixels in the left half."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A step of segmentation and self-training reads nothing from the device, where its tensors have no values here."""
+"""Steps of segmentation and self-training read nothing from the device, whose tensors have no values here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLASSES = 3
 
 
 class PseudoLabelled:
-    """A pool in a round: slices and those with a pseudo-label."""
+    """The slices of a round, some with pseudo-labels."""
 
     slices = UNLABELLED
     used = torch.arange(len(UNLABELLED))
@@ -39,7 +39,7 @@ class PseudoLabelled:
 @pytest.mark.parametrize("kind", ["strong", "paper"])
 @pytest.mark.parametrize("loss", ["dice-ce", "dice", "dice-foreground", "cross-entropy"])
 def test_a_step_of_supervised_training(kind: Any, loss: Any) -> None:
-    """All but the optimiser, which is one fused kernel of torch that this device lacks."""
+    """Everything but the optimiser, a fused torch kernel that this device lacks."""
     batches = SegmentationBatches(
         device_run(), LABELLED, classes=CLASSES, pool=torch.arange(len(LABELLED)), batch_size=4,
         augment=AugmentOptions(kind=kind), rare_share=0.5,
@@ -134,7 +134,7 @@ def test_a_wrong_label_is_nan_where_it_is_not_read(monkeypatch: pytest.MonkeyPat
 
 
 def spiral(side: int) -> np.ndarray:
-    """A line one pixel wide that winds inwards: the longest way through a square."""
+    """A line one pixel wide that winds inwards: the longest path through a square."""
     image = np.zeros((side, side), np.uint8)
     y, x, lengths = 0, 0, [side - 1] * 3 + [n for n in range(side - 3, 0, -2) for _ in range(2)]
     image[0, 0] = 1
@@ -146,7 +146,7 @@ def spiral(side: int) -> np.ndarray:
 
 
 def test_largest_parts_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As scipy finds them, whatever their shape; of parts of one size, the first."""
+    """As scipy finds them, whatever their shape; the first of several equal ones."""
     rng = np.random.default_rng(0)
     slices = [rng.integers(0, 4, (48, 40)) for _ in range(3)]
     slices += [(rng.random((48, 40)) < share).astype(int) for share in (0.3, 0.5, 0.6)]

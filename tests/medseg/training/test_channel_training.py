@@ -1,4 +1,4 @@
-"""Several channels in training: augmentation, preparation, CRF, and two-channel runs from pre-training to masks."""
+"""Training with several channels: augmentation, preparation, CRF, and two-channel runs from pre-training to masks."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_channel_that_is_there_twice_changes_no_crf() -> None:
 
 
 def study(root: Path, names: tuple[str, ...]) -> Path:
-    """Cases whose structures show in the second channel alone; it lies on a coarser grid."""
+    """Cases whose structures are visible only in the second channel, which has a coarser grid."""
     (root / "imagesTr").mkdir(parents=True)
     (root / "labelsTr").mkdir()
     fine, coarse = affine((2, 2, 6), letters="LPS"), affine((4, 4, 6), letters="LPS")

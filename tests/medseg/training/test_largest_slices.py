@@ -1,4 +1,4 @@
-"""The largest size of slices that an effort allows."""
+"""The largest slice size that an effort allows."""
 
 from __future__ import annotations
 

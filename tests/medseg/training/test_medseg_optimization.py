@@ -1,4 +1,4 @@
-"""The learning rate of a run: up, down to nothing, and once more in every round."""
+"""The learning rate of a run: up, down to zero, and again in every round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What recipe and effort set, what comes before them, and slices with the rarest structure."""
+"""What recipe and effort set, what overrides them, and drawing of slices with the rarest structure."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_half_of_a_batch_shows_the_rarest_structure(tmp_path: Path) -> None:
-    """Of the toy cases' six slices four show structure 2, and all show structure 1."""
+    """Of the six slices of the toy cases, four show structure 2, and all show structure 1."""
     slices = stack_slices([toy_case("a"), toy_case("b", seed=1)])
     still = AugmentOptions(affine=False, elastic=0, intensity=False)
     with Run(tmp_path / "run", config={}, command="test", options=RunOptions(device="cpu", progress=False)) as run:

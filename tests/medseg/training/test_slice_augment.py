@@ -1,4 +1,4 @@
-"""Augmentation of slices against scipy's interpolation and the papers' ranges; draws belong to images, not batches."""
+"""Augmentation of slices against scipy's interpolation and the papers' ranges; draws depend on images, not batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def squares(count: int, height: int = 24, width: int = 40) -> tuple[torch.Tensor
 
 
 def in_pixels(size: tuple[int, int], ids: torch.Tensor, options: AugmentOptions, seed: int = 0) -> torch.Tensor:
-    """(x, y) of the sampling places in pixels."""
+    """Return (x, y) of the sampling positions in pixels."""
     places = sampling_places(torch.Size(size), seed=seed, ids=ids, options=options)
     return ((places + 1) * torch.tensor([size[1], size[0]]) - 1) / 2
 
@@ -108,7 +108,7 @@ def test_draws_belong_to_the_image() -> None:
 
 
 def test_intensity_is_the_papers_formula_with_draws_per_image() -> None:
-    """x + b, then contrast about the mean: linear in x, so slope c and mean shift b can be read off."""
+    """x + b, then contrast about the mean, is linear in x: slope c and mean shift b can be read off."""
     images = 0.6 + 0.1 * torch.rand(3000, 1, 6, 6, dtype=torch.float64)
     changed = jitter_intensity(images, seed=0, ids=torch.arange(3000))
     assert float(changed.min()) >= 0

@@ -1,4 +1,4 @@
-"""Which slices there are and which are drawn: a function of seed and step, not of the number of processes."""
+"""Which slices exist and are drawn: a function of seed and step, not of the number of processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The strong augmentation: draws belong to images, grey values follow the formulas, places move as asked."""
+"""Strong augmentation: draws depend on images, grey values follow the formulas, pixels move as requested."""
 
 from __future__ import annotations
 

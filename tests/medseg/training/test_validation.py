@@ -1,4 +1,4 @@
-"""Dice of volumes against scikit-learn and the recorded values, and who is averaged with whom."""
+"""Dice of volumes against scikit-learn and recorded values, and which values are averaged."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_means_say_who_is_counted() -> None:
 
 
 class Brightness(nn.Module):
-    """Says class 1 above 0.2 and class 2 above 0.6."""
+    """Predicts class 1 above 0.2 and class 2 above 0.6."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def test_moving_average_is_the_formula_statistics_included() -> None:
 
 
 def test_running_averages_fit_a_short_run() -> None:
-    """After 12 steps on one batch, inference says nearly what training says; without settling, far from it."""
+    """After 12 steps on one batch, inference nearly agrees with training; without recalibration it is far off."""
     torch.manual_seed(0)
     x = 3 + 2 * torch.randn(8, 1, 96, 96)
     errors = []
@@ -154,7 +154,7 @@ def test_running_averages_fit_a_short_run() -> None:
 
 
 class Speckled(nn.Module):
-    """Right, but for wrong parts of class 1 in the first and the last row, which mirroring leaves where they are."""
+    """Correct except for false parts of class 1 in the first and last row, which mirroring leaves in place."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Sound as a view: clips without it count nowhere, from the file to the score."""
+"""Sound as a view: clips without sound count nowhere, from the file to the score."""
 
 from __future__ import annotations
 

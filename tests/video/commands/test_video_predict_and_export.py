@@ -1,4 +1,4 @@
-"""What a trained network is used for: predictions as a table, and files for other programs."""
+"""Uses of a trained network: predictions as a table, and files for other programs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ssl_video.reports.contact_sheet import beginning, end
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network whose views have batch norms that differ."""
+    """A network whose views have different batch norms."""
     torch.manual_seed(0)
     recipe = Recipe(NetworkOptions("small_slow", width=4), CLASSES, ClipSpec(frames=3, stride=4), 24, ("rgb", "tg"))
     network = recipe.build()
@@ -231,7 +231,7 @@ def test_a_pipe_is_no_video(tmp_path: Path) -> None:
 
 
 def test_sound_of_hardly_any_samples_is_refused(tmp_path: Path) -> None:
-    """A block of 65,535 samples at one a second would become 4 GB at 16 kHz."""
+    """A block of 65,535 samples at 1 Hz would become 4 GB at 16 kHz."""
     head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + 8000, b"WAVE", b"fmt ", 16, 1, 1, 1, 2, 2, 16, b"data", 8000)
     (tmp_path / "slow.wav").write_bytes(head + bytes(8000))
     with pytest.raises(UserError, match=r"slow\.wav.*states 1 samples per second"):

@@ -1,4 +1,4 @@
-"""Training and testing through the commands: what is learned, what is never looked at, and that runs repeat."""
+"""Training and testing by commands: what is learned, what is never opened, and that runs are reproducible."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CLIP = ClipSpec(frames=3, stride=2)
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CSV of 3 classes of 6 clips, 12 frames of 20 x 24 pixels, each class with a colour of its own, and a split."""
+    """A CSV of 3 classes with 6 clips each, 12 frames of 20 x 24 pixels, every class in its own colour, and a split."""
     import av
 
     root = tmp_path_factory.mktemp("videos")
@@ -76,7 +76,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(root: Path, **changes: Any) -> dict[str, Any]:
-    """The arguments of a short run; a change is an argument of `train` or a field of one of its groups."""
+    """Return the arguments of a short run; a change is an argument of `train` or a field of one of its groups."""
     made: dict[str, Any] = {
         "data": str(root / "clips.csv"),
         "split": root / "1each-draw0.json",
@@ -127,7 +127,7 @@ def test_a_run_says_what_happens(trained: Path) -> None:
 def test_every_draw_is_a_function_of_its_keys(
     videos: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the middle, or loaded by workers: the same bytes."""
+    """A run that is killed midway, or uses workers, ends in the same bytes."""
     real = Feed.batch
 
     def killed(self: Feed, step: int) -> object:
@@ -246,7 +246,7 @@ def test_testing_what_was_trained_on_is_refused(videos: Path, trained: Path, tmp
 
 
 def test_videos_are_known_by_their_content(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trained through the manifest of `check`, whose keys are others, and tested through the folder."""
+    """Train through the manifest of `check`, whose keys differ, and test through the folder."""
     folder = tmp_path / "videos"
     shutil.copytree(videos, folder, ignore=shutil.ignore_patterns("*.json", "*.csv"))
     assert main(["check", str(folder), "--out", str(tmp_path / "man/manifest.csv"), "--no-decode"]) == 0
@@ -321,7 +321,7 @@ def test_a_run_goes_on_where_the_data_lie_now(videos: Path, tmp_path: Path, monk
 def test_recalibration_loses_no_model_for_a_bad_file(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training never drew the file; recalibration meets it after all steps."""
+    """Training never drew the file; recalibration reads it after the last step."""
     real, trained = ClipDataset.clip, False
 
     def clip(self: ClipDataset, index: int, *, seed: int) -> object:
@@ -478,7 +478,7 @@ def test_the_command_takes_the_recipes(name: str, capsys: pytest.CaptureFixture[
 
 @pytest.mark.slow
 def test_what_no_view_knows_alone_they_know_together(tmp_path: Path) -> None:
-    """Two classes differ in colour, two in direction: frames or motion alone are right in three of four clips."""
+    """Two classes differ in colour, two in direction: frames or motion alone are right for three of four clips."""
     result = demo(tmp_path, device="cpu")
     found = result.score.views
     assert max(found["rgb"].top1, found["tg"].top1) < 85

@@ -1,4 +1,4 @@
-"""Where videos are found, and what becomes of those that cannot be read."""
+"""Where videos are found, and what happens to unreadable ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames by torchcodec are those by PyAV, and without it the error says what to install."""
+"""Frames read by torchcodec are those of PyAV; without it, the error names what to install."""
 
 from __future__ import annotations
 

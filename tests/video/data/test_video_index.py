@@ -37,7 +37,7 @@ def source(seconds: float = 2, *, size: str = "64x48", rate: int = RATE, kind: s
 
 
 def shown(path: Path) -> list[np.ndarray]:
-    """All frames as the ffmpeg program shows them."""
+    """Return all frames as the ffmpeg program shows them."""
     data = ffmpeg(
         "-i", path, "-an", "-fps_mode", "passthrough", "-f", "image2pipe", "-pix_fmt", "rgb24", "-c:v", "ppm", "-"
     )
@@ -57,7 +57,7 @@ def differ(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def assert_same_frames(path: Path, *, tolerance: float = 0.5) -> None:
-    """One after the other, and at random places."""
+    """Compare frames read in order and at random positions."""
     expected = shown(path)
     assert len(index_video(path)) == len(expected) > 0
     assert max(map(differ, every_frame(path), expected)) <= tolerance
@@ -69,7 +69,7 @@ def assert_same_frames(path: Path, *, tolerance: float = 0.5) -> None:
 
 
 def cut(path: Path, source_: Path, *options: str) -> Path:
-    """The end of a file, cut between key frames without encoding it again."""
+    """Return the end of a file, cut between key frames without encoding it again."""
     ffmpeg("-ss", "0.7", "-i", source_, "-c", "copy", *options, path)
     return path
 
@@ -85,7 +85,7 @@ def plain(folder: Path, name: str, *codec: str, **options: object) -> Path:
 
 
 def turned(folder: Path, a: int, b: int, c: int, d: int) -> Path:
-    """A file whose display matrix maps (x, y) to (a x + c y, b x + d y)."""
+    """Write a file whose display matrix maps (x, y) to (a x + c y, b x + d y)."""
     data = bytearray(plain(folder, "upright.mp4").read_bytes())
     box = data.index(b"tkhd") + 4
     matrix = box + (40 if data[box] == 0 else 52)

@@ -1,4 +1,4 @@
-"""Reading clips: the very frames that were written, at any frame rate, and what is said of broken files."""
+"""Reading clips: exactly the frames that were written, at any frame rate, and messages about broken files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Write = Callable[..., Path]
 
 
 def shown(frames: torch.Tensor) -> list[int]:
-    """The numbers of frames of `numbered`."""
+    """Return the numbers of frames of `numbered`."""
     return (frames[0, :, :, :4, :4].float().mean(dim=(1, 2, 3)) / 8).round().int().tolist()
 
 
@@ -128,7 +128,7 @@ def test_broken_files_say_what_is_wrong(write_video: Write, numbered: Make, tmp_
 
 
 def test_a_broadcast_that_is_joined_late(write_video: Write, numbered: Make, tmp_path: Path) -> None:
-    """Before its first key frame no decoder knows its size or colours."""
+    """Before its first key frame, no decoder knows its size or colours."""
     packets = write_video("a.ts", numbered(60, height=64, width=64), gop=60).read_bytes()
     late = tmp_path / "late.ts"
     late.write_bytes(packets[len(packets) // 188 // 2 * 188 :])

@@ -1,4 +1,4 @@
-"""Splits: nested, by class, nothing shared between their parts, hashed."""
+"""Splits: nested, balanced by class, disjoint, hashed."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_wrong_numbers_are_refused(ucf: Path, tmp_path: Path) -> None:
 
 
 def pool(tmp_path: Path, *extra: str) -> Path:
-    """Two classes of eight videos, and others beside them."""
+    """Two classes of eight videos, with other videos beside them."""
     names = [f"{label}/{number}.mp4" for label in ("blue", "red") for number in range(8)]
     for name in (*names, *extra):
         (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Weights to begin with: files as other libraries write them give the same features."""
+"""Initial weights: files as other libraries write them give the same features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def random_statistics(network: nn.Module) -> nn.Module:
 
 
 def features(network: nn.Module, layer: nn.Module, clips: Tensor) -> Tensor:
-    """What the last layer is given."""
+    """Return the inputs of the last layer."""
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
     with torch.no_grad():
@@ -78,11 +78,11 @@ def test_weights_of_the_libraries_give_their_features(name: str, form: str | Non
 
 
 class _HeadReachedError(Exception):
-    """Ends a forward pass before the head, whose pools fit one size of clip alone."""
+    """Ends a forward pass before the head, whose pooling fits only one clip size."""
 
 
 def before_the_head(network: nn.Module, given: Tensor | list[Tensor]) -> list[Tensor]:
-    """What the last stage gives: of SlowFast that of both pathways."""
+    """Return the output of the last stage; for SlowFast, of both pathways."""
     seen: list[Tensor] = []
     blocks = network.get_submodule("blocks")
     assert isinstance(blocks, nn.ModuleList)

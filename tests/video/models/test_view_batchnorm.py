@@ -1,4 +1,4 @@
-"""Batch norm with several views: what is shared, what is not, and statistics that are those of a brute-force count."""
+"""Batch norm with several views: what is shared, what is not, and statistics equal to a brute-force count."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_labelling_leaves_no_trace() -> None:
 
 
 def brute_force(batches: list[Tensor], net: nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Mean and variance of what each batch norm is given, batches normalised by themselves, in float64."""
+    """Return mean and variance of the input of each batch norm, every batch normalised by itself, in float64."""
     seen: list[list[np.ndarray]] = [[], []]
     for x in batches:
         first = net[0](x).double()

@@ -1,4 +1,4 @@
-"""Appearance alone and motion alone both fail on generated videos, and the views together do not."""
+"""On generated videos appearance alone and motion alone fail, and both views together succeed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VIEWS = ("rgb", "tg")
 
 
 def drawn(per_class: int, first: int) -> tuple[Clips, Tensor]:
-    """Four frames, four apart, the ones after them, and the classes."""
+    """Return four frames, four apart, the frames after them, and the classes."""
     videos = [
         torch.from_numpy(draw_video(name, np.random.default_rng([first + number, label])))
         for label, name in enumerate(CLASSES)
@@ -36,7 +36,7 @@ def chosen(clips: Clips, ids: Tensor) -> Clips:
 
 
 def accuracies(views_learned: tuple[str, ...]) -> dict[str, float]:
-    """Train on few labels; accuracy of each view and of all together, in percent."""
+    """Train on few labels; return the accuracy of each view and of all together, in percent."""
     torch.manual_seed(0)
     few, labels = drawn(LABELLED, 0)
     many, _ = drawn(UNLABELLED, 1000)
@@ -71,7 +71,7 @@ def accuracies(views_learned: tuple[str, ...]) -> dict[str, float]:
 
 @pytest.mark.parametrize("alone", VIEWS)
 def test_a_view_alone_fails(alone: str) -> None:
-    """Two classes it tells apart, two it does not: three of four clips at best, but for luck."""
+    """Two classes it can distinguish, two it cannot: at best three of four clips, apart from luck."""
     assert 55 < accuracies((alone,))[alone] < 85
 
 

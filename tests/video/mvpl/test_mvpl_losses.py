@@ -1,4 +1,4 @@
-"""Targets and losses against numbers worked out by hand and references written independently."""
+"""Targets and losses against hand-computed numbers and independent references."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_other_views_are_others_all_of_them_and_drawn_by_step() -> None:
 
 
 def hand(logits: Tensor, target: Tensor, mask: list[list[int]], present: list[list[int]]) -> float:
-    """The loss of section 3.2 in plain Python: mean over clips of the mean over the views they have."""
+    """The loss of section 3.2 in plain Python: mean over clips of the mean over their views."""
     logp = (logits - logits.logsumexp(-1, keepdim=True)).tolist()
     total = 0.0
     clips = len(mask[0])

@@ -1,4 +1,4 @@
-"""The method as a user's loop calls it, against FixMatch written independently and the spec's sums written out."""
+"""The method in a user's loop, against an independent FixMatch and the formulas of the spec."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def taken(batch: Tensor) -> Tensor:
 
 
 def fixmatch_step(net: nn.Module, x: Tensor, y: Tensor, weak: Tensor, strong: Tensor, threshold: float) -> Tensor:
-    """FixMatch as its code has it: one batch of labelled, weak and strong; hard labels; the mean over all clips."""
+    """FixMatch as in its code: one batch of labelled, weak and strong clips; hard labels; the mean over all clips."""
     logits = net(torch.cat([x, weak, strong]))
     labelled, rest = logits[: len(x)], logits[len(x) :]
     weak_logits, strong_logits = rest.chunk(2)
@@ -267,7 +267,7 @@ def test_fabric_trains_it_as_it_is() -> None:
 
 
 class Wrapped(nn.Module):
-    """A network of the user's whose output is not the logits alone."""
+    """A user's network whose output holds more than the logits."""
 
     def __init__(self, form: str, classes: int = 4) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Teachers that are averages, TubeMix, directed classes and agreeing features, each against its formula written out."""
+"""Averaged teachers, TubeMix, directed classes and feature agreement, each against its formula."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def network() -> SmallSlow:
 
 
 def logits_of(net: nn.Module, batches: dict[str, Tensor]) -> np.ndarray:
-    """[M, N, K] of every view, normalised by its own batch: what split batch norm does in training."""
+    """[M, N, K] of every view, normalised by its own batch, as split batch norm does in training."""
     found = []
     for view in VIEWS:
         fresh = copy.deepcopy(net).train()
@@ -227,7 +227,7 @@ def test_agreement_needs_both_views() -> None:
 
 
 def test_options_off_change_nothing() -> None:
-    """The state dict and the loss of the method as it was."""
+    """State dict and loss are those of the method without options."""
     with torch.no_grad():
         plain = MultiviewPseudoLabel(network(), classes=K, threshold=0.5)(LABELLED, LABELS, WEAK, STRONG)
         off = MultiviewPseudoLabel(network(), classes=K, threshold=0.5, mix=0.0, agreement_weight=0.0)(

@@ -1,4 +1,4 @@
-"""Which pseudo-labels count: FreeMatch and SoftMatch against their formulas written in numpy."""
+"""Which pseudo-labels count: FreeMatch and SoftMatch against their formulas in NumPy."""
 
 from __future__ import annotations
 

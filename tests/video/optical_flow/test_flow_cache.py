@@ -1,4 +1,4 @@
-"""Stored optical flow: that of the frames, in the right pixels after cropping, never that of another video."""
+"""Stored optical flow: computed from the right frames, at the right pixels after cropping, never of another video."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ U, V = 2.0, -1.0  # what the videos below do: 2 pixels to the right, 1 up
 
 
 def moving(frames: int = 6, *, height: int = 64, width: int = 80, seed: int = 0) -> np.ndarray:
-    """Frames [F, H, W, 3] of a smooth texture that moves by (U, V) from each to the next."""
+    """Frames [F, H, W, 3] of a smooth texture that moves by (U, V) between frames."""
     far = 2 * frames
     noise = np.random.default_rng(seed).uniform(0, 255, (height + far, width + far, 3)).astype(np.float32)
     texture = cv2.GaussianBlur(noise, (0, 0), 2.0)
@@ -59,7 +59,7 @@ def folder(write_video: Write) -> Path:
 
 
 def centre(displacement: Tensor) -> list[float]:
-    """Median (u, v) away from the border, of the first frame of the first clip."""
+    """Return the median (u, v) away from the border, of the first frame of the first clip."""
     height, width = displacement.shape[-2:]
     inner = displacement[0, 0, :, height // 4 : -height // 4, width // 4 : -width // 4]
     return inner.flatten(1).median(dim=1).values.tolist()
@@ -107,7 +107,7 @@ def test_crops_turn_and_scale_the_vectors(folder: Path, tmp_path: Path, short_si
 
 
 def test_a_crop_is_where_that_of_the_frames_is(folder: Path, tmp_path: Path) -> None:
-    """Where the flow is made to say where it is from, cropped flow and cropped frames name the same places."""
+    """With flow that encodes its own position, cropped flow and cropped frames show the same places."""
     cache = cached(folder, tmp_path / "flow", short_side=0)
     clip = read_clip(folder / "a/0.mkv", 0.0, SPEC, flow=cache)
     across = torch.linspace(0, 200, 80).expand(64, 80)
@@ -325,7 +325,7 @@ def test_training_and_testing_read_it(
 
 @pytest.mark.parametrize("at", [6, 9, 20, 60])
 def test_damaged_flow_is_an_error_that_names_the_file(folder: Path, tmp_path: Path, at: int) -> None:
-    """NumPy reads the header as a Python literal, so that null bytes in it are a SyntaxError."""
+    """NumPy reads the header as a Python literal, so null bytes in it raise a SyntaxError."""
     cache = cached(folder, tmp_path / "flow")
     video = folder / "a/0.mkv"
     file = cache.file(video)

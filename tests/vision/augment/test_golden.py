@@ -1,4 +1,4 @@
-"""The TensorFlow operations against values recorded from the official SimCLR code."""
+"""TensorFlow operations against values recorded from the official SimCLR code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recorded(golden: Golden) -> Callable[[str], Tensor]:
 
 
 def names(golden: Golden, folder: str) -> list[str]:
-    """The recorded arrays of one folder, without the folder."""
+    """Return the names of the recorded arrays of a folder, without the folder."""
     found = [
         name.removeprefix(f"img/{folder}/") for name in golden("vision").files if name.startswith(f"img/{folder}/")
     ]

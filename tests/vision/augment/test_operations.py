@@ -1,4 +1,4 @@
-"""The planes' colour arithmetic against Python's colorsys in double precision, and what the public functions refuse."""
+"""Colour arithmetic against Python's colorsys in double precision, and what the public functions refuse."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_saturation_of_hsv(images: np.ndarray, factor: float) -> None:
 
 
 def test_saturation_of_values_that_a_bicubic_crop_left_outside() -> None:
-    """TensorFlow takes S = 0 where V is not positive; V itself is not clipped."""
+    """TensorFlow sets S = 0 where V is not positive; V itself is not clipped."""
     pixels = torch.tensor([[-0.1, -0.2, -0.05], [1.1, 0.5, -0.1], [0.0, -0.1, 0.0]]).t()[None, :, :, None]
     pixels[:, :, 0] = pixels[:, :, 0]
     got = ops_simclr.saturation(pixels, 0.5).clamp(0, 1)[0, :, :, 0].t()
@@ -132,7 +132,7 @@ def test_no_gradient_flows() -> None:
 
 
 def test_large_images_are_cropped_as_small_ones() -> None:
-    """Beyond a size every image is cut before it is resampled: the same bits."""
+    """Above a size, images are cut before they are resampled, with the same bits."""
     big = torch.randint(0, 256, (3, 3, 160, 150), dtype=torch.uint8)
     boxes = torch.tensor([[20, 30, 90, 80], [0, 0, 100, 110], [7, 9, 31, 17]])
     for module in MODULES:

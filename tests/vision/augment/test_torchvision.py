@@ -1,4 +1,4 @@
-"""The torchvision operations against torchvision itself, called image by image with the same parameters."""
+"""torchvision operations against torchvision itself, called image by image with the same parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = 2e-6  # of one operation in float32; torchvision goes through HSV an
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """These tensors are small: threads only wait for each other."""
+    """Use one thread: for these small tensors, threads only wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def images() -> Tensor:
-    """Noise, and the special cases of HSV: black, grey, and pixels with equal channels."""
+    """Noise, and special cases of HSV: black, grey, and pixels with equal channels."""
     torch.manual_seed(0)
     x = torch.rand(12, 3, 40, 53)
     x[0, :, :4] = 0
@@ -94,7 +94,7 @@ def test_crop(images: Tensor, size: int, interpolation: str) -> None:
 
 
 def reference(image: Tensor, draws: Draws, i: int, size: int) -> Tensor:
-    """One view made by torchvision."""
+    """A view made by torchvision."""
     x = F.resized_crop(image, *draws.boxes[i].tolist(), [size, size], antialias=True)
     x = F.horizontal_flip(x) if draws.flip[i] else x
     ops = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)

@@ -1,4 +1,4 @@
-"""What a view is a function of, what is drawn how often, and what the transforms refuse."""
+"""Dependences of a view, numbers of draws, and what the transforms refuse."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Transform = Callable[..., Tensor]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """These tensors are small: threads only wait for each other."""
+    """Use one thread: for these small tensors, threads only wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -110,7 +110,7 @@ def test_global_random_state_is_neither_used_nor_changed() -> None:
 
 
 def composed(image: Tensor, draws: Draws, i: int, size: int, *, additive: bool) -> Tensor:
-    """One view by the public operations, each of which is held against the recorded values."""
+    """A view made by the public operations, each of which is compared with recorded values elsewhere."""
     box, flip = torch.from_numpy(draws.boxes[i : i + 1]), torch.from_numpy(draws.flip[i : i + 1])
     x = ops_simclr.crop_resize(image[None], box, size=size, flip=flip)
     ops = (
@@ -196,7 +196,7 @@ def test_options_change_what_is_drawn() -> None:
 
 
 def test_no_crop_is_found_in_a_very_long_image() -> None:
-    """TensorFlow then takes the whole image, torchvision a central crop."""
+    """TensorFlow then uses the whole image, torchvision a central crop."""
     n = 50
     ids = torch.arange(n)
     whole = tensorflow_boxes(np.full(n, 4), np.full(n, 400), seed=0, ids=ids)

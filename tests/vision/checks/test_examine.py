@@ -1,4 +1,4 @@
-"""`ssl-vision check`: everything that is wrong with a data set, planted and found."""
+"""`ssl-vision check`: every planted problem of a data set is found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssl_vision.cli import main
 
 
 def found(report: Report) -> dict[str, list[tuple[list[str], str]]]:
-    """kind -> its cases."""
+    """Return kind -> its cases."""
     return {item.kind: [(list(case.files), case.detail) for case in item.items] for item in report.findings}
 
 
@@ -298,7 +298,7 @@ def test_nothing_to_check_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_reader_who_leaves_is_no_error(tmp_path: Path) -> None:
-    """As `ssl-vision check digits --json --out FILE | head -1` ends, if head is done before anything is written."""
+    """As in `ssl-vision check digits --json --out FILE | head -1`, where head may end before anything is written."""
     file = tmp_path / "check.json"
     words = [sys.executable, "-m", "ssl_vision", "check", "digits", "--json", "--out", str(file)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""The demo: short, through its function."""
+"""A short demo, called as a function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distillation: the papers' numbers, a loop written out beside it, labels never used, resume, several processes."""
+"""Distillation: the papers' numbers, a separate loop, labels never used, resumption, several processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory, labels: Path) -> Path:
-    """Pre-trained without labels, fine-tuned from the first layer of its head with a fifth of them."""
+    """Pre-trained without labels, and fine-tuned from the first layer of its head with a fifth of them."""
     folder = tmp_path_factory.mktemp("teacher")
     pretrain(
         "digits", folder / "pre", epochs=2, batch_size=128, image_size=8, temperature=0.2, encoder=WIDER,
@@ -102,9 +102,9 @@ def test_a_student_learns_what_its_teacher_says(teacher: Path, labels: Path, tmp
 
 @pytest.mark.parametrize("scale_by_temperature", [False, True])
 def test_the_loop_is_what_it_says(teacher: Path, tmp_path: Path, scale_by_temperature: bool) -> None:
-    """Five steps of mixed distillation beside a loop of torch alone, on the same images.
+    """Five steps of mixed distillation beside a loop in plain torch, on the same images.
 
-    The steps are small: at a large rate rounding, another with every number of threads, grows tenfold in each.
+    The steps are small: at a large rate, rounding, which depends on the number of threads, grows tenfold per step.
     """
     tau, alpha = 0.5, 0.75
     listed = tmp_path / "labelled.txt"
@@ -146,7 +146,7 @@ def test_the_loop_is_what_it_says(teacher: Path, tmp_path: Path, scale_by_temper
 
 
 def test_labels_change_nothing(teacher: Path, tmp_path: Path) -> None:
-    """Without labels, with those of a manifest, and with nonsense in their place: the same bytes."""
+    """Without labels, with those of a manifest, and with nonsense instead, the bytes are the same."""
     images = open_images("digits")
     results = []
     for name in ("none", "true", "nonsense"):
@@ -197,7 +197,7 @@ def test_a_student_may_be_pretrained(teacher: Path, tmp_path: Path) -> None:
 def test_a_teacher_sees_the_crops_at_its_own_size(
     teacher: Path, tmp_path: Path, load: Literal["memory", "files"], write, noise
 ) -> None:
-    """Four steps of a student of 16 px and a teacher of 8 px beside a loop of torch alone."""
+    """Four steps of a student at 16 px and a teacher at 8 px beside a loop in plain torch."""
     photos = write({f"photos/{i}.png": noise(i, size=(24, 20)) for i in range(12)}) / "photos"
     run, settings = tmp_path / "run", dataclasses.replace(SGD, lr=0.5)
     distill(

@@ -1,4 +1,4 @@
-"""Features as files and as maps: read back by other programs, equal to what the encoder gives."""
+"""Features as files and maps: readable by other programs, equal to the output of the encoder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def photos(write: Write, noise: Noise) -> Path:
-    """Two classes of seven files each, in formats of all sorts."""
+    """Two classes of seven files each, in many formats."""
     kinds = ("png", "jpg", "webp", "bmp", "png", "gif", "tiff")
     return write(
         {

@@ -1,4 +1,4 @@
-"""The evaluation of a classifier against scikit-learn's on its own predictions."""
+"""Evaluation of a classifier against scikit-learn's on its own predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation from few labels: only the images that a label file lists are learnt from."""
+"""Evaluation with few labels: only images of the label file are learnt from."""
 
 from __future__ import annotations
 

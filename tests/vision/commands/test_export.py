@@ -1,4 +1,4 @@
-"""Exported files, opened by the programs they are for, give what the model gives; nothing else is left in place."""
+"""Exported files, opened by their target programs, give the output of the model; no other file is left behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TORCHVISION = EncoderOptions(name="resnet18", stem="imagenet", variant="torchvis
 
 
 def restless(module: nn.Module) -> nn.Module:
-    """Every weight and statistic moved off its initial value."""
+    """Move every weight and statistic off its initial value."""
     generator = torch.Generator().manual_seed(1)
     for tensor in module.state_dict().values():
         if tensor.is_floating_point() and (tensor.ndim < 2 or not tensor.any()):
@@ -218,7 +218,7 @@ def test_a_file_that_gives_something_else_is_not_put_in_place(tmp_path: Path, mo
 
 
 class Moody(nn.Module):
-    """Does one thing with bright images and another with dark ones, which an exported program cannot."""
+    """Treats bright and dark images differently, which an exported program cannot."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean(dim=(2, 3)) if images.sum() > 0 else images.amax(dim=(2, 3))

@@ -1,4 +1,4 @@
-"""`few-labels`: what it chooses is chosen on the labels given, and what it recommends can be used."""
+"""`few-labels` chooses on the given labels, and its recommendation can be used."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_with_one_label_per_class_nothing_is_validated(labels: Path, tmp_path: P
 
 
 def tried(method: str, right: int, held_out: int = 100, *, first: int = 0) -> _Tried:
-    """A method that is right on images `first` to ``first + right - 1`` of 100, of which the first are held out."""
+    """A method that is right on images `first` to ``first + right - 1`` of 100; the first ones are held out."""
     number = torch.arange(100)
     return _Tried(method, "", (number >= first) & (number < first + right), number < held_out, None)  # type: ignore[arg-type]
 

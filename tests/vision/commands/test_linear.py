@@ -1,4 +1,4 @@
-"""Linear evaluation against scikit-learn's logistic regression, and its promise to leave the encoder alone."""
+"""Linear evaluation against scikit-learn's logistic regression; the encoder stays unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ssl_vision.models.model_folder import LoadedModel
 
 
 class Restless(nn.Module):
-    """An encoder that changes whenever it is used, as one with its batch norm left in training mode."""
+    """An encoder that changes with every use, like one with batch norm left in training mode."""
 
     def __init__(self) -> None:
         super().__init__()

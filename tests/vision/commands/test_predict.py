@@ -1,4 +1,4 @@
-"""Predictions of unlabelled files as a table."""
+"""Predictions for unlabelled files as a table."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def expected(model: Path, indices: list[int]) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twenty-five digits at different depths; their names are their numbers."""
+    """Twenty-five digits at several depths; their names are their numbers."""
     images = open_images("digits", split="test")
     for i in range(25):
         place = tmp_path / "images" / ["", "a", "a/b c", "z/y/x/w"][i % 4]

@@ -1,4 +1,4 @@
-"""Pre-training end to end: on real images, as a function, on several processes."""
+"""Pre-training on real images: by command, as a function, and on several processes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ METHODS = ("simclr", "suncet", "memory")
 
 
 def train_in_float64(rank: int, world_size: int) -> list[Tensor]:
-    """Twenty steps with every method, of the parts of `pretrain`, on this process's share of every batch."""
+    """Run twenty steps of `pretrain` with every method on this process's share of each batch."""
     return [loss for method in METHODS for loss in twenty_steps(method, rank, world_size)]
 
 
@@ -106,9 +106,9 @@ def twenty_steps(method: str, rank: int, world_size: int) -> Iterator[Tensor]:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Union batch, LARS, batch norm, negatives, labelled images and memory over processes: the same losses.
+    """Joint batch, LARS, batch norm, negatives, labelled images and memory bank give the same losses.
 
-    In float64, for training from zero-initialised branches blows rounding up tenfold a step at the start.
+    In float64, because training from zero-initialised branches magnifies rounding tenfold per step at the start.
     """
     alone, together = losses_alone_and_together(train_in_float64, tmp_path)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)

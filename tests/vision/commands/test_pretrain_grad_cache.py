@@ -83,7 +83,7 @@ def test_a_killed_run_with_chunks_of_batch_norm_ends_in_the_same_bytes(tmp_path:
 
 
 def test_the_head_sees_the_whole_batch() -> None:
-    """Its batch norm takes one update, the encoder's one for each chunk."""
+    """Batch norm of the head is updated once, that of the encoder once per chunk."""
     torch.manual_seed(0)
     model = SimCLR(resnet(18, width=0.125, stem="cifar"), projection_dim=16)
     z = model(torch.rand(6, 3, 8, 8), torch.rand(6, 3, 8, 8), chunk_size=5, batch_norm="chunk")

@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends in the same bytes as one that is left alone: through the real command."""
+"""A run killed repeatedly ends in the same bytes as an undisturbed one, through the real command."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_killed_runs_end_in_the_same_bytes(untouched: Path, tmp_path: Path, seed
 
 @pytest.mark.slow
 def test_killed_runs_with_labels_and_memory_end_in_the_same_bytes(tmp_path: Path) -> None:
-    """Labelled images until the middle of the run; moving average and bank of the memory in the checkpoint."""
+    """Labelled images until the middle of the run; moving average and memory bank in the checkpoint."""
     subprocess.run(with_everything(tmp_path / "untouched"), check=True, capture_output=True)
     run_killed(with_everything, tmp_path / "run", seed=2)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "untouched")

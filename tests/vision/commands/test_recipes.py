@@ -1,4 +1,4 @@
-"""The recipes of pre-training: the command takes them, and they are the compute their comments say."""
+"""Recipes of pre-training: the command accepts them, and they cost the compute that their comments state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pre-training with SuNCEt: which labelled images it sees, when, and what it makes of them."""
+"""Pre-training with SuNCEt: which labelled images it uses, when, and how."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONE_THREAD = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
 
 
 class Watched(ImageSet):
-    """Images that know which of them have been read."""
+    """Images that record which of them have been read."""
 
     def __init__(self, images: ImageSet) -> None:
         super().__init__("watched", labels=images.labels().tolist(), classes=images.classes)
@@ -76,7 +76,7 @@ def test_a_run_shorter_than_suncet_is_said(tmp_path: Path) -> None:
 
 
 def test_a_repeated_image_comes_in_another_view(tmp_path: Path) -> None:
-    """A class of fewer images than are asked for: the positive must not be the same picture."""
+    """A class with fewer images than requested: the positive must be another view."""
     digits = open_images("digits")
     few = torch.cat([torch.nonzero(digits.labels() == c).flatten()[:3] for c in range(10)])
     file = tmp_path / "labels.txt"
@@ -91,7 +91,7 @@ def test_a_repeated_image_comes_in_another_view(tmp_path: Path) -> None:
 
 
 def test_suncet_beside_simclr(tmp_path: Path) -> None:
-    """In bfloat16, with losses in float32; runs of equal work per step have equal learning rates."""
+    """In bfloat16, with losses in float32; runs with equal work per step have equal learning rates."""
     kinds = {"simclr": SuNCEtOptions(), "suncet": SuNCEtOptions(classes_per_batch=10, images_per_class=16)}
     runs = {}
     for name, suncet in kinds.items():
@@ -128,7 +128,7 @@ def test_suncet_alone_learns_the_classes(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_not_listed_change_nothing(tmp_path: Path) -> None:
-    """Not even a class that comes first in the alphabet and moves the numbers of all others."""
+    """Not even a class that comes first in the alphabet and shifts the numbers of all others."""
     digits = open_images("digits")
     for i in range(64):
         Image.fromarray(digits.read(i).permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")

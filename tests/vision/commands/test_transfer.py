@@ -1,4 +1,4 @@
-"""The transfer protocol against the same steps done with scikit-learn."""
+"""The transfer protocol against the same steps in scikit-learn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ssl_vision.models.model_folder import load_encoder
 
 
 def write_digits(folder: Path, counts: dict[str, int], *, classes: int = 4) -> Path:
-    """The first digits of some classes as files; no image is in two splits."""
+    """Write the first digits of some classes as files; no image is in two splits."""
     images = open_images("digits", split="all")
     for digit in range(classes):
         members = iter((images.labels() == digit).nonzero()[:, 0].tolist())
@@ -51,7 +51,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def reference(train: Arrays, val: Arrays) -> tuple[float, LogisticRegression]:
-    """The largest l2 of best accuracy in validation, and the classifier of all images under it."""
+    """Return the largest l2 with the best validation accuracy, and the classifier of all images with it."""
     best, chosen = -1.0, 0.0
     for l2 in PENALTIES:
         score = LogisticRegression(C=1 / l2, tol=1e-5, max_iter=5_000).fit(*train).score(*val)

@@ -1,4 +1,4 @@
-"""Bad files in a long run: counted, listed, stood in for, up to a share."""
+"""Bad files in a long run are counted, listed and replaced, up to a limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAD = (3, 4, 19)
 
 @pytest.fixture
 def images(write, noise):
-    """Twenty images, of which the files 3, 4 and 19 are bad."""
+    """Twenty images; files 3, 4 and 19 are bad."""
     files = {f"cat/{i:02d}.png": noise(i) for i in range(20)}
     return open_images(write(files | {f"cat/{i:02d}.png": b"broken" for i in BAD}))
 

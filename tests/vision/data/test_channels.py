@@ -1,4 +1,4 @@
-"""Images of other than three channels, from file to classifier: satellite and microscope images."""
+"""Images with more or fewer than three channels, from file to classifier: satellite and microscope images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
 
 
 def bands(seed: int, *, channels: int = 13, size: int = 16, largest: int = 4000) -> np.ndarray:
-    """[channels, H, W] of 16 bits, brighter in the later channels."""
+    """[channels, H, W] of 16 bits, brighter in later channels."""
     rng = np.random.default_rng(seed)
     return (
         rng.integers(0, largest, (channels, size, size)).astype(np.uint16) // np.arange(channels, 0, -1)[:, None, None]
@@ -85,8 +85,7 @@ def test_other_files_by_the_number_of_their_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [8, 160])  # in blocks, and one by one
 @pytest.mark.parametrize("ops", ["simclr", "torchvision"])
 def test_channels_are_augmented_alike_and_independently_of_their_number(size: int, ops: str) -> None:
-    """Crop, flip, brightness and blur of a channel do not depend on the others, contrast only in SimCLR's
-    operations."""
+    """Crop, flip, brightness and blur of a channel are independent of the others; contrast only in SimCLR's."""
     images = torch.rand(6, 5, 40, 40, generator=torch.Generator().manual_seed(0))
     ids = torch.arange(6)
     augment = SimCLRAugment(size, ops=ops, jitter=0.8 if ops == "simclr" else 0.0)
@@ -119,7 +118,7 @@ def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
 
 
 def test_from_files_of_13_channels_to_a_classifier(tmp_path: Path) -> None:
-    """Two classes that differ in one channel only, which no RGB image would show."""
+    """Two classes differ in a single channel, which no RGB image would show."""
     data = tmp_path / "scenes"
     for split, count in (("train", 24), ("test", 8)):
         for label, name in enumerate(("crop", "forest")):

@@ -1,4 +1,4 @@
-"""Names of classes whose folders are called by WordNet identifiers."""
+"""Names of classes whose folders are WordNet identifiers."""
 
 from __future__ import annotations
 

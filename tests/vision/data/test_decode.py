@@ -1,4 +1,4 @@
-"""Image files of every mode, against pixels computed by hand or by the definition of the format."""
+"""Image files of every mode, against hand-computed pixels or the definition of the format."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def pixels(data: bytes) -> list[list[list[int]]]:
-    """Rows of [r, g, b]."""
+    """Return rows of [r, g, b]."""
     return decode(data).pixels.transpose(1, 2, 0).tolist()
 
 
 def png(width: int, height: int, *, depth: int, colour: int, rows: list[bytes], extra: bytes = b"") -> bytes:
-    """A PNG put together by hand; colour 0 gray, 2 RGB, 4 gray and alpha, 6 RGBA."""
+    """Assemble a PNG by hand; colour 0 is gray, 2 RGB, 4 gray and alpha, 6 RGBA."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", body) + chunk(b"IEND", b"")
@@ -58,7 +58,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def upright(stored: np.ndarray, row0: str, column0: str) -> np.ndarray:
-    """Where each stored pixel is seen, by the definition of the tag."""
+    """Return where each stored pixel is shown, by the definition of the tag."""
     rows, columns = stored.shape[:2]
     seen = stored if row0 in ("top", "bottom") else stored.transpose(1, 0, 2)
     seen = np.zeros_like(seen)
@@ -309,7 +309,7 @@ def test_too_large_an_image_says_what_to_do(tmp_path: Path, monkeypatch: pytest.
 
 
 def tiff(values: np.ndarray, *, bits: int, kind: int = 1, order: str = "<") -> bytes:
-    """An uncompressed TIFF of values [H, W] or [H, W, channels], put together by hand."""
+    """Assemble an uncompressed TIFF of values [H, W] or [H, W, channels] by hand."""
     height, width = values.shape[:2]
     channels = values.shape[2] if values.ndim == 3 else 1
     tail = struct.pack(f"{order}{channels}H", *[bits] * channels) + struct.pack(

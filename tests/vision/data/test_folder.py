@@ -168,7 +168,7 @@ def test_nested_folders_belong_to_the_class_at_the_top(write, dot) -> None:
 
 
 def test_class_folders_that_hold_the_same_folders_are_warned_of(write, dot) -> None:
-    """Folds, centres or parts above the classes: nothing says which level the classes are."""
+    """Folds, centres or splits above the classes: nothing tells which level the classes are."""
     for above in (("fold1", "fold2"), ("labeled", "unlabeled")):
         root = (
             write({f"{above[0]}-root/{a}/{c}/1.png": dot for a in above for c in ("cat", "dog")}) / f"{above[0]}-root"

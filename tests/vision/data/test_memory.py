@@ -1,4 +1,4 @@
-"""Whole sets in memory."""
+"""Data sets kept in memory."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_small_images_are_read_once(write, noise, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def square():
-    """A slow square that notes what it was asked for, and by which thread; 70 and 75 are too much for it."""
+    """A slow square that records its arguments and threads; 70 and 75 are too large."""
 
     class Square:
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Data sets by name: scikit-learn's digits whole, torchvision's in miniature."""
+"""Data sets by name: scikit-learn's digits complete, torchvision's in miniature."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def md5(path: Path) -> str:
 
 
 class Published:
-    """CIFAR of a few images per file, in the layout and the kind of pickle that its authors publish."""
+    """CIFAR with a few images per file, in the published layout and kind of pickle."""
 
     def __init__(self, name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
@@ -87,7 +87,7 @@ KINDS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 
 @pytest.fixture
 def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
-    """CIFAR-10 of three images per file."""
+    """CIFAR-10 with three images per file."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 3072), dtype=np.uint8)
     names = [name for name, _ in datasets.CIFAR10.train_list + datasets.CIFAR10.test_list]
     files = {
@@ -149,7 +149,7 @@ def test_cifar_of_other_files_is_refused(
 
 
 class Trap:
-    """Leaves a file behind when it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, place: Path) -> None:
         self.place = place

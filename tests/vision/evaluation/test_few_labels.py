@@ -14,7 +14,7 @@ from ssl_vision.labels.choose import choose_per_class
 
 
 def features(count: int, *, seed: int, spread: float) -> LabelledFeatures:
-    """Three clouds in five dimensions."""
+    """Three clusters in five dimensions."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count) % 3)
     points = np.eye(3, 5)[labels] * 3 + rng.normal(size=(count, 5)) * spread

@@ -1,4 +1,4 @@
-"""Logistic regression against its formula, minimised by SciPy, on features of every kind that encoders make."""
+"""Logistic regression against its formula, minimised by SciPy, on features like those of encoders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssl_vision.evaluation.probes import PENALTIES, choose_logistic, fit_logisti
 
 
 def clouds(count: int, *, dim: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Non-negative features with large means, as those of a network that ends in ReLU and average pooling."""
+    """Non-negative features with large means, as at the end of networks with ReLU and average pooling."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
     centres = rng.normal(size=(classes, dim))
@@ -31,7 +31,7 @@ def loss(classifier: nn.Linear, features: Tensor, labels: Tensor, l2: float) -> 
 
 
 def minimum(features: Tensor, labels: Tensor, classes: int, l2: float) -> tuple[float, np.ndarray]:
-    """The least value of the objective divided by N, and the probabilities there: Newton's method on the formula."""
+    """Return the minimum of the objective divided by N, and the probabilities there, by Newton's method."""
     x, shape = features.double(), (classes, features.shape[1] + 1)
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Official SimCLR checkpoints give, imported, what the official code computed with them."""
+"""Imported official SimCLR checkpoints give the values that the official code computed with them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def official(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def close(ours: Tensor, theirs: np.ndarray) -> bool:
-    """Equal to 1e-4 of the largest value, and not because all is nothing."""
+    """Equal to 1e-4 of the largest value, which must not be zero."""
     assert np.abs(theirs).max() > 0.1
     return (ours - torch.from_numpy(theirs)).abs().max().item() < 1e-4 * np.abs(theirs).max()
 

@@ -1,4 +1,4 @@
-"""The reader of TensorFlow's checkpoints, on files that TensorFlow wrote and on damaged and hostile ones."""
+"""The reader of TensorFlow checkpoints, on files from TensorFlow and on damaged and hostile ones."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:
 
 
 def content(prefix: Path) -> dict[str, object]:
-    """Everything that can be read of a checkpoint."""
+    """Return everything that can be read from a checkpoint."""
     bundle = TensorBundle(prefix)
     numbers = [name for name in bundle.entries if name not in ("name", "parts/split", "_CHECKPOINTABLE_OBJECT_GRAPH")]
     read: dict[str, object] = {name: (bundle.tensor(name).dtype, bundle.tensor(name).tolist()) for name in numbers}
@@ -127,7 +127,7 @@ def content(prefix: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("prefix", ["saver/model.ckpt-7", "object/ckpt-1"])
 def test_no_damaged_byte_goes_unseen(kinds: Path, prefix: str) -> None:
-    """A changed byte is an error or changes nothing (padding, the text no one asks for); never another number."""
+    """A changed byte is an error or changes nothing (padding, unused text), but never gives another number."""
     whole = content(kinds / prefix)
     dice = random.Random(0)
     refused = 0
@@ -162,7 +162,7 @@ def block(entries: list[tuple[bytes, bytes]], kind: int = 0) -> bytes:
 
 
 def write_index(path: Path, entries: list[tuple[bytes, bytes]], *, kind: int = 0, handle: bytes | None = None) -> None:
-    """A table with good checksums, whatever it says."""
+    """Write a table with valid checksums and any content."""
     data = block(entries, kind)
     index = block([(b"\xff", handle if handle is not None else varint(0) + varint(len(data) - 5))])
     footer = varint(0) * 2 + varint(len(data)) + varint(len(index) - 5)

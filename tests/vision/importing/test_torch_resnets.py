@@ -1,4 +1,4 @@
-"""ResNets of PyTorch programs give, imported, the features that they give where they come from."""
+"""Imported ResNets of PyTorch programs give the features of the original networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ State = dict[str, Tensor]
 
 
 def narrow(depth: int = 18, *, classes: int = 4, small: bool = False, padding: int = 1) -> nn.Module:
-    """A torchvision ResNet at an eighth of its width, every weight and statistic moved off its initial value."""
+    """A torchvision ResNet with an eighth of the width; every weight and statistic differs from its initial value."""
     block, repeats = {
         18: (torchvision.models.resnet.BasicBlock, [2, 2, 2, 2]),
         50: (torchvision.models.resnet.Bottleneck, [3, 4, 6, 3]),
@@ -169,7 +169,7 @@ def test_one_of_several_networks_is_chosen_by_prefix(tmp_path: Path) -> None:
 
 
 class Stranger:
-    """What `torch.save` pickles together with the weights of many programs."""
+    """An object that `torch.save` pickles together with the weights, as many programs do."""
 
 
 def test_files_that_would_run_code_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Label files name images of a set, whatever machine it lies on, and say so when they do not fit."""
+"""Label files identify images of a set on any machine, and mismatches are reported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Write = Callable[[dict[str, Image.Image | str]], Path]
 
 @pytest.fixture
 def photos(write: Write, noise: Callable[[int], Image.Image]) -> Path:
-    """Two classes, one file name in both of them."""
+    """Two classes with a file name in common."""
     names = ["cat/1.png", "cat/2.png", "dog/2.png", "dog/3.png"]
     return write({f"photos/train/{name}": noise(number) for number, name in enumerate(names)}) / "photos"
 

@@ -1,4 +1,4 @@
-"""SimCLR as a module in a loop of one's own."""
+"""SimCLR as a module in a user's loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoders against values recorded from the official TensorFlow code."""
+"""Encoders against values recorded from the official TensorFlow code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ssl_vision.models.resnet import Bottleneck, ResNetDPool, SameMaxPool, Selec
 
 
 def load_official(module: nn.Module, values: Any, tag: str, order: list[str]) -> None:
-    """Copy recorded weights; `order` names our convolution and norm modules in the official order of creation."""
+    """Copy recorded weights; `order` lists our convolutions and norms in the official order of creation."""
     names = [str(name) for name in values[f"layer/{tag}/weight_names"]]
     weights = [torch.from_numpy(values[f"layer/{tag}/weight/{i:02d}"]) for i in range(len(names))]
     learned = [w for n, w in zip(names, weights, strict=True) if "moving" not in n]
@@ -187,7 +187,7 @@ def test_features_of_torchvision_s_convnext_are_those_before_its_linear_layer() 
 
 
 def test_narrow_networks_train_on_large_images() -> None:
-    """In a process of its own: oneDNN's gradient of a strided 1x1 convolution of 8 channels has crashed there."""
+    """In its own process: oneDNN's gradient of a strided 1x1 convolution with 8 channels has crashed there."""
     program = (
         "import torch; from ssl_vision.models import resnet; torch.set_num_threads(1); torch.manual_seed(0)\n"
         "net = resnet(18, width=0.125, stem='imagenet').to(memory_format=torch.channels_last)\n"

@@ -1,4 +1,4 @@
-"""Model folders give back what was saved, and refuse what they are not."""
+"""Model folders restore what was saved, and refuse anything else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CLASSES = ["cat", "dog", "emu"]
 
 
 def restless(module: nn.Module) -> nn.Module:
-    """Every parameter and statistic moved off its initial value, so that one left out of a file shows."""
+    """Move every parameter and statistic off its initial value, so that a missing one is noticed."""
     generator = torch.Generator().manual_seed(1)
     for tensor in module.state_dict().values():
         if tensor.is_floating_point():
@@ -111,7 +111,7 @@ def test_the_neck_is_the_first_layers_of_the_head() -> None:
 
 
 def test_layers_beyond_the_neck_are_not_built() -> None:
-    """A changed model.json may state any size of them."""
+    """A changed model.json may state any size for them."""
     encoder = EncoderOptions("resnet18", width_multiplier=0.0625)
     states = []
     for layers, features in ((3, 4), (1 << 40, 1 << 40)):

@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm, and the user's own, started from files: their features in every command."""
+"""Networks of torchvision, timm and users, started from files: their features in every command."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ IMAGENET = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.22
 
 
 def source(name: str, size: int) -> tuple[nn.Module, nn.Module]:
-    """A network of its library with random weights, and the same without classifier; batch norm has seen images."""
+    """A library's network with random weights, and the same without classifier; batch norm has run on images."""
     torch.manual_seed(0)
     library, _, model = name.partition(":")
     if library == "torchvision":
@@ -323,9 +323,9 @@ def test_a_network_from_a_file_teaches_a_small_student_from_few_labels(tmp_path:
 
 
 class _FirstPasses:
-    """What encoders with normalised input return in their first pass, beside the source's features of these images.
+    """Records what encoders with normalised input return in their first pass, beside the source's features.
 
-    The source runs as the encoder does, in training or inference mode, so that batch norm sees the same batch.
+    The source runs in the mode of the encoder, training or inference, so that batch norm gets the same batch.
     """
 
     def __init__(self, features: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The report of fine-tuned and distilled classifiers: the numbers on the page are those of the predictions."""
+"""Reports of fine-tuned and distilled classifiers: the numbers on the page are those of the predictions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def page(runs: Path) -> Page:
 
 @pytest.fixture
 def copy(runs: Path, tmp_path: Path) -> Path:
-    """A copy of the fine-tuned run, alone in its folder, to damage."""
+    """A copy of the fine-tuned run in its own folder, to damage."""
     return shutil.copytree(runs / "few", tmp_path / "alone" / "few")
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: a page that stands alone, and shows what was trained on and what came of it."""
+"""The report of a run: it needs no other file, and shows training data and results."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_protocols_that_differ_stay_apart(data: str, copy: Path) -> None:
 
 
 def test_first_and_last_point_of_a_curve_are_drawn_whole() -> None:
-    """The first and last marker lie on the edges of the axes, where half of them would be cut."""
+    """The first and last marker lie on the edges of the axes, where half of each would be cut off."""
     records = [{"step": 10.0 * n, "epoch": float(n), "loss": 2.0 - n / 10, "lr": 0.1} for n in range(5)]
     figure = training_figure(records, [Panel("Loss", {"loss": ""})])
     (axes,) = figure.axes

@@ -1,4 +1,4 @@
-"""Fine-tuning: the papers' numbers, everything trained, labels that are not listed never used, several processes."""
+"""Fine-tuning: the papers' numbers, all weights trained, unlisted labels never used, several processes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_recipes_are_the_papers(recipe: str, batch: int, peak: float, settings: 
 
 
 def test_lars_adapts_all_weights_but_those_of_the_linear_layer() -> None:
-    """Against the rule of the released code, written out: trust ratio at weight decay 0 too, linear layer without."""
+    """Against the rule of the released code: trust ratio also at weight decay 0; the linear layer has none."""
     start = open_start("none", encoder=TINY, from_layer=0, image_size=8)
     model = start.build(10)
     optimizer = build_optimizer(model, OptimizerOptions(name="lars", weight_decay=0.0), lr=0.16, unadapted=("fc",))
@@ -185,7 +185,7 @@ def test_training_from_scratch_learns(tmp_path: Path, labels: Path) -> None:
 
 
 def write_manifest(folder: Path, *, others: str | None = None) -> Path:
-    """Forty digits as files; the first twenty are labelled, the others too, or all alike if `others` says so."""
+    """Write forty digits as files, the first twenty labelled; `others` decides the labels of the rest."""
     images = open_images("digits")
     rows = []
     for index in range(40):
@@ -254,7 +254,7 @@ def test_killed_runs_end_in_the_same_bytes(tmp_path: Path, labels: Path) -> None
 
 
 def train_in_float64(rank: int, world_size: int) -> list[Tensor]:
-    """The losses of twenty steps of the parts of `finetune` on this process's share of every batch."""
+    """Return the losses of twenty steps of `finetune` on this process's share of each batch."""
     torch.manual_seed(0)
     network = open_start("none", encoder=TINY, from_layer=0, image_size=8).build(10).double()
     model = over_processes(network)
@@ -381,7 +381,7 @@ def test_a_single_class_is_refused(write, noise, tmp_path: Path, listed: bool) -
 
 @pytest.mark.parametrize("held_out", ["split", "file"])
 def test_a_validation_part_is_no_test_score(write, noise, tmp_path: Path, held_out: str) -> None:
-    """Where there is no test split, val takes its place; not when training was validated on it."""
+    """Without a test split, val takes its place, but not if training was validated on it."""
     places = [f"{split}/{name}/{i}.png" for split in ("train", "val") for name in "ab" for i in range(3)]
     data = write({f"photos/{place}": noise(number) for number, place in enumerate(places)}) / "photos"
     labels, validation = None, "val"

@@ -1,4 +1,4 @@
-"""Views are a function of seed, step, image and view: not of where images lie, of workers, or of a restart."""
+"""Views are a function of seed, step, image and view: not of file locations, workers, or restarts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step of pre-training reads nothing from the device, where its tensors have no values here."""
+"""A pre-training step reads nothing from the device, whose tensors have no values here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores against SciPy, the formulas and the recorded evaluation of the paper's code; missing values stay out of means."""
+"""Scores against SciPy, the formulas and the recorded evaluation of the paper's code; means omit missing values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Parse the flags of a typed function: short names, lists with commas, and messages about wrong flags."""
+"""Parse the flags of a typed function: short names, lists with commas, and messages about wrong flags.
+
+A flag is declared as a parameter of the function that the command runs, or as a field of a dataclass of options that
+this function takes, and described in its docstring. `cli.py` of each package names these functions.
+"""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def _update_one_by_one(params: list[Tensor], grads: list[Tensor], buffers: list[
         if group["adapt"]:
             dtype = _norm_dtype(p)
             norms = torch.linalg.vector_norm(p, dtype=dtype), torch.linalg.vector_norm(g, dtype=dtype)
-            rate = group["lr"] * _trust(*norms, group["trust_coefficient"])
+            rate = group["lr"] * _trust_ratio(*norms, group["trust_coefficient"])
             buffer.addcmul_(g, rate)
         else:
             buffer.add_(g, alpha=rate)
@@ -258,7 +258,7 @@ def _update_together(params: list[Tensor], grads: list[Tensor], buffers: list[Te
     if group["adapt"]:
         dtype = _norm_dtype(params[0])
         norms = torch.stack(torch._foreach_norm(params, 2, dtype)), torch.stack(torch._foreach_norm(steps, 2, dtype))
-        rates = (group["lr"] * _trust(*norms, group["trust_coefficient"])).unbind()
+        rates = (group["lr"] * _trust_ratio(*norms, group["trust_coefficient"])).unbind()
     torch._foreach_mul_(steps, rates)
     torch._foreach_mul_(buffers, momentum)
     torch._foreach_add_(buffers, steps)
@@ -267,7 +267,8 @@ def _update_together(params: list[Tensor], grads: list[Tensor], buffers: list[Te
     torch._foreach_sub_(params, steps if group["nesterov"] else buffers)
 
 
-def _trust(weight_norm: Tensor, gradient_norm: Tensor, coefficient: float) -> Tensor:
+def _trust_ratio(weight_norm: Tensor, gradient_norm: Tensor, coefficient: float) -> Tensor:
+    """Return the trust ratio, coefficient ||w|| / ||g||; 1 if either norm is 0."""
     known = (weight_norm > 0) & (gradient_norm > 0)
     return torch.where(known, coefficient * weight_norm / gradient_norm, 1.0)
 

@@ -14,7 +14,8 @@ from contrastive_core.losses import nt_xent
 from contrastive_core.rng import derive, permutation, uniform
 from contrastive_core.training import Run
 from ssl_medseg.losses.contrastive import global_d, global_d_minus, grid_regions, local_regions
-from ssl_medseg.training.slices import SliceSet, jitter_intensity
+from ssl_medseg.training.augment import jitter_intensity
+from ssl_medseg.training.slices import SliceSet
 
 
 class VolumeBatch(NamedTuple):

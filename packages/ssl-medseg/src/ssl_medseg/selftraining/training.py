@@ -29,10 +29,11 @@ from ssl_medseg.selftraining.terms import (
     TeacherBatches,
     Term,
 )
+from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import PLACES, TrainingData, keep_identity, open_training_data
 from ssl_medseg.training.optim import Pace
 from ssl_medseg.training.recipe import OptimizerOptions, TrainingOptions, choose
-from ssl_medseg.training.slices import AugmentOptions, SegmentationBatches, slices_with
+from ssl_medseg.training.slices import SegmentationBatches, slices_with
 from ssl_medseg.training.validation import choose_refinement
 
 

@@ -15,8 +15,8 @@ from contrastive_core.training.outputs import Outputs, claim_folder
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images
+from ssl_vision.evaluation.accuracy import FewLabelAccuracy, few_label_accuracy
 from ssl_vision.evaluation.features import LabelledFeatures, labelled_features
-from ssl_vision.evaluation.few_labels import FewLabelAccuracy, few_label_accuracy
 from ssl_vision.evaluation.scores import Score, record_score
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import PIXELS, load_encoder

@@ -25,8 +25,8 @@ from contrastive_core.training.outputs import Outputs, claim_folder
 from ssl_vision.data import ImageSet, Subset, list_splits, open_images
 from ssl_vision.data.class_names import find_class_names
 from ssl_vision.data.dataset import ReadOptions
+from ssl_vision.evaluation.accuracy import percent_correct
 from ssl_vision.evaluation.features import extract
-from ssl_vision.evaluation.few_labels import percent_correct
 from ssl_vision.evaluation.probes import choose_logistic, knn_scores, stratified_folds
 from ssl_vision.labels.files import LabelFile, write_label_file
 from ssl_vision.labels.subsets import check_classes, require_two_classes, training_set

@@ -8,8 +8,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from contrastive_core.rng import derive
+from ssl_vision.evaluation.accuracy import few_label_accuracy
 from ssl_vision.evaluation.features import LabelledFeatures
-from ssl_vision.evaluation.few_labels import few_label_accuracy
 from ssl_vision.labels.choose import choose_per_class
 
 

@@ -269,12 +269,16 @@ def test_two_processes_see_what_one_sees(teacher: Path, labels: Path, tmp_path: 
         ({"from_layer": 1}, "without a pre-trained model there is no head"),
         ({"init": "no-such-run"}, "not a folder"),
         ({"teacher": "no-such-run"}, "not a folder"),
-        ({"epochs": 0}, "epochs is 0"),
+        (
+            {"epochs": 0},
+            "distill needs a length: expected --epochs, or --config with a recipe\n  --config distill-simclrv2",
+        ),
+        ({"epochs": -1}, "epochs is -1"),
         ({"init": "teacher", "encoder": TINY}, "has the architecture of the teacher"),
     ],
 )
 def test_bad_arguments_are_refused(teacher: Path, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    settings: dict[str, Any] = {"teacher": str(teacher), "data": "digits", **arguments}
+    settings: dict[str, Any] = {"teacher": str(teacher), "data": "digits", "epochs": 1, **arguments}
     with pytest.raises(UserError, match=message):
         distill(out=tmp_path / "run", run=QUIET, **settings)
 
@@ -284,6 +288,6 @@ def test_labels_of_other_classes_are_refused(teacher: Path, tmp_path: Path) -> N
     manifest = tmp_path / "cats.csv"
     manifest.write_text("path,label\na.png,cat\na.png,dog\n")
     with pytest.raises(UserError, match=r"cats.csv: its classes differ from those of .* \(0, 1, 2, 3, 4 on one side"):
-        distill(str(teacher), str(manifest), tmp_path / "run", alpha=0.5, run=QUIET)
+        distill(str(teacher), str(manifest), tmp_path / "run", alpha=0.5, epochs=1, run=QUIET)
     with pytest.raises(UserError, match="expected 'ssl-vision classifier 1'; fine-tune it first"):
-        distill(str(teacher.parent / "pre"), "digits", tmp_path / "run", run=QUIET)
+        distill(str(teacher.parent / "pre"), "digits", tmp_path / "run", epochs=1, run=QUIET)

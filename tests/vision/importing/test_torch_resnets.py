@@ -168,6 +168,34 @@ def test_one_of_several_networks_is_chosen_by_prefix(tmp_path: Path) -> None:
     torch.testing.assert_close(got, features(second, IMAGES), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["", "torchvision:resnet18"])
+def test_the_choice_between_a_network_and_its_average_is_stated(tmp_path: Path, architecture: str) -> None:
+    torch.manual_seed(0)
+    net, average = torchvision.models.resnet18().eval(), torchvision.models.resnet18().eval()
+    torch.save({"model_ema": average.state_dict(), "model": net.state_dict()}, tmp_path / "both.pth")
+    for prefix, expected in (("", net), ("model_ema", average)):
+        out = tmp_path / f"out{prefix}"
+        said = import_checkpoint(tmp_path / "both.pth", out, architecture=architecture, prefix=prefix)
+        got = load_encoder(str(out), device="cpu").encoder(IMAGES)
+        torch.testing.assert_close(got, features(expected, IMAGES), rtol=1e-4, atol=1e-4)
+        assert ("the one under 'model.' is used, and not the one under 'model_ema.'" in said) == (not prefix)
+        assert (len(json.loads((out / "import.json").read_text())["assumed"]) > bool(not architecture)) == (not prefix)
+    torch.save({"student": average.state_dict(), "teacher": net.state_dict()}, tmp_path / "both.pth")
+    with pytest.raises(UserError, match=r"several networks.*, under 'student\.', 'teacher\.'.*--prefix"):
+        import_checkpoint(tmp_path / "both.pth", tmp_path / "no", architecture=architecture)
+
+
+def test_flags_that_a_named_architecture_does_not_use_are_refused(tmp_path: Path) -> None:
+    torch.save(narrow().state_dict(), tmp_path / "net.pth")
+    with pytest.raises(UserError, match="--stem, --classifier-layer: not used with --architecture"):
+        import_checkpoint(
+            tmp_path / "net.pth", tmp_path / "out", architecture="torchvision:resnet18", stem="cifar",
+            classifier_layer=0,
+        )  # fmt: skip
+    with pytest.raises(UserError, match="no tensor has the prefix 'b'; names begin with bn1, conv1"):
+        import_checkpoint(tmp_path / "net.pth", tmp_path / "out", architecture="torchvision:resnet18", prefix="b")
+
+
 class Stranger:
     """An object that `torch.save` pickles together with the weights, as many programs do."""
 

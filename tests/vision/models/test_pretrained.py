@@ -211,7 +211,7 @@ def test_low_rank_updates_are_all_that_is_trained(name: str, tmp_path: Path, wri
 
 def test_low_rank_updates_of_convolutions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lora_rank needs an encoder with linear layers"):
-        finetune("none", "digits", tmp_path, encoder=EncoderOptions(width_multiplier=0.125), lora_rank=4, run=QUIET)
+        finetune("none", "digits", tmp_path, encoder=EncoderOptions(width_multiplier=0.125), lora_rank=4, epochs=1, run=QUIET)
 
 
 def test_a_learning_rate_of_lars_is_refused_for_adamw() -> None:
@@ -223,8 +223,8 @@ def test_position_embeddings_are_resampled_by_timm(tmp_path: Path) -> None:
     whole, _ = source("timm:vit_tiny_patch16_224", 64)
     torch.save(whole.state_dict(), tmp_path / "vit.pth")
     options = EncoderOptions(name="timm:vit_tiny_patch16_224", weights=tmp_path / "vit.pth")
-    encoder, resolved, size = load_weights(options, image_size=96)
-    assert (size, resolved.weights) == (96, None)
+    encoder, resolved, size, notes = load_weights(options, image_size=96)
+    assert (size, resolved.weights, notes) == (96, None, [])
     assert encoder(torch.rand(1, 3, 96, 96)).shape == (1, 192)
 
 

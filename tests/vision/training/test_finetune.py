@@ -23,10 +23,14 @@ from contrastive_core.errors import UserError
 from contrastive_core.optim import scaled_lr
 from contrastive_core.training import Batches, RunOptions
 from ssl_vision.cli import main
+from ssl_vision.commands.distill import distill
 from ssl_vision.commands.evaluate import evaluate
+from ssl_vision.commands.few_labels import few_labels
+from ssl_vision.commands.knn import knn
 from ssl_vision.commands.linear import linear
 from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.pretrain import pretrain
+from ssl_vision.commands.transfer import transfer
 from ssl_vision.data import open_images
 from ssl_vision.evaluation.features import evaluation_batches
 from ssl_vision.evaluation.scores import ProbeOptions
@@ -333,7 +337,11 @@ def test_a_run_of_one_step_is_not_all_warm_up(labels: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": 0}, "epochs is 0"),
+        (
+            {"epochs": 0},
+            "finetune from scratch needs a length: expected --epochs, or --config .*\n  --config supervised ",
+        ),
+        ({"epochs": -1}, "epochs is -1"),
         ({"label_smoothing": 1.0}, "0 <= label_smoothing < 1"),
         ({"from_layer": 1}, "without a pre-trained model there is no head"),
         ({"image_size": 0}, "image_size is 0"),
@@ -346,7 +354,7 @@ def test_a_run_of_one_step_is_not_all_warm_up(labels: Path, tmp_path: Path) -> N
     ],
 )
 def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    settings: dict[str, Any] = {"init": "none", "data": "digits", "encoder": TINY, **arguments}
+    settings: dict[str, Any] = {"init": "none", "data": "digits", "encoder": TINY, "epochs": 1, **arguments}
     with pytest.raises(UserError, match=message):
         finetune(out=tmp_path / "run", run=QUIET, **settings)
 
@@ -362,7 +370,7 @@ def test_what_does_not_fit_the_model_is_refused(pretrained: Path, labels: Path, 
     with pytest.raises(UserError, match="of the images held out for validation"):
         finetune(
             "none", "digits", tmp_path / "run", labels=labels / "10percent-draw0.json", validate_on=str(overlapping),
-            run=QUIET,
+            epochs=1, run=QUIET,
         )  # fmt: skip
 
 
@@ -373,7 +381,7 @@ def test_a_single_class_is_refused(write, noise, tmp_path: Path, listed: bool) -
     (tmp_path / "list.txt").write_text("cat/0.png\ncat/1.png\n")
     labels = tmp_path / "list.txt" if listed else None
     with pytest.raises(UserError, match=r"labelled images of one class only \(cat\), expected at least two"):
-        finetune("none", str(data), tmp_path / "run", labels=labels, encoder=TINY, run=QUIET)
+        finetune("none", str(data), tmp_path / "run", labels=labels, encoder=TINY, epochs=1, run=QUIET)
     with pytest.raises(UserError, match=r"labelled images of one class only \(cat\), expected at least two"):
         linear("pixels", str(data), probe=ProbeOptions(test_part="train", labels=labels))
     assert not (tmp_path / "run").exists()
@@ -404,7 +412,25 @@ def test_a_validation_part_is_no_test_score(write, noise, tmp_path: Path, held_o
         (data / "val").rename(data / "test")  # the same images under another name
         with pytest.raises(UserError, match=r"images that training was validated on \(100 %\)"):
             evaluate(str(model), str(data), device="cpu")
+        for probe in (knn, linear, transfer):
+            with pytest.raises(UserError, match=r"images that training was validated on \(100 %\)"):
+                probe(str(model), str(data), probe=ProbeOptions(device="cpu"))
         (data / "test").rename(data / "val")
         score = evaluate(str(model), str(data), part="val", device="cpu").score
         assert score.validation_share == 1
+        # Models that start from this one record its validation images, too.
+        again, student = tmp_path / "again", tmp_path / "student"
+        finetune(str(model), str(data), again, epochs=1, run=QUIET)
+        distill(str(again), str(data), student, init="teacher", epochs=1, run=QUIET)
+        encoder = tmp_path / "encoder"
+        pretrain(str(data), encoder, init=str(again), epochs=1, batch_size=6, image_size=8, run=QUIET)
+        val = ProbeOptions(test_part="val", device="cpu", batch_size=6)
+        for start in (again, student, encoder):
+            assert "100 % of these images were used for validation" in str(knn(str(start), str(data), probe=val))
+        assert linear(str(again), str(data), epochs=1, probe=val).validation_share == 1
+        few = few_labels(str(again), str(data), tmp_path / "few", test_part="val", methods=("linear",), device="cpu")
+        assert "the score is not a test score" in str(few)
+        assert (
+            load_classifier(str(tmp_path / "few" / "linear")).validated_on == load_classifier(str(model)).validated_on
+        )
     assert "the score is not a test score" in str(score)

@@ -21,12 +21,10 @@ from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import evaluation_batches, labelled_images, outputs
 from ssl_vision.evaluation.predictions import Predictions, make_predictions, write_predictions
 from ssl_vision.evaluation.scores import ClassifierScore, evaluation_folder, score_classifier, to_json
-from ssl_vision.labels.subsets import known_share
+from ssl_vision.labels.subsets import validation_share
 from ssl_vision.models.model_folder import load_classifier
 from ssl_vision.reports.figures import reliability_figure
 from ssl_vision.reports.run_folder import data_name
-
-_MOSTLY = 0.5  # share of validation images from which a test is refused
 
 
 @dataclass(frozen=True)
@@ -88,13 +86,7 @@ def evaluate(
     loaded = load_classifier(model, device=device)
     images = labelled_images(data, split=part, channels=loaded.channels, read=read)
     labels = match_classes(images, loaded.classes)
-    share = known_share(images, loaded.validated_on)
-    if share >= _MOSTLY and part == "test":
-        stands_in = images.split != part
-        found = f"{images.name}: found images that training was validated on ({100 * share:.0f} %)"
-        place = f"; the data have no test split, and {images.split} is used in its place" if stands_in else ""
-        todo = f", or --part {images.split} to score the validation part under its name" if stands_in else ""
-        raise UserError(f"{found}{place}. Expected images not seen in training: give other data{todo}")
+    share = validation_share(images, loaded.validated_on, part=part)
     folder = Path(out) if out is not None else evaluation_folder(model) or Path()
     stem = check_file_name(
         name or f"{data_name(data).removesuffix('.csv')}-{images.split}", what="name of the files", source="--name"

@@ -28,8 +28,9 @@ from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.accuracy import percent_correct
 from ssl_vision.evaluation.features import extract
 from ssl_vision.evaluation.probes import choose_logistic, knn_scores, stratified_folds
+from ssl_vision.evaluation.scores import validation_notes
 from ssl_vision.labels.files import LabelFile, write_label_file
-from ssl_vision.labels.subsets import check_classes, require_two_classes, training_set
+from ssl_vision.labels.subsets import check_classes, require_two_classes, training_set, validation_share
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import (
     PIXELS,
@@ -117,6 +118,7 @@ class FewLabelsResult:
         test_images: Number of test images; 0 without labelled ones.
         test_part: Part of the data with the test images.
         model: Folder of the recommended classifier; None for nearest neighbours.
+        validation_share: Share of the test images that were used for validation while the model was trained.
     """
 
     candidates: tuple[Candidate, ...]
@@ -127,6 +129,7 @@ class FewLabelsResult:
     test_images: int
     test_part: str
     model: Path | None
+    validation_share: float = 0.0
 
     def __str__(self) -> str:
         test = f"test ({self.test_images:,}, part {self.test_part})" if self.test_images else "test"
@@ -142,6 +145,7 @@ class FewLabelsResult:
         lines += [
             "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
+        lines += validation_notes(self.validation_share)
         lines += ["", f"* recommended: {_NAMES[self.recommended]}. {self.reason}"]
         lines.append(f"classifier: {self.model}" if self.model else "classify with `ssl-vision knn`")
         return "\n".join(lines)
@@ -209,6 +213,7 @@ def few_labels(
     train = training_set(images, labels)
     require_two_classes(train)
     test = _test_images(data, part=part, test_part=test_part, images=images)
+    share = 0.0 if test is None else validation_share(test, loaded.validated_on, part=test_part)
     x, y = extract(loaded, train, batch_size=batch_size).cpu(), train.labels()
     queries = None if test is None else extract(loaded, test, batch_size=batch_size).cpu()
     truth = None if test is None else test.labels()
@@ -237,7 +242,7 @@ def few_labels(
     folder = {"linear": out / "linear", "finetune": out / "finetune", "knn": None}[chosen.method]
     result = FewLabelsResult(
         tuple(t.candidate() for t in tried), chosen.method, reason, len(train), len(torch.unique(y)),
-        0 if test is None else len(test), test_part if test is None else test.split, folder,
+        0 if test is None else len(test), test_part if test is None else test.split, folder, share,
     )  # fmt: skip
     content = {**asdict(result), "model": str(folder) if folder else None, "from": model, "data": data}
     with Outputs([out / "few-labels.json"], command="ssl-vision few-labels"):
@@ -331,7 +336,7 @@ def _linear(
         start = open_start(model, encoder=encoder, from_layer=0, image_size=None)
         network = start.build(len(classes))
         network.fc.load_state_dict(classifier.state_dict())
-        card = classifier_card(start.architecture, classes, class_names=class_names)
+        card = classifier_card(start.architecture, classes, class_names=class_names, validated_on=start.validated_on)
         save_model(out / "linear" / "model", dict(network.state_dict()), card)
     with torch.no_grad():
         test = None if queries is None or truth is None else percent_correct(classifier(queries), truth)

@@ -72,8 +72,17 @@ def import_checkpoint(
         folder=out, overwrite=overwrite,
     )  # fmt: skip
     if architecture:
+        unused = {
+            "--stem": stem != "auto", "--classes": classes is not None,
+            "--classifier-layer": classifier_layer is not None,
+        }  # fmt: skip
+        if any(unused.values()):
+            raise UserError(
+                f"{', '.join(flag for flag, given in unused.items() if given)}: not used with --architecture, which "
+                "imports an encoder without its classifier; leave it out"
+            )
         with planned:
-            return _import_named(source, out, architecture, normalize=normalize, image_size=image_size)
+            return _import_named(source, out, architecture, prefix=prefix, normalize=normalize, image_size=image_size)
     if is_bundle(source):
         if stem != "auto" or normalize != "auto":
             raise UserError(
@@ -116,16 +125,23 @@ def _write(source: Path, out: Path, imported: Imported, *, layer: int | None, cl
 
 
 def _import_named(
-    source: Path, out: Path, name: str, *, normalize: Normalization | Literal["auto"], image_size: int
+    source: Path,
+    out: Path,
+    name: str,
+    *,
+    prefix: str,
+    normalize: Normalization | Literal["auto"],
+    image_size: int,
 ) -> str:
     statistics = "none" if normalize == "auto" else normalize
     options = EncoderOptions(name=name, weights=source, normalize=statistics)
-    encoder, options, size = load_weights(options, image_size=image_size or None)
+    encoder, options, size, notes = load_weights(options, image_size=image_size or None, prefix=prefix)
     state = {f"encoder.{key}": tensor for key, tensor in encoder.state_dict().items()}
     save_model(out / "model", state, encoder_card(options, image_size=size, head=None))
-    said = {"source": str(source), "encoder": asdict(options), "assumed": [], "left_out": []}
+    said = {"source": str(source), "encoder": asdict(options), "assumed": notes, "left_out": []}
     write_atomic(out / "import.json", (json.dumps(said, indent=1) + "\n").encode())
-    return f"{source}: an encoder; {name}, {encoder.feature_dim} features, {size} px\nwritten to {out}"
+    lines = [f"{source}: an encoder; {name}, {encoder.feature_dim} features, {size} px"]
+    return "\n".join([*lines, *(f"assumed: {note}" for note in notes), f"written to {out}"])
 
 
 def _write_encoder(imported: Imported, out: Path) -> str:

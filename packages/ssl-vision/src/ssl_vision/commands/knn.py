@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contrastive_core.errors import UserError
 from ssl_vision.data.dataset import ReadOptions
-from ssl_vision.evaluation.features import labelled_features
+from ssl_vision.evaluation.features import evaluation_features, labelled_features
 from ssl_vision.evaluation.probes import knn_scores
 from ssl_vision.evaluation.scores import (
     ProbeOptions,
@@ -51,8 +51,8 @@ def knn(
     bank = labelled_features(
         loaded, data, split=probe.train_part, batch_size=probe.batch_size, labels=probe.labels, read=read
     )
-    query = labelled_features(
-        loaded, data, split=probe.test_part, batch_size=probe.batch_size, classes=bank.classes, read=read
+    query = evaluation_features(
+        loaded, data, part=probe.test_part, batch_size=probe.batch_size, classes=bank.classes, read=read
     )
     voting = min(k, len(bank.labels))
     scores = knn_scores(
@@ -69,6 +69,7 @@ def knn(
     score = accuracy(
         "knn", scores, query.labels, model=model, encoder_hash=query.encoder_hash, data=data, settings=settings,
         found=capped("k", asked=k, used=voting, what="labelled images"),
+        validation_share=query.validation_share,
     )  # fmt: skip
     with planned:
         record_score(score, probe.out)

@@ -10,7 +10,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training.model_file import module_hash
 from ssl_vision.data.dataset import ReadOptions
-from ssl_vision.evaluation.features import extract, labelled_features, labelled_images
+from ssl_vision.evaluation.features import evaluation_features, extract, labelled_images
 from ssl_vision.evaluation.probes import Augmented, Cached, Source, fit_linear
 from ssl_vision.evaluation.scores import (
     ProbeOptions,
@@ -67,8 +67,8 @@ def linear(
     before = module_hash(loaded.encoder)
     train = labelled_images(data, split=probe.train_part, labels=probe.labels, channels=loaded.channels, read=read)
     require_two_classes(train)
-    test = labelled_features(
-        loaded, data, split=probe.test_part, batch_size=probe.batch_size, classes=train.classes, read=read
+    test = evaluation_features(
+        loaded, data, part=probe.test_part, batch_size=probe.batch_size, classes=train.classes, read=read
     )
     source: Source
     if augment == "none":
@@ -91,6 +91,7 @@ def linear(
     score = accuracy(
         "linear", scores, test.labels, model=model, encoder_hash=test.encoder_hash, data=data, settings=settings,
         found=capped("batch size", asked=probe.batch_size, used=batch, what="training images"),
+        validation_share=test.validation_share,
     )  # fmt: skip
     with planned:
         record_score(score, probe.out)

@@ -149,7 +149,9 @@ def pretrain(
             r.track(memory=past)
 
         def save(epoch: int, folder: str) -> Path:
-            return save_encoder(r, network, encoder=encoder, image_size=image_size, epoch=epoch, folder=folder)
+            return save_encoder(
+                r, network, encoder=encoder, image_size=image_size, epoch=epoch, start=start, folder=folder
+            )
 
         for step in r.steps(total_steps):
             if save_every and step % (save_every * steps_per_epoch) == 0:

@@ -15,7 +15,7 @@ from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k
 from contrastive_core.rng import derive
 from ssl_vision.data import list_splits
 from ssl_vision.data.dataset import ReadOptions
-from ssl_vision.evaluation.features import LabelledFeatures, labelled_features
+from ssl_vision.evaluation.features import LabelledFeatures, evaluation_features, labelled_features
 from ssl_vision.evaluation.probes import LogisticFit, fit_logistic
 from ssl_vision.evaluation.scores import ProbeOptions, Score, accuracy, plan_score, record_score, training_images
 from ssl_vision.labels.choose import hold_out
@@ -75,7 +75,9 @@ def transfer(
     if val_part in (probe.train_part, probe.test_part):
         raise UserError(f"transfer needs separate images to choose l2; val_part {val_part!r} is also used elsewhere")
     train = features(probe.train_part, labels=probe.labels)
-    test = features(probe.test_part, classes=train.classes)
+    test = evaluation_features(
+        loaded, data, part=probe.test_part, batch_size=probe.batch_size, classes=train.classes, read=read
+    )
     if val_part is None:
         stay, held = hold_out(train.labels, train.classes, val_share, seed=derive(seed, "validation"))
         x, y, val_x, val_y = train.features[stay], train.labels[stay], train.features[held], train.labels[held]
@@ -109,6 +111,7 @@ def transfer(
         data=data,
         settings=settings,
         found=found,
+        validation_share=test.validation_share,
     )
     with planned:
         record_score(score, probe.out)

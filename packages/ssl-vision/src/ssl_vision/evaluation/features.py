@@ -20,7 +20,7 @@ from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.data.dataset import ArrayImages, ReadOptions, map_images
 from ssl_vision.labels.files import read_labelled
-from ssl_vision.labels.subsets import check_classes, require_two_classes
+from ssl_vision.labels.subsets import check_classes, require_two_classes, validation_share
 from ssl_vision.models.model_folder import LoadedClassifier, LoadedModel
 
 _AT_ONCE = 4  # full-size images held by a thread
@@ -28,13 +28,17 @@ _AT_ONCE = 4  # full-size images held by a thread
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """Features ``[N, D]`` of a labelled split, with the hash of the encoder that made them."""
+    """Features ``[N, D]`` of a labelled split, with the hash of the encoder that made them.
+
+    `validation_share` is the share of the images that were used for validation while the encoder was trained.
+    """
 
     features: Tensor
     labels: Tensor
     classes: list[str]
     encoder_hash: str
     split: str = ""
+    validation_share: float = 0.0
 
 
 def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Iterator[Tensor]:
@@ -156,6 +160,27 @@ def labelled_features(
     return LabelledFeatures(
         features, images.labels().to(features.device), images.classes, module_hash(model.encoder), images.split
     )
+
+
+def evaluation_features(
+    model: LoadedModel,
+    data: str,
+    *,
+    part: str,
+    batch_size: int,
+    classes: list[str],
+    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+) -> LabelledFeatures:
+    """Compute the features of the images to test on, with the share of them that the model was validated on.
+
+    Raises:
+        UserError: See `labelled_images` and `validation_share`.
+    """
+    images = labelled_images(data, split=part, classes=classes, channels=model.channels, read=read)
+    share = validation_share(images, model.validated_on, part=part)
+    features = extract(model, images, batch_size=batch_size)
+    labels = images.labels().to(features.device)
+    return LabelledFeatures(features, labels, images.classes, module_hash(model.encoder), images.split, share)
 
 
 def write_npz(file: Path, features: Tensor, images: ImageSet) -> None:

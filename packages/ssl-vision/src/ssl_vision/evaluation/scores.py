@@ -44,6 +44,8 @@ class Score:
         settings: Settings given by the user; scores with equal settings can be compared.
         mean_per_class: Mean accuracy over classes.
         found: Values that the evaluation chose.
+        validation_share: Share of the images that were used for validation while the model was trained; above 0, the
+            score is not a test score.
     """
 
     protocol: str
@@ -57,6 +59,7 @@ class Score:
     settings: Mapping[str, object]
     mean_per_class: float | None = None
     found: Mapping[str, object] = field(default_factory=dict)
+    validation_share: float = 0.0
 
     def __str__(self) -> str:
         more = "".join(
@@ -67,7 +70,19 @@ class Score:
         text = f"{self.protocol}: top-1 {self.top1:.2f} %{more} on {self.images} images of {self.classes} classes"
         if "test_part" in self.settings:
             text += f", split {self.settings['test_part']}"
-        return "; ".join([text, *(f"{name} {_readable(value)}" for name, value in self.found.items())])
+        text = "; ".join([text, *(f"{name} {_readable(value)}" for name, value in self.found.items())])
+        return "\n".join([text, *validation_notes(self.validation_share)])
+
+
+def validation_notes(share: float) -> list[str]:
+    """Return the note on a score of images of which this share was used for validation, if any.
+
+    >>> validation_notes(0.25)
+    ['25 % of these images were used for validation: the score is not a test score']
+    """
+    if not share:
+        return []
+    return [f"{max(1, round(100 * share))} % of these images were used for validation: the score is not a test score"]
 
 
 def training_images(probe: ProbeOptions) -> dict[str, object]:
@@ -95,6 +110,7 @@ def accuracy(
     data: str,
     settings: Mapping[str, object],
     found: Mapping[str, object] = MappingProxyType({}),
+    validation_share: float = 0.0,
 ) -> Score:
     """Compute accuracies for class scores ``[N, C]`` of images with labels ``[N]``."""
     scores, labels, classes = scores.cpu(), labels.cpu(), scores.shape[1]
@@ -111,6 +127,7 @@ def accuracy(
         settings=settings,
         mean_per_class=100 * per_class_accuracy(confusion).nanmean().item(),
         found=dict(found),
+        validation_share=validation_share,
     )
 
 
@@ -239,11 +256,7 @@ class ClassifierScore:
             f"mean confidence {100 * self.calibration.confidence:.2f} %, {error} ({len(self.calibration.bins)} bins of "
             f"equal width); negative log-likelihood {decimal(self.nll, 4)}",
         ]
-        if self.validation_share:
-            lines.append(
-                f"{100 * self.validation_share:.0f} % of these images were used for validation: "
-                "the score is not a test score"
-            )
+        lines += validation_notes(self.validation_share)
         imperfect = [c for c in present if c.right < c.images]
         weakest = sorted(imperfect, key=lambda c: (c.right / c.images, c.name))[:_NAMED]
         if weakest:

@@ -17,6 +17,7 @@ from contrastive_core.errors import UserError
 from ssl_vision.importing.imported import Imported
 from ssl_vision.importing.tensorflow import KEY, Node, ObjectGraph, TensorBundle
 from ssl_vision.models import EncoderOptions, resnet
+from ssl_vision.models.pretrained import second_network
 from ssl_vision.models.resnet import LAYOUTS, BasicBlock, ResNet, Stem
 
 
@@ -208,6 +209,8 @@ def read_simclr(source: Path, *, prefix: str = "") -> Imported:
         imported.notes.append(
             "ResNet-D shortcuts are assumed to be off, because this network's weights do not show them"
         )
+    if not prefix and any(name.startswith("ema_model/") for name in shapes):
+        imported.notes.append(second_network("base_model/", ["ema_model/"]))
     imported.head = _head(bundle, found)
     if found.classifier is not None:
         kernel, bias = (bundle.tensor(name).float() for name in found.classifier)

@@ -22,7 +22,7 @@ from contrastive_core.training.weights import plain_name, read_tensors
 from ssl_vision.importing.imported import Imported
 from ssl_vision.models import EncoderOptions, resnet
 from ssl_vision.models.encoder import Normalization
-from ssl_vision.models.pretrained import SECOND
+from ssl_vision.models.pretrained import SECOND, second_network
 from ssl_vision.models.resnet import LAYOUTS, BasicBlock, Stem
 
 _GROUPS = ("layer1", "layer2", "layer3", "layer4")
@@ -67,10 +67,12 @@ def read_resnet(
         UserError: The file cannot be read safely, contains no such ResNet or several, or does not determine a setting.
     """
     tensors = read_tensors(source)
-    net = _choose(_nets(tensors), plain_name(prefix), tensors, source)
+    nets = _nets(tensors)
+    net = _choose(nets, plain_name(prefix), tensors, source)
     weights = {ours: tensors[name] for ours, name in net.names.items()}
     depth, width = _size(weights, source)
-    notes: list[str] = []
+    others = [other.prefix for other in nets if other is not net]
+    notes = [second_network(net.prefix, others)] if others and not prefix else []
     padding = _stem(net, tensors, stem, notes=notes, source=source)
     options = EncoderOptions(
         name=f"resnet{depth}",

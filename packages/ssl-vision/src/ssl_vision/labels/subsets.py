@@ -14,6 +14,7 @@ from ssl_vision.data.dataset import map_images
 from ssl_vision.labels.files import read_labelled
 
 _FINGERPRINTS = 1000
+_MOSTLY = 0.5  # share of validation images from which a test is refused
 
 
 def training_set(images: ImageSet, labels: Path | None, *, held_out: Tensor | None = None) -> ImageSet:
@@ -76,6 +77,32 @@ def sample_fingerprints(images: ImageSet) -> list[str]:
     """
     found = sorted(set(map_images(images.fingerprint, len(images))))
     return found[:_FINGERPRINTS]
+
+
+def merge_fingerprints(*samples: Sequence[str]) -> list[str]:
+    """Return the fingerprints that identify the union of several sets, see `sample_fingerprints`."""
+    return sorted(set().union(*samples))[:_FINGERPRINTS]
+
+
+def validation_share(images: ImageSet, validated_on: Sequence[str], *, part: str) -> float:
+    """Return the share of the images to test on that were used for validation while the model was trained.
+
+    Args:
+        images: Images to test on.
+        validated_on: Fingerprints of the validation images that the model records.
+        part: Part of the data that was asked for.
+
+    Raises:
+        UserError: The test part was asked for, and at least half of its images were used for validation.
+    """
+    share = known_share(images, validated_on)
+    if share >= _MOSTLY and part == "test":
+        stands_in = images.split != part
+        found = f"{images.name}: found images that training was validated on ({100 * share:.0f} %)"
+        place = f"; the data have no test split, and {images.split} is used in its place" if stands_in else ""
+        todo = f", or name the part {images.split!r} to score it as the validation part" if stands_in else ""
+        raise UserError(f"{found}{place}. Expected images not seen in training: give other data{todo}")
+    return share
 
 
 def known_share(images: ImageSet, known: Sequence[str]) -> float:

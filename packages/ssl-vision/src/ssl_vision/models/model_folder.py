@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from contrastive_core.training.names import check_labels
 from contrastive_core.training.weights import below_prefix
 from ssl_vision.data import ImageSet, measure_statistics
 from ssl_vision.labels.files import labels_digest
-from ssl_vision.labels.subsets import sample_fingerprints
+from ssl_vision.labels.subsets import merge_fingerprints, sample_fingerprints
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import Classifier, EncoderOptions, build_encoder
 from ssl_vision.models.pretrained import load_weights
@@ -46,6 +47,8 @@ class LoadedModel:
     image_size: int
     device: torch.device
     channels: int = 3
+    validated_on: tuple[str, ...] = ()
+    """Fingerprints of the images used for validation during training, see `sample_fingerprints`."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Pretrained:
     head: ProjectionHead | None
     options: EncoderOptions
     image_size: int
+    validated_on: tuple[str, ...] = ()
+    """Fingerprints of the images used for validation during its training, see `sample_fingerprints`."""
 
     def copy_to(self, network: SimCLR) -> None:
         """Copy the weights into a network with the same encoder."""
@@ -117,11 +122,24 @@ class _Pixels(nn.Module):
 
 
 def encoder_card(
-    encoder: EncoderOptions, *, image_size: int, head: ProjectionHead | None, epoch: int | None = None
+    encoder: EncoderOptions,
+    *,
+    image_size: int,
+    head: ProjectionHead | None,
+    epoch: int | None = None,
+    validated_on: Sequence[str] = (),
 ) -> dict[str, object]:
-    """Describe an encoder for model.json; `head` is its projection head among the tensors (``head.*``), if any."""
+    """Describe an encoder for model.json.
+
+    Args:
+        encoder: Network.
+        image_size: Side of the images in pixels.
+        head: Its projection head among the tensors (``head.*``), if any.
+        epoch: Number of epochs of training.
+        validated_on: Fingerprints of the images used for validation of the model that training started from.
+    """
     described = None if head is None else {"layers": len(head.layers), "out_features": head.out_features}
-    return {
+    return _with_validation(validated_on) | {
         "format": ENCODER_FORMAT,
         "encoder": asdict(encoder),
         "head": described,
@@ -130,16 +148,29 @@ def encoder_card(
     }
 
 
+def _with_validation(fingerprints: Sequence[str]) -> dict[str, object]:
+    return {"validation": {"fingerprints": list(fingerprints)}} if fingerprints else {}
+
+
 def classifier_card(
     architecture: Architecture,
     classes: list[str],
     *,
     epoch: int | None = None,
     class_names: Mapping[str, str] | None = None,
+    validated_on: Sequence[str] = (),
 ) -> dict[str, object]:
-    """Describe a classifier for model.json; `class_names` are names of classes that are wnids."""
+    """Describe a classifier for model.json.
+
+    Args:
+        architecture: Architecture.
+        classes: Names of the classes in the order of the logits.
+        epoch: Number of epochs of training.
+        class_names: Names of classes that are wnids.
+        validated_on: Fingerprints of the images used for validation, also of the model that training started from.
+    """
     head = architecture.head
-    return {
+    return _with_validation(validated_on) | {
         "format": CLASSIFIER_FORMAT,
         "encoder": asdict(architecture.encoder),
         "head": None if head is None else {"layers": head[0], "out_features": head[1]},
@@ -152,10 +183,18 @@ def classifier_card(
 
 
 def save_encoder(
-    run: Run, model: SimCLR, *, encoder: EncoderOptions, image_size: int, epoch: int, folder: str = "model"
+    run: Run,
+    model: SimCLR,
+    *,
+    encoder: EncoderOptions,
+    image_size: int,
+    epoch: int,
+    start: Pretrained | None = None,
+    folder: str = "model",
 ) -> Path:
-    """Write encoder and head to the run's folder."""
-    metadata = encoder_card(encoder, image_size=image_size, head=model.head, epoch=epoch)
+    """Write encoder and head to the run's folder; `start` is the model that training started from, if any."""
+    validated_on = () if start is None else start.validated_on
+    metadata = encoder_card(encoder, image_size=image_size, head=model.head, epoch=epoch, validated_on=validated_on)
     return run.save_model(dict(model.state_dict()), metadata, folder=folder)
 
 
@@ -168,18 +207,22 @@ def save_classifier(
     epoch: int,
     labelled: ImageSet | None = None,
     validation: ImageSet | None = None,
+    validated_before: Sequence[str] = (),
     class_names: Mapping[str, str] | None = None,
     folder: str = "model",
 ) -> Path:
     """Write a classifier to the run's folder.
 
-    Its card records the `labelled` images that it was trained on, and the validation images, if any.
+    Its card records the `labelled` images that it was trained on, and the validation images, if any, with those of
+    the models that training started from (`validated_before`).
     """
     learned_from = None if labelled is None else {"images": len(labelled), "sha256": labels_digest(labelled)}
-    card = classifier_card(architecture, classes, epoch=epoch, class_names=class_names)
+    own = [] if validation is None else sample_fingerprints(validation)
+    card = classifier_card(
+        architecture, classes, epoch=epoch, class_names=class_names,
+        validated_on=merge_fingerprints(own, validated_before),
+    )  # fmt: skip
     card["labelled"] = learned_from
-    if validation is not None:
-        card["validation"] = {"images": len(validation), "fingerprints": sample_fingerprints(validation)}
     return run.save_model(dict(model.state_dict()), card, folder=folder)
 
 
@@ -202,7 +245,7 @@ def load_encoder(
     folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
     options, size = _described(folder, card)
     net = _build_encoder(options, size, tensors, folder)
-    return LoadedModel(_ready(net, place), size, place, options.image_channels)
+    return LoadedModel(_ready(net, place), size, place, options.image_channels, _validated_on(folder, card))
 
 
 def load_pretrained(model: str) -> Pretrained:
@@ -225,7 +268,7 @@ def load_pretrained(model: str) -> Pretrained:
             out_features = in_head[f"layers.{layers - 1}.linear.weight"].shape[0]
         features = _feature_dim(encoder)
         head = build_from(lambda: ProjectionHead(features, out_features, layers=layers), in_head, source=folder)
-    return Pretrained(encoder, head, options, size)
+    return Pretrained(encoder, head, options, size, _validated_on(folder, card))
 
 
 def open_pretrained(
@@ -256,7 +299,9 @@ def _named(encoder: EncoderOptions | None, *, image_size: int | None) -> Pretrai
             f"the model is {NONE!r}: expected a network and its weights (--encoder.name and --encoder.weights), or a "
             "run folder or model folder instead"
         )
-    net, options, size = load_weights(encoder, image_size=image_size)
+    net, options, size, notes = load_weights(encoder, image_size=image_size)
+    for note in notes:
+        print(f"note: {encoder.weights}: {note}", file=sys.stderr, flush=True)  # noqa: T201 - also seen from Python
     return Pretrained(net, None, options, size)
 
 
@@ -300,8 +345,7 @@ def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
     folder, tensors, card = _open(model, CLASSIFIER_FORMAT)
     architecture, classes = _architecture(folder, card)
     classifier = build_from(lambda: architecture.build(len(classes)), tensors, source=folder)
-    with reading(folder, "model.json lists no validation images", _CHANGED):
-        validated_on = tuple(map(str, (card.get("validation") or {}).get("fingerprints", ())))
+    validated_on = _validated_on(folder, card)
     size, channels = architecture.image_size, architecture.encoder.image_channels
     with reading(folder, "model.json names no classes", _CHANGED):
         names = dict(card.get("class_names") or {})
@@ -332,6 +376,12 @@ def _remedy(found: object) -> str:
     if found == ENCODER_FORMAT:
         return "fine-tune it first (`ssl-vision finetune`)"
     return "give the out folder of `ssl-vision pretrain`, `finetune` or `distill`"
+
+
+def _validated_on(folder: Path, card: dict[str, Any]) -> tuple[str, ...]:
+    """Return the fingerprints of the validation images that a model's card records."""
+    with reading(folder, "model.json lists no validation images", _CHANGED):
+        return tuple(map(str, (card.get("validation") or {}).get("fingerprints", ())))
 
 
 def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]:
@@ -379,6 +429,11 @@ class Start:
 
     architecture: Architecture
     weights: Pretrained | None = None
+
+    @property
+    def validated_on(self) -> tuple[str, ...]:
+        """Fingerprints of the images used for validation while the pre-trained model was trained."""
+        return () if self.weights is None else self.weights.validated_on
 
     def described(self, asked: EncoderOptions | None) -> EncoderOptions:
         """Return the encoder for the configuration of a run, which also names the file of its weights."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.weights import below_prefix, read_tensors
+from contrastive_core.text import some_of
+from contrastive_core.training.weights import below_prefix, plain_name, read_tensors
 from ssl_vision.models.encoder import EncoderOptions, build_encoder, core_network, default_image_size, timm_statistics
 
 #: Names of a second network in a file: a momentum encoder, a teacher.
-SECOND = re.compile(r"momentum|encoder_k|_k\.|key_|target|ema|teacher_|avg_")
+SECOND = re.compile(r"momentum|encoder_k|_k\.|key_|target|ema|teacher_|avg_|averaged")
 
 _LISTED = 4
 
 
-def load_weights(options: EncoderOptions, *, image_size: int | None = None) -> tuple[nn.Module, EncoderOptions, int]:
+def load_weights(
+    options: EncoderOptions, *, image_size: int | None = None, prefix: str = ""
+) -> tuple[nn.Module, EncoderOptions, int, list[str]]:
     """Build the encoder that the options name, with the weights in `options.weights`.
 
     If the options state no normalisation, that of the network's library is used: the model's configuration in timm, or
@@ -30,12 +33,14 @@ def load_weights(options: EncoderOptions, *, image_size: int | None = None) -> t
     Args:
         options: Encoder and file.
         image_size: Side of the images in pixels; None: the size that the network was designed for.
+        prefix: Prefix of the network's names, if the file contains several networks of this kind.
 
     Returns:
-        The encoder, the options that build it again without the file, and the side of its images.
+        The encoder, the options that build it again without the file, the side of its images, and notes on the choice
+        among several networks.
 
     Raises:
-        UserError: The file cannot be read without running code, or holds other weights.
+        UserError: The file cannot be read without running code, or contains other weights or several networks.
     """
     if options.weights is None:
         raise UserError("no initial weights are given; expected a file (--encoder.weights)")
@@ -49,29 +54,42 @@ def load_weights(options: EncoderOptions, *, image_size: int | None = None) -> t
             resolved = replace(resolved, normalize="imagenet")
     encoder = build_encoder(resolved, image_size=size)
     net = core_network(encoder)
-    net.load_state_dict(match_names(read_tensors(Path(options.weights)), net, options.weights))
-    return encoder.eval(), resolved, size
+    state, notes = match_names(read_tensors(Path(options.weights)), net, options.weights, prefix=prefix)
+    net.load_state_dict(state)
+    return encoder.eval(), resolved, size, notes
 
 
-def match_names(tensors: Mapping[str, Tensor], net: nn.Module, source: Path) -> dict[str, Tensor]:
-    """Find the tensors of a network among those of a file, under any prefix.
+def match_names(
+    tensors: Mapping[str, Tensor], net: nn.Module, source: Path, *, prefix: str = ""
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Find the tensors of a network among those of a file, under a given prefix or any.
 
     Names are those of the network after a common prefix (``backbone.``, ``model.``); a timm network can have a function
-    that translates the names of other releases and resamples position embeddings.
+    that translates the names of other releases and resamples position embeddings. Of a network and its moving average,
+    the network itself is taken, and a note names the other.
 
     Raises:
-        UserError: Tensors are missing, or have other shapes.
+        UserError: Tensors are missing, or have other shapes, or there are several such networks.
     """
     wanted = net.state_dict()
-    candidates = [dict(tensors)] + [below_prefix(tensors, prefix) for prefix in _prefixes(tensors, wanted)]
+    if prefix:
+        below = below_prefix(tensors, f"{plain_name(prefix.rstrip('.'))}.")
+        if not below:
+            starts = sorted({name.partition(".")[0] for name in tensors})
+            raise UserError(f"{source}: no tensor has the prefix {prefix!r}; names begin with {some_of(starts)}")
+        tensors = below
+    places = ["", *_prefixes(tensors, wanted)]
+    candidates = {place: below_prefix(tensors, place) for place in places}
     translate = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    states = list(candidates.values())
     if translate is not None and type(net).__module__.startswith("timm."):
-        candidates += [found for names in list(candidates) if (found := _translated(translate, names, net))]
+        states += [found for names in states if (found := _translated(translate, names, net))]
 
     def fitting(state: Mapping[str, Tensor]) -> int:
         return sum(name in state and state[name].shape == tensor.shape for name, tensor in wanted.items())
 
-    best = max(candidates, key=fitting)
+    best = max(states, key=fitting)
+    notes = _alternatives({place: fitting(state) for place, state in candidates.items()}, source)
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")}
     state = counters | {name: best[name] for name in wanted if name in best}
     missing = [name for name in wanted if name not in state]
@@ -88,7 +106,34 @@ def match_names(tensors: Mapping[str, Tensor], net: nn.Module, source: Path) -> 
             f"{'; '.join(problems[:_LISTED])}{more}. It contains {', '.join(list(tensors)[:_LISTED])}, ...; expected a "
             "state dict of the network given by encoder.name"
         )
-    return state
+    return state, notes
+
+
+def _alternatives(fitting: Mapping[str, int], source: Path) -> list[str]:
+    """Return a note on the networks that fit as well as the first one, by prefix.
+
+    Raises:
+        UserError: One that is no moving average or second network by name is among them.
+    """
+    most = max(fitting.values())
+    found = [place for place, count in fitting.items() if count == most > 0]
+    first = [place for place in found if not SECOND.search(place)]
+    names = ", ".join(map(repr, found))
+    if len(first) > 1:
+        raise UserError(
+            f"{source} contains several networks of this kind, under {names}; choose one with `ssl-vision "
+            "import-checkpoint FILE OUT --architecture NAME --prefix PREFIX`"
+        )
+    return [second_network(found[0], found[1:])] if len(found) > 1 else []
+
+
+def second_network(taken: str, others: Sequence[str]) -> str:
+    """Describe the choice of a network among several in a file, by their prefixes."""
+    listed = ", ".join(map(repr, others))
+    return (
+        f"the file contains several networks; the one under {taken!r} is used, and not the one under {listed}, which "
+        "import-checkpoint --prefix selects"
+    )
 
 
 def _prefixes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

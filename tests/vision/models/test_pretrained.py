@@ -211,7 +211,9 @@ def test_low_rank_updates_are_all_that_is_trained(name: str, tmp_path: Path, wri
 
 def test_low_rank_updates_of_convolutions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lora_rank needs an encoder with linear layers"):
-        finetune("none", "digits", tmp_path, encoder=EncoderOptions(width_multiplier=0.125), lora_rank=4, epochs=1, run=QUIET)
+        finetune(
+            "none", "digits", tmp_path, encoder=EncoderOptions(width_multiplier=0.125), lora_rank=4, epochs=1, run=QUIET
+        )
 
 
 def test_a_learning_rate_of_lars_is_refused_for_adamw() -> None:

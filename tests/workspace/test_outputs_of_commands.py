@@ -61,7 +61,7 @@ VISION = [
     Case(
         "knn pixels digits --out OUT/score.json --device cpu", read=("knn pixels digits --labels LABELS --out LABELS",)
     ),
-    Case("transfer pixels digits --out OUT/score.json --device cpu"),
+    Case("transfer pixels DATA --out OUT/score.json --test-part train --device cpu"),
     Case(
         "evaluate MODEL digits --out OUT --name scores --device cpu",
         read=("evaluate MODEL digits --out MODEL/model --name model --device cpu",),

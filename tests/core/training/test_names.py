@@ -38,6 +38,8 @@ def test_names_of_files(name: str) -> None:
         ("a\nb", "control characters"),
         ("a\x1b[31m", "control characters"),
         ("gnp\u202etxt.exe", "control characters"),
+        ("a\u2028b", "control characters"),
+        ("caf\udce9", "not text in UTF-8"),
         ("nul", "reserved"),
         ("COM1.nii", "reserved"),
         ("a.", "ends with a dot"),

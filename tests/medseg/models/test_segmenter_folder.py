@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from contrastive_core.training import Run, RunOptions
 from contrastive_core.training.model_file import save_model, write_card
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models import NetworkOptions, build_network
-from ssl_medseg.models.model_folder import load_segmenter, save_segmenter
+from ssl_medseg.models.model_folder import FORMAT, load_segmenter, save_segmenter
+from ssl_medseg.models.pretraining import load_trunk
 from ssl_medseg.preprocessing import Preprocessing
 
 OPTIONS = NetworkOptions(width=2)
@@ -63,6 +65,35 @@ def test_other_models_and_changed_cards_are_refused(tmp_path: Path) -> None:
         write_card(folder / "model.json", changed)
         with pytest.raises(UserError, match=said):
             load_segmenter(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("monai:HoVerNet", {"pretrained_url": "https://example.org/weights.pth"}),
+        ("monai:Transchex", {"path_or_repo_id": "somebody/model", "filename": "x.bin"}),
+    ],
+)
+@pytest.mark.parametrize("load", [load_segmenter, load_trunk])
+def test_opening_a_model_fetches_no_weights(
+    name: str, arguments: dict[str, str], load: Callable[[Path], object], tmp_path: Path
+) -> None:
+    card = {"format": FORMAT, "network": {"name": name, "width": 8, "arguments": arguments}}
+    card |= {"labels": LABELS.to_json(), "preprocessing": PREPROCESSING.to_json(), "details": {}}
+    save_model(tmp_path / "m", {}, card)
+    with pytest.raises(UserError, match=rf"would run monai\.networks\.nets\.{name[6:]}\(.*--trust-model-code"):
+        load(tmp_path / "m")
+
+
+def test_weights_that_a_training_began_with_are_not_needed_again(tmp_path: Path) -> None:
+    """They would be downloaded, or, as here, cannot be had for slices."""
+    network = build_network(NetworkOptions("monai:FlexibleUNet", 4), 3)
+    began = NetworkOptions("monai:FlexibleUNet", 4, {"pretrained": True})
+    with pytest.raises(UserError, match="Pretrained"):
+        build_network(began, 3)
+    folder = save_segmenter(tmp_path / "m", network, options=began, labels=LABELS, preprocessing=PREPROCESSING)
+    found = load_segmenter(folder, device="cpu").network.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in network.state_dict().items())
 
 
 def test_a_device_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from contrastive_core.errors import UserError
 from ssl_vision.cli import main
-from ssl_vision.commands.make_splits import make_splits
+from ssl_vision.commands.make_splits import SplitsWritten, make_splits
 from ssl_vision.data import open_images
 from ssl_vision.labels.choose import images_for, share_out
 from ssl_vision.labels.files import read_labelled
@@ -129,6 +129,40 @@ def test_shares(sizes: list[int], balance: str, data: st.DataObject) -> None:
         assert not unfilled or max(first.values()) - min(unfilled) <= 1
     elif min(small * size for size in sizes) >= sum(sizes):  # no class is lifted to its one image
         assert all(abs(first[name] - small * size / sum(sizes)) < 1 for name, size in by_class.items())
+
+
+def test_unreadable_images_are_not_labelled(tmp_path: Path) -> None:
+    """Their places go to the next images of their class, and they are named."""
+    for label in "ab":
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / "photos" / label / f"{number}.png")
+    data = str(tmp_path / "photos")
+
+    def names(made: SplitsWritten) -> dict[str, set[str]]:
+        return {file.name: {name for name, _ in listed.images} for file, listed in made.files.items()}
+
+    whole = make_splits(data, tmp_path / "whole", fractions=(1.0,), per_class=(2, 5), draws=1)
+    two, five, every = (names(whole)[f"{size}-draw0.json"] for size in ("2-per-class", "5-per-class", "100percent"))
+    assert len(every) == 12
+    assert whole.unreadable == ()
+    bad = min(two)
+    (tmp_path / "photos" / bad).write_bytes(b"")
+    made = make_splits(data, tmp_path / "made", fractions=(1.0,), per_class=(2, 5), draws=1)
+    other_class = {name for name in every if name[0] != bad[0]}
+    assert names(made)["100percent-draw0.json"] == every - {bad}
+    assert names(made)["5-per-class-draw0.json"] == (every - {bad} - other_class) | (five & other_class)
+    replaced = names(made)["2-per-class-draw0.json"]
+    assert len(replaced) == 4
+    assert two - {bad} < replaced < names(made)["5-per-class-draw0.json"]
+    (reason,) = made.unreadable
+    assert bad in reason
+    assert f"left out 1 unreadable image:\n  {reason}" in str(made)
+    held = make_splits(data, tmp_path / "held", fractions=(1.0,), draws=1, validation_fraction=0.5)
+    assert not any(bad in listed for listed in names(held).values())
+    assert len(set.union(*names(held).values())) == 11
+    with pytest.raises(UserError, match=r"number per class in 6-per-class-draw0.json: \w \(5\), 1 image could not be"):
+        make_splits(data, tmp_path / "six", fractions=(), per_class=(6,), draws=1)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,9 @@ def test_own_encoder_by_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
         build_encoder(EncoderOptions(name="my_nets:map"))
 
 
-@pytest.mark.parametrize("name", ["resnet19", "vit", "torchvision:resnet19", "no_such_module:net"])
+@pytest.mark.parametrize(
+    "name", ["resnet19", "vit", "torchvision:resnet19", "torchvision:fcn_resnet50", "no_such_module:net"]
+)
 def test_unknown_encoder_names_what_is_known(name: str) -> None:
     with pytest.raises(UserError, match=name.removeprefix("torchvision:").split(":", maxsplit=1)[0]):
         build_encoder(EncoderOptions(name=name))

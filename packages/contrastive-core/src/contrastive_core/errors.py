@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_CONTROLS = (*range(32), *range(127, 160))
+_CONTROLS = (*range(32), *range(127, 160), 0x2028, 0x2029)
 _DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 UNPRINTABLE = frozenset(map(chr, (*_CONTROLS, *_DIRECTIONS)))
-"""Control characters, and characters that change the direction of text and can disguise a name."""
+"""Control characters, also those that end a line, and characters that change the direction of text, which can disguise
+a name."""
 _ESCAPES = {ord(letter): letter.encode("unicode_escape").decode() for letter in UNPRINTABLE - {"\n", "\t"}}
 _LONGEST = 2000
 

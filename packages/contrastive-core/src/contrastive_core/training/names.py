@@ -72,7 +72,7 @@ def check_label(name: str, *, what: str, source: object) -> str:
     """Return the name if it can be shown in tables and reports.
 
     Raises:
-        UserError: The name is not text, is empty, or contains control characters or characters that change the
+        UserError: The name is not text in UTF-8, is empty, or contains control characters or characters that change the
             direction of text.
     """
     if not isinstance(name, str):
@@ -83,6 +83,8 @@ def check_label(name: str, *, what: str, source: object) -> str:
         raise UserError(f"{source}: a {what} has an empty name; give it a name there")
     if UNPRINTABLE.intersection(name):
         raise UserError(f"{source}: the {what} {name!r} contains control characters; rename it there")
+    if any("\ud800" <= letter <= "\udfff" for letter in name):  # how Python stands in for bytes that are not UTF-8
+        raise UserError(f"{source}: the {what} {name!r} is not text in UTF-8; rename it there")
     return name
 
 

@@ -16,6 +16,7 @@ from contrastive_core.training.launch import choose_device
 from contrastive_core.training.model_file import build_from, load_model, save_model
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models import NetworkOptions, SegmentationNetwork, build_network
+from ssl_medseg.models.monai import opened_options
 from ssl_medseg.models.network import Refinement
 from ssl_medseg.preprocessing import Preprocessing
 
@@ -110,6 +111,7 @@ def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:
         details = dict(card["details"])
         refined = card.get("refinement", {})
         refinement = Refinement(bool(refined.get("mirror")), tuple(int(c) for c in refined.get("largest", ())))
+    options = opened_options(options, model=model)
     channels = len(preprocessing.channels)
     network = build_from(lambda: build_network(options, len(labels), channels=channels), tensors, source=model)
     ready = network.eval().to(place)

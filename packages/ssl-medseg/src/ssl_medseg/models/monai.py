@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.model_code import check_model_code
 
 if TYPE_CHECKING:
     from ssl_medseg.models.network import NetworkOptions
@@ -26,6 +29,30 @@ _MONAI_DEFAULTS: dict[str, Callable[[int], dict[str, Any]]] = {
     },
     "FlexibleUNet": lambda w: {"backbone": "resnet18", "decoder_channels": [16 * w, 8 * w, 4 * w, 2 * w, w]},
 }
+
+
+# Arguments with which networks of MONAI download weights or load them from a file.
+_FETCHING = re.compile(r"pretrained|url|repo|filename|weights?$|^path")
+
+
+def opened_options(options: NetworkOptions, *, model: object) -> NetworkOptions:
+    """Return the options of a model folder, with which building the network neither downloads nor opens a file.
+
+    The weights are those of the folder, so that ``pretrained`` is not needed.
+
+    Args:
+        options: Options according to model.json.
+        model: Model folder, for the error message.
+
+    Raises:
+        UserError: An argument names other weights, and the call is not inside `trust_model_code`.
+    """
+    arguments = {name: value for name, value in options.arguments.items() if name != "pretrained"}
+    for name, value in arguments.items():
+        if value and _FETCHING.search(name):
+            network = options.name.removeprefix("monai:")
+            check_model_code(f"monai.networks.nets.{network}({name}={value!r:.200})", model=model)
+    return replace(options, arguments=arguments)
 
 
 class MonaiTrunk(nn.Module):
@@ -75,6 +102,7 @@ def _build_monai(options: NetworkOptions, in_channels: int) -> nn.Module:
     taken = inspect.signature(kind).parameters
     arguments = {"spatial_dims": 2} if "spatial_dims" in taken else {}
     arguments |= {"in_channels": in_channels, "out_channels": options.width}
+    arguments |= {"pretrained": False} if "pretrained" in taken else {}  # some download weights by default
     arguments |= (_MONAI_DEFAULTS[name](options.width) if name in _MONAI_DEFAULTS else {}) | options.arguments
     try:
         network: nn.Module = kind(**arguments)

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, load_model
+from contrastive_core.training.config import from_plain
+from contrastive_core.training.documents import reading
 from ssl_medseg.models import NetworkOptions, UNet
 from ssl_medseg.models.model_folder import FORMAT as SEGMENTER
+from ssl_medseg.models.monai import opened_options
 from ssl_medseg.models.network import BLOCKS, batch_norm, he_init
 from ssl_medseg.preprocessing import Preprocessing
 
@@ -127,9 +130,9 @@ def load_trunk(model: str | Path) -> Trunk:
     tensors, card = load_model(model, formats=(FORMAT, SEGMENTER), remedy=remedy)
     if card["format"] == SEGMENTER:
         tensors = {name.removeprefix("trunk."): x for name, x in tensors.items() if name.startswith("trunk.")}
-    try:
-        return Trunk(tensors, NetworkOptions(**card["network"]), Preprocessing.from_json(card["preprocessing"]))
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{model}: model.json does not describe a trunk ({error}); was it edited by hand? Restore it from a copy"
-        ) from error
+    with reading(
+        model, "model.json does not describe a trunk", "the file was changed by hand, or a newer version wrote it"
+    ):
+        options = from_plain(NetworkOptions, card["network"], "network")
+        preprocessing = from_plain(Preprocessing, card["preprocessing"], "preprocessing")
+    return Trunk(tensors, opened_options(options, model=model), preprocessing)

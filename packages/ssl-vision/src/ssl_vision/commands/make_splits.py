@@ -9,13 +9,16 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
+from contrastive_core.text import several, some_of
 from contrastive_core.training.outputs import write_once
 from ssl_vision.data import ImageSet, input_files, open_images
+from ssl_vision.data.dataset import map_images
 from ssl_vision.data.open import locate
 from ssl_vision.labels.choose import Balance, images_for, share_out, shuffled_by_class
 from ssl_vision.labels.files import LabelFile
 
 VALIDATION = "validation.json"
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,11 @@ class SplitsWritten:
 
     Attributes:
         files: Content of each file, in the order of writing.
+        unreadable: Reasons why images that were drawn first have been replaced by others.
     """
 
     files: dict[Path, LabelFile]
+    unreadable: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         width = max(len(str(file)) for file in self.files)
@@ -35,6 +40,11 @@ class SplitsWritten:
             counts = Counter(label for _, label in content.images).values()
             spread = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
             lines.append(f"{file!s:{width}}  {len(content.images):6,}  {spread}")
+        if self.unreadable:
+            lines.append(f"left out {several(len(self.unreadable), 'unreadable image')}:")
+            lines += [f"  {reason}" for reason in self.unreadable[:_SHOWN]]
+            more = len(self.unreadable) - _SHOWN
+            lines += [f"  ... and {more:,} more; `ssl-vision check` lists all of them"] if more > 0 else []
         return "\n".join(lines)
 
 
@@ -56,7 +66,8 @@ def make_splits(
     A file ``10percent-draw0.json`` (or ``25-per-class-draw0.json``) lists images with their classes and a hash of the
     list. Within a draw, a smaller selection is part of a larger one; draws are independent. The selection is a function
     of the seed and the images alone. `finetune` and the other commands with few labels take such a file, or a text file
-    with one file name per line, such as the official lists of ImageNet.
+    with one file name per line, such as the official lists of ImageNet. An image without a readable header is
+    replaced by the next one of its class.
 
     Args:
         data: Image folder, CSV manifest or named data set with labels.
@@ -106,7 +117,7 @@ def make_splits(
     written = files.contents
     contents = {file: content.to_bytes() for file, content in written.items()}
     write_once(contents, command="ssl-vision make-splits", inputs=input_files(data), overwrite=overwrite)
-    return SplitsWritten(written)
+    return SplitsWritten(written, tuple(files.unreadable.values()))
 
 
 class _Files:
@@ -118,21 +129,53 @@ class _Files:
         self._data = name or Path(os.path.abspath(root)).name  # noqa: PTH100 - resolve() would follow a link to it
         self._split, self._images, self._out = split, images, out
         self.contents: dict[Path, LabelFile] = {}
+        self.unreadable: dict[int, str] = {}
+        self._readable: set[int] = set()
 
     def add(
         self, name: str, groups: dict[str, list[int]], counts: dict[str, int], settings: dict[str, object]
     ) -> set[int]:
-        """Add a file with the first `counts` images of every group, and return their indices."""
-        short = [f"{label} ({len(groups[label])})" for label, count in counts.items() if len(groups[label]) < count]
+        """Add a file with the first `counts` readable images of every group, and return their indices."""
+        first = {label: self._first(groups[label], count) for label, count in counts.items()}
+        # A fraction may be all images, of which those that cannot be read are left out.
+        short = [
+            label for label, count in counts.items() if len(first[label]) < (count if "per_class" in settings else 1)
+        ]
         if short:
+            said = some_of(f"{label} ({len(first[label])})" for label in short)
+            bad = f", {several(len(self.unreadable), 'image')} could not be read" if self.unreadable else ""
             raise UserError(
                 f"{self._images.name}: found classes with fewer images than the number per class in {name}: "
-                f"{', '.join(short[:5])}{', ...' if len(short) > 5 else ''}; request fewer, or use fractions"
+                f"{said}{bad}; request fewer, or use fractions"
             )
-        chosen = sorted(i for label, count in counts.items() for i in groups[label][:count])
+        chosen = sorted(i for indices in first.values() for i in indices)
         listed = tuple((self._images.key(i), self._class(i)) for i in chosen)
         self.contents[self._out / name] = LabelFile(self._data, self._split, listed, settings)
         return set(chosen)
+
+    def _first(self, indices: list[int], count: int) -> list[int]:
+        """Return the first `count` of these images that have a readable header."""
+        start, found = 0, list[int]()
+        while len(found) < count and start < len(indices):
+            piece = indices[start : start + count - len(found)]
+            start += len(piece)
+            self._read_headers([index for index in piece if index not in self._readable | self.unreadable.keys()])
+            found += [index for index in piece if index in self._readable]
+        return found
+
+    def _read_headers(self, indices: list[int]) -> None:
+        def problem(place: int) -> str:
+            try:
+                self._images.size(indices[place])
+            except UserError as error:
+                return str(error)
+            return ""
+
+        for index, reason in zip(indices, map_images(problem, len(indices)), strict=True):
+            if reason:
+                self.unreadable[index] = reason
+            else:
+                self._readable.add(index)
 
     def _class(self, index: int) -> str:
         return self._images.classes[int(self._images.labels()[index])]

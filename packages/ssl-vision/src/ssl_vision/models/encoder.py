@@ -175,11 +175,15 @@ def _build(options: EncoderOptions, image_size: int) -> nn.Module:
 
 
 def _torchvision(name: str) -> nn.Module:
-    from torchvision.models import get_model, list_models  # noqa: PLC0415 - takes half a second
+    from torchvision import models  # noqa: PLC0415 - takes half a second
 
-    if name not in list_models():
-        raise UserError(f"torchvision has no model named {name!r}; torchvision.models.list_models() lists them")
-    model: nn.Module = get_model(name, weights=None)
+    # Other modules than the one for classification have networks that download the weights of their backbone.
+    if name not in models.list_models(module=models):
+        raise UserError(
+            f"torchvision has no classification model named {name!r}; "
+            "torchvision.models.list_models(module=torchvision.models) lists them"
+        )
+    model: nn.Module = models.get_model(name, weights=None)
     # torchvision calls its classifier fc, classifier, head or heads; removing its linear layers leaves the features.
     for classifier in ("fc", "classifier", "head", "heads"):
         if hasattr(model, classifier):

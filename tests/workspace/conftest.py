@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,24 @@ def shipped(text_files: dict[Path, str]) -> dict[Path, str]:
         for path, text in text_files.items()
         if path.match("*.py") and path.parts[::2][:2] == ("packages", "src")
     }
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+    """`places("ssl_vision")` gives data, models and runs of a package, made on first use; no test changes them."""
+    made: dict[str, dict[str, Path]] = {}
+
+    def place(domain: str) -> dict[str, Path]:
+        if domain not in made:
+            import torch
+
+            from tests.workspace.test_outputs_of_commands import PLACES
+
+            torch.manual_seed(0)
+            made[domain] = PLACES[domain](tmp_path_factory.mktemp(domain))
+        return made[domain]
+
+    return place
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workspace.test_outputs_of_commands import CASES, call, filled, places
-
-__all__ = ["places"]  # a fixture
+from tests.workspace.test_outputs_of_commands import CASES, call, filled
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured on Linux alone")
 #: Verbs that open no image and no video: they read models, runs and checkpoints alone.

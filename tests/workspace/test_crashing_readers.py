@@ -21,9 +21,7 @@ from safetensors.torch import load_file
 
 from contrastive_core.training import crashes, samplers
 from contrastive_core.training.files import FolderLock
-from tests.workspace.test_outputs_of_commands import filled, places
-
-__all__ = ["places"]  # a fixture
+from tests.workspace.test_outputs_of_commands import filled
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes leave notes on Linux alone")
 Places = Callable[[str], dict[str, Path]]

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workspace.test_outputs_of_commands import CASES, Case, call, contents, filled, help_of, places
-
-__all__ = ["places"]  # a fixture
+from tests.workspace.test_outputs_of_commands import CASES, Case, call, contents, filled, help_of
 
 Mount = Callable[[str], Path]
 EVERY = [

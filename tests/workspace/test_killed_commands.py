@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workspace.test_outputs_of_commands import CASES, Case, call, contents, filled, places
-
-__all__ = ["places"]  # a fixture
+from tests.workspace.test_outputs_of_commands import CASES, Case, call, contents, filled
 
 FLOW = Case("flow DATA OUT --workers 0 --method dis_ultrafast --short-side 32")
 FAST = {("ssl_vision", "evaluate"), ("ssl_medseg", "evaluate"), ("ssl_video", "evaluate"), ("ssl_medseg", "report")}

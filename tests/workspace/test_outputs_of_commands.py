@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 THEIRS = b"somebody else's\n"
@@ -48,11 +47,28 @@ _RUN = ("config.yaml", "metrics.jsonl", "model/model.json", "notes.txt")
 VISION = [
     Case("check DATA --out OUT/found.json", read=("check TABLE --out TABLE", "check TABLE --out DATA/a/0.png")),
     Case("make-splits digits OUT --fractions 0.1 --draws 2 --validation-fraction 0.1", read=("make-splits TABLE OUT",)),
-    Case("pretrain digits OUT --epochs 1 --device cpu", _RUN),
-    Case("finetune MODEL digits OUT --epochs 1 --device cpu", _RUN),
-    Case("distill MODEL digits OUT --epochs 1 --device cpu", _RUN),
     Case(
-        "few-labels MODEL digits OUT --labels LABELS", ("few-labels.json", "linear/model/model.json", "lists/all.json")
+        "pretrain digits OUT --epochs 1 --device cpu",
+        _RUN,
+        read=("pretrain DATA DATA --epochs 1 --device cpu", "pretrain digits RUN --init MODEL --epochs 1 --device cpu"),
+    ),
+    Case(
+        "finetune MODEL digits OUT --epochs 1 --device cpu",
+        _RUN,
+        read=(
+            "finetune MODEL digits MODEL --epochs 1 --device cpu",
+            "finetune MODEL DATA DATA --epochs 1 --device cpu",
+        ),
+    ),
+    Case(
+        "distill MODEL digits OUT --epochs 1 --device cpu",
+        _RUN,
+        read=("distill MODEL digits MODEL --epochs 1 --device cpu", "distill MODEL DATA DATA --epochs 1 --device cpu"),
+    ),
+    Case(
+        "few-labels MODEL digits OUT --labels LABELS",
+        ("few-labels.json", "linear/model/model.json", "lists/all.json"),
+        read=("few-labels MODEL digits MODEL --labels LABELS", "few-labels MODEL DATA DATA"),
     ),
     Case(
         "linear pixels digits --out OUT/score.json --device cpu --epochs 1",
@@ -61,7 +77,10 @@ VISION = [
     Case(
         "knn pixels digits --out OUT/score.json --device cpu", read=("knn pixels digits --labels LABELS --out LABELS",)
     ),
-    Case("transfer pixels DATA --out OUT/score.json --test-part train --device cpu"),
+    Case(
+        "transfer pixels DATA --out OUT/score.json --test-part train --device cpu",
+        read=("transfer pixels digits --labels LABELS --out LABELS", "transfer pixels TABLE --out TABLE"),
+    ),
     Case(
         "evaluate MODEL digits --out OUT --name scores --device cpu",
         read=("evaluate MODEL digits --out MODEL/model --name model --device cpu",),
@@ -80,6 +99,7 @@ VISION = [
     Case(
         "demo --out OUT --epochs 1 --device cpu",
         ("report.html", "report.png", "config.yaml", "evaluation/linear-5.json"),
+        read=("demo --out DATA --epochs 1 --device cpu", "demo --out RUN --epochs 1 --device cpu"),
     ),
 ]
 _SMALL = "--network.width 2 --image-size 32 --batch-size 4 --device cpu --no-progress"
@@ -88,12 +108,32 @@ MEDSEG = [
         "check DATA --out OUT/found.json --propose-map OUT/map.json --picture-folder OUT/pictures --picture-all",
         read=("check DATA --out IMAGE", "check DATA --propose-map LABEL", "check DATA --split SPLIT --out SPLIT"),
     ),
-    Case("check DATA --repair fractions --repaired OUT", ("notes.txt", "imagesTr/patient001_ED.nii.gz")),
+    Case(
+        "check DATA --repair fractions --repaired OUT",
+        ("notes.txt", "imagesTr/patient001_ED.nii.gz"),
+        read=("check DATA --repair fractions --repaired DATA",),
+    ),
     Case("make-splits DATA OUT --n-labelled 1 --draws 1 --n-validation 1"),
-    Case(f"run DATA OUT --labelled patient001 --steps 1 --baseline-steps 1 {_SMALL}", (*_RUN, "split.json")),
-    Case(f"train DATA OUT --split SPLIT --steps 1 {_SMALL}", _RUN),
-    Case("pretrain DATA OUT --split SPLIT --device cpu --no-progress", _RUN),
-    Case("selftrain MODEL DATA OUT --split SPLIT --steps 1 --device cpu --no-progress", _RUN),
+    Case(
+        f"run DATA OUT --labelled patient001 --steps 1 --baseline-steps 1 {_SMALL}",
+        (*_RUN, "split.json"),
+        read=(f"run DATA DATA --labelled patient001 --steps 1 --baseline-steps 1 {_SMALL}",),
+    ),
+    Case(
+        f"train DATA OUT --split SPLIT --steps 1 {_SMALL}",
+        _RUN,
+        read=(f"train DATA DATA --split SPLIT --steps 1 {_SMALL}", f"train DATA RUN --split SPLIT --steps 2 {_SMALL}"),
+    ),
+    Case(
+        "pretrain DATA OUT --split SPLIT --device cpu --no-progress",
+        _RUN,
+        read=("pretrain DATA DATA --split SPLIT --device cpu --no-progress",),
+    ),
+    Case(
+        "selftrain MODEL DATA OUT --split SPLIT --steps 1 --device cpu --no-progress",
+        _RUN,
+        read=("selftrain MODEL DATA MODEL --split SPLIT --steps 1 --device cpu --no-progress",),
+    ),
     Case("predict MODEL DATA OUT --pictures --uncertainty --device cpu", read=("predict MODEL IMAGE IMAGE",)),
     Case(
         "evaluate MODEL DATA --out OUT --name scores --part all --device cpu",
@@ -101,18 +141,30 @@ MEDSEG = [
     ),
     Case("next MODEL DATA OUT --split SPLIT --device cpu"),
     Case("report RUN --out OUT/page.html", read=("report RUN --out RUN/metrics.jsonl",)),
-    Case("export MODEL OUT/net.pt2"),
+    Case("export MODEL OUT/net.pt2", read=("export MODEL MODEL/model/model.safetensors", "export MODEL MODEL")),
     Case("export MODEL OUT", ("notes.txt", "configs/metadata.json", "model/model.json")),
     Case(
         "demo --out OUT --steps 4 --device cpu",
         ("split.json", "data/dataset.json", "report.html", "baseline/config.yaml"),
+        read=("demo --out DATA --steps 4 --device cpu", "demo --out RUN --steps 4 --device cpu"),
     ),
 ]
 VIDEO = [
     Case("check DATA --out OUT/found.csv", read=("check TABLE --out TABLE", "check TABLE --out VIDEO")),
     Case("make-splits DATA OUT --per-class 1 --draws 1 --validation-fraction 0 --test-fraction 0.3"),
-    Case("flow DATA OUT --workers 0 --method dis_ultrafast --short-side 32", ("videos.csv", "flow.json")),
-    Case("train DATA OUT --split SPLIT --steps 1 --device cpu --no-progress", _RUN),
+    Case(
+        "flow DATA OUT --workers 0 --method dis_ultrafast --short-side 32",
+        ("videos.csv", "flow.json"),
+        read=("flow DATA DATA --workers 0 --method dis_ultrafast --short-side 32",),
+    ),
+    Case(
+        "train DATA OUT --split SPLIT --steps 1 --device cpu --no-progress",
+        _RUN,
+        read=(
+            "train DATA DATA --split SPLIT --steps 1 --device cpu --no-progress",
+            "train DATA RUN --split SPLIT --init RUN --steps 1 --device cpu --no-progress",
+        ),
+    ),
     Case(
         "evaluate MODEL DATA --split SPLIT --out OUT --clips 1 --crops 1 --device cpu",
         read=("evaluate MODEL DATA --split SPLITS/test.json --out SPLITS --clips 1 --crops 1 --device cpu",),
@@ -128,7 +180,9 @@ VIDEO = [
     Case("report RUN --out OUT/page.html", read=("report RUN --out RUN/metrics.jsonl",)),
     Case("export MODEL OUT/net.safetensors", read=("export MODEL RUN/model/model.safetensors",)),
     Case(
-        "demo --out OUT --steps 1 --device cpu", ("report.html", "run/config.yaml", "videos/red/000.mkv", "notes.txt")
+        "demo --out OUT --steps 1 --device cpu",
+        ("report.html", "run/config.yaml", "videos/red/000.mkv", "notes.txt"),
+        read=("demo --out DATA --steps 1 --device cpu", "demo --out RUN --steps 1 --device cpu"),
     ),
 ]
 CASES = {"ssl_vision": VISION, "ssl_medseg": MEDSEG, "ssl_video": VIDEO}
@@ -208,19 +262,6 @@ PLACES = {"ssl_vision": vision_place, "ssl_medseg": medseg_place, "ssl_video": v
 def call(domain: str, words: list[str]) -> int:
     main: Callable[[list[str]], int] = importlib.import_module(f"{domain}.cli").main
     return main(words)
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
-    made: dict[str, dict[str, Path]] = {}
-
-    def place(domain: str) -> dict[str, Path]:
-        if domain not in made:
-            torch.manual_seed(0)
-            made[domain] = PLACES[domain](tmp_path_factory.mktemp(domain))
-        return made[domain]
-
-    return place
 
 
 def filled(words: str, place: dict[str, Path], out: Path) -> list[str]:

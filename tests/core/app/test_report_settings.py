@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from contrastive_core.app.report import sections
 from contrastive_core.app.report.figures import RATE, Panel, running_mean_note
+from contrastive_core.app.report.run_record import showing
+from contrastive_core.errors import UserError
 from contrastive_core.text import decimal
 from contrastive_core.training import Run, RunOptions
 from contrastive_core.training.config import read
@@ -92,6 +97,16 @@ def test_faint_lines_are_explained_where_there_are_some() -> None:
     assert running_mean_note(few, panels) == ""
     assert "Faint lines" in running_mean_note(many, panels)
     assert running_mean_note(many, (RATE,)) == ""
+
+
+def test_a_report_of_damaged_files_names_the_run(tmp_path: Path) -> None:
+    said = r"run: its files do not have the content of a run \('steps' is missing\)"
+    with pytest.raises(UserError, match=said), showing(tmp_path / "run"):
+        raise KeyError("steps")
+    for error in (UserError("x"), MemoryError(), OSError(errno.ENOSPC, "full")):
+        with pytest.raises(type(error)) as caught, showing(tmp_path / "run"):
+            raise error
+        assert caught.value is error
 
 
 def test_huge_losses_are_short() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import read_json, read_rows, read_text, read_yaml
+from contrastive_core.training.documents import read_json, read_object, read_rows, read_text, read_yaml
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
 
@@ -28,6 +28,16 @@ def test_json(tmp_path: Path, content: str | bytes, said: str) -> None:
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=rf"x\.json: .*({said})"):
         read_json(file)
+
+
+@pytest.mark.parametrize(("content", "kind"), [("[]", "list"), ("3", "int"), ("null", "NoneType"), ('"x"', "str")])
+def test_an_object(tmp_path: Path, content: str, kind: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('{"a": [1]}')
+    assert read_object(file) == {"a": [1]}
+    file.write_text(content)
+    with pytest.raises(UserError, match=rf"x\.json: contains a {kind}; expected a JSON object"):
+        read_object(file)
 
 
 @pytest.mark.parametrize(

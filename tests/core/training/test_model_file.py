@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import check_model_code, load_model, trust_model_code
+from contrastive_core.training.model_code import import_function
 from contrastive_core.training.model_file import build_from, save_model, write_card
 
 
@@ -99,6 +101,16 @@ def test_code_of_a_model_runs_only_where_it_is_trusted() -> None:
         check_model_code("os:abort", model="run")
     with pytest.raises(UserError):
         check_model_code("os:abort", model="run")
+
+
+def test_a_custom_network_is_imported_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_nets_here.py").write_text("def make(): return 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert import_function("own_nets_here:make", setting="network.name")() == 3
+    for name in ("own_nets_here:other", "no_such_module:make", "own_nets_here", ":make", ""):
+        with pytest.raises(UserError, match=r"network\.name is '.*; expected package\.module:function"):
+            import_function(name, setting="network.name")
 
 
 def test_a_network_beyond_all_sizes_is_refused_before_memory_is_taken(tmp_path: Path) -> None:

@@ -122,6 +122,18 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that contains an object.
+
+    Raises:
+        UserError: The file cannot be read, is not JSON, or contains another value.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: contains a {type(content).__name__}; expected a JSON object (in braces)")
+    return content
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file with one JSON object per line; an incomplete last line, left by a killed process, is ignored.
 

@@ -1,10 +1,14 @@
-"""Prevent model folders from running code of other packages, unless the user trusts it."""
+"""Import custom networks, and prevent model folders from running code of other packages unless the user trusts it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
 
 from contrastive_core.errors import UserError
 
@@ -37,3 +41,26 @@ def check_model_code(name: str, *, model: object) -> None:
             "model comes from and trust this code, pass --trust-model-code (in Python: with "
             "contrastive_core.training.trust_model_code())"
         )
+
+
+def import_function(name: str, *, setting: str) -> Callable[..., Any]:
+    """Import the function of a custom network, which may be in the current folder, as with `python -m`.
+
+    Args:
+        name: Function in the form "package.module:function".
+        setting: Setting that names it, such as "network.name", for the error message.
+
+    Raises:
+        UserError: There is no such module or function.
+    """
+    module, _, function = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{setting} is {name!r}: {error}; expected package.module:function in an installed package or in the "
+            "current folder"
+        ) from error
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from contrastive_core.app.report import page
+from contrastive_core.app.report.run_record import showing
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
 from ssl_medseg.reports import sections
@@ -31,9 +32,19 @@ def report(run: Path, *, out: Path | None = None, show_paths: bool = False, over
     Returns:
         The HTML file.
     """
-    found = open_run(Path(run))
+    with showing(Path(run)):
+        text = _document(Path(run), show_paths=show_paths)
+    target = Path(out) if out is not None else Path(run) / "report.html"
+    with Outputs([target], command="ssl-medseg report", inputs=run_files(run), overwrite=overwrite):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, text.encode())
+    return target
+
+
+def _document(run: Path, *, show_paths: bool) -> str:
+    found = open_run(run)
     several = sum(bool(stage.rounds) for stage in found.stages) > 1
-    text = page.document(
+    return page.document(
         sections.title(found),
         [
             sections.header(found),
@@ -47,8 +58,3 @@ def report(run: Path, *, out: Path | None = None, show_paths: bool = False, over
             sections.surroundings(found),
         ],
     )
-    target = Path(out) if out is not None else Path(run) / "report.html"
-    with Outputs([target], command="ssl-medseg report", inputs=run_files(run), overwrite=overwrite):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, text.encode())
-    return target

@@ -12,7 +12,7 @@ from pathlib import Path
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
-from contrastive_core.training.names import check_label
+from contrastive_core.training.names import check_label, check_labels
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.dicom import NoImagesError, Series, list_series
@@ -182,8 +182,17 @@ def apply_channels(listing: Listing, options: DataOptions) -> Listing:
     return replace(listing, entries=entries, channels=names, findings=[*listing.findings, *findings])
 
 
-def unique_names(names: Sequence[str]) -> list[str]:
-    """Append the channel number to names that occur more than once."""
+def unique_names(names: Sequence[str], *, source: object) -> list[str]:
+    """Append the channel number to names that occur more than once.
+
+    Args:
+        names: Names of the channels, in order.
+        source: File or data set that states them, for the error message.
+
+    Raises:
+        UserError: A name is empty or contains control characters.
+    """
+    check_labels(names, what="channel", source=source)
     counts = Counter(name.casefold() for name in names)
     return [name if counts[name.casefold()] == 1 else f"{name} {number}" for number, name in enumerate(names)]
 
@@ -226,7 +235,7 @@ def _of_files(
     listing: Listing, options: DataOptions, counts: Mapping[Path, int]
 ) -> tuple[dict[int, str], list[Finding]]:
     """Return the channels of multi-channel files, and findings where dataset.json contradicts the files."""
-    stated = unique_names(listing.channels)
+    stated = unique_names(listing.channels, source=listing.name)
     most = max(counts.values(), default=0)
     if not counts:  # no file could be read: trust the stated channels
         highest = max(

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import reading, to_json_lines
+from contrastive_core.training.documents import read_object, reading, to_json_lines
 from contrastive_core.training.files import sha256
 from contrastive_core.training.outputs import write_once
 from ssl_medseg.datasets.dataset import Case, DataSet
-from ssl_medseg.io.label_map import read_json
 
 Fingerprint = dict[str, str]
 
@@ -146,7 +145,7 @@ def read_fingerprints(path: Path) -> dict[str, Fingerprint]:
     Raises:
         UserError: The file does not exist or is not a split.
     """
-    files = read_json(path).get("files", {})
+    files = read_object(path).get("files", {})
     if not isinstance(files, dict) or not all(isinstance(hashes, dict) for hashes in files.values()):
         raise UserError(f"{path}: 'files' is not a map from cases to hashes; make the split again")
     return files
@@ -160,7 +159,7 @@ def read_split(path: str | Path, dataset: DataSet) -> Split:
             there, or the split does not match the data set (see `Split.check`).
     """
     path = Path(path)
-    content = dict(read_json(path))
+    content = read_object(path)
     if content.get("format") != FORMAT:
         raise UserError(
             f"{path}: found format {content.get('format')!r}, expected {FORMAT!r}; make one with `make-splits`"

@@ -494,7 +494,7 @@ def write_dicom_seg(classes: NDArray[np.uint8], like: Volume, path: Path, labels
             content_label="SEGMENTATION",
             series_description="ssl-medseg segmentation",
         )
-    except (AttributeError, ValueError, TypeError) as error:
+    except Exception as error:
         raise UserError(
             f"{like.image.path}: a DICOM segmentation cannot refer to this series ({error}); write NIfTI instead"
         ) from error

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
-from contrastive_core.training import documents
-from contrastive_core.training.documents import reading
+from contrastive_core.training.documents import read_object, reading
 from contrastive_core.training.names import check_label
 from ssl_medseg.io.tables import read_table
 
@@ -159,19 +158,7 @@ def read_label_map(file: Path) -> LabelMap:
     if file.suffix.lower() in (".csv", ".tsv"):
         rows = read_table(file, needed=("index", "name"))
         return _checked(file, [(row["index"], row["name"]) for row in rows])
-    return label_map_of(read_json(file), file)
-
-
-def read_json(file: Path) -> Mapping[str, Any]:
-    """Read a JSON file that contains an object.
-
-    Raises:
-        UserError: The file does not exist or does not contain a JSON object.
-    """
-    content = documents.read_json(file)
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: contains a {type(content).__name__}; expected a JSON object (in braces)")
-    return content
+    return label_map_of(read_object(file), file)
 
 
 def label_map_of(content: Mapping[str, Any], file: Path) -> LabelMap:

@@ -13,7 +13,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from contrastive_core.training import config
 from contrastive_core.training.config import DeviceName
-from contrastive_core.training.documents import read_json
+from contrastive_core.training.documents import read_object, reading
 from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.names import as_file_name, check_file_name
 from contrastive_core.training.outputs import Outputs, run_files
@@ -194,8 +194,11 @@ def _seen(run: Path) -> dict[str, dict[str, str]]:
     """Read case -> part and file hashes of the data used in training, or in the last stage of a run with stages."""
     files = [run / "data.json", run / "selftrain" / "data.json", run.parent / "data.json"]
     file = next((file for file in files if file.is_file()), None)
-    cases = {} if file is None else read_json(file).get("cases", {})
-    return {str(name): found for name, found in cases.items() if isinstance(found, dict) and "image" in found}
+    if file is None:
+        return {}
+    with reading(file, "does not list the data of a run", "restore it from a copy"):
+        cases = read_object(file).get("cases", {})
+        return {name: found for name, found in cases.items() if isinstance(found, dict) and "image" in found}
 
 
 _ROW, _PICTURES = 2_000, 1_000_000  # bytes of a case in JSON and CSV files, and of the pictures

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_core.app.report.run_record import RunRecord, read_record
-from contrastive_core.errors import UserError
-from contrastive_core.training.documents import read_json
+from contrastive_core.training.documents import read_object
 from ssl_medseg.datasets.splits import PARTS
 from ssl_medseg.evaluation.results import Evaluation, read_evaluation
 
@@ -162,7 +161,4 @@ def _json(file: Path) -> dict[str, Any]:
     """Read a JSON object; empty if the file does not exist."""
     if not file.is_file():
         return {}
-    content: dict[str, Any] = read_json(file)
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is damaged: expected a JSON object, found a {type(content).__name__}")
-    return content
+    return read_object(file)

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run
+from contrastive_core.training.documents import read_object
 from contrastive_core.training.files import write_atomic
 from ssl_medseg.datasets import DataOptions, Split, open_split
 from ssl_medseg.datasets.splits import identify
-from ssl_medseg.io.label_map import LabelMap, read_json
+from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing
 from ssl_medseg.preprocessing.cases import PreparedCase, erased_notes, prepare_cases, read_truth, share_lost
 from ssl_medseg.preprocessing.prepare import axis_letters, erased_words
@@ -196,7 +197,7 @@ def keep_identity(run: Run, seen: TrainingData, *, model: str = "") -> None:
         }
         write_atomic(file, (json.dumps(content, indent=1) + "\n").encode())
         return
-    stored = read_json(file)
+    stored = read_object(file)
     for what, now in (("label map", seen.labels.to_json()), ("initial segmenter", model)):
         was = stored.get({"label map": "labels", "initial segmenter": "model"}[what], now)
         if was != now:
@@ -205,6 +206,10 @@ def keep_identity(run: Run, seen: TrainingData, *, model: str = "") -> None:
                 "another --out"
             )
     before = stored.get("cases", {})
+    if not isinstance(before, dict):
+        raise UserError(
+            f"{file}: 'cases' is a {type(before).__name__}, expected the files of each case; restore it from a copy"
+        )
     changed = [name for name in {**before, **seen.identity} if before.get(name) != seen.identity.get(name)]
     if changed:
         raise UserError(

@@ -12,6 +12,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.config import DeviceName, allowed_bad
 from contrastive_core.training.files import check_space, open_atomic, write_atomic
 from contrastive_core.training.model_file import module_hash
+from contrastive_core.training.names import check_file_name
 from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
 from ssl_video.data import Video, VideoSet, open_videos
@@ -80,6 +81,7 @@ def evaluate(
     recognizer = load_recognizer(model, device=device, network=network)
     recipe = recognizer.recipe
     videos, part, digest = _kept(data, split, part, recipe.classes, model=model)
+    check_file_name(part, what="part", source="--part")
     shared = recognizer.learned_from(videos.videos)
     if shared:
         raise UserError(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ssl_video
 from contrastive_core.app.report import page
-from contrastive_core.app.report.run_record import read_record
+from contrastive_core.app.report.run_record import read_record, showing
 from contrastive_core.app.report.sections import settings, surroundings
 from contrastive_core.errors import UserError
 from contrastive_core.training.files import write_atomic
@@ -55,7 +55,16 @@ def report(
         raise UserError(f"report needs clips >= 1, got {clips}")
     target = run / "report.html" if out is None else out
     planned = Outputs([target], command="ssl-video report", inputs=run_files(run), overwrite=overwrite)
-    record = read_record(Path(run), made_by="`ssl-video train`")
+    with showing(Path(run)):
+        text = _document(Path(run), data=data, split=split, clips=clips, seed=seed, network=network)
+    with planned:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, text.encode())
+    return target
+
+
+def _document(run: Path, *, data: str | None, split: Path | None, clips: int, seed: int, network: str | None) -> str:
+    record = read_record(run, made_by="`ssl-video train`")
     config = record.config
     if "inputs" not in config or "network" not in config:
         raise UserError(f"{run}: is not a run folder of `ssl-video train`")
@@ -97,7 +106,4 @@ def report(
         settings(config, ssl_video.train, name="general", again=sections.again(config), sessions=record.sessions),
         surroundings(config, record.sessions, packages=["ssl-video", "torchvision", "av"]),
     ]
-    with planned:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, page.document(sections.title(config), parts).encode())
-    return target
+    return page.document(sections.title(config), parts)

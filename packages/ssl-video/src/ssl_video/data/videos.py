@@ -200,7 +200,10 @@ class VideoSet:
         return VideoSet(name or self.name, (self.videos[place] for place in places), classes=self.classes)
 
 
+_DIGITS = 18  # more are no number, and Python refuses to convert thousands
+
+
 def _in_order(labels: set[str]) -> list[str]:
-    if all(label.isdecimal() for label in labels):
+    if all(label.isdecimal() and len(label) <= _DIGITS for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)

@@ -5,12 +5,9 @@ Batch statistics are separate for each view, or joint for all views and then rec
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -20,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.model_code import import_function
 
 NetworkName = Literal[
     "slow_r50",
@@ -155,15 +153,7 @@ def last_layer(network: nn.Module) -> str:
 
 
 def _own(name: str, classes: int) -> nn.Module:
-    module, _, function = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: custom modules can lie in the current folder
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"network.name is {name}: {error}; expected a function in an installed package or in the current folder"
-        ) from error
+    make = import_function(name, setting="network.name")
     try:
         network = make(classes)
     except TypeError as error:

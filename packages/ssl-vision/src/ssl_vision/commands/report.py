@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive_core.app.report import page
+from contrastive_core.app.report.run_record import showing
 from contrastive_core.errors import UserError
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import write_atomic
@@ -62,11 +63,12 @@ def report(
         raise UserError(f"report needs rows >= 1 and bank >= 2, got rows={rows} and bank={bank}")
     target = Path(out) if out is not None else Path(run) / "report.html"
     planned = Outputs([target], command="ssl-vision report", inputs=run_files(run), overwrite=overwrite)
-    found = open_run(Path(run))
-    if found.settings.kind == "pretrain":
-        text = _of_pretraining(found, data=data, part=part, rows=rows, bank=bank, seed=seed, device=device)
-    else:
-        text = _of_classifier(found, data=data, compare=compare, rows=rows, device=device)
+    with showing(Path(run)):
+        found = open_run(Path(run))
+        if found.settings.kind == "pretrain":
+            text = _of_pretraining(found, data=data, part=part, rows=rows, bank=bank, seed=seed, device=device)
+        else:
+            text = _of_classifier(found, data=data, compare=compare, rows=rows, device=device)
     with planned:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, text.encode())

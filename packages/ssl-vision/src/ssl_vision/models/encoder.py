@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.model_code import import_function
 from ssl_vision.models.resnet import LAYOUTS, Stem, Variant, resnet
 
 Normalization = Literal["none", "imagenet", "cifar10", "cifar100", "data"]
@@ -251,11 +251,7 @@ def core_network(encoder: nn.Module) -> nn.Module:
 
 
 def _own(name: str) -> nn.Module:
-    module_name, _, function = name.partition(":")
-    try:
-        module = getattr(importlib.import_module(module_name), function)()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"encoder {name!r}: {error}. Expected package.module:function that can be imported") from error
+    module = import_function(name, setting="encoder.name")()
     if not isinstance(module, nn.Module):
         raise UserError(f"encoder {name!r} returned {type(module).__name__}, expected a torch.nn.Module")
     return module

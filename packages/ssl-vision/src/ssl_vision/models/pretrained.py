@@ -147,6 +147,6 @@ def _prefixes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> li
 def _translated(translate: object, tensors: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     try:
         found = translate(dict(tensors), net)  # type: ignore[operator]
-    except (KeyError, ValueError, RuntimeError, IndexError, AttributeError, AssertionError):
-        return {}  # names of another network
+    except Exception:  # noqa: BLE001 - the names are those of another network
+        return {}
     return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}

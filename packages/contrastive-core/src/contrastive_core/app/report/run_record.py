@@ -7,16 +7,18 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from contrastive_core.app.failures import advice
 from contrastive_core.errors import UserError
 from contrastive_core.training import config, recorder
-from contrastive_core.training.documents import read_json_lines, reading
+from contrastive_core.training.documents import read_json_lines, reading, reason
 
 _PACKAGES = ("contrastive-core", "torch", "lightning-fabric", "numpy")
 
@@ -89,6 +91,28 @@ class RunRecord:
     records: list[dict[str, int | float]]
     sessions: list[dict[str, Any]]
     seconds: float | None
+
+
+@contextmanager
+def showing(run: Path) -> Iterator[None]:
+    """Convert exceptions about the content of a run's files, while its report is made, into one error.
+
+    Failures of the machine, such as too little memory, are passed on.
+
+    Raises:
+        UserError: A file of the run contains other values than the commands write.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if advice(error) is not None:
+            raise
+        raise UserError(
+            f"{run}: its files do not have the content of a run ({reason(error)}), so there is no report of it; "
+            "restore them from a copy"
+        ) from error
 
 
 def read_record(path: Path, *, made_by: str) -> RunRecord:

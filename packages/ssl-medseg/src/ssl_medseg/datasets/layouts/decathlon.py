@@ -10,12 +10,13 @@ from typing import Any
 
 from contrastive_core.app.checks import Finding
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import read_object
 from contrastive_core.training.names import check_path
 from ssl_medseg.datasets.channels import choose_channels, unique_names
 from ssl_medseg.datasets.layouts.listing import Entry, Listing, place
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import images_in, stem
-from ssl_medseg.io.label_map import label_map_of, read_json
+from ssl_medseg.io.label_map import label_map_of
 from ssl_medseg.io.volume import join_channels
 
 # List -> whether its images need no label. MONAI's tutorials call a second list of labelled images `validation`.
@@ -30,8 +31,8 @@ def list_decathlon(file: Path, options: DataOptions) -> Listing:
     Raises:
         UserError: The file is not such a list.
     """
-    content, root = read_json(file), file.parent
-    names = unique_names(channel_names(content))
+    content, root = read_object(file), file.parent
+    names = unique_names(channel_names(content), source=file)
     entries = [
         _entry(item, part, file, options, names)
         for part in _LISTS

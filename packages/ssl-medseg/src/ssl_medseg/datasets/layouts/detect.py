@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import read_object
 from ssl_medseg.datasets.layouts.bids import is_bids, list_bids
 from ssl_medseg.datasets.layouts.decathlon import list_decathlon
 from ssl_medseg.datasets.layouts.folders import IMAGES, UNLABELLED, list_folders, list_table
@@ -15,7 +16,6 @@ from ssl_medseg.datasets.layouts.listing import Listing
 from ssl_medseg.datasets.layouts.nnunet import has_channel_suffix, list_nnunet
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import images_in, is_companion, is_dicom, is_image, is_series, walk, why_unread
-from ssl_medseg.io.label_map import read_json
 
 _LISTERS: dict[str, Callable[[Path, DataOptions], Listing]] = {
     "decathlon": list_decathlon,
@@ -84,7 +84,7 @@ def _recognised(source: Path) -> str:
     list_file = root / "dataset.json" if source.is_dir() else source
     has_channels = any(has_channel_suffix(path) for path in images_in(root / "imagesTr", series=False))
     if list_file.suffix == ".json" and list_file.is_file():
-        content = read_json(list_file)
+        content = read_object(list_file)
         listed = any(isinstance(content.get(part), list) for part in ("training", "unlabeled", "unlabelled", "test"))
         # Version 1 of nnU-Net lists cases as the Decathlon does, without the channel number at the end of the names.
         if "channel_names" in content or (has_channels and not _first_exists(content, root)):

@@ -131,7 +131,7 @@ def list_table(file: Path, options: DataOptions) -> Listing:
         return Listing(
             file.stem, file.parent, "csv", entries, own_label_map(file.parent), channels=[name] if name else []
         )
-    names = unique_names([column.removeprefix("image_") for column in columns])
+    names = unique_names([column.removeprefix("image_") for column in columns], source=file)
     chosen = choose_channels(dict(enumerate(names)), options.channels, named=True, source=file.name)
     of_channel = {columns[number]: name for number, name in chosen.items()}
     entries = [_of_several(row, file, options, of_channel) for row in rows]

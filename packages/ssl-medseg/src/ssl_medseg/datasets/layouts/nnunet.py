@@ -10,12 +10,13 @@ from typing import Any
 
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.text import several
+from contrastive_core.training.documents import read_object
 from ssl_medseg.datasets.channels import choose_channels, unique_names
 from ssl_medseg.datasets.layouts.decathlon import channel_names
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import images_in, stem
-from ssl_medseg.io.label_map import label_map_of, read_json
+from ssl_medseg.io.label_map import label_map_of
 from ssl_medseg.io.volume import join_channels
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})$")
@@ -30,7 +31,7 @@ def list_nnunet(root: Path, options: DataOptions) -> Listing:
     Raises:
         UserError: dataset.json cannot be read, or a requested channel does not exist.
     """
-    content: Mapping[str, Any] = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
+    content: Mapping[str, Any] = read_object(root / "dataset.json") if (root / "dataset.json").is_file() else {}
     name = str(content.get("name") or root.name)
     findings: list[Finding] = []
     entries: list[Entry] = []
@@ -38,7 +39,7 @@ def list_nnunet(root: Path, options: DataOptions) -> Listing:
     parts = (("training", "imagesTr", "labelsTr"), ("test", "imagesTs", "labelsTs"))
     files = {images: _by_case(root / images, findings) for _, images, _ in parts}
     numbers = {number for cases in files.values() for channels in cases.values() for number in channels}
-    names = unique_names(channel_names(content))
+    names = unique_names(channel_names(content), source=root / "dataset.json")
     available = {number: names[number] if number < len(names) else str(number) for number in sorted(numbers)}
     chosen = choose_channels(available, options.channels, named=bool(names), source=name) if numbers else {}
     for part, images, labels in parts:

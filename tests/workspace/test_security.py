@@ -142,11 +142,11 @@ def test_nothing_in_a_checkpoint_is_run(ending: str, tmp_path: Path, capsys: pyt
 def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:
     from ssl_video.data.synthetic import make_videos
     from ssl_video.optical_flow.cache import FlowCache, FlowSettings
-    from ssl_vision.evaluation.predictions import read_predictions
+    from ssl_vision.evaluation.predictions import _ARRAYS, read_predictions
 
     made = tmp_path / "made"
     objects = np.array([Payload(made)], dtype=object)
-    np.savez(tmp_path / "x.npz", logits=objects, labels=objects)
+    np.savez(tmp_path / "x.npz", **dict.fromkeys(_ARRAYS, objects))
     with pytest.raises(UserError, match=r"x\.npz: .*allow_pickle=False"):
         read_predictions(tmp_path / "x.npz")
     video = min(make_videos(tmp_path / "videos", per_class=1).rglob("*.mkv"))

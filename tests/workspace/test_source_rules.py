@@ -102,6 +102,28 @@ def test_safe_code_is_let_through(text: str) -> None:
     assert list(unsafe(text)) == []
 
 
+def caught(text: str) -> Iterator[frozenset[str]]:
+    """The classes of every list of exceptions in a file, in `except` or under a name."""
+    for node in ast.walk(ast.parse(text)):
+        place = (
+            node.type if isinstance(node, ast.ExceptHandler) else node.value if isinstance(node, ast.Assign) else None
+        )
+        if isinstance(place, ast.Tuple):
+            names = frozenset(ast.unparse(name).rpartition(".")[2] for name in place.elts)
+            if len(names) > 1 and all(name.endswith(("Error", "Exception", "StopIteration")) for name in names):
+                yield names
+
+
+def test_no_list_of_exceptions_is_repeated(shipped: dict[Path, str]) -> None:
+    """What a library raises for damaged files is known in one place; `documents.reading` is for all of it."""
+    places: dict[frozenset[str], list[str]] = {}
+    for path, text in shipped.items():
+        for names in caught(text):
+            places.setdefault(names, []).append(path.name)
+    assert len(places) > 5
+    assert {tuple(sorted(names)): found for names, found in places.items() if len(found) > 1} == {}
+
+
 @pytest.mark.parametrize("pattern", [MACHINE_PATHS, REGISTRIES], ids=["paths", "registries"])
 def test_nothing_of_one_machine(pattern: re.Pattern[str], text_files: dict[Path, str]) -> None:
     found = [

@@ -20,6 +20,7 @@ from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.exports import monai_bundle
 from ssl_medseg.io import read_label
+from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models.model_folder import load_segmenter, save_segmenter
 from ssl_medseg.models.network import Refinement
 from ssl_medseg.preprocessing import Preprocessing
@@ -153,6 +154,16 @@ def test_a_bundle_that_gives_other_masks_is_not_put_in_place(
     with pytest.raises(UserError, match=r"the masks of the bundle .* and of the model differ"):
         export(str(model), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["$__import__('os').abort()", "@run", "%configs/inference.json"])
+def test_names_that_monai_would_evaluate_are_refused(name: str) -> None:
+    versions = dict.fromkeys(("monai", "torch", "numpy", "nibabel", "scipy"), "1")
+    channels = Preprocessing(size=(96, 64), channels=("T2", name))
+    for p, labels in ((P, LabelMap(("background", name), (0, 1))), (channels, LABELS)):
+        with pytest.raises(UserError, match=rf"begins with \{name[0]}, and MONAI evaluates"):
+            monai_bundle.metadata(p, labels, versions=versions)
+    assert monai_bundle.metadata(P, LABELS, versions=versions)["monai_version"] == "1"
 
 
 def test_what_is_there_is_not_overwritten_by_a_bundle(tmp_path: Path, model: Path) -> None:

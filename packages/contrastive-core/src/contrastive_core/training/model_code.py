@@ -44,7 +44,7 @@ def check_model_code(name: str, *, model: object) -> None:
 
 
 def import_function(name: str, *, setting: str) -> Callable[..., Any]:
-    """Import the function of a custom network, which may be in the current folder, as with `python -m`.
+    """Import the function of a custom network, which may be in the current folder; installed packages take precedence.
 
     Args:
         name: Function in the form "package.module:function".
@@ -55,7 +55,7 @@ def import_function(name: str, *, setting: str) -> Callable[..., Any]:
     """
     module, _, function = name.partition(":")
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

@@ -126,8 +126,22 @@ def _inputs(p: Preprocessing) -> dict[str, Any]:
     }
 
 
+_EVALUATED = ("$", "@", "%")
+"""Beginnings of the texts that MONAI evaluates, looks up or replaces in configurations."""
+
+
 def metadata(p: Preprocessing, labels: LabelMap, *, versions: dict[str, str]) -> dict[str, Any]:
-    """Return the content of ``configs/metadata.json``, in MONAI's format."""
+    """Return the content of ``configs/metadata.json``, in MONAI's format.
+
+    Raises:
+        UserError: MONAI would evaluate the name of a structure or channel as an expression or reference.
+    """
+    for name in (*labels.names, *p.channels):
+        if name.startswith(_EVALUATED):
+            raise UserError(
+                f"the name {name!r} begins with {name[0]}, and MONAI evaluates such texts in the files of a bundle; "
+                "rename the structure or channel in the data and train again, or export another format"
+            )
     classes = {str(number): name for number, name in enumerate(labels.names)}
     image = {
         "type": "image",

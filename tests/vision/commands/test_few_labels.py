@@ -101,7 +101,7 @@ def test_a_cheaper_method_is_recommended_where_it_does_not_differ() -> None:
     linear, tuned = tried("linear", 80), tried("finetune", 84)
     cases = {  # on the same images, and on four more: (84 - 80) > sqrt(4)
         "its accuracy is 4.0 ± 2.0 points above that of the linear classifier": ([linear, tuned], tuned),
-        "No other method is right on more of the 100": ([linear, tried("finetune", 80, first=1)], linear),
+        "No other method classifies more of the 100": ([linear, tried("finetune", 80, first=1)], linear),
         "fine-tuning is 1.0 ± 1.0 points more accurate, which is within": ([linear, tried("finetune", 81)], linear),
         "is 4.0 ± 6.0 points more accurate": ([linear, tried("finetune", 84, first=16)], linear),
         "On 20 held-out images, fine-tuning": (  # the images that both have held out

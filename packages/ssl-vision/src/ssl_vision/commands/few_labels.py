@@ -264,14 +264,14 @@ def _recommended(tried: Sequence[_Tried]) -> tuple[_Tried, str]:
     count = int(common.sum())
     if not count:
         return tried[0], (
-            "Nothing could be compared, since no image can be held out, so the cheapest is taken; at least two "
-            "classes need two labelled images each."
+            "No methods could be compared, because no image can be held out, and the cheapest one is recommended. A "
+            "comparison requires at least two classes with two labelled images each."
         )
     answers = [t.right[common] for t in tried]
     place, best = _first_as_good_as_the_best(answers), _best(answers)
     chosen, cheapest = tried[place], tried[0]
     if place == best == 0:
-        return chosen, f"No other method is right on more of the {count} held-out images, and it is the cheapest."
+        return chosen, f"No other method classifies more of the {count} held-out images correctly, and it is the cheapest."
     if place == best:
         gain = _difference(answers[best], answers[0])
         return chosen, (
@@ -281,7 +281,7 @@ def _recommended(tried: Sequence[_Tried]) -> tuple[_Tried, str]:
     gain = _difference(answers[best], answers[place])
     return chosen, (
         f"On {count} held-out images, {_NAMES[tried[best].method]} is {gain} points more accurate, which is within the "
-        "standard error: so few images cannot tell the two apart, and the cheaper one is taken."
+        "standard error: so few images cannot distinguish the two, and the cheaper one is recommended."
     )
 
 

@@ -192,7 +192,7 @@ def test_lists_of_other_programs(tmp_path: Path, content: bytes, expected: tuple
         ("path,class,class\n1.mp4,a,b\n", "found the column class twice"),
         ("path,class\n,a\n", "rows without a path"),
         ("path,class\nC:\\videos\\1.mp4,a\n", "Windows drive"),
-        ("frames/1.mp4 163 4\n", "line 1: found the numbers 163 4 behind a video; expected one label"),
+        ("frames/1.mp4 163 4\n", "line 1: found the numbers 163 4 after a video; expected one label"),
     ],
 )
 def test_lists_that_cannot_be_understood_are_refused(tmp_path: Path, content: str, said: str) -> None:

@@ -222,7 +222,7 @@ def test_other_settings_are_refused(folder: Path, tmp_path: Path) -> None:
         flow(str(folder), out, method="farneback")
     with pytest.raises(UserError, match=r"short_side 128 \(now 64\), precision 'half' \(now 'byte'\)"):
         flow(str(folder), out, short_side=64, precision="byte")
-    with pytest.raises(UserError, match=r"holds flow of dis, expected farneback"):
+    with pytest.raises(UserError, match=r"contains flow of dis, expected farneback"):
         FlowCache.open(out, method="farneback")
     with pytest.raises(UserError, match=r"found no flow\.json"):
         FlowCache.open(tmp_path, method="dis")

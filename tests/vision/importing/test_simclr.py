@@ -132,7 +132,7 @@ def test_class_names_come_from_a_file(official: Path, tmp_path: Path) -> None:
 
 
 def test_a_classifier_goes_where_its_width_fits(official: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="takes 16 features, layer 3 of the projection head has 8"):
+    with pytest.raises(UserError, match="takes 16 features, but layer 3 of the projection head has 8"):
         import_checkpoint(official, tmp_path / "out", classifier_layer=3)
     with pytest.raises(UserError, match="layer 4 of a projection head that has 3"):
         import_checkpoint(official, tmp_path / "out", classifier_layer=4)

@@ -301,7 +301,7 @@ def test_scores_of_another_model_are_marked(copy: Path) -> None:
     file = copy / "evaluation" / "knn.json"
     score = json.loads(file.read_text())
     file.write_text(json.dumps({**score, "encoder_hash": "0" * 64}))
-    assert "belong to another model than the one in the folder" in read(report(copy, rows=1, device="cpu")).text
+    assert "belong to a model other than the one in the folder" in read(report(copy, rows=1, device="cpu")).text
 
 
 def test_protocols_that_differ_stay_apart(data: str, copy: Path) -> None:

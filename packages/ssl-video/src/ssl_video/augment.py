@@ -46,7 +46,7 @@ class WeakOptions:
 
     Attributes:
         min_scale: Smallest short side after resizing, as a multiple of the side of the crop.
-        max_scale: Largest short side after resizing; the short side is drawn uniformly between the two.
+        max_scale: Largest short side after resizing; the short side is drawn uniformly from `min_scale` to `max_scale`.
         mirror: Probability of a horizontal flip; 0 if left and right matter.
     """
 
@@ -203,13 +203,13 @@ class StrongOptions:
 
     Attributes:
         num_ops: Number of operations drawn per view.
-        probability: Probability that each of them is applied.
+        probability: Probability that each drawn operation is applied.
         magnitude: Largest strength, from 1 to 10, where 10 is the full range; strengths are drawn uniformly from 1 to
             this value.
         cutout: Side of the square cutout, as a share of the side of the crop; 0 for none.
         rgb_ops: Operations on frames: ``full``, ``geometric`` (position only), ``colour`` (values only), ``none``.
-        motion_ops: Operations on flow and temporal gradient; with the same choices.
-        audio_ops: Operations on spectrograms, with the same choices.
+        motion_ops: Operations on flow and temporal gradient, with the choices of `rgb_ops`.
+        audio_ops: Operations on spectrograms, with the choices of `rgb_ops`.
         temporal: Operations on the order of frames; one of them is drawn per clip and applied to all its views:
             ``reverse``; ``shuffle`` for neighbouring frames; ``warp`` for 2 or 4 frames, each repeated; ``speed`` for
             half to twice the speed. Name the classes that direction defines with ``pseudo.directed``.

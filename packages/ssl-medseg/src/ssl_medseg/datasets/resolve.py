@@ -211,7 +211,7 @@ def _left_over(listing: Listing) -> Iterator[Finding]:
         yield Finding("error", "label_without_image", title, items)
     if listing.unlisted:
         files = [_relative(path, listing) for path in listing.unlisted]
-        yield Finding("warning", "unlisted", f"{several(len(files), 'image')} not listed, left out", [Item(files)])
+        yield Finding("warning", "unlisted", f"{several(len(files), 'image')} left out, because no list names them", [Item(files)])
 
 
 def _not_used(listing: Listing) -> Iterator[Finding]:
@@ -225,7 +225,7 @@ def _not_used(listing: Listing) -> Iterator[Finding]:
     items = [
         Item([f"{folder}/{name}" if folder else name for name in names], why) for (why, folder), names in groups.items()
     ]
-    yield Finding("warning", "not_used", f"{several(len(listing.unused), 'file')} next to the images not used", items)
+    yield Finding("warning", "not_used", f"{several(len(listing.unused), 'unused file')} next to the images", items)
 
 
 def _folded(cases: Sequence[Case], stated: set[str]) -> Iterator[Finding]:

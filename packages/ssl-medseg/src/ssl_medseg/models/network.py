@@ -51,7 +51,7 @@ class NetworkOptions:
             )
         if self.name in OWN and self.arguments:
             raise UserError(
-                f"network.arguments ({', '.join(self.arguments)}) are for monai:NAME; {self.name} takes width alone"
+                f"network.arguments ({', '.join(self.arguments)}) are for monai:NAME; {self.name} accepts only a width"
             )
 
 

@@ -116,8 +116,8 @@ class ConsistencyOptions:
         confidence: Teacher probability of the predicted class below which a pixel is not used.
         ramp: Fraction of the steps over which the weight ramps up.
         cutmix: Fraction of the slices into which a box of another slice is pasted (`consistency`).
-        smallest: Smallest area of that box, as a fraction of the slice.
-        largest: Largest area of that box, as a fraction of the slice.
+        smallest: Smallest area of the pasted box, as a fraction of the slice (`consistency`).
+        largest: Largest area of the pasted box, as a fraction of the slice (`consistency`).
         feature_dropout: Fraction of the channels of each encoder feature map that are set to 0 in a second, weakly
             augmented view of every slice, which is trained on the same pseudo-labels (`consistency`). Both views then
             have half the weight. 0.5 in UniMatch; 0 disables the second view.
@@ -155,7 +155,7 @@ class TeacherOptions:
     Args:
         consistency: Weight of the consistency loss: squared distance between the class probabilities of student and
             teacher on the same unlabelled slice under two intensity augmentations.
-        ramp: Fraction of the steps over which that weight ramps up.
+        ramp: Fraction of the steps over which the weight of the consistency loss ramps up.
     """
 
     consistency: float = 1.0

@@ -28,15 +28,15 @@ class AugmentOptions:
     Attributes:
         kind: ``strong``, the kinds of augmentation of nnU-Net; ``paper``, those of the released code; or ``auto``, set
             by the recipe.
-        affine: Apply affine maps. ``strong`` uses the options rotation to mirror. ``paper`` applies one of five with
+        affine: Apply affine maps. ``strong`` uses the options from `rotation` to `mirror`. ``paper`` applies one of five with
             equal probability: a rotation by up to 15 degrees, a zoom of 0.95 to 1.05, a left-right flip half of the
             time, a rotation by a multiple of 45 degrees, nothing.
         elastic: Standard deviation of the random displacements (on a 3 x 3 grid) that deform a slice, in pixels of a
             slice of 192 and scaled in proportion for other sizes; 5 in the paper; 0 disables the deformation.
         elastic_share: Fraction of the slices that are deformed. The released code deforms all slices after a random
             position in the batch of 20, 0.525 of them on average.
-        intensity: Change intensities. ``strong`` uses the options gamma to smoothing; ``paper`` changes brightness and
-            contrast as for the contrastive loss, which the released code defines but does not use.
+        intensity: Change intensities. ``strong`` uses the options from `gamma` to `smoothing`; ``paper`` changes
+            brightness and contrast as for the contrastive loss, which the released code defines but does not use.
         rotation: Largest rotation angle in degrees, in either direction (``strong`` only, like all options below).
         scale: Largest factor by which a slice is enlarged or reduced.
         shift: Largest shift along each axis, as a fraction of the side.

@@ -44,7 +44,7 @@ def export(
     Args:
         model: Run folder or model folder to use.
         out: File to write.
-        view: View whose batch norm the network uses; by default the one that is tested, frames.
+        view: View whose batch norm statistics the network uses; by default rgb, the frames.
         image_size: Side in pixels of the pictures that .onnx and .pt2 take; 0 for the size of the training crops.
         network: Custom network, ``package.module:function``, for a model that was trained with it; its code is run.
         overwrite: Whether to replace files that this command did not write.

@@ -83,7 +83,7 @@ def flow(
     next is stored; crops, resizing and mirroring are applied to the vectors when they are read.
 
     The required disk space is printed first. An interrupted command continues where it stopped when it is run again,
-    and then also computes the flow of new and changed videos. A folder that holds flow with other settings is refused.
+    and then also computes the flow of new and changed videos. A folder that contains flow with other settings is refused.
     ``videos.csv`` in the folder lists every video with its flow file, or the reason why it could not be read.
 
     Args:
@@ -148,7 +148,7 @@ def flow(
             done = store_all(cache, todo, method=method, workers=workers, device=place)
             for end in track(done, total=len(todo), what=f"flow of {videos.name}"):
                 if end.fatal is not None:
-                    raise UserError(f"{end.fatal}; what was computed before is kept")
+                    raise UserError(f"{end.fatal}; the flow that was already computed is kept")
                 if end.problem is not None:
                     failed[todo[end.place].file] = end.problem
             problems |= {work.video.key: failed[work.file] for work in works if work.file in failed}
@@ -180,7 +180,7 @@ def _same_settings(cache: FlowCache) -> None:
     old, new = asdict(there), asdict(cache.settings)
     other = ", ".join(f"{name} {old[name]!r} (now {new[name]!r})" for name in old if old[name] != new[name])
     raise UserError(
-        f"{cache.folder}: holds flow with other settings: {other}; give another folder or the same settings"
+        f"{cache.folder}: contains flow with other settings: {other}; give another folder or the same settings"
     )
 
 

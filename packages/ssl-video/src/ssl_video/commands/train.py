@@ -315,12 +315,12 @@ def _say_few(pseudo: PseudoOptions, threshold: float, labelled: VideoSet, *, say
     if each >= FEW:
         return
     few = f"note: {each:.1f} labelled videos per class. With so few, most pseudo-labels may be wrong"
-    compare = "also train --method supervised, and compare"
+    compare = "also train with --method supervised, and compare the two"
     if pseudo.select != "fixed":
         say(f"{few}: {compare}")
     elif threshold < SURE:
         say(
-            f"{few}, and in our measurements a threshold of {threshold:g} did harm: {compare}; "
+            f"{few}, and in our measurements a threshold of {threshold:g} lowered the accuracy: {compare}; "
             f"--pseudo.threshold {SURE} selects fewer pseudo-labels, more of them correct"
         )
     else:

@@ -98,7 +98,7 @@ def _in_folder(root: Path, notes: list[str]) -> list[Video]:
         notes.append(f"{several(sum(endings.values()), 'file')} with other suffixes left out: {told}")
     depth = _wrapped(root, files)
     if depth:
-        notes.append(f"the videos are in {'/'.join(files[0].parts[:depth])}, which is opened")
+        notes.append(f"the videos are in {'/'.join(files[0].parts[:depth])}, which is opened instead")
     inside = [file.relative_to(*file.parts[:depth]) if depth else file for file in files]
     parts = _folders_of_parts(root, inside, notes)
     videos, left_out = [], Counter[str]()
@@ -210,7 +210,7 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
         label = found["label"]
         if label is not None and _NUMBERS.fullmatch(label):
             raise UserError(
-                f"{file}, line {number}: found the numbers {label} behind a video; expected one label. Lists with the "
+                f"{file}, line {number}: found the numbers {label} after a video; expected one label. Lists with the "
                 "number of frames or with several labels are not read; write `path label`, or a CSV file"
             )
         path = local_path(found["path"].strip('"'), file.parent)

@@ -113,7 +113,7 @@ class MultiviewPseudoLabel(nn.Module):
         seed: Seed for the choice of views for ``random`` and of `mix`.
         mean: Mean of the normalisation ``(x / 255 - mean) / std``, the same for every view; a number, or one per
             channel.
-        std: Standard deviation of the normalisation, likewise.
+        std: Standard deviation of the normalisation: one number or three.
 
     Raises:
         ValueError: A setting is out of its range, or requires another one.

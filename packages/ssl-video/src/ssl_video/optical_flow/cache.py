@@ -99,7 +99,7 @@ class FlowCache:
         if (settings.method, settings.weights) != (name, weights):
             of = f"{settings.method} {settings.weights[:12]}".strip()
             raise UserError(
-                f"{folder}: holds flow of {of}, expected {f'{name} {weights[:12]}'.strip()}; compute it into another "
+                f"{folder}: contains flow of {of}, expected {f'{name} {weights[:12]}'.strip()}; compute it into another "
                 f"folder (ssl-video flow ... --method {method}), or use --flow {settings.method}"
             )
         return cls(folder, settings)

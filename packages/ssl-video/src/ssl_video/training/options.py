@@ -86,10 +86,11 @@ class PseudoOptions:
             ``random``, ``cross``.
         fuse_by: Quantity averaged over views: ``probabilities`` or ``logits``.
         fusion: Weights of the views: ``exact`` for equal ones, ``adaptive`` for larger ones on views with small loss.
-        view_weights: Fixed weights of the views instead, one per view.
+        view_weights: Fixed weights of the views, one per view, in place of `fusion`.
         threshold: Smallest confidence of a pseudo-label to train on; by default 0.4, and 0.8 with fewer than 4 labelled
-            videos per class or fewer than 5 classes. 0.4 measured best for ten classes and two or three views, whose
-            mean is less confident than a single view; with fewer labels it did harm. Use 0.3 for hundreds of classes.
+            videos per class or fewer than 5 classes. 0.4 was best in measurements with ten classes and two or three
+            views, whose mean is less confident than a single view; with fewer labels it lowered the accuracy. Use 0.3
+            for hundreds of classes.
         soft: Train on the whole distribution instead of the most probable class.
         temperature: Temperature of soft targets.
         weight: Weight of the loss on pseudo-labels.
@@ -145,9 +146,9 @@ class PseudoOptions:
 
 
 USUAL, SURE = 0.4, 0.8
-"""Thresholds: the one measured best, and one that did no harm where labels are few."""
+"""Thresholds: the best one in measurements, and one that did not lower the accuracy with few labels."""
 FEW = 4
-"""Number of labelled videos per class below which the usual threshold did harm."""
+"""Number of labelled videos per class below which the usual threshold lowered the accuracy."""
 FEW_CLASSES = 5
 """Classes below which the usual threshold is under twice chance."""
 

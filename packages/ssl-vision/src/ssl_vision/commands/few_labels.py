@@ -182,8 +182,8 @@ def few_labels(
         model: Run folder or model folder to start from, ``none`` for a network with weights from a file (`encoder`), or
             ``pixels`` for the images themselves.
         data: Image folder, CSV manifest or named data set.
-        out: Folder for the results, new, empty or from an earlier call: the recommended classifier as a model folder,
-            the table as JSON, the fine-tuning runs.
+        out: Folder for the recommended classifier (as a model folder), the table (as JSON) and the fine-tuning runs; it
+            must be new, empty or from an earlier call.
         labels: Label file of the images whose labels may be used; by default all images of the part.
         part: Part of the data with the labelled images.
         test_part: Part of the data to score at the end, if it exists.

@@ -36,7 +36,7 @@ def knn(
             `encoder`.
         data: Image folder, CSV manifest or named data set with labels.
         k: Number of neighbours that vote, at most the number of images; the score states a lower number.
-        temperature: Temperature of the vote; the lower, the more weight the nearest have.
+        temperature: Temperature of the vote; lower values give more weight to the nearest neighbours.
         probe: Parts of the data that vote and that are classified, batch size, device, and the file for the scores.
         encoder: Network and its weights, if `model` is ``none``.
         read: Options for reading image files.

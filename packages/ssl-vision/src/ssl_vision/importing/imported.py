@@ -69,7 +69,7 @@ class Imported:
         model = Classifier(encoder, nn.Sequential() if head is None else head.first_layers(layer), len(weight))
         if model.fc.weight.shape != weight.shape:
             raise UserError(
-                f"the classifier takes {weight.shape[1]} features, layer {layer} of the projection head has "
+                f"the classifier takes {weight.shape[1]} features, but layer {layer} of the projection head has "
                 f"{model.fc.in_features}; choose the layer that it was trained on"
             )
         with torch.no_grad():

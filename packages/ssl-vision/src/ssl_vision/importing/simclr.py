@@ -126,7 +126,7 @@ def by_objects(graph: ObjectGraph, source: object) -> Variables:
     """
     model = graph.with_child("resnet_model")
     if model is None:
-        raise UserError(f"{source}: none of its objects has a resnet_model, as in the TensorFlow 2 code")
+        raise UserError(f"{source}: found no object with a resnet_model, which the TensorFlow 2 code writes")
     found = Variables()
     for layer in _layers(graph, graph.nodes[model.children["resnet_model"]]):
         if {"se_reduce", "se_layer"} & set(layer.children):
@@ -201,8 +201,8 @@ def read_simclr(source: Path, *, prefix: str = "") -> Imported:
     block, _ = LAYOUTS[int(options.name.removeprefix("resnet"))]
     if options.sk_ratio > 0 and block is BasicBlock and not objects:
         raise UserError(
-            f"{bundle.prefix}: {options.name} with ResNet-D of the TensorFlow 1 code, whose basic blocks pool the main "
-            "branch too; no other code does, and the features would differ"
+            f"{bundle.prefix}: found a {options.name} with ResNet-D of the TensorFlow 1 code, which is not supported: its "
+            "basic blocks also pool the main branch, so that the features would differ"
         )
     imported = Imported(options, 224 if options.stem == "imagenet" else 32, _encoder(bundle, found, options))
     if options.stem == "cifar" and block is BasicBlock:

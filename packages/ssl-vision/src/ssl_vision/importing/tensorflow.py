@@ -78,7 +78,7 @@ def fields(message: Buffer) -> Iterator[tuple[int, int | bytes]]:
 def number(value: int | bytes) -> int:
     """Return the value of a field that must be a non-negative number."""
     if isinstance(value, bytes) or value >= 1 << 63:
-        raise DamagedError("a field that must be a number of at least 0 is not")
+        raise DamagedError("a field that must be a number of at least 0 has another value")
     return value
 
 
@@ -220,7 +220,7 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
     if masked_crc32c(data[offset : end + 1]) != stored:
         raise DamagedError(f"the checksum of the block at byte {offset} does not match")
     if compression != 0:
-        raise DamagedError(f"a block is compressed (kind {compression}), as TensorFlow's checkpoints are not")
+        raise DamagedError(f"a block is compressed (kind {compression}), unlike those of TensorFlow's checkpoints")
     return block
 
 
@@ -469,7 +469,7 @@ class ObjectGraph:
                 if kind == 1:
                     self.nodes.append(_node(content(value)))
             if any(child >= len(self.nodes) for node in self.nodes for child in node.children.values()):
-                raise DamagedError("an object has an attribute that is not there")
+                raise DamagedError("an object refers to an attribute that does not exist")
         except DamagedError as error:
             raise UserError(f"{bundle.prefix}: the tree of its objects is damaged: {error}. Fetch it again") from error
 

@@ -286,7 +286,7 @@ def scores_section(
     notes = [f"{p.name}: {_conditions(p)}." for p in protocols]
     final = [p.by_epoch[run.settings.epochs] for p in protocols if run.settings.epochs in p.by_epoch]
     if encoder_hash and any(s.score.encoder_hash != encoder_hash for s in final):
-        notes.append("Some scores of the last row belong to another model than the one in the folder. Evaluate again.")
+        notes.append("Some scores in the last row belong to a model other than the one in the folder. Evaluate again.")
     parts += [page.paragraph(note, kind="note") for note in notes]
     return page.section(title, *parts)
 

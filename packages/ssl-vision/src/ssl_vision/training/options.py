@@ -90,7 +90,7 @@ class SuNCEtOptions:
 
     Attributes:
         classes_per_batch: Number of classes in a step; 0: no SuNCEt.
-        images_per_class: Number of labelled images of each of these classes in a step, over all processes; at least 2.
+        images_per_class: Number of labelled images per class in a step, over all processes; at least 2.
         labels: Label file, as written by `make-splits`, or a list of file names; by default every image of the part is
             labelled. Labels of images that are not listed are never read.
         data: Folder, manifest or named set of the labelled images, if they are not among the unlabelled ones.

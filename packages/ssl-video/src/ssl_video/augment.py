@@ -199,7 +199,7 @@ _SEGMENTS = 4
 class StrongOptions:
     """Strong augmentation on top of the weak one: some operations of RandAugment and one square cutout.
 
-    The defaults measured best on ten classes of UCF-101; ``--recipe paper`` uses the full range.
+    The defaults gave the best results on ten classes of UCF-101; ``--recipe paper`` uses the full range.
 
     Attributes:
         num_ops: Number of operations drawn per view.

@@ -216,7 +216,7 @@ def _name(value: float) -> str:
 
 
 class Recorder:
-    """Collector of the values of a step on every process, whose means process 0 writes."""
+    """Collect the values of a step on every process; process 0 writes their means."""
 
     def __init__(self, folder: Path, *, processes: Processes, options: RunOptions) -> None:
         self._folder, self._processes, self._options = folder, processes, options

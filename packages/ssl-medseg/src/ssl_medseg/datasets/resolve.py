@@ -211,7 +211,8 @@ def _left_over(listing: Listing) -> Iterator[Finding]:
         yield Finding("error", "label_without_image", title, items)
     if listing.unlisted:
         files = [_relative(path, listing) for path in listing.unlisted]
-        yield Finding("warning", "unlisted", f"{several(len(files), 'image')} left out, because no list names them", [Item(files)])
+        title = f"{several(len(files), 'image')} left out, because no list names them"
+        yield Finding("warning", "unlisted", title, [Item(files)])
 
 
 def _not_used(listing: Listing) -> Iterator[Finding]:

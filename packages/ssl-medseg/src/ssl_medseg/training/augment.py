@@ -28,9 +28,9 @@ class AugmentOptions:
     Attributes:
         kind: ``strong``, the kinds of augmentation of nnU-Net; ``paper``, those of the released code; or ``auto``, set
             by the recipe.
-        affine: Apply affine maps. ``strong`` uses the options from `rotation` to `mirror`. ``paper`` applies one of five with
-            equal probability: a rotation by up to 15 degrees, a zoom of 0.95 to 1.05, a left-right flip half of the
-            time, a rotation by a multiple of 45 degrees, nothing.
+        affine: Apply affine maps. ``strong`` uses the options from `rotation` to `mirror`. ``paper`` applies one of
+            five with equal probability: a rotation by up to 15 degrees, a zoom of 0.95 to 1.05, a left-right flip half
+            of the time, a rotation by a multiple of 45 degrees, nothing.
         elastic: Standard deviation of the random displacements (on a 3 x 3 grid) that deform a slice, in pixels of a
             slice of 192 and scaled in proportion for other sizes; 5 in the paper; 0 disables the deformation.
         elastic_share: Fraction of the slices that are deformed. The released code deforms all slices after a random

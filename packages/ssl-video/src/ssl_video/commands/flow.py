@@ -83,7 +83,7 @@ def flow(
     next is stored; crops, resizing and mirroring are applied to the vectors when they are read.
 
     The required disk space is printed first. An interrupted command continues where it stopped when it is run again,
-    and then also computes the flow of new and changed videos. A folder that contains flow with other settings is refused.
+    and then also computes the flow of new and changed videos. A folder with flow of other settings is refused.
     ``videos.csv`` in the folder lists every video with its flow file, or the reason why it could not be read.
 
     Args:

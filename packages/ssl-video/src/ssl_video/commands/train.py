@@ -76,7 +76,7 @@ def train(
         data: Folder of class folders, CSV file with a column path, or list of lines ``path class``.
         out: Folder of the run: configuration, metrics, checkpoints, model.
         split: Split file, as written by `ssl-video make-splits`.
-        recipe: Defaults of the settings that are not given: ``strong`` for those that measured best, ``paper`` for
+        recipe: Defaults of the settings that are not given: ``strong`` for those with the best results, ``paper`` for
             those of the paper: all three views, joint batch norm, threshold 0.3, augmentation at full strength.
         method: Training method.
         init: Initial weights: run folder, model folder, or a file of PyTorchVideo, torchvision or mmaction2.

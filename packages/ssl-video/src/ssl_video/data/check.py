@@ -26,7 +26,7 @@ _ROUGH_RATE = 4000  # samples per second: decoding is tested, the sound is not k
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about one video; for an unreadable one, `video` and `problem` alone.
+    """Facts about one video; for an unreadable one, only `video` and `problem` are set.
 
     Attributes:
         video: The video.

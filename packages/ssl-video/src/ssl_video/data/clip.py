@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """Selection of the frames of a clip a clip.
+    """Number and spacing of the frames that a clip takes from a video.
 
     Attributes:
         frames: Number of frames T.

@@ -162,7 +162,7 @@ def _folders_of_parts(root: Path, files: Sequence[Path], notes: list[str]) -> di
 
 
 def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """Yield the files below a folder, sorted by name; links are followed, but not in circles.
+    """Yield the files below a folder, sorted by name; links are followed, except to a parent folder.
 
     An empty folder with the name of a video and a broken link are yielded as files, so that opening them reports the
     user's mistake.

@@ -223,7 +223,7 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
 
 
 class _End:
-    """Stands in for the empty last packet of a truncated file."""
+    """Replacement for the empty last packet of a truncated file."""
 
     size, is_discard, pts, dts, duration = 0, False, None, None, 0
 

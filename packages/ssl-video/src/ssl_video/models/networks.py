@@ -43,8 +43,9 @@ class NetworkOptions:
     """Network and normalisation.
 
     Attributes:
-        name: Name of the network, such as small_slow (for CPUs), slow_r50, x3d_s or r3d_18; or a custom network as
-            ``package.module:function``, a function that is called with the number of classes. The page on training lists all names.
+        name: Name of the network, such as small_slow (for CPUs), slow_r50, x3d_s or r3d_18 (the page on training lists
+            all); or a custom network as ``package.module:function``, a function that is called with the number of
+            classes.
         width: Channels after the stem of ``slow_r50`` (64 in the paper) and ``small_slow``; 0 for 64 and 16.
         dropout: Dropout before the last layer; not applied to custom networks.
         mean: Mean of the normalisation of pictures in [0, 1]: one number or three.
@@ -85,7 +86,8 @@ class NetworkOptions:
             )
         if self.width < 0 or (self.width and self.name not in ("slow_r50", "small_slow")):
             raise UserError(
-                f"network.width is {self.width} for {self.name}; expected 0; only slow_r50 and small_slow accept a width"
+                f"network.width is {self.width} for {self.name}; expected 0, because only slow_r50 and small_slow "
+                "accept a width"
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f"network.dropout is {self.dropout}; expected at least 0 and less than 1")

@@ -99,8 +99,8 @@ class FlowCache:
         if (settings.method, settings.weights) != (name, weights):
             of = f"{settings.method} {settings.weights[:12]}".strip()
             raise UserError(
-                f"{folder}: contains flow of {of}, expected {f'{name} {weights[:12]}'.strip()}; compute it into another "
-                f"folder (ssl-video flow ... --method {method}), or use --flow {settings.method}"
+                f"{folder}: contains flow of {of}, expected {f'{name} {weights[:12]}'.strip()}; compute it into another"
+                f" folder (ssl-video flow ... --method {method}), or use --flow {settings.method}"
             )
         return cls(folder, settings)
 

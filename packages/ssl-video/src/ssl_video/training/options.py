@@ -18,7 +18,7 @@ from ssl_video.mvpl.losses import TargetKind
 
 @dataclass(frozen=True)
 class InputOptions:
-    """What the network sees: the views of a clip and their size.
+    """Input of the network: the views of a clip and their size.
 
     Attributes:
         views: Views of a clip, from rgb, flow, tg and audio; the first is the one that is tested. ``fixmatch`` uses
@@ -228,8 +228,8 @@ def apply_recipe(
 ) -> tuple[InputOptions, TrainingOptions, PseudoOptions, StrongOptions]:
     """Apply the values of a recipe to the settings that are at their defaults.
 
-    ``strong`` keeps the defaults, which measured best. ``paper`` sets all three views, joint batch norm, and the
-    pseudo-labels and augmentation of the paper; values that the paper does not state come from the reimplementation by
+    ``strong`` keeps the defaults, which gave the best results. ``paper`` sets all three views, joint batch norm, and
+    the pseudo-labels and augmentation of the paper; values that the paper does not state come from the reimplementation by
     the authors of LTG (CVPR 2022).
 
     Raises:

@@ -210,7 +210,7 @@ PLAIN = Family(strength=0.0, additive=False, flip=0.5, jitter=0.0, gray=0.0, blu
 
 
 def still(boxes: NDArray[np.int64]) -> Draws:
-    """Return draws with crops alone."""
+    """Return draws with crops only."""
     n = len(boxes)
     no = np.zeros(n, np.bool_)
     return Draws(

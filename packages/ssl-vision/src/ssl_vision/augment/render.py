@@ -1,4 +1,4 @@
-"""Render the views that were drawn: crops, blur and colours of a batch with parameters of its own for every image.
+"""Render the views that were drawn: crops, blur and colours of a batch, with separate parameters for every image.
 
 Large views are rendered one by one. Small ones are rendered in blocks that fit into the processor's cache while the
 operations are applied one after another; on a GPU the block is the whole batch. The four colour operations have a

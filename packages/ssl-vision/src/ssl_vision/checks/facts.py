@@ -31,7 +31,7 @@ _MAY_HOLD_SEVERAL = ("GIF", "TIFF", "WEBP", "PNG")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known about one image; for an unreadable one, `problem` alone.
+    """Facts about one image; for an unreadable one, only `problem` is set.
 
     Attributes:
         split: Split of the image.

@@ -271,7 +271,9 @@ def _recommended(tried: Sequence[_Tried]) -> tuple[_Tried, str]:
     place, best = _first_as_good_as_the_best(answers), _best(answers)
     chosen, cheapest = tried[place], tried[0]
     if place == best == 0:
-        return chosen, f"No other method classifies more of the {count} held-out images correctly, and it is the cheapest."
+        return chosen, (
+            f"No other method classifies more of the {count} held-out images correctly, and it is the cheapest."
+        )
     if place == best:
         gain = _difference(answers[best], answers[0])
         return chosen, (
@@ -286,7 +288,7 @@ def _recommended(tried: Sequence[_Tried]) -> tuple[_Tried, str]:
 
 
 def _best(right: Sequence[Tensor]) -> int:
-    """The first of those that are right on most images."""
+    """Return the position of the most accurate method, the first of equally accurate ones."""
     return max(range(len(right)), key=lambda place: int(right[place].sum()))
 
 

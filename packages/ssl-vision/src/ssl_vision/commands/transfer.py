@@ -52,8 +52,8 @@ def transfer(
         val_part: Part of the data to choose the penalty on; by default ``val``, unless it is the test part, otherwise
             `val_share` of the training images of every class, drawn at random.
         val_share: Share of the training images to choose the penalty on; see `val_part`.
-        metric: Accuracy by which to choose the penalty; the paper uses ``mean_per_class`` for Aircraft, Pets, Caltech-101 and
-            Flowers.
+        metric: Accuracy by which to choose the penalty; the paper uses ``mean_per_class`` for Aircraft, Pets,
+            Caltech-101 and Flowers.
         seed: Seed of all random draws: of the validation images.
         probe: Data to train on, from which validation images may be drawn, and to test on; batch size, device, and the
             file for the scores.
@@ -73,7 +73,9 @@ def transfer(
 
     val_part = val_part or _own_validation(data, probe.train_part, probe.test_part)
     if val_part in (probe.train_part, probe.test_part):
-        raise UserError(f"transfer needs separate images to choose the penalty l2; val_part {val_part!r} is also used elsewhere")
+        raise UserError(
+            f"transfer needs separate images to choose the penalty l2; val_part {val_part!r} is also used elsewhere"
+        )
     train = features(probe.train_part, labels=probe.labels)
     test = evaluation_features(
         loaded, data, part=probe.test_part, batch_size=probe.batch_size, classes=train.classes, read=read

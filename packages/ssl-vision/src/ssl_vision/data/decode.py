@@ -427,7 +427,7 @@ def _decode(data: bytes, options: ReadOptions) -> Picture:
 
 
 def _plain_tiff(image: Image.Image, data: bytes, options: ReadOptions) -> Image.Image:
-    """Return a TIFF as PIL should decode it, where PIL takes other pixels for those of the file without an error.
+    """Correct the pixels of TIFF files that PIL decodes wrongly without an error.
 
     Raises:
         UndecodableError: It has signed pixels of 8 bits, or planes of 16 bits without tifffile.

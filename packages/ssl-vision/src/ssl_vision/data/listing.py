@@ -53,7 +53,7 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """List a folder recursively; links to folders are followed, but not in circles.
+    """List a folder recursively; links to folders are followed, except to a parent folder.
 
     Raises:
         UserError: A folder cannot be read.

@@ -201,8 +201,8 @@ def read_simclr(source: Path, *, prefix: str = "") -> Imported:
     block, _ = LAYOUTS[int(options.name.removeprefix("resnet"))]
     if options.sk_ratio > 0 and block is BasicBlock and not objects:
         raise UserError(
-            f"{bundle.prefix}: found a {options.name} with ResNet-D of the TensorFlow 1 code, which is not supported: its "
-            "basic blocks also pool the main branch, so that the features would differ"
+            f"{bundle.prefix}: found {options.name} with ResNet-D of the TensorFlow 1 code, which is not supported: "
+            "its basic blocks also pool the main branch, so that the features would differ"
         )
     imported = Imported(options, 224 if options.stem == "imagenet" else 32, _encoder(bundle, found, options))
     if options.stem == "cifar" and block is BasicBlock:

@@ -3,8 +3,8 @@
 This is the format of `tf.compat.v1.train.Saver` (version 2 of it), of `tf.train.Checkpoint` and of the folder
 ``variables`` of a SavedModel: TensorFlow's "tensor bundle". The index is a table in LevelDB's format (version 1: data
 blocks of sorted keys, an index block, a footer of 48 bytes) whose values are protocol buffers; every block and tensor
-has a CRC-32C checksum. A checkpoint of TensorFlow 2 also holds the tree of objects, which says which tensor is whose
-attribute. Nothing in the files is run; every length is compared with the file it points into, and every checksum is
+has a CRC-32C checksum. A checkpoint of TensorFlow 2 also contains the tree of objects, whose attributes refer to
+tensors. Nothing in the files is run; every length is compared with the file it points into, and every checksum is
 verified.
 """
 

@@ -285,7 +285,8 @@ def _parts(videos: VideoSet, train_list: Path | None, test_list: Path | None, la
     ]
     if listed is not None and any(relabelled[place].label is None for place in listed):
         raise UserError(
-            f"{labelled_list}: neither it nor the data state the classes of its videos; expected lines `path label`"
+            f"{labelled_list}: neither this list nor the data state the classes of its videos; expected lines "
+            "`path label`"
         )
     is_official = train_list is not None
     return _Parts(

@@ -229,8 +229,8 @@ def apply_recipe(
     """Apply the values of a recipe to the settings that are at their defaults.
 
     ``strong`` keeps the defaults, which gave the best results. ``paper`` sets all three views, joint batch norm, and
-    the pseudo-labels and augmentation of the paper; values that the paper does not state come from the reimplementation by
-    the authors of LTG (CVPR 2022).
+    the pseudo-labels and augmentation of the paper; values that the paper does not state come from the reimplementation
+    by the authors of LTG (CVPR 2022).
 
     Raises:
         UserError: There is no such recipe.

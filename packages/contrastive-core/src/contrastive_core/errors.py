@@ -16,7 +16,7 @@ _LONGEST = 2000
 class UserError(Exception):
     """Error in the user's input.
 
-    The message names the file or argument and says what was found, what was expected and what to do. Command lines
+    The message names the file or argument and states what was found, what was expected and what to do. Command lines
     print it without a traceback. Because a message can quote the content of a file, control characters are escaped and
     lines of more than 2,000 characters are shortened.
     """

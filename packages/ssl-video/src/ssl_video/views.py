@@ -148,9 +148,9 @@ def checked(clips: Tensor, what: str) -> Tensor:
 def checked_pair(clips: Tensor, following: Tensor | None, what: str) -> tuple[Tensor, Tensor]:
     """Return the clips and the frame after each of their frames.
 
-    Without `following`, each frame of a clip is followed by the next one of the clip. The last frame, which none
-    follows, repeats the change before it: it is replaced by the pair (last but one, last). A clip with a single frame
-    is followed by itself.
+    Without `following`, each frame of a clip is followed by the next one of the clip. The last frame has
+    no successor; it is replaced by the pair (last but one, last), which repeats the change before it. A clip with a
+    single frame is followed by itself.
 
     Raises:
         ValueError: The shape or type is wrong, or the two differ.

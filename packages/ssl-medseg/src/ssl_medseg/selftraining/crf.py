@@ -89,7 +89,7 @@ def dense_crf(images: Tensor, probabilities: Tensor, options: CrfOptions) -> Ten
     potentials".
     """
     if images.ndim != 4 or not images.shape[1] or probabilities.ndim != 4:
-        raise ValueError(f"dense_crf: images {list(images.shape)}, expected [S, K, H, W] beside [S, C, H, W]")
+        raise ValueError(f"dense_crf: images {list(images.shape)}, expected [S, K, H, W] to match [S, C, H, W]")
     if images.shape[0::2] != probabilities.shape[0::2] or images.shape[3] != probabilities.shape[3]:
         raise ValueError(f"dense_crf: images {list(images.shape)} and probabilities {list(probabilities.shape)} differ")
     log_p = full(probabilities).clamp(min=_TINY).log()

@@ -143,7 +143,7 @@ Float = NDArray[np.float32]
 
 
 class UndecodableError(ValueError):
-    """The data are not a readable image; the message says what they are and what to do."""
+    """The data are not a readable image; the message describes them and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)

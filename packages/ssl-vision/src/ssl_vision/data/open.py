@@ -68,7 +68,7 @@ def input_files(spec: str | os.PathLike[str], *others: Path | str | None) -> Ite
     """Yield the inputs of a command, which `contrastive_core.training.outputs.Outputs` never overwrites.
 
     Args:
-        spec: Data set. A table stands for itself and for the images that it lists.
+        spec: Data set. For a table, the inputs are the table and the images that it lists.
         others: Other input files, such as a label file.
     """
     name, root = locate(spec)

@@ -95,7 +95,7 @@ def accuracy_grid(count: int) -> tuple[int, int]:
 
 
 def _beside(axes: Axes, y: float, text: str, *, colour: str, above: bool) -> None:
-    """Write a line to the right of the axes, growing away from the other one."""
+    """Write a line of text to the right of the axes, on the side away from the other line."""
     axes.annotate(
         text, (1, y), xycoords=axes.get_yaxis_transform(), xytext=(4, 0), textcoords="offset points",
         va="bottom" if above else "top", fontsize=8.5, color=colour, annotation_clip=False, linespacing=1.1,

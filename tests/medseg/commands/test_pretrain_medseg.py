@@ -20,7 +20,7 @@ from ssl_medseg.models.pretraining import GlobalNetwork, LocalNetwork, load_trun
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.pretraining.stages import VolumeBatches, crop_and_resize
-from ssl_medseg.training.optim import Pace
+from ssl_medseg.training.optim import DurationEstimate
 from ssl_medseg.training.supervised import train
 from tests.medseg.grouped import grouped
 
@@ -121,12 +121,12 @@ def test_a_killed_run_ends_in_the_same_bytes(
     data, split = place
     whole = pretrain(str(data), tmp_path / "whole", split=split, **SHORT)
 
-    def die(self: Pace, step: int) -> None:
+    def die(self: DurationEstimate, step: int) -> None:
         if step == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Pace, "after", die)
+        patched.setattr(DurationEstimate, "after", die)
         with pytest.raises(KeyboardInterrupt):
             pretrain(str(data), tmp_path / "part", split=split, **SHORT)
     resumed = RunOptions(**{**vars(RUN), "resume": True})

@@ -29,7 +29,7 @@ from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.selftraining.options import PseudoLabelOptions
 from ssl_medseg.selftraining.rounds import read_rounds
-from ssl_medseg.training.optim import Pace
+from ssl_medseg.training.optim import DurationEstimate
 from tests.medseg.grouped import grouped
 from tests.medseg.volumes_on_disk import write_nifti
 
@@ -292,12 +292,12 @@ def test_a_run_goes_on_after_its_folder_and_its_data_have_moved(
 ) -> None:
     shutil.copytree(data, tmp_path / "data")
 
-    def stop(self: Pace, *words: Any, **named: Any) -> None:
+    def stop(self: DurationEstimate, *words: Any, **named: Any) -> None:
         if (tmp_path / "run" / "selftrain").exists():
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Pace, "after", stop)
+        patched.setattr(DurationEstimate, "after", stop)
         with pytest.raises(KeyboardInterrupt):
             run(str(tmp_path / "data"), tmp_path / "run", **grouped(**SHORT))
     (tmp_path / "there").mkdir()

@@ -28,7 +28,7 @@ from ssl_medseg.selftraining.options import ConsistencyOptions, ContrastOptions,
 from ssl_medseg.selftraining.rounds import UNUSED, Pool, read_pseudo_labels, read_rounds
 from ssl_medseg.selftraining.training import selftrain
 from ssl_medseg.training.data import TrainingData
-from ssl_medseg.training.optim import Pace
+from ssl_medseg.training.optim import DurationEstimate
 from ssl_medseg.training.recipe import TrainingOptions
 from ssl_medseg.training.supervised import train
 from tests.medseg.grouped import grouped
@@ -213,12 +213,12 @@ def test_a_killed_run_ends_in_the_same_bytes(
     changed = changed | {"ema": 0.9}
     place.selftrain(tmp_path / "whole", **changed)
 
-    def die(self: Pace, step: int) -> None:
+    def die(self: DurationEstimate, step: int) -> None:
         if step == stop:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Pace, "after", die)
+        patched.setattr(DurationEstimate, "after", die)
         with pytest.raises(KeyboardInterrupt):
             place.selftrain(tmp_path / "run", **changed)
     resumed = RunOptions(**{**vars(RUN), "resume": True})

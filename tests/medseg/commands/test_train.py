@@ -23,7 +23,7 @@ from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation import evaluate
-from ssl_medseg.training.optim import Pace
+from ssl_medseg.training.optim import DurationEstimate
 from ssl_medseg.training.recipe import RecipeName
 from tests.medseg.grouped import grouped
 from tests.medseg.small_sets import ball
@@ -237,12 +237,12 @@ def test_a_run_goes_on_where_its_data_lie_now(
     shutil.copytree(data, first)
     run = {"steps": 12, **SMALL}
 
-    def stop(self: Pace, step: int) -> None:
+    def stop(self: DurationEstimate, step: int) -> None:
         if step == 6:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Pace, "after", stop)
+        patched.setattr(DurationEstimate, "after", stop)
         with pytest.raises(KeyboardInterrupt):
             train(str(first), tmp_path / "run", split=split, **grouped(run=QUIET, **run))
     moved = tmp_path / "elsewhere" / "the same data"

@@ -19,7 +19,7 @@ from ssl_medseg.preprocessing import (
     prepare_label,
     slice_geometry,
 )
-from ssl_medseg.preprocessing.prepare import erased_structures, erased_words
+from ssl_medseg.preprocessing.prepare import describe_erased, erased_structures
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def cut_off(crop: Crop) -> Iterator[Finding]:
 def erased(crop: Crop) -> Iterator[Finding]:
     """Find structures that mostly or completely disappear when labels are resampled to the pixels of the slices."""
     items = [
-        Item([case], ", ".join(erased_words(name, *counts) for name, counts in structures.items()))
+        Item([case], ", ".join(describe_erased(name, *counts) for name, counts in structures.items()))
         for case, structures in crop.erased.items()
     ]
     if items and crop.settings is not None:

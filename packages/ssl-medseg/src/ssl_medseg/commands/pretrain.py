@@ -14,7 +14,7 @@ from ssl_medseg.models.pretraining import GlobalNetwork, LocalNetwork, save_trun
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.pretraining.stages import GlobalKind, GlobalStage, LocalKind, LocalStage, Stage
 from ssl_medseg.training.data import PLACES, keep_identity, open_training_data
-from ssl_medseg.training.optim import Pace, adam
+from ssl_medseg.training.optim import DurationEstimate, adam
 from ssl_medseg.training.slices import stack_slices
 
 
@@ -122,7 +122,7 @@ def pretrain(
         if left_out:
             r.say(f"note: {left_out} volumes with fewer than {partitions} slices are left out")
         total = global_steps + local_steps
-        pace = Pace(r, total, each="slices of several volumes")
+        estimate = DurationEstimate(r, total, each="slices of several volumes")
         for step in r.steps(total):
             name = "global" if step < global_steps else "local"
             loss = stages[name].loss(models[name], step)
@@ -130,7 +130,7 @@ def pretrain(
             r.fabric.backward(loss)
             optimizers[name].step()
             r.log(**{f"{name}_loss": loss})
-            pace.after(step)
+            estimate.after(step)
         return save_trunk(
             r, trunk, options=network, preprocessing=seen.preprocessing,
             details={"method": "pretrain", "losses": [global_loss, local_loss], "blocks": decoder_blocks,

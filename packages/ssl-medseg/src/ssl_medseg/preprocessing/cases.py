@@ -22,13 +22,13 @@ from contrastive_core.training.progress import track
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io import Grid, grid_difference, read_label, read_volume
 from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label
-from ssl_medseg.preprocessing.prepare import erased_structures, erased_words
+from ssl_medseg.preprocessing.prepare import describe_erased, erased_structures
 
 _VERSION = 3
 """Version of the preprocessing; raising it invalidates cached results."""
 
 
-def kept(
+def cached(
     folder: Path | None,
     paths: Sequence[Path],
     settings: Sequence[Any],
@@ -169,7 +169,7 @@ def share_lost(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]
 def erased_notes(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]:
     """Describe the structures that resampling removed from labels completely or mostly."""
     return [
-        f"{case.name}: resampling removes most of {erased_words(names[number], *counts)}"
+        f"{case.name}: resampling removes most of {describe_erased(names[number], *counts)}"
         for case in cases
         for number, counts in case.erased.items()
     ]
@@ -180,13 +180,13 @@ def _one(dataset: DataSet, case: Case, p: Preprocessing, *, labels: bool, cache:
     for image in case.image.channels:
         settings += [image.channel, image.frame, image.spacing, image.trust_pixdim, image.series, image.name]
     paths = [Path(image.path) for image in case.image.channels]
-    slices, facts = kept(cache, paths, ["image", *settings], lambda: _image(case, p))
+    slices, facts = cached(cache, paths, ["image", *settings], lambda: _image(case, p))
     geometry = Geometry.from_json(facts["geometry"])
     notes = tuple(facts["notes"])
     if not labels or case.label is None:
         return PreparedCase(case.name, case.patient, slices, None, geometry, notes=notes)
     key = ["label", *settings, dataset.labels.to_json(), facts["geometry"]]
-    label, found = kept(cache, [case.label], key, lambda: _label(dataset, case, geometry))
+    label, found = cached(cache, [case.label], key, lambda: _label(dataset, case, geometry))
     erased = {int(number): (counts[0], counts[1]) for number, counts in found["erased"].items()}
     return PreparedCase(case.name, case.patient, slices, label, geometry, tuple(found["lost"]), erased, notes)
 

@@ -403,7 +403,7 @@ def erased_structures(classes: NDArray[np.uint8], pixels: Tensor, geometry: Geom
     }
 
 
-def erased_words(name: str, voxels: int, pixels: int) -> str:
+def describe_erased(name: str, voxels: int, pixels: int) -> str:
     """Describe an erased structure, such as ``seed: 0 pixels of 2 voxels are left``."""
     return f"{name}: {pixels:,} pixels of {voxels:,} voxels are left"
 

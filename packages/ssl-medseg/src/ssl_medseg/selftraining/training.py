@@ -31,7 +31,7 @@ from ssl_medseg.selftraining.terms import (
 )
 from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import PLACES, TrainingData, keep_identity, open_training_data
-from ssl_medseg.training.optim import Pace
+from ssl_medseg.training.optim import DurationEstimate
 from ssl_medseg.training.recipe import OptimizerOptions, TrainingOptions, choose
 from ssl_medseg.training.slices import SegmentationBatches, slices_with
 from ssl_medseg.training.validation import choose_refinement
@@ -132,7 +132,9 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         validation = seen.validate_with(r, steps=total, every=chosen.validate_every)
         scoring, pool = Scoring(r, validation, every=chosen.validate_every), Pool(r, seen, how.pseudo)
         r.track(pool=pool)
-        pace = Pace(r, total, each=f"{chosen.batch_size} labelled slices and {unlabelled} unlabelled ones")
+        estimate = DurationEstimate(
+            r, total, each=f"{chosen.batch_size} labelled slices and {unlabelled} unlabelled ones"
+        )
 
         def save(
             folder: str,
@@ -212,7 +214,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
             value = torch.stack([weights[name] * each for name, each in losses.items()]).sum()
             student.update(r, value)
             r.log(loss=value, **losses)
-            pace.after(step)
+            estimate.after(step)
             ends_round = (step + 1) % chosen.steps == 0
             scoring.after(step, student.kept, ends_round=ends_round)
             if ends_round and in_rounds:

@@ -20,7 +20,7 @@ from ssl_medseg.datasets.splits import identify
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing
 from ssl_medseg.preprocessing.cases import PreparedCase, erased_notes, prepare_cases, read_truth, share_lost
-from ssl_medseg.preprocessing.prepare import axis_letters, erased_words
+from ssl_medseg.preprocessing.prepare import axis_letters, describe_erased
 from ssl_medseg.training.slices import SliceSet, stack_slices
 from ssl_medseg.training.validation import Validation
 
@@ -67,7 +67,7 @@ class TrainingData:
             "slices": case.geometry.slices,
             "outside_slices": outside,
             "removed_by_resampling": [
-                erased_words(self.labels.names[number], *counts) for number, counts in case.erased.items()
+                describe_erased(self.labels.names[number], *counts) for number, counts in case.erased.items()
             ],
             "notes": list(case.notes),
         }
@@ -99,7 +99,7 @@ class TrainingData:
     def _erased(self, missing: Sequence[str]) -> str:
         """Describe how much resampling leaves of structures that labels contain and slices do not; may be empty."""
         found = [
-            f"{case.name}: {erased_words(self.labels.names[number], *counts)}"
+            f"{case.name}: {describe_erased(self.labels.names[number], *counts)}"
             for case in self.labelled
             for number, counts in case.erased.items()
             if self.labels.names[number] in missing

@@ -112,7 +112,7 @@ def moving_average(network: nn.Module, decay: float) -> MovingAverage:
 _MEASURED = 3
 
 
-class Pace:
+class DurationEstimate:
     """Report the expected duration of a run after its first few steps; call `after` at the end of each step.
 
     Args:

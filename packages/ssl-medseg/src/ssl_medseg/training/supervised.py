@@ -18,7 +18,7 @@ from ssl_medseg.models.pretraining import load_trunk
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import PLACES, keep_identity, open_training_data
-from ssl_medseg.training.optim import BestWeights, Pace, adam, moving_average, scheduler, seconds_of
+from ssl_medseg.training.optim import BestWeights, DurationEstimate, adam, moving_average, scheduler, seconds_of
 from ssl_medseg.training.recipe import OptimizerOptions, Settings, TrainingOptions, choose
 from ssl_medseg.training.slices import SegmentationBatches, SliceSet, slices_with
 from ssl_medseg.training.validation import Validation, choose_refinement
@@ -107,7 +107,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
             r.track(average=average)
         kept = segmenter if average is None else average.module
         validation = seen.validate_with(r, steps=chosen.steps, every=chosen.validate_every)
-        pace = _pace(r, chosen, slices, validation, kept)
+        estimate = _duration_estimate(r, chosen, slices, validation, kept)
 
         for step in r.steps(chosen.steps, samples_per_step=chosen.batch_size):
             batch = batches.at(step)
@@ -119,7 +119,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
             if average is not None:
                 average.update_parameters(segmenter)
             r.log(loss=value)
-            pace.after(step)
+            estimate.after(step)
             done = step + 1
             if validation is not None and (done % chosen.validate_every == 0 or done == chosen.steps):
                 scores = validation.scores(kept, step=done)
@@ -147,10 +147,14 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         return save("model", weights, refinement)
 
 
-def _pace(run: Run, chosen: Settings, slices: SliceSet, validation: Validation | None, kept: nn.Module) -> Pace:
+def _duration_estimate(
+    run: Run, chosen: Settings, slices: SliceSet, validation: Validation | None, kept: nn.Module
+) -> DurationEstimate:
     """Estimate the duration; validates once, so that an error in validation shows before the first step."""
     apart = 0.0
     if validation is not None:
         apart = seconds_of(lambda: validation.scores(kept)) * (chosen.steps // chosen.validate_every)
     height, width = slices.images.shape[2:]
-    return Pace(run, chosen.steps, each=f"{chosen.batch_size} slices of {height} x {width} pixels", apart=apart)
+    return DurationEstimate(
+        run, chosen.steps, each=f"{chosen.batch_size} slices of {height} x {width} pixels", apart=apart
+    )

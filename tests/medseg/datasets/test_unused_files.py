@@ -117,7 +117,7 @@ def test_the_target_of_a_used_link_is_used_and_linked_folders_are_searched(tmp_p
     (beside / "itself.nii.gz").symlink_to(beside / "itself.nii.gz")
     report = examine(source)
     assert len(report.facts) == 2
-    assert [f.title for f in report.findings if f.kind == "not_used"] == ["1 unused file next to the images"]
+    assert [f.title for f in report.findings if f.kind == "not_used"] == ["1 file next to the images is not used"]
     if layout is not table:
         write_nifti(outside / "more.nii.gz", phantom((40, 36, 5), seed=9)[0], MATRIX)
         (finding,) = [found for found in examine(source).findings if found.kind == "not_used"]
@@ -202,7 +202,7 @@ def test_remarks_of_a_data_set_are_sentences(tmp_path: Path) -> None:
     root = folders(tmp_path / "data")
     (root / "images" / "scan.npz").write_bytes(b"PK")
     (note,) = open_dataset(root).notes
-    assert note == "1 unused file next to the images (images/scan.npz: .npz files are not read)"
+    assert note == "1 file next to the images is not used (images/scan.npz: .npz files are not read)"
 
 
 def test_masks_of_a_run_in_the_folder_are_no_unused_images(tmp_path: Path) -> None:

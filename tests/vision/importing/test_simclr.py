@@ -215,7 +215,7 @@ def test_basic_blocks_with_resnet_d_of_tensorflow_1_are_refused(
 ) -> None:
     found = EncoderOptions(name="resnet18", width_multiplier=1 / 32, stem="imagenet", sk_ratio=0.0625)
     monkeypatch.setattr("ssl_vision.importing.simclr._architecture", lambda *_: found)
-    with pytest.raises(UserError, match="pool the main branch too"):
+    with pytest.raises(UserError, match="also pool the main branch"):
         read_simclr(official)
 
 

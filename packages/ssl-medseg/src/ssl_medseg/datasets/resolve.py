@@ -226,7 +226,9 @@ def _not_used(listing: Listing) -> Iterator[Finding]:
     items = [
         Item([f"{folder}/{name}" if folder else name for name in names], why) for (why, folder), names in groups.items()
     ]
-    yield Finding("warning", "not_used", f"{several(len(listing.unused), 'unused file')} next to the images", items)
+    verb = "is" if len(listing.unused) == 1 else "are"
+    title = f"{several(len(listing.unused), 'file')} next to the images {verb} not used"
+    yield Finding("warning", "not_used", title, items)
 
 
 def _folded(cases: Sequence[Case], stated: set[str]) -> Iterator[Finding]:

@@ -72,7 +72,7 @@ def test_labelled_images_are_read_while_suncet_is_on(tmp_path: Path, code: str, 
 def test_a_run_shorter_than_suncet_is_said(tmp_path: Path) -> None:
     options = SuNCEtOptions(classes_per_batch=4, images_per_class=5, epochs=100)
     summary = feed(tmp_path, open_images("digits"), options).summary
-    assert summary.endswith("; SuNCEt in all 4 epochs, for the run is shorter than suncet.epochs (100)")
+    assert summary.endswith("; SuNCEt in all 4 epochs, because the run is shorter than suncet.epochs (100)")
 
 
 def test_a_repeated_image_comes_in_another_view(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_class_folders_that_hold_the_same_folders_are_warned_of(write, dot) -> N
         )
         images = open_images(root)
         assert images.classes == list(above)
-        expected = f"{above[0]}, {above[1]} are taken for the classes, and each holds the same folders, cat, dog"
+        expected = f"{above[0]}, {above[1]} are used as the classes, and each contains the same folders, cat, dog"
         assert expected in images.notes[-1]
         assert next(f.kind for f in examine(root).findings if f.level == "warning") == "nested_classes"
     for files in (["a/x/1.png", "a/y/1.png", "b/x/1.png"], ["a/x/1.png", "b/x/1.png"], ["a/1.png", "b/1.png"]):

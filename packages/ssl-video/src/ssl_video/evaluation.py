@@ -137,7 +137,7 @@ def classify_readable(
         max_bad: Largest fraction of unreadable videos to skip.
 
     Raises:
-        UserError: More videos than that cannot be read, or none can.
+        UserError: More videos than `max_bad` allows cannot be read, or none can be read.
     """
     allowed = allowed_bad(max_bad, total)
     found, places, skipped = [], [], {}

@@ -121,7 +121,7 @@ def normalize(pictures: Tensor, *, mean: float | Sequence[float] = MEAN, std: fl
     Args:
         pictures: Pictures on the scale 0 to 255.
         mean: Mean on the scale 0 to 1: a number, or one per channel.
-        std: Standard deviation, likewise.
+        std: Standard deviation on the scale 0 to 1: a number, or one per channel.
     """
     scaled = pictures.transpose(-4, -3) / 255
     centre, spread = (

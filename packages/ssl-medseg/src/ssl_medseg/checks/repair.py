@@ -204,10 +204,10 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
     Args:
         data: Data set, with all files in its folder.
         out: Folder for the copy; it appears only once it is complete.
-        fixes: Repairs, applied in this order whatever the order given: ``sform`` or ``qform`` (where the two contradict
-            each other, the other one is set to this one), ``fractions`` (label values that are not integers are
-            rounded), ``header`` (a label with the shape of its image that states no position receives the header of the
-            image), ``grid`` (a label on a different grid from its image is resampled to it by nearest neighbour).
+        fixes: Repairs, always applied in this order: ``sform`` or ``qform`` (where the two contradict each other, the
+            named one replaces the other), ``fractions`` (label values that are not integers are rounded), ``header``
+            (a label with the shape of its image that states no position receives the header of the image), ``grid`` (a
+            label on a different grid from its image is resampled to it by nearest neighbour).
         opening: Options for opening the data set.
 
     Returns:

@@ -123,7 +123,7 @@ def why_unread(path: Path) -> str:  # noqa: PLR0911 - a reason each
         if name.endswith(ending):
             return f"{ending} files are not read"
     if not name.endswith(_BESIDE_IMAGES) and any(f"{ending}." in name for ending in ENDINGS):
-        return f"named like an image, but for the ending {path.suffix}"
+        return f"named like an image, except for the ending {path.suffix}"
     return ""
 
 

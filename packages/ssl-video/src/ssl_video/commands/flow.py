@@ -49,7 +49,7 @@ class FlowResult:
     size: int
 
     def __str__(self) -> str:
-        counts = f"{self.computed:,} computed now, {self.before:,} already there"
+        counts = f"{self.computed:,} computed now, {self.before:,} already present"
         if self.missing:
             counts += f", {self.missing:,} to compute"
         text = (

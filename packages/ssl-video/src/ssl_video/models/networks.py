@@ -137,7 +137,7 @@ def check_clip(options: NetworkOptions, *, frames: int, size: int) -> None:
     """Check that a network takes clips of this length and size.
 
     Raises:
-        UserError: It does not.
+        UserError: The network does not accept such clips.
     """
     expected = _FIXED.get(options.name)
     if expected is not None and (frames, size) != expected:

@@ -124,10 +124,10 @@ class FlowCache:
 
         Args:
             videos: Sets of videos.
-            max_bad: Share of each set that may have none, because the videos cannot be read.
+            max_bad: Share of the videos of each set that may lack flow because they cannot be read.
 
         Raises:
-            UserError: More have none.
+            UserError: More videos lack flow.
         """
         for part in videos:
             with ThreadPoolExecutor() as pool:

@@ -116,7 +116,7 @@ def describe_tiff(data: bytes, *, more_than: int = 0) -> str | None:
         return f"found {bits}-bit floating-point pixels, {_UNKNOWN_RANGE}"
     return (
         f"found a TIFF with {bands} channels of {bits} bits ({width}x{height} px), expected at most 4 of 8 bits, or 1 "
-        f"or 3 of 16; to train on all of them set --image-channels {bands}, otherwise export those to use"
+        f"or 3 of 16; to train on all of them set --image-channels {bands}, otherwise export the channels to use"
     )
 
 

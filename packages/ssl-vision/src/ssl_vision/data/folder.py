@@ -132,7 +132,7 @@ def split_folder(root: Path, layout: Layout, split: str) -> tuple[str, Path]:
     """Return the split that is used for a requested one, and its folder.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no folder for the split.
     """
     split = canonical_split(split)
     present = {name: folder.name for name, folder in layout.splits.items()}
@@ -172,7 +172,7 @@ def same_folders_in_classes(listing: Listing) -> list[str]:
     if len(inside) < 2 or len(folders) < 2 or "" in folders or any(other != folders for other in inside.values()):
         return []
     return [
-        f"{printable(some_of(sorted(inside)))} are taken for the classes, and each holds the same folders, "
+        f"{printable(some_of(sorted(inside)))} are used as the classes, and each contains the same folders, "
         f"{printable(some_of(sorted(folders)))}; if those are the classes, give a CSV manifest, or one folder per class"
     ]
 
@@ -201,7 +201,7 @@ def _is_class(folder: Path, name: str, *, beside: Sequence[str]) -> bool:
     """Whether the only folder named like a split is a class among the folders beside it.
 
     Raises:
-        UserError: It could be either.
+        UserError: The folder could be a split or a class.
     """
     if _holds_classes(folder / name) or any(_holds_classes(folder / other) for other in beside):
         return False

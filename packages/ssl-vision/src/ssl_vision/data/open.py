@@ -90,7 +90,7 @@ def locate(spec: str | os.PathLike[str]) -> tuple[str, Path]:
     """Return the name of a data set and its root; for an existing folder or manifest the name is empty.
 
     Raises:
-        UserError: It is neither.
+        UserError: It is neither the name of a data set nor an existing folder or manifest.
     """
     text = os.fspath(spec)
     name, colon, place = text.partition(":")

@@ -90,10 +90,10 @@ def validation_share(images: ImageSet, validated_on: Sequence[str], *, part: str
     Args:
         images: Images to test on.
         validated_on: Fingerprints of the validation images that the model records.
-        part: Part of the data that was asked for.
+        part: Requested part of the data.
 
     Raises:
-        UserError: The test part was asked for, and at least half of its images were used for validation.
+        UserError: The test part was requested, and at least half of its images were used for validation.
     """
     share = known_share(images, validated_on)
     if share >= _MOSTLY and part == "test":

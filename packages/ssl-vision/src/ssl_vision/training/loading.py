@@ -345,7 +345,7 @@ class Feed:
         if 0 < self.labelled_steps < self.total_steps:
             text += f", from step {self.labelled_steps} on {self.inputs(self.labelled_steps)}"
         if self.labelled_steps and self._suncet.epochs is not None and self._suncet.epochs > self._epochs:
-            text += f"; SuNCEt in all {self._epochs} epochs, for the run is shorter than suncet.epochs"
+            text += f"; SuNCEt in all {self._epochs} epochs, because the run is shorter than suncet.epochs"
             text += f" ({self._suncet.epochs:g})"
         return text
 

@@ -36,7 +36,7 @@ RECIPES = """\
   --config distill-simclrv2        400 epochs of a smaller student at batch 4096, for GPUs, as in the paper
   --config self-distill-simclrv2   the same for a student like the teacher
   --epochs 30                      ResNet-18 as student at 32 px: 1,000 images take ten minutes on one CPU core, and one
-                                   minute with --encoder.width-multiplier 0.25; the teacher's predictions come on top"""
+                                   minute with --encoder.width-multiplier 0.25, plus the teacher's predictions"""
 """Recipes and their cost, shown if no length is given."""
 
 

@@ -174,8 +174,8 @@ def test_no_field_of_a_run_raises_another_error_in_its_report(
     def read() -> None:
         report(run, out=tmp_path / "page.html", overwrite=True)
 
-    values = (None, {"x": []}, "x", 10**40)
-    number = tried([run / "config.yaml"], run, "yaml", read, values=values[:2])
+    values = ({"x": []}, "x")
+    number = tried([run / "config.yaml"], run, "yaml", read, values=values[:1])
     others = [file for file in sorted(run.rglob("*.json*")) if file.name[0] != "." and "checkpoints" not in file.parts]
     assert {"metrics.jsonl", "timing.jsonl", "model.json"} <= {file.name for file in others}
     assert number + tried(others, run, "json", read, values=values) > 100

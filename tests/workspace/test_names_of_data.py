@@ -144,7 +144,6 @@ def test_names_in_a_dataset_json_name_no_file_elsewhere(text: str, tmp_path: Pat
             dataset = open_dataset(tmp_path / "data")
         except UserError:
             continue
-        assert "training" not in change
         channels = {name for case in dataset.cases for name in case.image.channel_names if name}
         for name in (*dataset.names, *dataset.labels.names, *channels):
             check_label(name, what="name", source="test")

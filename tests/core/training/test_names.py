@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +12,6 @@ from contrastive_core.training.names import (
     check_file_name,
     check_label,
     check_path,
-    check_relative_path,
-    inside,
 )
 
 
@@ -55,20 +51,6 @@ def test_names_that_no_file_gets(name: str, problem: str) -> None:
 
 def test_labels_may_hold_separators() -> None:
     assert check_label("left/right", what="class", source="x") == "left/right"
-
-
-def test_relative_paths() -> None:
-    assert check_relative_path("a/b/c", what="case", source="x") == "a/b/c"
-    for path in ("/a", "a/../b", "a//b", "a/./b", "C:\\a"):
-        with pytest.raises(UserError):
-            check_relative_path(path, what="case", source="x")
-
-
-def test_inside(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "link").symlink_to(tmp_path)
-    assert inside(tmp_path / "in", tmp_path / "in" / "a")
-    assert not inside(tmp_path / "in", tmp_path / "in" / "link" / "a")
 
 
 @pytest.mark.parametrize(

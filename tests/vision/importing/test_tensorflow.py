@@ -95,9 +95,12 @@ def test_a_folder_of_several_takes_the_latest_by_name_only(kinds: Path) -> None:
     assert TensorBundle(kinds / "saver").prefix.name == "model.ckpt-7"
     (kinds / "saver" / "checkpoint").write_text('model_checkpoint_path: "../../elsewhere/model.ckpt-3"\n')
     assert TensorBundle(kinds / "saver").prefix == kinds / "saver" / "model.ckpt-3"
-    (kinds / "saver" / "checkpoint").unlink()
-    with pytest.raises(UserError, match="holds 2 TensorFlow checkpoints"):
-        TensorBundle(kinds / "saver")
+    for content in (None, b"\xff\x00", b'model_checkpoint_path: "' + b"x" * 5000):
+        (kinds / "saver" / "checkpoint").unlink(missing_ok=True)
+        if content is not None:
+            (kinds / "saver" / "checkpoint").write_bytes(content)
+        with pytest.raises(UserError, match="holds 2 TensorFlow checkpoints"):
+            TensorBundle(kinds / "saver")
 
 
 def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:

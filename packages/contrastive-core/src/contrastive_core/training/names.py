@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from contrastive_core.errors import UNPRINTABLE, UserError
 
@@ -88,17 +87,6 @@ def check_label(name: str, *, what: str, source: object) -> str:
     return name
 
 
-def check_relative_path(path: str, *, what: str, source: object) -> str:
-    """Return a relative path with forward slashes if it is inside its folder and every part is a valid file name.
-
-    Raises:
-        UserError: The path is absolute, leads outside the folder, or has a part that is not a valid file name.
-    """
-    for part in path.split("/"):
-        check_file_name(part, what=what, source=source)
-    return path
-
-
 def check_path(path: str, *, what: str, source: object) -> str:
     """Return a path from a table or list unless no file system accepts it; it may lead to any folder.
 
@@ -114,8 +102,3 @@ def check_path(path: str, *, what: str, source: object) -> str:
             "correct the path"
         )
     return path
-
-
-def inside(folder: Path, path: Path) -> bool:
-    """Return whether a path, after resolving all links, is below a folder."""
-    return path.resolve().is_relative_to(folder.resolve())

@@ -10,6 +10,7 @@ verified.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.documents import read_text
 
 Buffer = bytes | memoryview
 
@@ -397,7 +399,10 @@ def _in_folder(folder: Path) -> Path:
     found = {path.stem: path.with_suffix("") for path in sorted(folder.glob("*.index"))}
     latest = folder / "checkpoint"
     if len(found) != 1 and latest.is_file():
-        said = re.search(r'^model_checkpoint_path: "(.*)"', latest.read_text(errors="replace"), re.MULTILINE)
+        text = ""
+        with contextlib.suppress(UserError):  # too large, or not text: the checkpoints are listed below
+            text = read_text(latest)
+        said = re.search(r'^model_checkpoint_path: "(.*)"', text, re.MULTILINE)
         # Only its name: the folder may have been moved since.
         name = Path(said[1]).name if said else ""
         if name in found:

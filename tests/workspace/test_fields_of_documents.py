@@ -17,6 +17,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,3 +180,22 @@ def test_no_field_of_a_run_raises_another_error_in_its_report(
     others = [file for file in sorted(run.rglob("*.json*")) if file.name[0] != "." and "checkpoints" not in file.parts]
     assert {"metrics.jsonl", "timing.jsonl", "model.json"} <= {file.name for file in others}
     assert number + tried(others, run, "json", read, values=values) > 100
+
+
+def test_no_field_of_the_data_of_a_run_raises_another_error(tmp_path: Path) -> None:
+    """The hashes with which a resumed run and an evaluation recognise the data of training."""
+    from ssl_medseg.io.label_map import LabelMap
+    from ssl_medseg.reports.evaluation import _seen
+    from ssl_medseg.training.data import keep_identity
+
+    run: Any = SimpleNamespace(is_main=True, out=tmp_path)
+    identity = {name: {"part": "labelled", "image": "0" * 64, "label": "1" * 64} for name in ("p1", "p2")}
+    seen: Any = SimpleNamespace(labels=LabelMap(("background", "a"), (0, 1)), identity=identity, preparation=dict)
+    keep_identity(run, seen, model="m")
+
+    def read() -> None:
+        assert all("image" in found for found in _seen(tmp_path).values())
+        keep_identity(run, seen, model="m")
+
+    read()
+    assert tried([tmp_path / "data.json"], tmp_path, "json", read) > 100

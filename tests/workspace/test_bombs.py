@@ -54,7 +54,7 @@ def limited(domain: str, line: list[str]) -> int:
 
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()
-    child.join(100)
+    child.join(400)
     assert child.exitcode is not None, "hangs"
     return child.exitcode
 

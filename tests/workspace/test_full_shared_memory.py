@@ -27,7 +27,7 @@ def test_training_ends_with_one_line_and_does_not_wait(tmp_path: Path) -> None:
     ]  # fmt: skip
     line = f"mount -t tmpfs -o size=64k none /dev/shm && exec {shlex.join(training)}"
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", line], check=False, capture_output=True, text=True, timeout=100, cwd=tmp_path
+        ["unshare", "-m", "sh", "-c", line], check=False, capture_output=True, text=True, timeout=400, cwd=tmp_path
     )
     if "mount:" in done.stderr:
         pytest.skip("mounting is not allowed here")

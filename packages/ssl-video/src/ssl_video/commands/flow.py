@@ -109,7 +109,9 @@ def flow(
         raise UserError(f"workers is {workers}; on {place.type}, one process computes all flow: set workers to 0")
     videos, out = open_videos(data, part=part), Path(out)
     if any(out.resolve() in video.path.resolve().parents for video in videos.videos):
-        raise UserError(f"{out} contains the videos; choose another folder for their flow, such as {out.name}-flow")
+        raise UserError(
+            f"{out} contains the videos; choose another folder for their flow, such as {out.resolve().name}-flow"
+        )
     read: list[Path | str] = [data, *(video.path for video in videos.videos)]
     planned_files = Outputs(
         [out / "flow.json", out / "videos.csv"], command="ssl-video flow", inputs=read, overwrite=overwrite

@@ -155,10 +155,10 @@ def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
     from contrastive_core.training import Run, RunOptions
     from ssl_medseg.losses.segmentation import segmentation_loss
     from ssl_medseg.models.model_folder import load_segmenter
+    from ssl_medseg.selftraining.losses import PseudoTerm
     from ssl_medseg.selftraining.options import PseudoLabelOptions
     from ssl_medseg.selftraining.rounds import Pool
     from ssl_medseg.selftraining.student import Student
-    from ssl_medseg.selftraining.terms import PseudoTerm
     from ssl_medseg.training.augment import AugmentOptions
     from ssl_medseg.training.data import TrainingData
     from ssl_medseg.training.optim import BestWeights

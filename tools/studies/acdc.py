@@ -365,7 +365,8 @@ def main() -> None:
         f"{FIRST} steps on the labels, then {ROUNDS} rounds of {STEPS} steps (labels alone: {FIRST + MORE} steps "
         "without interruption). The step is chosen on two validation patients.",
         "The number of steps is matched, but compute is matched only in the rows with as many slices as both. The "
-        "column with thousands of slices counts all slices processed by the network, including those of the initial segmenter.",
+        "column with thousands of slices counts all slices processed by the network, including those of the initial "
+        "segmenter.",
         *filter(None, (claims(study.scores(count), count) for count in sorted(COUNTS))),
         f"The true labels, resampled to these pixels and back, have a Dice of {top:.3f}.",
     ]

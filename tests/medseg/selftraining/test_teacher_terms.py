@@ -13,8 +13,8 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_medseg.losses.segmentation import dice_cross_entropy
 from ssl_medseg.models.network import NetworkOptions, SegmentationNetwork, build_network
+from ssl_medseg.selftraining.losses import ConsistencyTerm, CopyPasteTerm, TeacherBatches, boxes
 from ssl_medseg.selftraining.options import ConsistencyOptions
-from ssl_medseg.selftraining.terms import ConsistencyTerm, CopyPasteTerm, TeacherBatches, boxes
 from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.slices import SegmentationBatches, SliceSet, stack_slices
 from tests.medseg.toy_cases import toy_case

@@ -16,7 +16,7 @@ from contrastive_core.losses import local_contrastive
 from ssl_medseg.losses.segmentation import segmentation_loss
 from ssl_medseg.models import NetworkOptions, build_network
 from ssl_medseg.models.largest_parts import largest_parts_of_slices
-from ssl_medseg.selftraining import terms
+from ssl_medseg.selftraining import losses
 from ssl_medseg.selftraining.contrast import BatchContrast, ContrastTerm
 from ssl_medseg.selftraining.options import ConsistencyOptions, ContrastOptions, TeacherOptions
 from ssl_medseg.training.augment import AugmentOptions, change_intensity
@@ -66,22 +66,22 @@ def test_what_unlabelled_slices_add(method: str, kind: Any) -> None:
     criterion = segmentation_loss("dice-ce", classes=CLASSES)
     network = build_network(NetworkOptions(width=4), CLASSES, channels=1).to(DEVICE)
     options = ConsistencyOptions(feature_dropout=0.5 if method == "consistency" else 0.0)
-    teacher = terms.TeacherBatches(
+    teacher = losses.TeacherBatches(
         run, UNLABELLED, network, classes=CLASSES, batch_size=4, augment=augment, confidence=0.9
     )
     labelled = SegmentationBatches(
         run, LABELLED, classes=CLASSES, pool=torch.arange(len(LABELLED)), batch_size=4, augment=augment
     )
     pool: Any = PseudoLabelled()
-    made: dict[str, Callable[[], terms.Term]] = {
-        "rounds": lambda: terms.PseudoTerm(
+    made: dict[str, Callable[[], losses.Term]] = {
+        "rounds": lambda: losses.PseudoTerm(
             run, pool, classes=CLASSES, batch_size=4, augment=augment, criterion=criterion, weight=1.0
         ),
-        "consistency": lambda: terms.ConsistencyTerm(run, teacher, criterion=criterion, steps=9, options=options),
-        "copy-paste": lambda: terms.CopyPasteTerm(
+        "consistency": lambda: losses.ConsistencyTerm(run, teacher, criterion=criterion, steps=9, options=options),
+        "copy-paste": lambda: losses.CopyPasteTerm(
             run, labelled, teacher, criterion=criterion, steps=9, options=options
         ),
-        "mean-teacher": lambda: terms.MeanTeacherTerm(
+        "mean-teacher": lambda: losses.MeanTeacherTerm(
             run, UNLABELLED, network, batch_size=4, steps=9, options=TeacherOptions()
         ),
     }

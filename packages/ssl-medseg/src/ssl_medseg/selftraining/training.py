@@ -18,10 +18,7 @@ from ssl_medseg.models.monai import MonaiTrunk
 from ssl_medseg.models.network import Refinement
 from ssl_medseg.preprocessing.cases import prepare_cases
 from ssl_medseg.selftraining.contrast import BatchContrast, ContrastTerm
-from ssl_medseg.selftraining.options import SelfTrainingOptions
-from ssl_medseg.selftraining.rounds import Pool, score_withheld_labels
-from ssl_medseg.selftraining.student import Scoring, Student
-from ssl_medseg.selftraining.terms import (
+from ssl_medseg.selftraining.losses import (
     ConsistencyTerm,
     CopyPasteTerm,
     MeanTeacherTerm,
@@ -29,6 +26,9 @@ from ssl_medseg.selftraining.terms import (
     TeacherBatches,
     Term,
 )
+from ssl_medseg.selftraining.options import SelfTrainingOptions
+from ssl_medseg.selftraining.rounds import Pool, score_withheld_labels
+from ssl_medseg.selftraining.student import Scoring, Student
 from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import PLACES, TrainingData, keep_identity, open_training_data
 from ssl_medseg.training.optim import DurationEstimate

@@ -1,4 +1,4 @@
-"""Define the loss terms on unlabelled slices, one per method of self-training."""
+"""Define the losses on unlabelled slices, one per method of self-training."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from ssl_medseg.io import read_volume
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
 from ssl_medseg.models import NetworkOptions
+from ssl_medseg.prediction import InferenceOptions
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, prepare
 from ssl_medseg.preprocessing.plan import choose_preprocessing
 from ssl_medseg.reports.evaluation import evaluate
@@ -76,7 +77,7 @@ def segmented(model: Path, data: Path, out: Path, **options: object) -> tuple[se
     """Return the masks that `predict` writes, and the message if images fail."""
     message = ""
     try:
-        predict(str(model), str(data), out, device="cpu", **options)  # type: ignore[arg-type]
+        predict(str(model), str(data), out, inference=InferenceOptions(device="cpu"), **options)  # type: ignore[arg-type]
     except UserError as error:
         message = str(error)
     masks = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.name.endswith((".nii.gz", ".dcm"))}

@@ -103,7 +103,7 @@ def main() -> None:
     for folder in sorted((arguments.run / "models").glob("epoch-*")):
         epoch = int(folder.name.removeprefix("epoch-"))
         models[f"ssl-vision, {epoch} epochs" if epoch else "untrained network"] = str(folder)
-    models[f"ssl-vision, {config['epochs']} epochs"] = str(arguments.run)
+    models[f"ssl-vision, {config['training']['epochs']} epochs"] = str(arguments.run)
     for peer, encoder in PEERS.items():
         trained = getattr(arguments, peer)
         for weights in sorted(trained.glob("encoder-epoch-*.safetensors") if trained else ()):
@@ -111,7 +111,7 @@ def main() -> None:
             if epoch:
                 models[f"{peer}, {epoch} epochs"] = str(as_model_folder(weights, encoder))
     seen = len(open_images(arguments.data, split="train"))
-    images = seen - seen % config["batch_size"]
+    images = seen - seen % config["training"]["batch_size"]
     rows: list[list[str | float]] = []
     for name, model in models.items():
         print(f"{name}: ", end="", flush=True)

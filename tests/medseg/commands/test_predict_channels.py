@@ -14,11 +14,13 @@ from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.io import ImageFile, join_channels, read_label, read_volume
 from ssl_medseg.models.model_folder import load_segmenter
-from ssl_medseg.prediction import segment
+from ssl_medseg.prediction import InferenceOptions, segment
 from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.dicom_series import write_series
 from tests.medseg.small_models import LABELS, random_segmenter
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
+
+CPU = InferenceOptions(device="cpu")
 
 SHAPE, MATRIX = (40, 36, 4), affine((1.2, 1.2, 6.0), letters="LPS")
 P = Preprocessing(size=(32, 32), spacing=(1.5, 1.5), orientation="LPS", channels=("T2", "ADC"))
@@ -93,7 +95,7 @@ def by_list(root: Path) -> None:
 )
 def test_channels_are_put_together_in_the_model_s_order(store, opening, model, right, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     store(tmp_path / "images")
-    result = predict(str(model), tmp_path / "images", tmp_path / "masks", opening=opening, device="cpu")
+    result = predict(str(model), tmp_path / "images", tmp_path / "masks", opening=opening, inference=CPU)
     assert [(case.image, case.mask) for case in result.cases] == [("x", "x.nii.gz")]
     np.testing.assert_array_equal(read_label(tmp_path / "masks" / "x.nii.gz", LABELS)[0], right)
 
@@ -103,7 +105,7 @@ def test_without_names_the_order_is_asked_for(store, model: Path, tmp_path: Path
     store(tmp_path / "images")
     words = r"x: .*has 2 unnamed channels; .*trained with T2, ADC\. State their order, for example --channels T2,ADC"
     with pytest.raises(UserError, match=words):
-        predict(str(model), tmp_path / "images", tmp_path / "masks", device="cpu")
+        predict(str(model), tmp_path / "images", tmp_path / "masks", inference=CPU)
 
 
 @pytest.mark.parametrize("store", [by_number, by_volume])
@@ -112,7 +114,7 @@ def test_numbers_mean_what_they_meant_in_training(store, model: Path, right: np.
     found = load_segmenter(model, device="cpu")
     numbered = replace(found.preprocessing, channel_numbers=(0, 1))
     random_segmenter(tmp_path / "model", numbered)
-    result = predict(str(tmp_path / "model"), tmp_path / "images", tmp_path / "masks", device="cpu")
+    result = predict(str(tmp_path / "model"), tmp_path / "images", tmp_path / "masks", inference=CPU)
     assert [case.image for case in result.cases] == ["x"]
     np.testing.assert_array_equal(read_label(tmp_path / "masks" / "x.nii.gz", LABELS)[0], right)
 
@@ -122,7 +124,7 @@ def test_a_case_that_lacks_a_channel_stops_no_other(model: Path, right: np.ndarr
     put(tmp_path / "images" / "y_T2.nii.gz", T2)
     put(tmp_path / "images" / "z.nii.gz", T2)
     with pytest.raises(UserError) as caught:
-        predict(str(model), tmp_path / "images", tmp_path / "masks", device="cpu")
+        predict(str(model), tmp_path / "images", tmp_path / "masks", inference=CPU)
     assert "2 of 3 images could not be segmented" in str(caught.value)
     assert "y: has no file for channel ADC, only y_T2.nii.gz" in str(caught.value)
     assert "z: has 1 unnamed channel; the model was trained with T2, ADC. Name the files" in str(caught.value)
@@ -141,14 +143,14 @@ def test_series_of_studies_are_chosen_by_description(model: Path, right: np.ndar
     words = r"no series matches 'ADC'|Select the series with --channels NAME=DESCRIPTION"
     # ADC is part of dADC, which is enough where it is the only one.
     masks = tmp_path / "masks"
-    result = predict(str(model), tmp_path / "scans", masks, mask_format="nifti", device="cpu")
+    result = predict(str(model), tmp_path / "scans", masks, mask_format="nifti", inference=CPU)
     assert [case.mask for case in result.cases] == ["one.nii.gz", "two.nii.gz"]
     # DICOM stores slices against their normal, and its mask lies on them.
     found, grid = read_label(masks / "one.nii.gz", LABELS)
     np.testing.assert_array_equal(found[:, :, ::-1] if grid.affine[2, 2] < 0 else found, right)
     with pytest.raises(UserError, match=words):
         predict(
-            str(model), tmp_path / "scans", masks, mask_format="nifti", device="cpu",
+            str(model), tmp_path / "scans", masks, mask_format="nifti", inference=CPU,
             opening=DataOptions(channels=("T2", "ADC=b1000")),
         )  # fmt: skip
 
@@ -156,14 +158,14 @@ def test_series_of_studies_are_chosen_by_description(model: Path, right: np.ndar
 def test_a_model_of_one_channel_takes_images_as_before(tmp_path: Path) -> None:
     single = random_segmenter(tmp_path / "model", Preprocessing(size=(32, 32), spacing=(1.5, 1.5)))
     by_number(tmp_path / "images")
-    result = predict(str(single), tmp_path / "images", tmp_path / "masks", device="cpu")
+    result = predict(str(single), tmp_path / "images", tmp_path / "masks", inference=CPU)
     assert [case.image for case in result.cases] == ["x_0000", "x_0001"]
     # Of a data set with several channels it takes the one with its name, or asks.
     named = random_segmenter(tmp_path / "adc", Preprocessing(size=(32, 32), spacing=(1.5, 1.5), channels=("ADC",)))
     by_list(tmp_path / "data")
-    predict(str(named), tmp_path / "data", tmp_path / "of_adc", device="cpu")
+    predict(str(named), tmp_path / "data", tmp_path / "of_adc", inference=CPU)
     with pytest.raises(
         UserError,
         match=r"2 channels \(ADC, T2\); the model was trained with one channel\. Choose one, as in --channels",
     ):
-        predict(str(single), tmp_path / "data", tmp_path / "x", device="cpu")
+        predict(str(single), tmp_path / "data", tmp_path / "x", inference=CPU)

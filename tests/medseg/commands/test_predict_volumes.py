@@ -18,12 +18,14 @@ from ssl_medseg.datasets import DataOptions, open_dataset, open_with
 from ssl_medseg.datasets.splits import Split, write_split
 from ssl_medseg.io import Grid, read_label, read_volume
 from ssl_medseg.io.volume import ImageFile
-from ssl_medseg.prediction import largest_parts, segment
+from ssl_medseg.prediction import InferenceOptions, largest_parts, segment
 from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.reports.evaluation import evaluate
 from tests.medseg.small_models import LABELS, Thresholds, random_segmenter
 from tests.medseg.small_sets import decathlon, save_case
 from tests.medseg.volumes_on_disk import affine, dice, phantom, write_nifti
+
+CPU = InferenceOptions(device="cpu")
 
 P = Preprocessing(size=(128, 128), spacing=(1.1, 1.1), orientation="LPS", percentiles=(0, 100))
 GEOMETRIES = {
@@ -129,7 +131,7 @@ def test_every_image_of_a_folder_is_tried(tmp_path: Path, model: Path, capsys: p
 def test_probabilities_and_file_names_on_request(tmp_path: Path, model: Path) -> None:
     shape, matrix = GEOMETRIES["flipped"]
     image = write_nifti(tmp_path / "image.nii.gz", phantom(shape)[0], matrix)
-    result = predict(str(model), str(image), tmp_path / "a" / "mask.nii.gz", probabilities=True, device="cpu")
+    result = predict(str(model), str(image), tmp_path / "a" / "mask.nii.gz", probabilities=True, inference=CPU)
     assert "1 mask," in str(result)
     assert sorted(p.name for p in (tmp_path / "a").glob("[!.]*")) == ["mask.nii.gz", "mask_probabilities.nii.gz"]
     probabilities = nibabel.load(tmp_path / "a" / "mask_probabilities.nii.gz")
@@ -137,7 +139,7 @@ def test_probabilities_and_file_names_on_request(tmp_path: Path, model: Path) ->
     np.testing.assert_allclose(probabilities.affine, nibabel.load(image).affine, atol=1e-5)
     classes, _ = read_label(tmp_path / "a" / "mask.nii.gz", LABELS)
     np.testing.assert_array_equal(np.asarray(probabilities.dataobj).argmax(-1), classes)
-    predict(str(model), str(image), tmp_path / "b", device="cpu")
+    predict(str(model), str(image), tmp_path / "b", inference=CPU)
     assert sorted(p.name for p in (tmp_path / "b").glob("[!.]*")) == ["image.nii.gz", "predictions.json"]
     assert (tmp_path / "a" / "mask.nii.gz").read_bytes()[10:] == (tmp_path / "b" / "image.nii.gz").read_bytes()[10:]
 
@@ -149,18 +151,18 @@ def test_labels_and_images_are_never_replaced(tmp_path: Path, model: Path) -> No
     before = {path: path.read_bytes() for path in root.rglob("*.nii.gz")}
     for flags in ({}, {"overwrite": True}):
         with pytest.raises(UserError, match=r"labelsTr/case0\.nii\.gz"):
-            predict(str(model), str(root), root / "labelsTr", device="cpu", **flags)  # type: ignore[arg-type]
+            predict(str(model), str(root), root / "labelsTr", inference=CPU, **flags)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="did not write them to this folder"):
-        predict(str(model), str(root / "imagesTr"), root / "labelsTr", device="cpu")
+        predict(str(model), str(root / "imagesTr"), root / "labelsTr", inference=CPU)
     (root / "list.csv").write_text("case,image\ncase1,imagesTr/case0.nii.gz\ncase0,imagesTr/case1.nii.gz\n")
     with pytest.raises(UserError, match="is an input of"):
         predict(
-            str(model), str(root / "list.csv"), root / "imagesTr", device="cpu", overwrite=True,
+            str(model), str(root / "list.csv"), root / "imagesTr", inference=CPU, overwrite=True,
             opening=DataOptions(allow_unlabelled=True),
         )  # fmt: skip
     assert {path: path.read_bytes() for path in root.rglob("*.nii.gz")} == before
-    predict(str(model), str(root / "imagesTr"), tmp_path / "out", device="cpu")
-    predict(str(model), str(root / "imagesTr"), tmp_path / "out", device="cpu")
+    predict(str(model), str(root / "imagesTr"), tmp_path / "out", inference=CPU)
+    predict(str(model), str(root / "imagesTr"), tmp_path / "out", inference=CPU)
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", "nul"])
@@ -169,7 +171,7 @@ def test_names_of_cases_stay_in_the_folder(tmp_path: Path, model: Path, name: st
     (tmp_path / "list.csv").write_text(f"case,image\n{name},imagesTr/case0.nii.gz\n")
     with pytest.raises(UserError, match="cannot be used as file names"):
         predict(
-            str(model), str(tmp_path / "list.csv"), tmp_path / "deep" / "out", device="cpu",
+            str(model), str(tmp_path / "list.csv"), tmp_path / "deep" / "out", inference=CPU,
             opening=DataOptions(allow_unlabelled=True),
         )  # fmt: skip
     assert not (tmp_path / "deep").exists()
@@ -183,9 +185,9 @@ def test_a_dicom_series_gets_a_dicom_segmentation(tmp_path: Path, model: Path) -
     shape, matrix = GEOMETRIES["oblique"]
     series = write_series(tmp_path / "study" / "T2", phantom(shape)[0].round(), matrix)
     write_nifti(tmp_path / "study" / "other.nii.gz", phantom(shape)[0], matrix)
-    predict(str(model), str(tmp_path / "study"), tmp_path / "out", device="cpu")
+    predict(str(model), str(tmp_path / "study"), tmp_path / "out", inference=CPU)
     assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == ["T2.dcm", "other.nii.gz", "predictions.json"]
-    predict(str(model), str(series), tmp_path / "nifti", mask_format="nifti", device="cpu")
+    predict(str(model), str(series), tmp_path / "nifti", mask_format="nifti", inference=CPU)
     expected, grid_of_mask = read_label(tmp_path / "nifti" / "T2.nii.gz", LABELS)
     np.testing.assert_allclose(grid_of_mask.affine, read_volume(ImageFile(series)).affine, atol=1e-5)
     seg = highdicom.seg.segread(tmp_path / "out" / "T2.dcm")
@@ -221,19 +223,19 @@ def test_what_cannot_be_done_is_said_before_anything_is(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=said):
-        predict(str(model), str(tmp_path / arguments[0]), tmp_path / arguments[1], device="cpu")
+        predict(str(model), str(tmp_path / arguments[0]), tmp_path / arguments[1], inference=CPU)
     assert not (tmp_path / "out").exists()
 
 
 def test_cases_of_a_split_are_segmented_by_name(tmp_path: Path, model: Path) -> None:
     root = decathlon(tmp_path / "data", ["a", "b"], unlabelled=["c"])
     write_split(tmp_path / "split.json", Split(("a",), ("b",), unlabelled=("c",)), open_dataset(root))
-    predict(str(model), str(root), tmp_path / "out", split=tmp_path / "split.json", part="validation", device="cpu")
+    predict(str(model), str(root), tmp_path / "out", split=tmp_path / "split.json", part="validation", inference=CPU)
     assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["b.nii.gz"]
-    predict(str(model), str(root), tmp_path / "all", device="cpu")  # images of the data set, none of its labels
+    predict(str(model), str(root), tmp_path / "all", inference=CPU)  # images of the data set, none of its labels
     assert sorted(p.name for p in (tmp_path / "all").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     with pytest.raises(UserError, match="part test"):
-        predict(str(model), str(root), tmp_path / "none", split=tmp_path / "split.json", device="cpu")
+        predict(str(model), str(root), tmp_path / "none", split=tmp_path / "split.json", inference=CPU)
 
 
 def test_a_data_set_that_says_less_is_opened_as_for_training(tmp_path: Path, model: Path) -> None:
@@ -275,13 +277,13 @@ def test_masks_of_an_earlier_run_are_said_and_not_scored(tmp_path: Path, model: 
         image, classes = phantom(shape, seed=number)
         write_nifti(data / "images" / f"p{number}.nii.gz", image, matrix)
         write_nifti(data / "labels" / f"p{number}.nii.gz", LABELS.lookup[classes], matrix)
-    first = predict(str(model), str(data / "images"), tmp_path / "out", device="cpu")
+    first = predict(str(model), str(data / "images"), tmp_path / "out", inference=CPU)
     assert (first.replaced, first.stale) == (0, ())
     shutil.copy(data / "images" / "p0.nii.gz", data / "again")
     (data / "again" / "p1.nii.gz").write_bytes((data / "images" / "p1.nii.gz").read_bytes()[:3000])
     (data / "again" / "scan.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"p1: .*damaged") as caught:
-        predict(str(model), str(data / "again"), tmp_path / "out", device="cpu")
+        predict(str(model), str(data / "again"), tmp_path / "out", inference=CPU)
     said = str(caught.value)
     assert "replaced 1 mask from an earlier prediction" in said
     assert "kept 2 files from an earlier prediction, which evaluate will not score: p1.nii.gz, p2.nii.gz" in said
@@ -315,7 +317,7 @@ def test_series_of_one_folder_are_segmented_apart_and_a_bad_one_stops_no_other(t
             (tmp_path / "study").mkdir(exist_ok=True)
             shutil.move(file, tmp_path / "study" / f"{name}{file.name}")
     with pytest.raises(UserError, match=r"1 of 3 .*\n.*study/5_bad-tra: badIM0002 lacks ImagePositionPatient"):
-        predict(str(model), str(tmp_path / "study"), tmp_path / "out", device="cpu")
+        predict(str(model), str(tmp_path / "study"), tmp_path / "out", inference=CPU)
     written = {path.name for path in (tmp_path / "out" / "study").iterdir()}
     assert written == {"3_t2-tra.nii.gz", "4_adc-tra.dcm"}
     summary = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -329,7 +331,7 @@ def test_volumes_are_in_ml_where_the_size_is_known_alone(tmp_path: Path, model: 
         (tmp_path / "images").mkdir(exist_ok=True)
         write_nifti(tmp_path / "images" / f"{name}.nii.gz", phantom((40, 36, 20))[0], matrix, sform=codes, qform=codes)
     with pytest.raises(UserError, match=r"unknown: the header does not state the voxel size"):
-        predict(str(model), str(tmp_path / "images"), tmp_path / "out", device="cpu")
+        predict(str(model), str(tmp_path / "images"), tmp_path / "out", inference=CPU)
     stated = DataOptions(voxel_size=(1.0, 1.0, 1.0))
-    done = predict(str(model), str(tmp_path / "images"), tmp_path / "stated", device="cpu", opening=stated)
+    done = predict(str(model), str(tmp_path / "images"), tmp_path / "stated", inference=CPU, opening=stated)
     assert [case.millilitres is not None for case in done.cases] == [True, True]

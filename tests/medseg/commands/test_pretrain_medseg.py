@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.models.pretraining import GlobalNetwork, LocalNetwork, load_trunk
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.pretraining.stages import VolumeBatches, crop_and_resize
+from ssl_medseg.pretraining.stages import PretrainingOptions, VolumeBatches, crop_and_resize
 from ssl_medseg.training.optim import DurationEstimate
 from ssl_medseg.training.supervised import train
 from tests.medseg.grouped import grouped
 
 RUN = RunOptions(device="cpu", threads=1, log_every=1, checkpoint_every=2, progress=False)
 SHORT: dict[str, Any] = {
-    "global_steps": 3, "local_steps": 3, "partitions": 3, "global_volumes": 2, "local_volumes": 2,
+    "pretraining": PretrainingOptions(
+        global_steps=3, local_steps=3, partitions=3, global_volumes=2, local_volumes=2
+    ),
     "network": NetworkOptions(width=2), "preprocessing": PreprocessingOptions(image_size=64), "run": RUN,
 }  # fmt: skip
 
@@ -101,7 +104,8 @@ def losses(run: Path, name: str) -> list[float]:
 def test_trained_without_labels_and_gone_on_with(place: tuple[Path, Path], tmp_path: Path, kinds: Any) -> None:
     data, split = place
     out = tmp_path / "pre"
-    folder = pretrain(str(data), out, split=split, global_loss=kinds[0], local_loss=kinds[1], **SHORT)
+    stages = replace(SHORT["pretraining"], global_loss=kinds[0], local_loss=kinds[1])
+    folder = pretrain(str(data), out, split=split, **{**SHORT, "pretraining": stages})
     assert len(losses(out, "global_loss")) == len(losses(out, "local_loss")) == 3
     trunk = load_trunk(folder)
     assert trunk.options == NetworkOptions(width=2)
@@ -138,11 +142,9 @@ def test_the_global_loss_falls(place: tuple[Path, Path], tmp_path: Path) -> None
     data, split = place
     longer = {
         **SHORT,
-        "global_steps": 24,
-        "local_steps": 0,
+        "pretraining": PretrainingOptions(global_steps=24, local_steps=0, partitions=3, global_volumes=4),
         "run": RunOptions(**{**vars(RUN), "checkpoint_every": 99}),
         "network": NetworkOptions(width=4),
-        "global_volumes": 4,
     }
     pretrain(str(data), tmp_path / "run", split=split, **longer)
     curve = losses(tmp_path / "run", "global_loss")
@@ -150,12 +152,23 @@ def test_the_global_loss_falls(place: tuple[Path, Path], tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("settings", "message"),
     [
-        ({"global_steps": 0, "local_steps": 0}, r"expected steps of at least 0 \(not both 0\)"),
-        ({"network": NetworkOptions("monai:DynUNet")}, "supports only unet"),
+        ({"global_steps": 0, "local_steps": 0}, "expected steps in at least one of the stages"),
+        ({"global_steps": -1}, "global_steps is -1; expected a whole number of at least 0"),
+        ({"partitions": 0}, "partitions is 0; expected a whole number of at least 1"),
+        ({"crop": 1.5}, "crop is 1.5; expected a fraction above 0 and up to 1"),
+        ({"temperature": 0.0}, "temperature is 0.0; expected a finite number above 0"),
+        ({"lr": -1.0}, "lr is -1.0; expected a finite number above 0"),
     ],
 )
-def test_wrong_settings(place: tuple[Path, Path], tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        pretrain(str(place[0]), tmp_path / "run", split=place[1], **{**SHORT, **changed})
+        PretrainingOptions(**settings)
+
+
+def test_only_the_unet_is_pretrained(place: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="supports only unet"):
+        pretrain(
+            str(place[0]), tmp_path / "run", split=place[1], **{**SHORT, "network": NetworkOptions("monai:DynUNet")}
+        )

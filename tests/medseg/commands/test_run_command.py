@@ -26,6 +26,7 @@ from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.phantom import write_phantom
+from ssl_medseg.prediction import InferenceOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.selftraining.options import PseudoLabelOptions
 from ssl_medseg.selftraining.rounds import read_rounds
@@ -267,7 +268,7 @@ def test_a_run_on_isotropic_volumes_is_the_same_however_they_are_stored(shared_d
             "baseline_floor": 0.0,
         }
         run(str(data), out, **grouped(split=split, effort="minutes", run=RUN, **few))
-        predict(str(out), str(data / "imagesTr"), tmp_path / f"masks-{kind}", device="cpu")
+        predict(str(out), str(data / "imagesTr"), tmp_path / f"masks-{kind}", inference=InferenceOptions(device="cpu"))
         masks = []
         for number in range(4):
             image, mask = (
@@ -281,7 +282,12 @@ def test_a_run_on_isotropic_volumes_is_the_same_however_they_are_stored(shared_d
     for first, second in zip(outcomes["one"][1], outcomes["mixed"][1], strict=True):
         np.testing.assert_array_equal(first, second)
     # A model of one storage gives the same masks of the other.
-    predict(str(tmp_path / "run-one"), str(tmp_path / "mixed" / "imagesTr"), tmp_path / "across", device="cpu")
+    predict(
+        str(tmp_path / "run-one"),
+        str(tmp_path / "mixed" / "imagesTr"),
+        tmp_path / "across",
+        inference=InferenceOptions(device="cpu"),
+    )
     for number, expected in enumerate(outcomes["one"][1]):
         mask = nibabel.as_closest_canonical(nibabel.load(tmp_path / "across" / f"p{number}.nii.gz"))
         np.testing.assert_array_equal(np.asarray(mask.dataobj), expected)

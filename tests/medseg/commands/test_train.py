@@ -21,6 +21,7 @@ from ssl_medseg.datasets import DataOptions, Split, open_dataset, read_split, wr
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.phantom import write_phantom
+from ssl_medseg.prediction import InferenceOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.training.optim import DurationEstimate
@@ -285,7 +286,12 @@ def test_how_volumes_are_stored_changes_no_byte_of_the_model_and_no_voxel_of_the
         split = tmp_path / f"{kind}.json"
         write_split(split, Split(labelled=("p0",), validation=("p1",), unlabelled=("p2",)), open_dataset(root))
         train(str(root), tmp_path / f"run-{kind}", split=split, **grouped(steps=6, run=QUIET, **SMALL))
-        predict(str(tmp_path / f"run-{kind}"), str(root / "imagesTr"), tmp_path / f"masks-{kind}", device="cpu")
+        predict(
+            str(tmp_path / f"run-{kind}"),
+            str(root / "imagesTr"),
+            tmp_path / f"masks-{kind}",
+            inference=InferenceOptions(device="cpu"),
+        )
         masks = []
         for number in range(3):
             image, mask = (

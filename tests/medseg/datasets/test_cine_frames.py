@@ -13,7 +13,7 @@ from ssl_medseg.checks import examine
 from ssl_medseg.cli import main
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets import DataOptions, open_dataset
-from ssl_medseg.prediction import find_images
+from ssl_medseg.prediction import InferenceOptions, find_images
 from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.preprocessing.cases import prepare_cases
 from tests.medseg.small_models import random_segmenter
@@ -63,10 +63,16 @@ def test_images_to_segment_have_their_own_frames_too(cine: Path, tmp_path: Path)
         found = find_images(data, opening=opening)
         assert [(wanted.name, wanted.image.frame) for wanted in found] == expected
     model = str(random_segmenter(tmp_path / "model", Preprocessing(size=(32, 32))))
-    predict(model, str(images), tmp_path / "table", opening=opening, device="cpu")
+    predict(model, str(images), tmp_path / "table", opening=opening, inference=InferenceOptions(device="cpu"))
     for name, frame in expected:
         mask = tmp_path / f"{name}.nii.gz"
-        predict(model, str(images / f"{name}.nii.gz"), mask, opening=DataOptions(frame=frame), device="cpu")
+        predict(
+            model,
+            str(images / f"{name}.nii.gz"),
+            mask,
+            opening=DataOptions(frame=frame),
+            inference=InferenceOptions(device="cpu"),
+        )
         masks = [nibabel.load(file).get_fdata() for file in (mask, tmp_path / "table" / mask.name)]
         np.testing.assert_array_equal(*masks)
     table.write_text("case,frame\nd,3\n")

@@ -23,9 +23,12 @@ from ssl_medseg.io import read_label
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models.model_folder import load_segmenter, save_segmenter
 from ssl_medseg.models.network import Refinement
+from ssl_medseg.prediction import InferenceOptions
 from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.small_models import LABELS, random_segmenter
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
+
+CPU = InferenceOptions(device="cpu")
 
 P = Preprocessing(size=(96, 64), spacing=(1.3, 1.3), orientation="LPS", usual_spacing=(1.2, 1.2))
 
@@ -86,8 +89,8 @@ def test_a_bundle_runs_alone_and_gives_the_same_masks(tmp_path: Path, model: Pat
     for name, (shape, matrix) in geometries.items():
         write_nifti(images / f"{name}.nii.gz", phantom(shape)[0], matrix)
     run_bundle(tmp_path / "bundle", images, tmp_path / "theirs")
-    predict(str(tmp_path / "bundle"), str(images), tmp_path / "from_bundle", device="cpu")
-    predict(str(model), str(images), tmp_path / "ours", device="cpu")
+    predict(str(tmp_path / "bundle"), str(images), tmp_path / "from_bundle", inference=CPU)
+    predict(str(model), str(images), tmp_path / "ours", inference=CPU)
     for name, (_, matrix) in geometries.items():
         ours, _ = read_label(tmp_path / "ours" / f"{name}.nii.gz", LABELS)
         same, _ = read_label(tmp_path / "from_bundle" / f"{name}.nii.gz", LABELS)
@@ -133,7 +136,7 @@ def test_a_bundle_mirrors_and_keeps_largest_components_as_the_model_does(tmp_pat
     run_bundle(tmp_path / "bundle", images, tmp_path / "theirs")
     masks = {"theirs": read_label(tmp_path / "theirs" / "a.nii.gz", LABELS)[0]}
     for name, folder in {"ours": tmp_path / "model", "from_bundle": tmp_path / "bundle", "plain": model}.items():
-        predict(str(folder), str(images), tmp_path / name, device="cpu")
+        predict(str(folder), str(images), tmp_path / name, inference=CPU)
         masks[name] = read_label(tmp_path / name / "a.nii.gz", LABELS)[0]
     np.testing.assert_array_equal(masks["from_bundle"], masks["ours"])
     assert (masks["theirs"] == masks["ours"]).mean() > 0.999
@@ -202,7 +205,7 @@ def test_exports_of_several_channels_give_the_same(tmp_path: Path) -> None:
         output_dir=str(tmp_path / "theirs"), device="cpu",
     )  # fmt: skip
     opening = DataOptions(channels=("T2", "ADC"))
-    predict(str(tmp_path / "bundle"), tmp_path / "images", tmp_path / "ours", opening=opening, device="cpu")
+    predict(str(tmp_path / "bundle"), tmp_path / "images", tmp_path / "ours", opening=opening, inference=CPU)
     ours, _ = read_label(tmp_path / "ours" / "x.nii.gz", LABELS)
     theirs, _ = read_label(tmp_path / "theirs" / "x.nii.gz", LABELS)
     assert (ours == theirs).mean() > 0.98

@@ -25,6 +25,7 @@ from ssl_medseg.evaluation.results import scores_csv, write_evaluation
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.pretraining.stages import PretrainingOptions
 from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.reports.evaluation_section import evaluation_section, stages_table
 from ssl_medseg.reports.rounds import rounds_figure
@@ -237,10 +238,14 @@ def test_a_model_is_evaluated_on_the_test_patients_of_its_run(finished: Path, tm
 
 def test_pre_training_is_no_segmenter(finished: Path, tmp_path: Path) -> None:
     pretrain(
-        str(finished / "secret-place" / "data"), tmp_path / "pre", split=finished / "split.json", global_steps=1,
-        local_steps=1, global_volumes=2, local_volumes=2, network=NetworkOptions(width=4),
-        preprocessing=PreprocessingOptions(image_size=64), run=RunOptions(progress=False, log_every=1),
-    )  # fmt: skip
+        str(finished / "secret-place" / "data"),
+        tmp_path / "pre",
+        split=finished / "split.json",
+        pretraining=PretrainingOptions(global_steps=1, local_steps=1, global_volumes=2, local_volumes=2),
+        network=NetworkOptions(width=4),
+        preprocessing=PreprocessingOptions(image_size=64),
+        run=RunOptions(progress=False, log_every=1),
+    )
     page = read(report(tmp_path / "pre"))
     for words in ("Pre-training without labels in Phantom", "Not a segmenter yet", "global", "local"):
         assert words in page.text

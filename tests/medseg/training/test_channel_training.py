@@ -18,7 +18,9 @@ from ssl_medseg.io import Grid, ImageFile, Volume, join_channels
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.models.pretraining import load_trunk
+from ssl_medseg.prediction import InferenceOptions
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, prepare
+from ssl_medseg.pretraining.stages import PretrainingOptions
 from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.selftraining.crf import SETTINGS, dense_crf
 from ssl_medseg.selftraining.training import selftrain
@@ -93,8 +95,11 @@ def test_two_channels_from_pre_training_to_a_model(tmp_path: Path, capsys: pytes
     write_split(split, Split(("a",), (), ("d",), ("b", "c")), open_dataset(data))
     small: dict[str, Any] = {"preprocessing": PreprocessingOptions(image_size=32), "run": RUN}
     pretrain(
-        str(data), tmp_path / "trunk", split=split, global_steps=1, local_steps=1, partitions=2, global_volumes=2,
-        local_volumes=2, network=NetworkOptions(width=4), **small,
+        str(data), tmp_path / "trunk", split=split,
+        pretraining=PretrainingOptions(
+            global_steps=1, local_steps=1, partitions=2, global_volumes=2, local_volumes=2
+        ),
+        network=NetworkOptions(width=4), **small,
     )  # fmt: skip
     assert load_trunk(tmp_path / "trunk").preprocessing.channels == ("noise", "signal")
     train(str(data), tmp_path / "begun", split=split, init=str(tmp_path / "trunk"),
@@ -110,7 +115,7 @@ def test_two_channels_from_pre_training_to_a_model(tmp_path: Path, capsys: pytes
     assert "2 channels (noise, signal), each scaled by its own percentiles and resampled to the grid of noise" in said
     assert "a: channel signal lies on a different grid from noise and is resampled to it" in said
     # The first channel says nothing: a mask is right because the second is seen.
-    done = evaluate(str(tmp_path / "base"), str(data), pictures=False, device="cpu")
+    done = evaluate(str(tmp_path / "base"), str(data), pictures=False, inference=InferenceOptions(device="cpu"))
     (dice,) = [score.dice for case in done.evaluation.cases for score in case.structures]
     assert dice > 0.6
     few = TrainingOptions(effort="minutes", steps=2, batch_size=2)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
+from ssl_video import TolerantReadOptions
 from ssl_video.augment import ClipAugment, StrongOptions
 from ssl_video.cli import main
 from ssl_video.commands.demo import demo
@@ -390,7 +391,7 @@ def test_bad_files_are_skipped_up_to_a_share(videos: Path, tmp_path: Path) -> No
     run = settings(videos, data=str(tmp_path / "clips.csv"))
     with pytest.raises(UserError, match=r"1 of 9 videos cannot be read, and 0 may be skipped"):
         train(out=tmp_path / "a", **run)
-    train(out=tmp_path / "b", max_bad=0.2, **run)
+    train(out=tmp_path / "b", read=TolerantReadOptions(max_bad=0.2), **run)
     listed = [json.loads(line) for line in (tmp_path / "b/bad_files.jsonl").read_text().splitlines()]
     assert [line["path"].endswith(victim) for line in listed] == [True]
 
@@ -408,7 +409,7 @@ def test_a_bad_validation_video_does_not_end_the_run(
     run = settings(videos, data=str(tmp_path / "clips.csv"), steps=2, validate_every=1)
     with pytest.raises(UserError, match=r"1 of 3 videos cannot be read; see --max-bad"):
         train(out=tmp_path / "a", **run)
-    train(out=tmp_path / "b", max_bad=0.4, **run)
+    train(out=tmp_path / "b", read=TolerantReadOptions(max_bad=0.4), **run)
     assert (tmp_path / "b/model/model.json").is_file()
     assert capfd.readouterr().err.count(f"skipped in validation: {tmp_path / victim}") == 1
     records = [json.loads(line) for line in (tmp_path / "b/metrics.jsonl").read_text().splitlines()]

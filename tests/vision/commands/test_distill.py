@@ -26,11 +26,19 @@ from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import Subset, open_images
+from ssl_vision.data.dataset import UnlabelledReadOptions
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import load_classifier, open_start
 from ssl_vision.training.finetuning import finetune
 from ssl_vision.training.loading import Crops
-from ssl_vision.training.options import HeadOptions, OptimizerOptions
+from ssl_vision.training.options import (
+    DistillationOptions,
+    FinetuningOptions,
+    HeadOptions,
+    OptimizerOptions,
+    PretrainingOptions,
+    ValidationOptions,
+)
 from tests.vision.killed_runs import outcome
 from tests.vision.two_processes import metrics, run_alone_and_together
 
@@ -52,13 +60,25 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, labels: Path) -> Path:
     """Pre-trained without labels, and fine-tuned from the first layer of its head with a fifth of them."""
     folder = tmp_path_factory.mktemp("teacher")
     pretrain(
-        "digits", folder / "pre", epochs=2, batch_size=128, image_size=8, temperature=0.2, encoder=WIDER,
-        head=HeadOptions(layers=3), optimizer=OptimizerOptions(lr=1.0, warmup_epochs=0), run=QUIET,
-    )  # fmt: skip
+        "digits",
+        folder / "pre",
+        training=PretrainingOptions(epochs=2, batch_size=128, image_size=8),
+        temperature=0.2,
+        encoder=WIDER,
+        head=HeadOptions(layers=3),
+        optimizer=OptimizerOptions(lr=1.0, warmup_epochs=0),
+        run=QUIET,
+    )
     finetune(
-        str(folder / "pre"), "digits", folder / "run", labels=labels / "20percent-draw0.json", from_layer=1, epochs=12,
-        batch_size=64, optimizer=dataclasses.replace(SGD, lr=0.4), run=QUIET,
-    )  # fmt: skip
+        str(folder / "pre"),
+        "digits",
+        folder / "run",
+        labels=labels / "20percent-draw0.json",
+        from_layer=1,
+        training=FinetuningOptions(epochs=12, batch_size=64),
+        optimizer=dataclasses.replace(SGD, lr=0.4),
+        run=QUIET,
+    )
     return folder / "run"
 
 
@@ -69,12 +89,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, labels: Path) -> Path:
 def test_recipes_are_the_papers(recipe: str, temperature: float, student: str) -> None:
     content = yaml.safe_load((importlib.resources.files("ssl_vision.configs") / f"{recipe}.yaml").read_text())
     options = OptimizerOptions(**content["optimizer"])
-    assert (content["temperature"], content["init"], content["epochs"]) == (temperature, student, 400)
+    assert (content["temperature"], content["init"], content["training"]["epochs"]) == (temperature, student, 400)
     assert content["alpha"] == 1
     # The released notebook's factor where the gradient would else grow with 1 / temperature and diverge.
     assert content["scale_by_temperature"] == (temperature < 1)
     # As pre-training, section 3.5: 6.4 at 4096, warm-up over 5 % of the epochs, weight decay 1e-4.
-    assert scaled_lr(options.lr, content["batch_size"], rule=options.scaling) == pytest.approx(6.4)
+    assert scaled_lr(options.lr, content["training"]["batch_size"], rule=options.scaling) == pytest.approx(6.4)
     assert (options.name, options.weight_decay, options.warmup_epochs) == ("lars", 1e-4, 0.05 * 400)
     assert main(["distill", "runs/a", "photos", "runs/b", "--config", recipe, "--print_config"]) == 0
 
@@ -82,10 +102,19 @@ def test_recipes_are_the_papers(recipe: str, temperature: float, student: str) -
 def test_a_student_learns_what_its_teacher_says(teacher: Path, labels: Path, tmp_path: Path) -> None:
     """The whole chain: make-splits, pretrain, finetune, distill, evaluate."""
     run = tmp_path / "run"
-    assert distill(
-        str(teacher), "digits", run, encoder=TINY, validate_on=str(labels / "validation.json"), epochs=8, batch_size=64,
-        optimizer=dataclasses.replace(SGD, lr=0.4), run=QUIET,
-    ) == run / "model"  # fmt: skip
+    assert (
+        distill(
+            str(teacher),
+            "digits",
+            run,
+            encoder=TINY,
+            validation=ValidationOptions(validate_on=str(labels / "validation.json")),
+            training=DistillationOptions(epochs=8, batch_size=64),
+            optimizer=dataclasses.replace(SGD, lr=0.4),
+            run=QUIET,
+        )
+        == run / "model"
+    )
     records = metrics(run)
     assert len(records) == 8 * (1433 - 143) // 64
     assert records[0]["loss"] == pytest.approx(math.log(10))
@@ -93,7 +122,7 @@ def test_a_student_learns_what_its_teacher_says(teacher: Path, labels: Path, tmp
     assert records[-1]["validation_accuracy"] > 0.5
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["encoder"]["width_multiplier"] == 0.125
-    assert config["image_size"] == 8
+    assert config["training"]["image_size"] == 8
     student = load_classifier(str(run), device="cpu")
     assert student.classes == load_classifier(str(teacher), device="cpu").classes
     assert student.model.fc.in_features == 64
@@ -111,11 +140,19 @@ def test_the_loop_is_what_it_says(teacher: Path, tmp_path: Path, scale_by_temper
     images = open_images("digits")
     listed.write_text("".join(f"{images.key(i)}\n" for i in range(0, 60, 3)))
     distill(
-        str(teacher), "digits", tmp_path / "run", init="teacher", temperature=tau, alpha=alpha, labels=listed,
-        scale_by_temperature=scale_by_temperature, labelled_batch_size=20, epochs=1, batch_size=280,
+        str(teacher),
+        "digits",
+        tmp_path / "run",
+        init="teacher",
+        temperature=tau,
+        alpha=alpha,
+        labels=listed,
+        scale_by_temperature=scale_by_temperature,
+        labelled_batch_size=20,
+        training=DistillationOptions(epochs=1, batch_size=280),
         optimizer=dataclasses.replace(SGD, lr=0.02),
         run=dataclasses.replace(QUIET, seed=4),
-    )  # fmt: skip
+    )
     master = load_classifier(str(teacher), device="cpu").model
     torch.manual_seed(derive(4, "weights"))
     student = open_start("none", encoder=WIDER, from_layer=0, image_size=8).build(10)
@@ -160,7 +197,12 @@ def test_labels_change_nothing(teacher: Path, tmp_path: Path) -> None:
         with (folder / "digits.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["path"] if name == "none" else ["path", "label"], *rows])
         distill(
-            str(teacher), str(folder / "digits.csv"), folder / "run", encoder=TINY, epochs=2, batch_size=10, run=QUIET
+            str(teacher),
+            str(folder / "digits.csv"),
+            folder / "run",
+            encoder=TINY,
+            training=DistillationOptions(epochs=2, batch_size=10),
+            run=QUIET,
         )
         results.append([(folder / "run" / name).read_bytes() for name in ("model/model.safetensors", "metrics.jsonl")])
     assert results[0] == results[1] == results[2]
@@ -172,9 +214,16 @@ def test_a_run_that_breaks_off_goes_on_in_the_same_bytes(
     def start(out: Path, *, resume: bool = False) -> Path:
         options = dataclasses.replace(QUIET, checkpoint_every=3, log_every=2, resume=resume)
         return distill(
-            str(teacher), "digits", out, encoder=TINY, alpha=0.5, labels=labels / "20percent-draw0.json", epochs=1,
-            labelled_batch_size=32, batch_size=128, run=options,
-        )  # fmt: skip
+            str(teacher),
+            "digits",
+            out,
+            encoder=TINY,
+            alpha=0.5,
+            labels=labels / "20percent-draw0.json",
+            training=DistillationOptions(epochs=1, batch_size=128),
+            labelled_batch_size=32,
+            run=options,
+        )
 
     start(tmp_path / "untouched")
     whole = Crops.batches
@@ -188,7 +237,15 @@ def test_a_run_that_breaks_off_goes_on_in_the_same_bytes(
 
 def test_a_student_may_be_pretrained(teacher: Path, tmp_path: Path) -> None:
     student = teacher.parent / "pre"
-    distill(str(teacher), "digits", tmp_path / "run", init=str(student), from_layer=2, epochs=1, run=QUIET)
+    distill(
+        str(teacher),
+        "digits",
+        tmp_path / "run",
+        init=str(student),
+        from_layer=2,
+        training=DistillationOptions(epochs=1),
+        run=QUIET,
+    )
     card = json.loads((tmp_path / "run" / "model" / "model.json").read_text())["metadata"]
     assert (card["from_layer"], card["encoder"]["width_multiplier"], card["labelled"]) == (2, 0.25, None)
 
@@ -201,9 +258,15 @@ def test_a_teacher_sees_the_crops_at_its_own_size(
     photos = write({f"photos/{i}.png": noise(i, size=(24, 20)) for i in range(12)}) / "photos"
     run, settings = tmp_path / "run", dataclasses.replace(SGD, lr=0.5)
     distill(
-        str(teacher), str(photos), run, encoder=TINY, image_size=16, epochs=2, batch_size=6, load=load,
-        optimizer=settings, run=dataclasses.replace(QUIET, seed=4),
-    )  # fmt: skip
+        str(teacher),
+        str(photos),
+        run,
+        encoder=TINY,
+        training=DistillationOptions(image_size=16, epochs=2, batch_size=6),
+        read=UnlabelledReadOptions(load=load),
+        optimizer=settings,
+        run=dataclasses.replace(QUIET, seed=4),
+    )
     assert load_classifier(str(run), device="cpu").image_size == 16
     master = load_classifier(str(teacher), device="cpu").model
     batches = Batches(12, batch_size=6, seed=derive(4, "order"), total_steps=4)
@@ -230,8 +293,21 @@ def test_a_teacher_sees_the_crops_at_its_own_size(
 
 
 def test_a_pretrained_student_keeps_the_size_of_its_images(teacher: Path, tmp_path: Path) -> None:
-    pretrain("digits", tmp_path / "pre", epochs=1, batch_size=512, image_size=12, encoder=TINY, run=QUIET)
-    distill(str(teacher), "digits", tmp_path / "run", init=str(tmp_path / "pre"), epochs=1, batch_size=512, run=QUIET)
+    pretrain(
+        "digits",
+        tmp_path / "pre",
+        training=PretrainingOptions(epochs=1, batch_size=512, image_size=12),
+        encoder=TINY,
+        run=QUIET,
+    )
+    distill(
+        str(teacher),
+        "digits",
+        tmp_path / "run",
+        init=str(tmp_path / "pre"),
+        training=DistillationOptions(epochs=1, batch_size=512),
+        run=QUIET,
+    )
     assert load_classifier(str(tmp_path / "run"), device="cpu").image_size == 12
 
 
@@ -270,15 +346,20 @@ def test_two_processes_see_what_one_sees(teacher: Path, labels: Path, tmp_path: 
         ({"init": "no-such-run"}, "not a folder"),
         ({"teacher": "no-such-run"}, "not a folder"),
         (
-            {"epochs": 0},
+            {"training": DistillationOptions()},
             "distill needs a length: expected --epochs, or --config with a recipe\n  --config distill-simclrv2",
         ),
-        ({"epochs": -1}, "epochs is -1"),
+        ({"training": DistillationOptions(-1)}, "epochs is -1"),
         ({"init": "teacher", "encoder": TINY}, "has the architecture of the teacher"),
     ],
 )
 def test_bad_arguments_are_refused(teacher: Path, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    settings: dict[str, Any] = {"teacher": str(teacher), "data": "digits", "epochs": 1, **arguments}
+    settings: dict[str, Any] = {
+        "teacher": str(teacher),
+        "data": "digits",
+        "training": DistillationOptions(1),
+        **arguments,
+    }
     with pytest.raises(UserError, match=message):
         distill(out=tmp_path / "run", run=QUIET, **settings)
 
@@ -288,6 +369,10 @@ def test_labels_of_other_classes_are_refused(teacher: Path, tmp_path: Path) -> N
     manifest = tmp_path / "cats.csv"
     manifest.write_text("path,label\na.png,cat\na.png,dog\n")
     with pytest.raises(UserError, match=r"cats.csv: its classes differ from those of .* \(0, 1, 2, 3, 4 on one side"):
-        distill(str(teacher), str(manifest), tmp_path / "run", alpha=0.5, epochs=1, run=QUIET)
+        distill(
+            str(teacher), str(manifest), tmp_path / "run", alpha=0.5, training=DistillationOptions(epochs=1), run=QUIET
+        )
     with pytest.raises(UserError, match="expected 'ssl-vision classifier 1'; fine-tune it first"):
-        distill(str(teacher.parent / "pre"), "digits", tmp_path / "run", epochs=1, run=QUIET)
+        distill(
+            str(teacher.parent / "pre"), "digits", tmp_path / "run", training=DistillationOptions(epochs=1), run=QUIET
+        )

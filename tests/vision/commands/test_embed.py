@@ -14,7 +14,7 @@ from PIL import Image
 
 from contrastive_core.app.report.figures import to_svg
 from contrastive_core.errors import UserError
-from contrastive_core.training import RunOptions
+from contrastive_core.training import InferenceOptions, RunOptions
 from ssl_vision.cli import main
 from ssl_vision.commands.embed import embed
 from ssl_vision.commands.pretrain import pretrain
@@ -23,6 +23,9 @@ from ssl_vision.evaluation.features import extract, write_npz
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import load_encoder
 from ssl_vision.reports.feature_map import layout, map_figure
+from ssl_vision.training.options import PretrainingOptions
+
+CPU = InferenceOptions(device="cpu")
 
 Write = Callable[[Mapping[str, Image.Image | bytes | str]], Path]
 Noise = Callable[..., Image.Image]
@@ -35,9 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     pretrain(
         "digits",
         run,
-        epochs=1,
-        batch_size=512,
-        image_size=16,
+        training=PretrainingOptions(epochs=1, batch_size=512, image_size=16),
         encoder=EncoderOptions(width_multiplier=0.125),
         run=options,
     )
@@ -58,7 +59,9 @@ def photos(write: Write, noise: Noise) -> Path:
 
 
 def test_npz_holds_what_the_encoder_gives(model: str, photos: Path, tmp_path: Path) -> None:
-    file = embed(model, str(photos), tmp_path / "deep" / "features.npz", device="cpu", batch_size=4)
+    file = embed(
+        model, str(photos), tmp_path / "deep" / "features.npz", inference=InferenceOptions(device="cpu", batch_size=4)
+    )
     images = open_images(str(photos))
     with np.load(file, allow_pickle=False) as arrays:
         assert set(arrays) == {"features", "ids", "paths", "labels", "classes"}
@@ -74,13 +77,16 @@ def test_npz_holds_what_the_encoder_gives(model: str, photos: Path, tmp_path: Pa
 
 
 def test_npz_is_the_same_bytes_again(photos: Path, tmp_path: Path) -> None:
-    files = [embed("pixels", str(photos), tmp_path / f"{i}.npz", device="cpu") for i in range(2)]
+    files = [embed("pixels", str(photos), tmp_path / f"{i}.npz", inference=CPU) for i in range(2)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_images_without_classes_have_features_too(write: Write, noise: Noise, tmp_path: Path) -> None:
     folder = write({f"in/{i}.png": noise(i) for i in range(6)}) / "in"
-    with np.load(embed("pixels", str(folder), tmp_path / "f.npz", device="cpu", part="all"), allow_pickle=False) as f:
+    with np.load(
+        embed("pixels", str(folder), tmp_path / "f.npz", inference=CPU, part="all"),
+        allow_pickle=False,
+    ) as f:
         assert f["labels"].tolist() == [-1] * 6
         assert f["classes"].tolist() == []
         assert f["features"].shape == (6, 3 * 32 * 32)
@@ -88,7 +94,7 @@ def test_images_without_classes_have_features_too(write: Write, noise: Noise, tm
 
 def test_parquet_has_a_row_per_image(model: str, photos: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    table = parquet.read_table(embed(model, str(photos), tmp_path / "features.parquet", device="cpu"))
+    table = parquet.read_table(embed(model, str(photos), tmp_path / "features.parquet", inference=CPU))
     images = open_images(str(photos))
     assert table.column_names == ["id", "path", "label", "class", "features"]
     assert table["id"].to_pylist() == list(range(14))
@@ -102,7 +108,7 @@ def test_parquet_has_a_row_per_image(model: str, photos: Path, tmp_path: Path) -
 def test_parquet_without_labels_has_nulls(write: Write, noise: Noise, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     folder = write({f"in/{i}.png": noise(i) for i in range(3)}) / "in"
-    table = parquet.read_table(embed("pixels", str(folder), tmp_path / "f.parquet", device="cpu", part="all"))
+    table = parquet.read_table(embed("pixels", str(folder), tmp_path / "f.parquet", inference=CPU, part="all"))
     assert table["label"].to_pylist() == table["class"].to_pylist() == [None] * 3
 
 
@@ -136,7 +142,7 @@ def test_a_failed_write_leaves_the_old_file(photos: Path, tmp_path: Path, monkey
 
 def test_map_is_a_function_of_data_and_seed(tmp_path: Path) -> None:
     pictures = [
-        embed("pixels", "digits", tmp_path / f"{i}.png", device="cpu", points=60, seed=seed).read_bytes()
+        embed("pixels", "digits", tmp_path / f"{i}.png", inference=CPU, points=60, seed=seed).read_bytes()
         for i, seed in enumerate((0, 0, 1))
     ]
     assert pictures[0] == pictures[1] != pictures[2]
@@ -185,5 +191,5 @@ def test_map_of_many_classes_names_the_largest() -> None:
 def test_map_of_too_few_images_is_refused(write: Write, noise: Noise, tmp_path: Path) -> None:
     folder = write({f"in/{i}.png": noise(i) for i in range(4)}) / "in"
     with pytest.raises(UserError, match="at least 5 images, found 4"):
-        embed("pixels", str(folder), tmp_path / "map.png", device="cpu", part="all")
+        embed("pixels", str(folder), tmp_path / "map.png", inference=CPU, part="all")
     assert not (tmp_path / "map.png").exists()

@@ -15,6 +15,7 @@ from sklearn import metrics as reference
 
 from contrastive_core.app.report.page import to_image
 from contrastive_core.errors import UserError
+from contrastive_core.training import InferenceOptions
 from ssl_vision.cli import VERBS, main
 from ssl_vision.commands.evaluate import Evaluation, evaluate
 from ssl_vision.data import in_memory, open_images
@@ -22,10 +23,12 @@ from ssl_vision.evaluation.predictions import read_predictions
 from ssl_vision.evaluation.scores import ClassifierScore, read_classifier_score, score_classifier, to_json
 from ssl_vision.models.model_folder import load_classifier
 
+CPU = InferenceOptions(device="cpu")
+
 
 @pytest.fixture(scope="module")
 def result(digit_classifier: Path) -> Evaluation:
-    return evaluate(str(digit_classifier), "digits", batch_size=100, device="cpu")
+    return evaluate(str(digit_classifier), "digits", inference=InferenceOptions(batch_size=100, device="cpu"))
 
 
 def test_probabilities_are_those_of_the_classifier(result: Evaluation, digit_classifier: Path) -> None:
@@ -73,7 +76,7 @@ def test_files_hold_what_was_found(result: Evaluation, digit_classifier: Path) -
         with Image.open(file) as picture:
             assert min(picture.size) > 300
     before = [file.read_bytes() for file in result.written]
-    evaluate(str(digit_classifier), "digits", batch_size=100, device="cpu")
+    evaluate(str(digit_classifier), "digits", inference=InferenceOptions(batch_size=100, device="cpu"))
     assert [file.read_bytes() for file in result.written] == before
 
 
@@ -101,7 +104,7 @@ def digits_as_files(folder: Path, names: dict[int, str], *, count: int = 5) -> s
 def test_classes_are_matched_by_name(digit_classifier: Path, tmp_path: Path) -> None:
     # Three of the classes, whose numbers within the data are not those of the classifier.
     data = digits_as_files(tmp_path / "data", {7: "7", 2: "2", 9: "9"})
-    score = evaluate(str(digit_classifier), data, device="cpu", out=tmp_path / "out", name="few").score
+    score = evaluate(str(digit_classifier), data, inference=CPU, out=tmp_path / "out", name="few").score
     assert [c.images for c in score.per_class] == [0, 0, 5, 0, 0, 0, 0, 5, 0, 5]
     assert score.per_class[0].accuracy is None
     assert score.top1 > 60
@@ -118,24 +121,25 @@ def test_unknown_classes_are_one_clear_error(digit_classifier: Path, tmp_path: P
     with pytest.raises(
         UserError, match=r"1 classes that the classifier was not trained on \(seven\); its classes are 0, 1"
     ):
-        evaluate(str(digit_classifier), data, device="cpu")
+        evaluate(str(digit_classifier), data, inference=CPU)
 
 
 def test_images_without_labels_are_refused(digit_classifier: Path, tmp_path: Path) -> None:
     for i in range(2):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
     with pytest.raises(UserError, match="expected labels"):
-        evaluate(str(digit_classifier), str(tmp_path), part="train", device="cpu")
+        evaluate(str(digit_classifier), str(tmp_path), part="train", inference=CPU)
 
 
-@pytest.mark.parametrize("arguments", [{"bins": 0}, {"batch_size": 0}])
-def test_impossible_settings_are_refused(arguments: dict[str, int], digit_classifier: Path) -> None:
-    with pytest.raises(UserError, match="got bins="):
-        evaluate(str(digit_classifier), "digits", **arguments)  # type: ignore[arg-type]
+def test_impossible_settings_are_refused(digit_classifier: Path) -> None:
+    with pytest.raises(UserError, match="got bins=0"):
+        evaluate(str(digit_classifier), "digits", bins=0)
+    with pytest.raises(UserError, match="batch_size is 0; expected a whole number of at least 1"):
+        evaluate(str(digit_classifier), "digits", inference=InferenceOptions(batch_size=0))
 
 
 def test_a_model_folder_is_evaluated_into_its_run(digit_classifier: Path, result: Evaluation) -> None:
-    again = evaluate(str(digit_classifier / "model"), "digits", device="cpu")
+    again = evaluate(str(digit_classifier / "model"), "digits", inference=CPU)
     assert again.written[0] == digit_classifier / "evaluation" / "digits-test.json"
     assert again.score.confusion == result.score.confusion
 

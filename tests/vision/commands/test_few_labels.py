@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from contrastive_core.errors import UserError
-from contrastive_core.training import RunOptions
+from contrastive_core.training import InferenceOptions, RunOptions
 from ssl_vision.cli import main
 from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.few_labels import Candidate, _recommended, _Tried, few_labels
@@ -19,7 +19,9 @@ from ssl_vision.commands.make_splits import make_splits
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.models import EncoderOptions
-from ssl_vision.training.options import AugmentOptions, OptimizerOptions
+from ssl_vision.training.options import AugmentOptions, OptimizerOptions, PretrainingOptions
+
+CPU = InferenceOptions(device="cpu")
 
 QUIET = RunOptions(threads=1, log_every=10, device="cpu", progress=False)
 
@@ -28,7 +30,7 @@ QUIET = RunOptions(threads=1, log_every=10, device="cpu", progress=False)
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("few") / "run"
     pretrain(
-        "digits", run, epochs=3, batch_size=128, image_size=8, temperature=0.2,
+        "digits", run, training=PretrainingOptions(epochs=3, batch_size=128, image_size=8), temperature=0.2,
         encoder=EncoderOptions(width_multiplier=0.125),
         augment=AugmentOptions(flip=False, gray=0.0), optimizer=OptimizerOptions(name="sgd", lr=0.3), run=QUIET,
     )  # fmt: skip
@@ -45,11 +47,11 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_recommended_classifier_scores_what_the_table_says(pretrained: Path, labels: Path, tmp_path: Path) -> None:
     result = few_labels(
         str(pretrained), "digits", tmp_path, labels=labels / "5-per-class-draw0.json", methods=("linear", "finetune"),
-        epochs=2, folds=2, device="cpu",
+        epochs=2, folds=2, inference=CPU,
     )  # fmt: skip
     assert (result.labels, result.classes, result.test_images, result.test_part) == (50, 10, 364, "test")
     for candidate in result.candidates:
-        assert evaluate(str(tmp_path / candidate.method), "digits", device="cpu").score.top1 == pytest.approx(
+        assert evaluate(str(tmp_path / candidate.method), "digits", inference=CPU).score.top1 == pytest.approx(
             candidate.test
         )
         assert candidate.held_out == 50
@@ -64,7 +66,7 @@ def test_the_recommended_classifier_scores_what_the_table_says(pretrained: Path,
 
 def test_neighbours_score_what_knn_says(labels: Path, tmp_path: Path) -> None:
     file = labels / "5-per-class-draw0.json"
-    result = few_labels("pixels", "digits", tmp_path, labels=file, methods=("knn", "linear"), device="cpu")
+    result = few_labels("pixels", "digits", tmp_path, labels=file, methods=("knn", "linear"), inference=CPU)
     found = next(c for c in result.candidates if c.method == "knn")
     k = int(found.setting.removeprefix("k "))
     assert knn(
@@ -86,7 +88,7 @@ def test_test_images_choose_nothing(pretrained: Path, labels: Path, tmp_path: Pa
 
 def test_with_one_label_per_class_nothing_is_validated(labels: Path, tmp_path: Path) -> None:
     file = labels / "1-per-class-draw0.json"
-    result = few_labels("pixels", "digits", tmp_path, labels=file, methods=("linear", "knn"), device="cpu")
+    result = few_labels("pixels", "digits", tmp_path, labels=file, methods=("linear", "knn"), inference=CPU)
     assert [(c.validated, c.held_out) for c in result.candidates] == [(None, 0), (None, 0)]
     assert result.recommended == "linear"
 

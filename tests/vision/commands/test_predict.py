@@ -16,11 +16,14 @@ from pyarrow import parquet
 
 from contrastive_core.app.report.page import to_image
 from contrastive_core.errors import UserError
+from contrastive_core.training import InferenceOptions
 from ssl_vision.cli import main
 from ssl_vision.commands import predict as module
 from ssl_vision.commands.predict import predict
 from ssl_vision.data import in_memory, open_images
 from ssl_vision.models.model_folder import load_classifier
+
+CPU = InferenceOptions(device="cpu")
 
 
 def read(file: Path) -> list[dict[str, str]]:
@@ -48,7 +51,14 @@ def folder(tmp_path: Path) -> Path:
 
 def test_rows_are_the_classifier_s_answers(digit_classifier: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out.csv"
-    result = predict(str(digit_classifier), str(folder), out, top=3, probabilities=True, batch_size=7, device="cpu")
+    result = predict(
+        str(digit_classifier),
+        str(folder),
+        out,
+        top=3,
+        probabilities=True,
+        inference=InferenceOptions(batch_size=7, device="cpu"),
+    )
     rows = read(out)
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.is_file())
     assert [row["path"] for row in rows] == paths
@@ -67,7 +77,9 @@ def test_batch_size_changes_nothing(digit_classifier: Path, folder: Path, tmp_pa
     files = []
     for size in (1, 4, 100):
         files.append(tmp_path / f"{size}.csv")
-        predict(str(digit_classifier), str(folder), files[-1], batch_size=size, device="cpu")
+        predict(
+            str(digit_classifier), str(folder), files[-1], inference=InferenceOptions(batch_size=size, device="cpu")
+        )
     tables = [[(row["path"], row["class"]) for row in read(file)] for file in files]
     assert tables[0] == tables[1] == tables[2]
 
@@ -81,7 +93,7 @@ def test_odd_file_names_come_back_whole(digit_classifier: Path, tmp_path: Path) 
     raw = os.fsencode(tmp_path / "images") + b"/\xff.png"
     Path(os.fsdecode(raw)).write_bytes((tmp_path / "images" / "'.png").read_bytes())
     out = tmp_path / "out.csv"
-    predict(str(digit_classifier), str(tmp_path / "images"), out, device="cpu")
+    predict(str(digit_classifier), str(tmp_path / "images"), out, inference=CPU)
     found = [row["path"] for row in read(out)]
     assert "./=1+1.png" in found  # which no spreadsheet calculates
     assert sorted(path.removeprefix("./") for path in found) == sorted([*names, "\\udcff.png"])
@@ -114,7 +126,12 @@ def test_a_batch_of_bad_files_alone(digit_classifier: Path, tmp_path: Path) -> N
     (tmp_path / "images").mkdir()
     for i in range(5):
         (tmp_path / "images" / f"{i}.png").write_bytes(b"no")
-    result = predict(str(digit_classifier), str(tmp_path / "images"), tmp_path / "out.csv", batch_size=2, device="cpu")
+    result = predict(
+        str(digit_classifier),
+        str(tmp_path / "images"),
+        tmp_path / "out.csv",
+        inference=InferenceOptions(batch_size=2, device="cpu"),
+    )
     assert (result.images, result.unreadable) == (5, 5)
     assert len(read(tmp_path / "out.csv")) == 5
 
@@ -134,7 +151,13 @@ def test_a_stop_in_the_middle_leaves_the_old_file(
     decode = module.decode
     monkeypatch.setattr(module, "decode", stop)
     with pytest.raises(KeyboardInterrupt):
-        predict(str(digit_classifier), str(folder), out, batch_size=10, device="cpu", overwrite=True)
+        predict(
+            str(digit_classifier),
+            str(folder),
+            out,
+            inference=InferenceOptions(batch_size=10, device="cpu"),
+            overwrite=True,
+        )
     assert out.read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv"]
 
@@ -151,12 +174,14 @@ def test_images_are_read_batch_by_batch(
 
     decode = module.decode
     monkeypatch.setattr(module, "decode", record)
-    predict(str(digit_classifier), str(folder), tmp_path / "out.csv", batch_size=8, device="cpu")
+    predict(
+        str(digit_classifier), str(folder), tmp_path / "out.csv", inference=InferenceOptions(batch_size=8, device="cpu")
+    )
     assert sizes == [8, 8, 8, 1]
 
 
 def test_named_sets_and_manifests_are_classified_too(digit_classifier: Path, tmp_path: Path) -> None:
-    result = predict(str(digit_classifier), "digits", tmp_path / "out.csv", part="test", device="cpu")
+    result = predict(str(digit_classifier), "digits", tmp_path / "out.csv", part="test", inference=CPU)
     assert result.images == 364
     images = open_images("digits", split="test")
     rows = read(tmp_path / "out.csv")
@@ -167,13 +192,22 @@ def test_named_sets_and_manifests_are_classified_too(digit_classifier: Path, tmp
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"top": 0}, "1 to 10 classes"), ({"top": 11}, "got top=11"), ({"batch_size": 0}, "batch_size >= 1, got 0")],
+    [
+        (["--top", "0"], "1 to 10 classes"),
+        (["--top", "11"], "got top=11"),
+        (["--batch-size", "0"], "batch_size is 0; expected a whole number of at least 1"),
+    ],
 )
 def test_impossible_settings_are_refused(
-    arguments: dict[str, int], message: str, digit_classifier: Path, folder: Path, tmp_path: Path
+    arguments: list[str],
+    message: str,
+    digit_classifier: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(UserError, match=message):
-        predict(str(digit_classifier), str(folder), tmp_path / "out.csv", **arguments)  # type: ignore[arg-type]
+    assert main(["predict", str(digit_classifier), str(folder), str(tmp_path / "out.csv"), *arguments]) in (1, 2)
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -187,7 +221,7 @@ def test_a_folder_without_images_is_refused(digit_classifier: Path, tmp_path: Pa
 def test_images_of_kinds_that_are_not_read_have_rows(digit_classifier: Path, folder: Path, tmp_path: Path) -> None:
     (folder / "a" / "IMG_7.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     (folder / "IMG_8.CR2").write_bytes(b"II*\0\x10\0\0\0CR")
-    result = predict(str(digit_classifier), str(folder), tmp_path / "out.csv", device="cpu")
+    result = predict(str(digit_classifier), str(folder), tmp_path / "out.csv", inference=CPU)
     assert (result.images, result.unreadable) == (27, 2)
     rows = {row["path"]: row for row in read(tmp_path / "out.csv")}
     assert "found a HEIC image, which is not read" in rows["a/IMG_7.HEIC"]["error"]
@@ -199,7 +233,7 @@ def test_the_name_of_the_file_says_its_format(digit_classifier: Path, folder: Pa
     tables = {}
     for ending in (".csv", ".tsv", ".jsonl", ".parquet"):
         out = tmp_path / f"out{ending}"
-        predict(str(digit_classifier), str(folder), out, top=2, batch_size=7, device="cpu")
+        predict(str(digit_classifier), str(folder), out, top=2, inference=InferenceOptions(batch_size=7, device="cpu"))
         if ending == ".jsonl":
             tables[ending] = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         elif ending == ".parquet":
@@ -212,14 +246,14 @@ def test_the_name_of_the_file_says_its_format(digit_classifier: Path, folder: Pa
         for row, expected_row in zip(tables[ending], tables[".csv"], strict=True):
             assert {name: "" if value is None else str(value) for name, value in row.items()} == expected_row
     with pytest.raises(UserError, match=r"found the suffix '\.xlsx', expected one of \.csv, \.tsv, \.jsonl, \.parquet"):
-        predict(str(digit_classifier), str(folder), tmp_path / "out.xlsx", device="cpu")
+        predict(str(digit_classifier), str(folder), tmp_path / "out.xlsx", inference=CPU)
 
 
 def test_no_cell_is_a_formula(digit_classifier: Path, folder: Path, tmp_path: Path) -> None:
     source = next(folder.rglob("*.png"))
     for name in ("=cmd|' A0.png", "+1.png", "-x.png", "@sum.png"):
         (folder / name).write_bytes(source.read_bytes())
-    predict(str(digit_classifier), str(folder), tmp_path / "out.csv", device="cpu")
+    predict(str(digit_classifier), str(folder), tmp_path / "out.csv", inference=CPU)
     rows = read(tmp_path / "out.csv")
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row.values())
     assert all((folder / row["path"]).is_file() for row in rows)

@@ -21,7 +21,7 @@ from ssl_vision.data import in_memory, open_images
 from ssl_vision.methods import MomentumMemory, SimCLR
 from ssl_vision.models import EncoderOptions, resnet
 from ssl_vision.models.model_folder import load_encoder
-from ssl_vision.training.options import MemoryOptions, OptimizerOptions
+from ssl_vision.training.options import MemoryOptions, OptimizerOptions, PretrainingOptions
 from tests.vision.two_processes import losses_alone_and_together, metrics, over_processes, run_alone_and_together
 
 TINY = EncoderOptions(width_multiplier=0.125)
@@ -30,9 +30,14 @@ TINY = EncoderOptions(width_multiplier=0.125)
 def test_training_learns_and_leaves_a_model(tmp_path: Path) -> None:
     run = tmp_path / "run"
     model = pretrain(
-        "digits", run, epochs=8, batch_size=128, image_size=16, encoder=TINY, temperature=0.2, save_every=4,
-        optimizer=OptimizerOptions(lr=1.0, warmup_epochs=1), run=RunOptions(threads=1, log_every=4, device="cpu"),
-    )  # fmt: skip
+        "digits",
+        run,
+        training=PretrainingOptions(epochs=8, batch_size=128, image_size=16, save_every=4),
+        encoder=TINY,
+        temperature=0.2,
+        optimizer=OptimizerOptions(lr=1.0, warmup_epochs=1),
+        run=RunOptions(threads=1, log_every=4, device="cpu"),
+    )
     assert model == run / "model"
     records = metrics(run)
     assert records[0]["lr"] == 0.0
@@ -59,10 +64,14 @@ def test_features_of_real_images_get_better(tmp_path: Path, shared_data: Path) -
                 (photos / member.name).write_bytes(content.read())
     run = tmp_path / "run"
     pretrain(
-        str(photos), run, epochs=12, batch_size=128, encoder=EncoderOptions(width_multiplier=0.25), temperature=0.2,
-        save_every=12,
-        optimizer=OptimizerOptions(lr=1.0, warmup_epochs=2), run=RunOptions(precision="bf16-mixed", device="cpu"),
-    )  # fmt: skip
+        str(photos),
+        run,
+        training=PretrainingOptions(epochs=12, batch_size=128, save_every=12),
+        encoder=EncoderOptions(width_multiplier=0.25),
+        temperature=0.2,
+        optimizer=OptimizerOptions(lr=1.0, warmup_epochs=2),
+        run=RunOptions(precision="bf16-mixed", device="cpu"),
+    )
     before, after = (knn(str(folder), str(photos), k=20).top1 for folder in (run / "models" / "epoch-0000", run))
     assert after > before + 3
 
@@ -129,7 +138,7 @@ def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:
             "--memory.projections",
             "200",
         ),
-        *("--classes_per_batch", "3", "--images_per_class", "4", "--suncet.epochs", "0.5"),
+        *("--classes_per_batch", "3", "--images_per_class", "4", "--suncet.until-epoch", "0.5"),
     ]
     alone, together = run_alone_and_together(arguments, tmp_path)
     assert len(alone) == len(together) == 1433 // 128
@@ -145,18 +154,21 @@ def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": -1}, "epochs >= 1"),
-        ({"epochs": 0}, "needs a length"),
+        ({"training": PretrainingOptions(-1)}, "epochs >= 1"),
+        ({"training": PretrainingOptions()}, "needs a length"),
         ({"temperature": 0.0}, "temperature > 0"),
-        ({"batch_size": 5000}, "1433"),
-        ({"memory": MemoryOptions(projections=5), "batch_size": 0}, "batch_size is 0"),
+        ({"training": PretrainingOptions(1, batch_size=5000)}, "1433"),
+        (
+            {"memory": MemoryOptions(projections=5), "training": PretrainingOptions(1, batch_size=0)},
+            "batch_size is 0",
+        ),
         ({"data": "no-such-folder"}, "no such folder"),
         ({"part": "valid"}, "split 'valid'"),
         ({"optimizer": OptimizerOptions(warmup_epochs=10)}, "warmup_epochs is 10 in a run of 1 epochs"),
     ],
 )
 def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
-    settings: dict[str, object] = {"data": "digits", "encoder": TINY, "epochs": 1, **arguments}
+    settings: dict[str, object] = {"data": "digits", "encoder": TINY, "training": PretrainingOptions(1), **arguments}
     with pytest.raises(UserError, match=message):
         pretrain(out=tmp_path / "run", **settings)  # type: ignore[arg-type]
 

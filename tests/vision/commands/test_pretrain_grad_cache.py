@@ -16,7 +16,7 @@ from contrastive_core.training import RunOptions
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.methods import SimCLR
 from ssl_vision.models import EncoderOptions, resnet
-from ssl_vision.training.options import MemoryOptions, OptimizerOptions
+from ssl_vision.training.options import MemoryOptions, OptimizerOptions, PretrainingOptions
 from tests.vision.killed_runs import kill_after, outcome
 from tests.vision.two_processes import metrics, run_alone_and_together
 
@@ -26,10 +26,15 @@ QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
 
 def records(out: Path, **settings: Any) -> list[dict[str, float]]:
     pretrain(
-        "digits", out, epochs=1, batch_size=128, image_size=8, encoder=EncoderOptions(name=PLAIN),
-        memory=MemoryOptions(projections=200), optimizer=OptimizerOptions(lr=0.1, warmup_epochs=0), run=QUIET,
+        "digits",
+        out,
+        training=PretrainingOptions(epochs=1, batch_size=128, image_size=8),
+        encoder=EncoderOptions(name=PLAIN),
+        memory=MemoryOptions(projections=200),
+        optimizer=OptimizerOptions(lr=0.1, warmup_epochs=0),
+        run=QUIET,
         **settings,
-    )  # fmt: skip
+    )
     return metrics(out)
 
 
@@ -106,4 +111,10 @@ def test_the_head_sees_the_whole_batch() -> None:
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        pretrain("digits", tmp_path / "run", epochs=1, encoder=EncoderOptions(width_multiplier=0.125), **settings)
+        pretrain(
+            "digits",
+            tmp_path / "run",
+            training=PretrainingOptions(epochs=1),
+            encoder=EncoderOptions(width_multiplier=0.125),
+            **settings,
+        )

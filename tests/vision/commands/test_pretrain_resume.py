@@ -18,7 +18,7 @@ COMMAND = [
     *("--device", "cpu", "--threads", "1", "--seed", "3"),
 ]
 EVERYTHING = [
-    *("--classes_per_batch", "4", "--images_per_class", "5", "--suncet.epochs", "4.5"),
+    *("--classes_per_batch", "4", "--images_per_class", "5", "--suncet.until-epoch", "4.5"),
     *("--memory.projections", "500", "--memory.decay", "0.9"),
 ]
 

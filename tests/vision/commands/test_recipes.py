@@ -41,16 +41,16 @@ def test_the_command_takes_them(name: str, capsys: pytest.CaptureFixture[str]) -
 )
 def test_suncet_is_compared_at_equal_inputs(name: str, plain: str, steps: int | None) -> None:
     ours, theirs = recipe(name), recipe(plain)
-    inputs = 2 * ours["batch_size"] + SuNCEtOptions(**ours["suncet"]).batch_size
-    assert inputs == 2 * theirs["batch_size"]
+    inputs = 2 * ours["training"]["batch_size"] + SuNCEtOptions(**ours["suncet"]).batch_size
+    assert inputs == 2 * theirs["training"]["batch_size"]
     if steps:
-        lengths = [r["epochs"] * (steps // r["batch_size"]) for r in (ours, theirs)]
+        lengths = [r["epochs"] * (steps // r["batch_size"]) for r in (ours["training"], theirs["training"])]
         assert lengths[0] == pytest.approx(lengths[1], rel=0.03)
 
 
 def test_peak_learning_rates_of_the_papers() -> None:
     imagenet = recipe("suncet-imagenet")
-    inputs = 2 * imagenet["batch_size"] + SuNCEtOptions(**imagenet["suncet"]).batch_size
+    inputs = 2 * imagenet["training"]["batch_size"] + SuNCEtOptions(**imagenet["suncet"]).batch_size
     assert scaled_lr(imagenet["optimizer"]["lr"], inputs // 2) == pytest.approx(4.8)
     second = recipe("simclrv2-imagenet")
-    assert scaled_lr(second["optimizer"]["lr"], second["batch_size"], "sqrt") == pytest.approx(6.4)
+    assert scaled_lr(second["optimizer"]["lr"], second["training"]["batch_size"], "sqrt") == pytest.approx(6.4)

@@ -14,9 +14,16 @@ from contrastive_core.training import Run, RunOptions
 from ssl_vision.augment import SimCLRAugment
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import ImageSet, open_images
+from ssl_vision.data.dataset import UnlabelledReadOptions
 from ssl_vision.models import EncoderOptions
 from ssl_vision.training.loading import Feed, open_labelled
-from ssl_vision.training.options import AugmentOptions, MemoryOptions, OptimizerOptions, SuNCEtOptions
+from ssl_vision.training.options import (
+    AugmentOptions,
+    MemoryOptions,
+    OptimizerOptions,
+    PretrainingOptions,
+    SuNCEtOptions,
+)
 from tests.vision.two_processes import metrics
 
 TINY = EncoderOptions(width_multiplier=0.125)
@@ -45,14 +52,14 @@ def feed(tmp_path: Path, labelled: ImageSet, suncet: SuNCEtOptions) -> Feed:
     with Run(tmp_path / "run", config={}, command="test", options=ONE_THREAD) as run:
         return Feed(
             run, open_images("digits"), labelled, suncet, epochs=4, batch_size=700,
-            augment=SimCLRAugment(8), load="files", max_bad=0.0,
+            augment=SimCLRAugment(8), read=UnlabelledReadOptions(load="files", max_bad=0.0),
         )  # fmt: skip
 
 
 @pytest.mark.parametrize(("code", "labelled_steps"), [("release", 3), ("today", 8)])
 def test_labelled_images_are_read_while_suncet_is_on(tmp_path: Path, code: str, labelled_steps: int) -> None:
     images = Watched(open_images("digits"))
-    options = SuNCEtOptions(classes_per_batch=4, images_per_class=5, epochs=1.5, code=code)  # type: ignore[arg-type]
+    options = SuNCEtOptions(classes_per_batch=4, images_per_class=5, until_epoch=1.5, code=code)  # type: ignore[arg-type]
     source = feed(tmp_path, images, options)
     assert (source.total_steps, source.suncet_steps, source.labelled_steps) == (8, 3, labelled_steps)
     for step in range(8):
@@ -70,9 +77,9 @@ def test_labelled_images_are_read_while_suncet_is_on(tmp_path: Path, code: str, 
 
 
 def test_a_run_shorter_than_suncet_is_said(tmp_path: Path) -> None:
-    options = SuNCEtOptions(classes_per_batch=4, images_per_class=5, epochs=100)
+    options = SuNCEtOptions(classes_per_batch=4, images_per_class=5, until_epoch=100)
     summary = feed(tmp_path, open_images("digits"), options).summary
-    assert summary.endswith("; SuNCEt in all 4 epochs, because the run is shorter than suncet.epochs (100)")
+    assert summary.endswith("; SuNCEt in all 4 epochs, because the run is shorter than suncet.until_epoch (100)")
 
 
 def test_a_repeated_image_comes_in_another_view(tmp_path: Path) -> None:
@@ -96,10 +103,14 @@ def test_suncet_beside_simclr(tmp_path: Path) -> None:
     runs = {}
     for name, suncet in kinds.items():
         pretrain(
-            "digits", tmp_path / name, epochs=1, batch_size=256 - suncet.batch_size // 2, image_size=8, encoder=TINY,
-            optimizer=OptimizerOptions(warmup_epochs=0.5), suncet=suncet,
+            "digits",
+            tmp_path / name,
+            training=PretrainingOptions(epochs=1, batch_size=256 - suncet.batch_size // 2, image_size=8),
+            encoder=TINY,
+            optimizer=OptimizerOptions(warmup_epochs=0.5),
+            suncet=suncet,
             run=RunOptions(threads=1, log_every=1, device="cpu", progress=False, precision="bf16-mixed"),
-        )  # fmt: skip
+        )
         runs[name] = metrics(tmp_path / name)
     with_labels, without = runs["suncet"], runs["simclr"]
     assert (len(with_labels), len(without)) == (1433 // 176, 1433 // 256)
@@ -113,7 +124,7 @@ def test_suncet_beside_simclr(tmp_path: Path) -> None:
 
 def test_suncet_alone_learns_the_classes(tmp_path: Path) -> None:
     pretrain(
-        "digits", tmp_path / "run", epochs=2, batch_size=0, image_size=8, encoder=TINY,
+        "digits", tmp_path / "run", training=PretrainingOptions(epochs=2, batch_size=0, image_size=8), encoder=TINY,
         augment=AugmentOptions(jitter=0.0, gray=0.0, flip=False), temperature=0.2,
         suncet=SuNCEtOptions(classes_per_batch=5, images_per_class=8, weight=2.0, label_smoothing=0.1), run=ONE_THREAD,
     )  # fmt: skip
@@ -144,10 +155,13 @@ def test_labels_that_are_not_listed_change_nothing(tmp_path: Path) -> None:
                 open_labelled(SuNCEtOptions(labels=tmp_path / "labels.txt"), str(tmp_path / "data.csv"), split="train")
             continue
         pretrain(
-            str(tmp_path / "data.csv"), tmp_path / name, epochs=2, batch_size=16, image_size=8, encoder=TINY,
+            str(tmp_path / "data.csv"),
+            tmp_path / name,
+            training=PretrainingOptions(epochs=2, batch_size=16, image_size=8),
+            encoder=TINY,
             suncet=SuNCEtOptions(classes_per_batch=3, images_per_class=2, labels=tmp_path / "labels.txt"),
             run=ONE_THREAD,
-        )  # fmt: skip
+        )
         outcomes.append(
             [(tmp_path / name / file).read_bytes() for file in ("metrics.jsonl", "model/model.safetensors")]
         )
@@ -161,9 +175,13 @@ def test_labelled_images_may_lie_elsewhere(tmp_path: Path) -> None:
     for i in range(40):
         Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / "photos" / f"{i}.png")
     pretrain(
-        str(tmp_path / "photos"), tmp_path / "run", epochs=1, batch_size=20, image_size=8, encoder=TINY, suncet=suncet,
+        str(tmp_path / "photos"),
+        tmp_path / "run",
+        training=PretrainingOptions(epochs=1, batch_size=20, image_size=8),
+        encoder=TINY,
+        suncet=suncet,
         run=ONE_THREAD,
-    )  # fmt: skip
+    )
     assert [record["inputs"] for record in metrics(tmp_path / "run")] == [56, 112]
     with pytest.raises(UserError, match="found images without"):
         open_labelled(SuNCEtOptions(classes_per_batch=2), str(tmp_path / "photos"), split="train")
@@ -175,7 +193,7 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
         ({"images_per_class": 1}, "images_per_class 1"),
         ({"weight": -1.0}, "weight is -1.0; expected at least 0"),
         ({"temperature": 0.0}, "temperature is 0.0; expected more than 0"),
-        ({"epochs": -1.0}, "epochs is -1.0"),
+        ({"until_epoch": -1.0}, "until_epoch is -1.0"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
     ):
         with pytest.raises(UserError, match=message):
@@ -183,15 +201,24 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
     for settings, batch_size, message in (
         ({"classes_per_batch": 11}, 16, "suncet.classes_per_batch .* of 10 classes, but batches of 11"),
         ({"classes_per_batch": 10, "images_per_class": 200}, 0, "found 1433 images, but a step takes 2000"),
-        ({"classes_per_batch": 10, "epochs": 1.0}, 0, "0 with suncet in all epochs"),
+        ({"classes_per_batch": 10, "until_epoch": 1.0}, 0, "0 with suncet in all epochs"),
         ({}, 0, "batch_size is 0"),
     ):
         with pytest.raises(UserError, match=message):
             pretrain(
-                "digits", tmp_path / "run", epochs=2, batch_size=batch_size, suncet=SuNCEtOptions(**settings),  # type: ignore[arg-type]
+                "digits",
+                tmp_path / "run",
+                training=PretrainingOptions(epochs=2, batch_size=batch_size),
+                suncet=SuNCEtOptions(**settings),  # type: ignore[arg-type]
                 run=ONE_THREAD,
-            )  # fmt: skip
+            )
     with pytest.raises(UserError, match="is 5 with SuNCEt alone"):
-        pretrain("digits", tmp_path / "run", epochs=2, batch_size=0, suncet=SuNCEtOptions(10), memory=MemoryOptions(5))
+        pretrain(
+            "digits",
+            tmp_path / "run",
+            training=PretrainingOptions(epochs=2, batch_size=0),
+            suncet=SuNCEtOptions(10),
+            memory=MemoryOptions(5),
+        )
     with pytest.raises(UserError, match="of at least 0 and less than 1"):
         MemoryOptions(5, decay=1.0)

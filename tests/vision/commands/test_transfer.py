@@ -23,6 +23,7 @@ from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.labels.choose import hold_out
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import load_encoder
+from ssl_vision.training.options import PretrainingOptions
 
 
 def write_digits(folder: Path, counts: dict[str, int], *, classes: int = 4) -> Path:
@@ -41,9 +42,12 @@ def write_digits(folder: Path, counts: dict[str, int], *, classes: int = 4) -> P
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("transfer") / "run"
     pretrain(
-        "digits", out, epochs=1, batch_size=128, image_size=8, encoder=EncoderOptions(width_multiplier=0.0625),
+        "digits",
+        out,
+        training=PretrainingOptions(epochs=1, batch_size=128, image_size=8),
+        encoder=EncoderOptions(width_multiplier=0.0625),
         run=RunOptions(device="cpu", threads=1, progress=False),
-    )  # fmt: skip
+    )
     return str(out)
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from contrastive_core.errors import UserError
-from contrastive_core.training import RunOptions
+from contrastive_core.training import InferenceOptions, RunOptions
 from ssl_vision.augment import CropFlip, EvalTransform, SimCLRAugment
 from ssl_vision.checks import examine
 from ssl_vision.commands.embed import embed
@@ -26,7 +26,9 @@ from ssl_vision.data.decode import read_image
 from ssl_vision.models import EncoderOptions, build_encoder
 from ssl_vision.models.model_folder import load_encoder
 from ssl_vision.training.finetuning import finetune
-from ssl_vision.training.options import OptimizerOptions
+from ssl_vision.training.options import FinetuningOptions, OptimizerOptions, PretrainingOptions
+
+CPU = InferenceOptions(device="cpu")
 
 QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
 
@@ -133,18 +135,24 @@ def test_from_files_of_13_channels_to_a_classifier(tmp_path: Path) -> None:
     assert [finding.kind for finding in examine(data).errors] == ["unreadable"]
     encoder = EncoderOptions(width_multiplier=0.125, image_channels=13)
     model = pretrain(
-        str(data), tmp_path / "pre", epochs=2, batch_size=16, image_size=16, encoder=encoder,
-        optimizer=OptimizerOptions(name="sgd", lr=0.1), run=QUIET,
-    )  # fmt: skip
+        str(data),
+        tmp_path / "pre",
+        training=PretrainingOptions(epochs=2, batch_size=16, image_size=16),
+        encoder=encoder,
+        optimizer=OptimizerOptions(name="sgd", lr=0.1),
+        run=QUIET,
+    )
     assert len(load_encoder(str(model)).encoder.mean) == 13
     finetune(
-        str(model), str(data), tmp_path / "tuned", epochs=20, batch_size=16,
+        str(model), str(data), tmp_path / "tuned", training=FinetuningOptions(epochs=20, batch_size=16),
         optimizer=OptimizerOptions(name="sgd", lr=0.5, warmup_epochs=0, weight_decay=0), run=QUIET,
     )  # fmt: skip
-    assert evaluate(str(tmp_path / "tuned"), str(data), device="cpu").score.top1 >= 90
-    assert predict(str(tmp_path / "tuned"), str(data / "test"), tmp_path / "out.csv", device="cpu").unreadable == 0
-    embed(str(model), str(data), tmp_path / "features.npz", device="cpu")
+    assert evaluate(str(tmp_path / "tuned"), str(data), inference=CPU).score.top1 >= 90
+    assert predict(str(tmp_path / "tuned"), str(data / "test"), tmp_path / "out.csv", inference=CPU).unreadable == 0
+    embed(str(model), str(data), tmp_path / "features.npz", inference=CPU)
     assert report(tmp_path / "pre", device="cpu").stat().st_size > 10_000
     export(str(tmp_path / "tuned"), tmp_path / "model.pt2")
     with pytest.raises(UserError, match=r"13 channels"):
-        pretrain(str(data), tmp_path / "rgb", epochs=1, batch_size=16, image_size=16, run=QUIET)
+        pretrain(
+            str(data), tmp_path / "rgb", training=PretrainingOptions(epochs=1, batch_size=16, image_size=16), run=QUIET
+        )

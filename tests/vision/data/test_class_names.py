@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from contrastive_core.training import RunOptions
+from contrastive_core.training import InferenceOptions, RunOptions
 from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.predict import predict
 from ssl_vision.commands.report import report
 from ssl_vision.data.class_names import find_class_names
 from ssl_vision.models import EncoderOptions
 from ssl_vision.training.finetuning import finetune
+from ssl_vision.training.options import FinetuningOptions
 
 WNIDS = ["n01440764", "n02102040", "n03028079"]
 
@@ -63,9 +64,21 @@ def test_a_classifier_says_the_names(write, noise, tmp_path: Path) -> None:
     root = write({**files, "words.txt": b"n01440764\ttench, Tinca tinca\nn02102040\t=springer\n"})
     run, options = tmp_path / "run", RunOptions(device="cpu", threads=1, progress=False)
     finetune(
-        "none", str(root), run, encoder=EncoderOptions(width_multiplier=0.125), image_size=8, epochs=1, run=options
+        "none",
+        str(root),
+        run,
+        encoder=EncoderOptions(width_multiplier=0.125),
+        training=FinetuningOptions(image_size=8, epochs=1),
+        run=options,
     )
-    predict(str(run), str(root / "test"), tmp_path / "out.csv", top=2, probabilities=True, device="cpu")
+    predict(
+        str(run),
+        str(root / "test"),
+        tmp_path / "out.csv",
+        top=2,
+        probabilities=True,
+        inference=InferenceOptions(device="cpu"),
+    )
     with (tmp_path / "out.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     names = {"n01440764": "tench", "n02102040": "'=springer"}  # what a spreadsheet would take for a formula
@@ -74,6 +87,6 @@ def test_a_classifier_says_the_names(write, noise, tmp_path: Path) -> None:
         assert row["name_2"] == names[row["class_2"]]
         assert float(row["probability"]) >= float(row["probability_2"]) > 0
         assert float(row[f"p({row['class']})"]) == float(row["probability"])
-    assert "tench" in str(evaluate(str(run), str(root), device="cpu"))
+    assert "tench" in str(evaluate(str(run), str(root), inference=InferenceOptions(device="cpu")))
     page = report(run, device="cpu").read_text()
     assert "tench" in page

@@ -21,6 +21,7 @@ from ssl_vision.importing.simclr import _architecture, _in_order, by_name, by_ob
 from ssl_vision.importing.tensorflow import Node, ObjectGraph
 from ssl_vision.models import EncoderOptions, resnet
 from ssl_vision.models.model_folder import load_classifier, load_encoder, load_simclr
+from ssl_vision.training.options import FinetuningOptions
 
 FILES = Path(__file__).parent / "tensorflow_files"
 
@@ -105,9 +106,13 @@ def test_imported_models_are_fine_tuned_from_their_head_and_exported(official: P
     import_checkpoint(official, tmp_path / "imported", image_size=16)
     before = load_simclr(str(tmp_path / "imported"))
     finetune(
-        str(tmp_path / "imported"), "digits", tmp_path / "tuned", from_layer=1, epochs=1, batch_size=512,
+        str(tmp_path / "imported"),
+        "digits",
+        tmp_path / "tuned",
+        from_layer=1,
+        training=FinetuningOptions(epochs=1, batch_size=512),
         run=RunOptions(device="cpu", progress=False),
-    )  # fmt: skip
+    )
     tuned = load_classifier(str(tmp_path / "tuned"), device="cpu").model
     kept = tuned.neck[0].get_submodule("linear").weight
     start = before.head.layers[0].get_submodule("linear").weight

@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.training import RunOptions
+from contrastive_core.training import InferenceOptions, RunOptions
 from contrastive_core.training.weights import read_tensors
 from ssl_vision.augment import EvalTransform
 from ssl_vision.cli import main
@@ -33,7 +33,15 @@ from ssl_vision.models.encoder import Normalized
 from ssl_vision.models.model_folder import load_classifier, load_encoder, load_pretrained, open_start
 from ssl_vision.models.pretrained import load_weights
 from ssl_vision.training.finetuning import finetune
-from ssl_vision.training.options import AugmentOptions, OptimizerOptions, build_optimizer, layer_depths
+from ssl_vision.training.options import (
+    AugmentOptions,
+    DistillationOptions,
+    FinetuningOptions,
+    OptimizerOptions,
+    PretrainingOptions,
+    build_optimizer,
+    layer_depths,
+)
 
 QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
 IMAGENET = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -96,7 +104,7 @@ def test_features_are_the_source_s_through_every_command(name: str, size: int, t
         for encoder in (loaded.encoder, started.encoder, imported.encoder.eval()):
             torch.testing.assert_close(encoder(images), expected(images), atol=1e-5, rtol=1e-4)
     data = write({f"photos/{i}.png": noise(i, size=(size + 8, size)) for i in range(3)}) / "photos"
-    embed(str(tmp_path / "imported"), str(data), tmp_path / "b.npz", device="cpu")
+    embed(str(tmp_path / "imported"), str(data), tmp_path / "b.npz", inference=InferenceOptions(device="cpu"))
     images_there = open_images(data)
     pictures = EvalTransform(size)([images_there.read(i) for i in range(3)])
     np.testing.assert_allclose(np.load(tmp_path / "b.npz")["features"], expected(pictures), atol=1e-5, rtol=1e-3)
@@ -110,7 +118,7 @@ def test_pre_training_goes_on_from_a_file_and_begins_with_its_features(tmp_path:
     run = tmp_path / "run"
     data = str(write({f"photos/{i}.png": noise(i, size=(40, 36)) for i in range(4)}) / "photos")
     pretrain(
-        data, run, epochs=1, batch_size=4, image_size=size, encoder=encoder, save_every=1,
+        data, run, training=PretrainingOptions(epochs=1, batch_size=4, image_size=size, save_every=1), encoder=encoder,
         augment=AugmentOptions(flip=False),
         optimizer=OptimizerOptions(name="adamw", lr=1e-4, weight_decay=0.05, layer_decay=0.75), run=QUIET,
     )  # fmt: skip
@@ -134,20 +142,23 @@ def test_a_classifier_and_a_student_start_from_a_file(tmp_path: Path, write, noi
     encoder = EncoderOptions(name="torchvision:resnet18", weights=tmp_path / "net.pth")
     places = [f"photos/{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab" for i in "12"]
     data = str(write({place: noise(number) for number, place in enumerate(places)}) / "photos")
-    settings = {"epochs": 1, "batch_size": 4, "image_size": 8, "encoder": encoder, "run": QUIET}
     finetune(
         "none",
         data,
         tmp_path / "tuned",
+        training=FinetuningOptions(1, batch_size=4, image_size=8),
+        encoder=encoder,
         optimizer=OptimizerOptions(name="sgd", lr=1e-6, warmup_epochs=0),
-        **settings,
+        run=QUIET,
     )
     distill(
         str(tmp_path / "tuned"),
         data,
         tmp_path / "student",
+        training=DistillationOptions(1, batch_size=4, image_size=8),
+        encoder=encoder,
         optimizer=OptimizerOptions(name="sgd", lr=1e-6),
-        **settings,
+        run=QUIET,
     )
     for run in ("tuned", "student"):
         found = load_classifier(str(tmp_path / run), device="cpu").model.encoder.state_dict()
@@ -163,7 +174,9 @@ def test_few_labels_compares_classifiers_on_a_network_from_a_file(tmp_path: Path
     encoder = EncoderOptions(name="torchvision:resnet18", weights=tmp_path / "net.pth")
     places = [f"photos/{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab" for i in "123"]
     data = str(write({place: noise(number, size=(32, 32)) for number, place in enumerate(places)}) / "photos")
-    result = few_labels("none", data, tmp_path / "few", encoder=encoder, epochs=1, device="cpu")
+    result = few_labels(
+        "none", data, tmp_path / "few", encoder=encoder, epochs=1, inference=InferenceOptions(device="cpu")
+    )
     assert [c.method for c in result.candidates] == ["linear", "knn", "finetune"]
     found = load_classifier(str(tmp_path / "few" / "linear"), device="cpu").model.encoder.state_dict()
     assert torch.equal(found["net.module.conv1.weight"], whole.conv1.weight)
@@ -185,9 +198,15 @@ def test_low_rank_updates_are_all_that_is_trained(name: str, tmp_path: Path, wri
         small = lambda *_, **__: torchvision.models.VisionTransformer(size, 16, 2, 2, 32, 64)  # noqa: E731
         patch.setattr(torchvision.models, "get_model", small)
         finetune(
-            "none", data, tmp_path / "run", encoder=encoder, image_size=size, lora_rank=2, epochs=3, batch_size=4,
-            optimizer=OptimizerOptions(name="adamw", lr=0.05, warmup_epochs=0), run=QUIET,
-        )  # fmt: skip
+            "none",
+            data,
+            tmp_path / "run",
+            encoder=encoder,
+            training=FinetuningOptions(image_size=size, epochs=3, batch_size=4),
+            lora_rank=2,
+            optimizer=OptimizerOptions(name="adamw", lr=0.05, warmup_epochs=0),
+            run=QUIET,
+        )
         found = load_classifier(str(tmp_path / "run"), device="cpu").model
     after = {key.removeprefix("net.module."): value for key, value in found.encoder.state_dict().items()}
     before = {key: value for key, value in whole.state_dict().items() if key in after}
@@ -212,7 +231,13 @@ def test_low_rank_updates_are_all_that_is_trained(name: str, tmp_path: Path, wri
 def test_low_rank_updates_of_convolutions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lora_rank needs an encoder with linear layers"):
         finetune(
-            "none", "digits", tmp_path, encoder=EncoderOptions(width_multiplier=0.125), lora_rank=4, epochs=1, run=QUIET
+            "none",
+            "digits",
+            tmp_path,
+            encoder=EncoderOptions(width_multiplier=0.125),
+            lora_rank=4,
+            training=FinetuningOptions(epochs=1),
+            run=QUIET,
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from contrastive_core.app.report.figures import confusion_figure, to_inline_svg
 from contrastive_core.errors import UserError
 from contrastive_core.metrics import Calibration
-from contrastive_core.training import RunOptions
+from contrastive_core.training import InferenceOptions, RunOptions
 from ssl_vision.commands.distill import distill
 from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.knn import knn
@@ -28,7 +28,7 @@ from ssl_vision.reports.classifier_sections import constant_prediction, most_con
 from ssl_vision.reports.comparison import collect, compare_predictions, comparison_figure, group_of
 from ssl_vision.reports.run_folder import count_labels, open_run, read_evaluations
 from ssl_vision.training.finetuning import finetune
-from ssl_vision.training.options import OptimizerOptions
+from ssl_vision.training.options import DistillationOptions, FinetuningOptions, OptimizerOptions
 from tests.pages import Page, assert_stands_alone, read
 
 FAST = OptimizerOptions(name="sgd", lr=0.8, warmup_epochs=0.0, weight_decay=0.0)
@@ -43,15 +43,26 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = EncoderOptions(width_multiplier=0.125)
     for name, labels, epochs in (("few", folder / "labels" / "20-per-class-draw0.json", 12), ("all", None, 2)):
         finetune(
-            "none", "digits", folder / "runs" / name, labels=labels, encoder=encoder, image_size=8, epochs=epochs,
-            batch_size=50, optimizer=FAST, run=RUN,
-        )  # fmt: skip
+            "none",
+            "digits",
+            folder / "runs" / name,
+            labels=labels,
+            encoder=encoder,
+            training=FinetuningOptions(image_size=8, epochs=epochs, batch_size=50),
+            optimizer=FAST,
+            run=RUN,
+        )
     distill(
-        str(folder / "runs" / "few"), "digits", folder / "runs" / "student", encoder=encoder, epochs=2, batch_size=100,
-        optimizer=FAST, run=RUN,
-    )  # fmt: skip
+        str(folder / "runs" / "few"),
+        "digits",
+        folder / "runs" / "student",
+        encoder=encoder,
+        training=DistillationOptions(epochs=2, batch_size=100),
+        optimizer=FAST,
+        run=RUN,
+    )
     for name in ("few", "all", "student"):
-        evaluate(str(folder / "runs" / name), "digits", device="cpu")
+        evaluate(str(folder / "runs" / name), "digits", inference=InferenceOptions(device="cpu"))
     return folder / "runs"
 
 

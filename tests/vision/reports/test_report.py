@@ -34,7 +34,7 @@ from ssl_vision.reports.figures import pretraining_panels
 from ssl_vision.reports.run_folder import open_run, read_scores
 from ssl_vision.reports.sections import accuracy_curves, by_protocol
 from ssl_vision.reports.sheets import choose_bank, choose_images, draw_views, find_neighbours, nearest
-from ssl_vision.training.options import AugmentOptions, MemoryOptions, SuNCEtOptions
+from ssl_vision.training.options import AugmentOptions, MemoryOptions, PretrainingOptions, SuNCEtOptions
 from tests.pages import Page, assert_stands_alone, read
 
 EPOCHS, BATCH = 3, 48
@@ -68,10 +68,13 @@ def recorded(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SimCLRAugment, "forward", record)
         pretrain(
-            data, run, epochs=EPOCHS, batch_size=BATCH, image_size=16, encoder=EncoderOptions(width_multiplier=0.125),
-            augment=AugmentOptions(flip=False, blur=True), save_every=2,
+            data,
+            run,
+            training=PretrainingOptions(epochs=EPOCHS, batch_size=BATCH, image_size=16, save_every=2),
+            encoder=EncoderOptions(width_multiplier=0.125),
+            augment=AugmentOptions(flip=False, blur=True),
             run=RunOptions(device="cpu", threads=1, progress=False, seed=5, log_every=2),
-        )  # fmt: skip
+        )
     views: dict[tuple[int, int], list[Tensor]] = {}
     per_epoch = len(calls) // EPOCHS
     for number, (ids, drawn) in enumerate(calls):
@@ -329,7 +332,7 @@ def test_first_and_last_point_of_a_curve_are_drawn_whole() -> None:
 @pytest.mark.parametrize("batch_size", [48, 0], ids=["beside SimCLR", "alone"])
 def test_suncet_has_a_curve_of_its_own(batch_size: int, data: str, tmp_path: Path) -> None:
     pretrain(
-        data, tmp_path / "run", epochs=2, batch_size=batch_size, image_size=8,
+        data, tmp_path / "run", training=PretrainingOptions(epochs=2, batch_size=batch_size, image_size=8),
         encoder=EncoderOptions(width_multiplier=0.0625),
         suncet=SuNCEtOptions(classes_per_batch=10, images_per_class=3),
         run=RunOptions(device="cpu", threads=1, progress=False, log_every=1),
@@ -348,9 +351,13 @@ def test_suncet_has_a_curve_of_its_own(batch_size: int, data: str, tmp_path: Pat
 
 def test_a_memory_is_said_and_counts_by_chance(data: str, tmp_path: Path) -> None:
     pretrain(
-        data, tmp_path / "run", epochs=1, batch_size=16, image_size=8, encoder=EncoderOptions(width_multiplier=0.0625),
-        memory=MemoryOptions(projections=32), run=RunOptions(device="cpu", threads=1, progress=False, log_every=1),
-    )  # fmt: skip
+        data,
+        tmp_path / "run",
+        training=PretrainingOptions(epochs=1, batch_size=16, image_size=8),
+        encoder=EncoderOptions(width_multiplier=0.0625),
+        memory=MemoryOptions(projections=32),
+        run=RunOptions(device="cpu", threads=1, progress=False, log_every=1),
+    )
     settings = open_run(tmp_path / "run").settings
     loss, accuracy, _ = pretraining_panels(settings.batch_size, memory=settings.memory)
     assert loss.chance == pytest.approx(np.log(15 + 16 + 32))

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
 from contrastive_core.optim import scaled_lr
-from contrastive_core.training import Batches, RunOptions
+from contrastive_core.training import Batches, InferenceOptions, RunOptions
 from ssl_vision.cli import main
 from ssl_vision.commands.distill import distill
 from ssl_vision.commands.evaluate import evaluate
@@ -39,10 +39,20 @@ from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import load_classifier, load_pretrained, open_start
 from ssl_vision.training.finetuning import finetune
 from ssl_vision.training.loading import Crops
-from ssl_vision.training.options import HeadOptions, OptimizerOptions, build_optimizer
+from ssl_vision.training.options import (
+    DistillationOptions,
+    FinetuningOptions,
+    HeadOptions,
+    OptimizerOptions,
+    PretrainingOptions,
+    ValidationOptions,
+    build_optimizer,
+)
 from ssl_vision.training.setup import plan_budget
 from tests.vision.killed_runs import outcome, run_killed
 from tests.vision.two_processes import losses_alone_and_together, metrics, over_processes, run_alone_and_together
+
+CPU = InferenceOptions(device="cpu")
 
 TINY = EncoderOptions(width_multiplier=0.125)
 QUIET = RunOptions(threads=1, log_every=1, device="cpu", progress=False)
@@ -53,9 +63,15 @@ FAST = OptimizerOptions(name="sgd", lr=0.2, warmup_epochs=0.0, weight_decay=0.0)
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("pre") / "run"
     pretrain(
-        "digits", run, epochs=2, batch_size=128, image_size=8, temperature=0.2, encoder=TINY,
-        head=HeadOptions(layers=3, out_features=32), optimizer=OptimizerOptions(lr=1.0, warmup_epochs=0), run=QUIET,
-    )  # fmt: skip
+        "digits",
+        run,
+        training=PretrainingOptions(epochs=2, batch_size=128, image_size=8),
+        temperature=0.2,
+        encoder=TINY,
+        head=HeadOptions(layers=3, out_features=32),
+        optimizer=OptimizerOptions(lr=1.0, warmup_epochs=0),
+        run=QUIET,
+    )
     return run
 
 
@@ -78,7 +94,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_recipes_are_the_papers(recipe: str, batch: int, peak: float, settings: tuple[str, float, int]) -> None:
     content = yaml.safe_load((importlib.resources.files("ssl_vision.configs") / f"{recipe}.yaml").read_text())
     options = OptimizerOptions(**content["optimizer"])
-    assert content["batch_size"] == batch
+    assert content["training"]["batch_size"] == batch
     assert scaled_lr(options.lr, batch, rule=options.scaling) == pytest.approx(peak)
     assert (options.name, options.weight_decay, content["from_layer"]) == settings
     assert (options.momentum, options.warmup_epochs) == (0.9, 0)
@@ -115,10 +131,20 @@ def test_lars_adapts_all_weights_but_those_of_the_linear_layer() -> None:
 def test_everything_is_trained_from_the_pretrained_weights(pretrained: Path, labels: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     file = labels / "10percent-draw0.json"
-    assert finetune(
-        str(pretrained), "digits", run, labels=file, validate_on=str(labels / "validation.json"), validate_every=2,
-        from_layer=1, epochs=4, batch_size=32, optimizer=FAST, run=QUIET,
-    ) == run / "model"  # fmt: skip
+    assert (
+        finetune(
+            str(pretrained),
+            "digits",
+            run,
+            labels=file,
+            validation=ValidationOptions(validate_on=str(labels / "validation.json"), validate_every=2),
+            from_layer=1,
+            training=FinetuningOptions(epochs=4, batch_size=32),
+            optimizer=FAST,
+            run=QUIET,
+        )
+        == run / "model"
+    )
     records = metrics(run)
     assert len(records) == 4 * 129 // 32
     for step, record in enumerate(records):
@@ -153,9 +179,16 @@ def test_the_linear_layer_can_start_as_the_logistic_regression(
     file = labels / "10percent-draw0.json"
     still = OptimizerOptions(name="sgd", lr=1e-30, weight_decay=0.0, warmup_epochs=0.0)
     run = finetune(
-        str(pretrained), "digits", tmp_path, labels=file, from_layer=layer, classifier_init="linear", epochs=1,
-        optimizer=still, run=QUIET,
-    )  # fmt: skip
+        str(pretrained),
+        "digits",
+        tmp_path,
+        labels=file,
+        from_layer=layer,
+        classifier_init="linear",
+        training=FinetuningOptions(epochs=1),
+        optimizer=still,
+        run=QUIET,
+    )
     images = open_images("digits")
     chosen = read_labelled(file, images)
     pictures = torch.stack([images.read(i) for i in chosen.tolist()]).float() / 255
@@ -178,10 +211,15 @@ def test_the_linear_layer_can_start_as_the_logistic_regression(
 
 def test_training_from_scratch_learns(tmp_path: Path, labels: Path) -> None:
     finetune(
-        "none", "digits", tmp_path / "run", validate_on=str(labels / "validation.json"), validate_every=6, epochs=6,
-        batch_size=64, image_size=8, encoder=TINY, optimizer=OptimizerOptions(name="sgd", lr=0.4, warmup_epochs=0),
+        "none",
+        "digits",
+        tmp_path / "run",
+        validation=ValidationOptions(validate_on=str(labels / "validation.json"), validate_every=6),
+        training=FinetuningOptions(epochs=6, batch_size=64, image_size=8),
+        encoder=TINY,
+        optimizer=OptimizerOptions(name="sgd", lr=0.4, warmup_epochs=0),
         run=QUIET,
-    )  # fmt: skip
+    )
     records = metrics(tmp_path / "run")
     assert records[-1]["validation_accuracy"] > 0.5
     # The images held out are not trained on.
@@ -210,9 +248,14 @@ def test_labels_of_other_images_change_nothing(tmp_path: Path) -> None:
         listed = folder / "labelled.txt"
         listed.write_text("".join(f"{index:02}.png\n" for index in range(20)))
         finetune(
-            "none", str(write_manifest(folder, others=others)), folder / "run", labels=listed, epochs=2, batch_size=10,
-            image_size=8, encoder=TINY, run=QUIET,
-        )  # fmt: skip
+            "none",
+            str(write_manifest(folder, others=others)),
+            folder / "run",
+            labels=listed,
+            training=FinetuningOptions(epochs=2, batch_size=10, image_size=8),
+            encoder=TINY,
+            run=QUIET,
+        )
         files = ("model/model.safetensors", "model/model.json", "metrics.jsonl")
         results.append([(folder / "run" / name).read_bytes() for name in files])
     assert results[0] == results[1]
@@ -231,9 +274,15 @@ def test_a_run_that_breaks_off_goes_on_in_the_same_bytes(
     def start(out: Path, *, resume: bool = False) -> Path:
         options = dataclasses.replace(QUIET, checkpoint_every=4, log_every=3, resume=resume)
         return finetune(
-            "none", "digits", out, labels=labels / "10percent-draw0.json", validate_on=str(labels / "validation.json"),
-            validate_every=1, epochs=3, batch_size=32, image_size=8, encoder=TINY, run=options,
-        )  # fmt: skip
+            "none",
+            "digits",
+            out,
+            labels=labels / "10percent-draw0.json",
+            validation=ValidationOptions(validate_on=str(labels / "validation.json"), validate_every=1),
+            training=FinetuningOptions(epochs=3, batch_size=32, image_size=8),
+            encoder=TINY,
+            run=options,
+        )
 
     start(tmp_path / "untouched")
     whole = Crops.batch
@@ -328,9 +377,15 @@ def test_few_images_are_shown_as_often_as_many() -> None:
 
 def test_a_run_of_one_step_is_not_all_warm_up(labels: Path, tmp_path: Path) -> None:
     finetune(
-        "none", "digits", tmp_path / "run", labels=labels / "10percent-draw0.json", epochs=1, image_size=8,
-        encoder=TINY, optimizer=OptimizerOptions(name="sgd", lr=0.1, warmup_epochs=0.9), run=QUIET,
-    )  # fmt: skip
+        "none",
+        "digits",
+        tmp_path / "run",
+        labels=labels / "10percent-draw0.json",
+        training=FinetuningOptions(epochs=1, image_size=8),
+        encoder=TINY,
+        optimizer=OptimizerOptions(name="sgd", lr=0.1, warmup_epochs=0.9),
+        run=QUIET,
+    )
     assert [record["lr"] for record in metrics(tmp_path / "run")] == pytest.approx([0.1 * 129 / 256])
 
 
@@ -338,23 +393,32 @@ def test_a_run_of_one_step_is_not_all_warm_up(labels: Path, tmp_path: Path) -> N
     ("arguments", "message"),
     [
         (
-            {"epochs": 0},
+            {"training": FinetuningOptions()},
             "finetune from scratch needs a length: expected --epochs, or --config .*\n  --config supervised ",
         ),
-        ({"epochs": -1}, "epochs is -1"),
+        ({"training": FinetuningOptions(-1)}, "epochs is -1"),
         ({"label_smoothing": 1.0}, "0 <= label_smoothing < 1"),
         ({"from_layer": 1}, "without a pre-trained model there is no head"),
-        ({"image_size": 0}, "image_size is 0"),
-        ({"batch_size": 1}, "at least two images"),
+        ({"training": FinetuningOptions(1, image_size=0)}, "image_size is 0"),
+        ({"training": FinetuningOptions(1, batch_size=1)}, "at least two images"),
         ({"init": "no-such-run"}, "not a folder"),
-        ({"validate_on": "test"}, "cannot be used for validation"),
-        ({"validate_on": "train"}, "1433 images of split 'train' are also training images"),
-        ({"validate_on": "held_out.json"}, "cannot be read"),
+        ({"validation": ValidationOptions("test")}, "cannot be used for validation"),
+        (
+            {"validation": ValidationOptions("train")},
+            "1433 images of split 'train' are also training images",
+        ),
+        ({"validation": ValidationOptions("held_out.json")}, "cannot be read"),
         ({"labels": Path("no-such-file")}, "no-such-file: cannot be read"),
     ],
 )
 def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    settings: dict[str, Any] = {"init": "none", "data": "digits", "encoder": TINY, "epochs": 1, **arguments}
+    settings: dict[str, Any] = {
+        "init": "none",
+        "data": "digits",
+        "encoder": TINY,
+        "training": FinetuningOptions(1),
+        **arguments,
+    }
     with pytest.raises(UserError, match=message):
         finetune(out=tmp_path / "run", run=QUIET, **settings)
 
@@ -369,9 +433,14 @@ def test_what_does_not_fit_the_model_is_refused(pretrained: Path, labels: Path, 
         labels / "10percent-draw0.json", open_images("digits"))[0])))  # fmt: skip
     with pytest.raises(UserError, match="of the images held out for validation"):
         finetune(
-            "none", "digits", tmp_path / "run", labels=labels / "10percent-draw0.json", validate_on=str(overlapping),
-            epochs=1, run=QUIET,
-        )  # fmt: skip
+            "none",
+            "digits",
+            tmp_path / "run",
+            labels=labels / "10percent-draw0.json",
+            validation=ValidationOptions(validate_on=str(overlapping)),
+            training=FinetuningOptions(epochs=1),
+            run=QUIET,
+        )
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -381,7 +450,15 @@ def test_a_single_class_is_refused(write, noise, tmp_path: Path, listed: bool) -
     (tmp_path / "list.txt").write_text("cat/0.png\ncat/1.png\n")
     labels = tmp_path / "list.txt" if listed else None
     with pytest.raises(UserError, match=r"labelled images of one class only \(cat\), expected at least two"):
-        finetune("none", str(data), tmp_path / "run", labels=labels, encoder=TINY, epochs=1, run=QUIET)
+        finetune(
+            "none",
+            str(data),
+            tmp_path / "run",
+            labels=labels,
+            encoder=TINY,
+            training=FinetuningOptions(epochs=1),
+            run=QUIET,
+        )
     with pytest.raises(UserError, match=r"labelled images of one class only \(cat\), expected at least two"):
         linear("pixels", str(data), probe=ProbeOptions(test_part="train", labels=labels))
     assert not (tmp_path / "run").exists()
@@ -397,38 +474,60 @@ def test_a_validation_part_is_no_test_score(write, noise, tmp_path: Path, held_o
         make_splits(str(data), tmp_path / "labels", fractions=(1.0,), draws=1, validation_fraction=0.4)
         labels, validation = tmp_path / "labels" / "100percent-draw0.json", str(tmp_path / "labels/validation.json")
     model = tmp_path / "run"
-    settings = {"epochs": 1, "image_size": 8, "encoder": TINY, "optimizer": FAST, "run": QUIET, "validate_every": 1}
-    finetune("none", str(data), model, labels=labels, validate_on=validation, **settings)
+    finetune(
+        "none",
+        str(data),
+        model,
+        labels=labels,
+        training=FinetuningOptions(1, image_size=8),
+        validation=ValidationOptions(validation, validate_every=1),
+        encoder=TINY,
+        optimizer=FAST,
+        run=QUIET,
+    )
     if held_out == "file":
-        score = evaluate(str(model), str(data), device="cpu").score
+        score = evaluate(str(model), str(data), inference=CPU).score
         assert (score.split, score.validation_share) == ("val", 0)
-        score = evaluate(str(model), str(data), part="train", device="cpu").score
+        score = evaluate(str(model), str(data), part="train", inference=CPU).score
         assert score.validation_share == pytest.approx(2 / 6)
     else:
         with pytest.raises(
             UserError, match=r"validated on \(100 %\); the data have no test split, and val is used in its"
         ):
-            evaluate(str(model), str(data), device="cpu")
+            evaluate(str(model), str(data), inference=CPU)
         (data / "val").rename(data / "test")  # the same images under another name
         with pytest.raises(UserError, match=r"images that training was validated on \(100 %\)"):
-            evaluate(str(model), str(data), device="cpu")
+            evaluate(str(model), str(data), inference=CPU)
         for probe in (knn, linear, transfer):
             with pytest.raises(UserError, match=r"images that training was validated on \(100 %\)"):
                 probe(str(model), str(data), probe=ProbeOptions(device="cpu"))
         (data / "test").rename(data / "val")
-        score = evaluate(str(model), str(data), part="val", device="cpu").score
+        score = evaluate(str(model), str(data), part="val", inference=CPU).score
         assert score.validation_share == 1
         # Models that start from this one record its validation images, too.
         again, student = tmp_path / "again", tmp_path / "student"
-        finetune(str(model), str(data), again, epochs=1, run=QUIET)
-        distill(str(again), str(data), student, init="teacher", epochs=1, run=QUIET)
+        finetune(str(model), str(data), again, training=FinetuningOptions(epochs=1), run=QUIET)
+        distill(str(again), str(data), student, init="teacher", training=DistillationOptions(epochs=1), run=QUIET)
         encoder = tmp_path / "encoder"
-        pretrain(str(data), encoder, init=str(again), epochs=1, batch_size=6, image_size=8, run=QUIET)
+        pretrain(
+            str(data),
+            encoder,
+            init=str(again),
+            training=PretrainingOptions(epochs=1, batch_size=6, image_size=8),
+            run=QUIET,
+        )
         val = ProbeOptions(test_part="val", device="cpu", batch_size=6)
         for start in (again, student, encoder):
             assert "100 % of these images were used for validation" in str(knn(str(start), str(data), probe=val))
         assert linear(str(again), str(data), epochs=1, probe=val).validation_share == 1
-        few = few_labels(str(again), str(data), tmp_path / "few", test_part="val", methods=("linear",), device="cpu")
+        few = few_labels(
+            str(again),
+            str(data),
+            tmp_path / "few",
+            test_part="val",
+            methods=("linear",),
+            inference=InferenceOptions(device="cpu"),
+        )
         assert "the score is not a test score" in str(few)
         assert (
             load_classifier(str(tmp_path / "few" / "linear")).validated_on == load_classifier(str(model)).validated_on

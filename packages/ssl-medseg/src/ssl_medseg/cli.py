@@ -59,7 +59,12 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "pretrain": Verb(
-        "ssl_medseg.commands.pretrain:pretrain", "train encoder and decoder without labels, for `train --init`"
+        "ssl_medseg.commands.pretrain:pretrain",
+        "train encoder and decoder without labels, for `train --init`",
+        common=(
+            *("global_loss", "local_loss", "global_steps", "local_steps", "partitions", "temperature", "lr"),
+            *("opening.channels", "cache", "run.seed", "run.device", "run.precision", "run.resume"),
+        ),
     ),
     "selftrain": Verb(
         "ssl_medseg.selftraining.training:selftrain",
@@ -102,13 +107,18 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "evaluate": Verb(
-        "ssl_medseg.reports.evaluation:evaluate", "compare masks with reference labels", alone=True, restart=True
+        "ssl_medseg.reports.evaluation:evaluate",
+        "compare masks with reference labels",
+        alone=True,
+        restart=True,
+        common=("split", "part", "tolerance", "name", "out", "pictures", "batch_size", "device", "overwrite"),
     ),
     "next": Verb(
         "ssl_medseg.commands.next_cases:next_cases",
         "rank unlabelled cases by uncertainty, to choose which to label next",
         alone=True,
         restart=True,
+        common=("split", "number", "pictures", "batch_size", "device", "overwrite"),
     ),
     "report": Verb("ssl_medseg.commands.report:report", "write a self-contained HTML report of a run", alone=True),
     "demo": Verb(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from contrastive_core.errors import UserError, without_path
+from contrastive_core.training.config import InferenceOptions as BatchOptions
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.channel_groups import Wanted, group_channels
@@ -38,6 +39,18 @@ from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.models.network import Refinement, mirrored_probabilities
 from ssl_medseg.models.network import probabilities as class_probabilities
 from ssl_medseg.preprocessing import Preprocessing, place, prepare, restore_slices
+
+
+@dataclass(frozen=True)
+class InferenceOptions(BatchOptions):
+    """Batch size and device of a command that segments volumes.
+
+    Args:
+        batch_size: Largest number of slices per forward pass; memory grows with it. On a CPU, the number is limited to
+            what fits in its caches.
+    """
+
+    batch_size: int = 16
 
 
 def find_images(
@@ -329,7 +342,7 @@ def _bytes(path: Path) -> int:
 
 
 def predict_cases(
-    model: Path, dataset: DataSet, cases: Sequence[Case], folder: Path, *, batch_size: int, device: str
+    model: Path, dataset: DataSet, cases: Sequence[Case], folder: Path, *, inference: InferenceOptions
 ) -> Predicted:
     """Segment cases and write their masks.
 
@@ -338,8 +351,7 @@ def predict_cases(
         dataset: Data set of the cases.
         cases: Cases to segment.
         folder: Folder for the masks, one NIfTI file per case.
-        batch_size: Number of slices per forward pass.
-        device: Device to run on: auto, cpu, cuda or mps.
+        inference: Batch size and device.
 
     Returns:
         Mask files, cases that failed, and cases whose labels the model was trained with.
@@ -347,7 +359,7 @@ def predict_cases(
     Raises:
         UserError: There is no model, or its structures differ from those of the data set.
     """
-    segmenter = load_segmenter(model, device=device)
+    segmenter = load_segmenter(model, device=inference.device)
     if segmenter.labels != dataset.labels:
         raise UserError(
             f"{model} was trained for {segmenter.labels}, but {dataset.name} has {dataset.labels}; expected the same "
@@ -363,7 +375,7 @@ def predict_cases(
         try:
             volume = read_volume(case.image)
             found = segment(
-                volume, segmenter.network, segmenter.preprocessing, batch_size=batch_size,
+                volume, segmenter.network, segmenter.preprocessing, batch_size=inference.batch_size,
                 refinement=segmenter.refinement,
             )  # fmt: skip
             path = folder / f"{case.name}.nii.gz"

@@ -14,13 +14,28 @@ VERBS = {
         alone=True,
         restart=True,
     ),
-    "pretrain": Verb("ssl_vision.commands.pretrain:pretrain", "pre-train an encoder with SimCLR, SuNCEt or both"),
+    "pretrain": Verb(
+        "ssl_vision.commands.pretrain:pretrain",
+        "pre-train an encoder with SimCLR, SuNCEt or both",
+        common=(
+            *("part", "init", "epochs", "batch_size", "image_size", "temperature", "encoder.name", "optimizer.lr"),
+            *("suncet.labels", "run.seed", "run.device", "run.precision", "run.workers", "run.resume"),
+        ),
+    ),
     "make-splits": Verb(
         "ssl_vision.commands.make_splits:make_splits",
         "select the images whose labels may be used, and write label files",
         alone=True,
     ),
-    "finetune": Verb("ssl_vision.training.finetuning:finetune", "train a classifier from a pre-trained encoder"),
+    "finetune": Verb(
+        "ssl_vision.training.finetuning:finetune",
+        "train a classifier from a pre-trained encoder",
+        common=(
+            *("labels", "part", "from_layer", "classifier_init", "epochs", "batch_size", "image_size"),
+            *("label_smoothing", "validate_on", "optimizer.lr", "run.seed", "run.device", "run.precision"),
+            *("run.workers", "run.resume"),
+        ),
+    ),
     "distill": Verb(
         "ssl_vision.commands.distill:distill",
         "distil a classifier into a student",
@@ -33,6 +48,9 @@ VERBS = {
         "ssl_vision.commands.few_labels:few_labels",
         "find the classifier to use with few labels: linear, nearest neighbours or fine-tuning",
         alone=True,
+        common=(
+            *("labels", "part", "test_part", "methods", "folds", "epochs", "seed", "batch_size", "device", "precision"),
+        ),
     ),
     "linear": Verb(
         "ssl_vision.commands.linear:linear",
@@ -82,12 +100,21 @@ VERBS = {
         "test a classifier: accuracies, confusion, calibration",
         alone=True,
         restart=True,
+        common=("part", "name", "out", "bins", "batch_size", "device", "overwrite"),
     ),
     "predict": Verb(
-        "ssl_vision.commands.predict:predict", "classify a folder of images into a CSV file", alone=True, restart=True
+        "ssl_vision.commands.predict:predict",
+        "classify a folder of images into a CSV file",
+        alone=True,
+        restart=True,
+        common=("part", "top", "probabilities", "batch_size", "device", "overwrite"),
     ),
     "embed": Verb(
-        "ssl_vision.commands.embed:embed", "write features to a file, or draw a map", alone=True, restart=True
+        "ssl_vision.commands.embed:embed",
+        "write features to a file, or draw a map",
+        alone=True,
+        restart=True,
+        common=("part", "points", "seed", "encoder", "batch_size", "device", "overwrite"),
     ),
     "report": Verb("ssl_vision.commands.report:report", "write the self-contained HTML report of a run", alone=True),
     "import-checkpoint": Verb(

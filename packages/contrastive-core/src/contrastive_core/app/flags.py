@@ -117,12 +117,8 @@ class Flags:
 
     def text(self, key: str) -> str:
         """Return the description of a flag from the docstring of the function or dataclass."""
-        from docstring_parser import parse  # noqa: PLC0415 - only where an argument is missing
-
         group, _, name = key.rpartition(".")
-        documented = inspect.getdoc(self.types[group]) if group else self._docs
-        params = parse(documented or "").params
-        return next((param.description or "" for param in params if param.arg_name == name), "")
+        return (field_texts(self.types[group]) if group else described_arguments(self._docs)).get(name, "")
 
     def _described(self, name: str) -> str:
         """Return the name of a required argument with its description from the documentation."""
@@ -220,6 +216,22 @@ def _flatten(name: str, kind: Any) -> Iterator[tuple[str, Any]]:
         for field in dataclasses.fields(kind):
             if field.init:
                 yield from _flatten(f"{name}.{field.name}", hints[field.name])
+
+
+def described_arguments(docstring: str) -> dict[str, str]:
+    """Return the description of every argument that a docstring documents, by name."""
+    from docstring_parser import parse  # noqa: PLC0415 - needed only for help and where an argument is missing
+
+    return {param.arg_name: param.description or "" for param in parse(docstring).params}
+
+
+def field_texts(kind: type) -> dict[str, str]:
+    """Return the description of every field of a dataclass, by name, from its docstring and those of its bases."""
+    return {
+        name: text
+        for base in reversed(kind.__mro__)
+        for name, text in described_arguments(inspect.cleandoc(base.__dict__.get("__doc__") or "")).items()
+    }
 
 
 def _keys(content: Mapping[Any, Any], types: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

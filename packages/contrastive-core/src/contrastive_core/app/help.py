@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from contrastive_core.app.flags import Flags, dashed, first_sentence, is_switch, plain_text
+from contrastive_core.app.flags import Flags, dashed, field_texts, first_sentence, is_switch, plain_text
 
 _INDENT, _WIDEST = 26, 110
 
@@ -107,9 +107,7 @@ def _groups(function: Callable[..., Any], texts: dict[str, str]) -> Iterator[tup
 
 
 def _fields(prefix: str, kind: Any, instance: Any) -> Iterator[_Entry]:
-    from docstring_parser import parse  # noqa: PLC0415
-
-    texts = {param.arg_name: param.description or "" for param in parse(inspect.getdoc(kind) or "").params}
+    texts = field_texts(kind)
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if not field.init:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from contrastive_core._lazy import load_on_use
 
 if TYPE_CHECKING:
-    from contrastive_core.training.config import RunOptions
+    from contrastive_core.training.config import InferenceOptions, RunOptions, SkipOptions
     from contrastive_core.training.model_code import check_model_code, trust_model_code
     from contrastive_core.training.model_file import load_model
     from contrastive_core.training.run import Run
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 _MODULE = {
     "Batches": "samplers",
     "ClassBatches": "samplers",
+    "InferenceOptions": "config",
     "Interrupted": "signals",
     "Run": "run",
     "RunOptions": "config",
+    "SkipOptions": "config",
     "SyncBatchNorm": "sync_batchnorm",
     "check_model_code": "model_code",
     "convert_sync_batchnorm": "sync_batchnorm",
@@ -36,9 +38,11 @@ _MODULE = {
 __all__ = [
     "Batches",
     "ClassBatches",
+    "InferenceOptions",
     "Interrupted",
     "Run",
     "RunOptions",
+    "SkipOptions",
     "SyncBatchNorm",
     "check_model_code",
     "convert_sync_batchnorm",

@@ -41,6 +41,9 @@ FREE_ON_RESUME = frozenset(
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 """Device to run on; auto selects CUDA, else MPS, else the CPU."""
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+"""Number format of the model: float32, or automatic mixed precision."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -65,7 +68,7 @@ class RunOptions:
 
     seed: int = 0
     device: DeviceName = "auto"
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     compile: bool = False
     workers: int = 0
     threads: int = 0
@@ -78,24 +81,63 @@ class RunOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("seed", 0),
-            ("workers", 0),
-            ("threads", 0),
-            ("log_every", 1),
-            ("checkpoint_every", 1),
-            ("keep_checkpoints", 1),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"{name} is {value!r}; expected a whole number of at least {least}")
-        for name, choices in (
-            ("device", get_args(DeviceName)),
-            ("precision", ("32-true", "bf16-mixed", "16-mixed")),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise UserError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+        check_counts(self, seed=0, workers=0, threads=0, log_every=1, checkpoint_every=1, keep_checkpoints=1)
+        _check_choices(self, device=DeviceName, precision=Precision)
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """Batch size and device of a command that applies a model without training it.
+
+    Args:
+        batch_size: Number of samples per forward pass. The result does not depend on it, except by rounding.
+        device: Device to run on: auto, cpu, cuda or mps.
+    """
+
+    batch_size: int = 256
+    device: DeviceName = "auto"
+
+    def __post_init__(self) -> None:
+        check_counts(self, batch_size=1)
+        _check_choices(self, device=DeviceName)
+
+
+@dataclass(frozen=True)
+class SkipOptions:
+    """Limit for unreadable samples.
+
+    Args:
+        max_bad: Largest fraction of unreadable samples that does not stop the command; above 0, at least one sample.
+            They are listed.
+    """
+
+    max_bad: float = 0.0
+
+    def __post_init__(self) -> None:
+        allowed_bad(self.max_bad, 0)
+
+
+def check_counts(options: object, **least: int) -> None:
+    """Check that fields of a dataclass are whole numbers and not too small.
+
+    Args:
+        options: Dataclass.
+        least: Smallest value of each field, by name.
+
+    Raises:
+        UserError: A field is not a whole number, or is too small.
+    """
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+            raise UserError(f"{name} is {value!r}; expected a whole number of at least {smallest}")
+
+
+def _check_choices(options: object, **kinds: object) -> None:
+    for name, kind in kinds.items():
+        value = getattr(options, name)
+        if value not in get_args(kind):
+            raise UserError(f"{name} is {value!r}; expected one of {', '.join(get_args(kind))}")
 
 
 def allowed_bad(max_bad: float, total: int) -> int:

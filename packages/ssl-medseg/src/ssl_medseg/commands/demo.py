@@ -16,6 +16,7 @@ from ssl_medseg.datasets import Split, open_dataset, write_split
 from ssl_medseg.evaluation.text import mean_and_sd, number
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.phantom import write_phantom
+from ssl_medseg.prediction import InferenceOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation import Evaluated, evaluate
 from ssl_medseg.selftraining.options import ContrastOptions, PseudoLabelOptions, SelfTrainingOptions
@@ -106,7 +107,7 @@ def demo(
         network=NetworkOptions("plain-unet", _WIDTH), preprocessing=PreprocessingOptions(image_size=_SIZE),
         cache=out / "prepared", run=options,
     )  # fmt: skip
-    before = evaluate(baseline, str(data), device=device)
+    before = evaluate(baseline, str(data), inference=InferenceOptions(device=device))
     each = steps // 2
     selftrain(
         str(baseline), str(data), joint, split=split,
@@ -118,7 +119,7 @@ def demo(
         cache=out / "prepared", run=options,
     )  # fmt: skip
     masks = out / "masks"
-    predict(str(joint), str(data), masks, split=split, pictures=True, device=device)
+    predict(str(joint), str(data), masks, split=split, pictures=True, inference=InferenceOptions(device=device))
     after = evaluate(masks, str(data), split=split, out=out / "evaluation")
     return DemoResult(before, after, masks, report(out))
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
-from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
@@ -23,7 +22,7 @@ from ssl_medseg.io import read_volume
 from ssl_medseg.io.file_types import without_paths
 from ssl_medseg.io.volume import Volume
 from ssl_medseg.models.model_folder import Segmenter, load_segmenter
-from ssl_medseg.prediction import Segmented, segment
+from ssl_medseg.prediction import InferenceOptions, Segmented, segment
 from ssl_medseg.reports.evaluation import own_split
 
 _COMMAND = "ssl-medseg next"
@@ -85,9 +84,8 @@ def next_cases(
     number: int = 10,
     pictures: bool = True,
     overwrite: bool = False,
-    batch_size: int = 16,
-    device: DeviceName = "auto",
-    opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    inference: InferenceOptions = InferenceOptions(),  # noqa: B008 - frozen
+    opening: DataOptions = DataOptions(),  # noqa: B008
 ) -> Ranking:
     """Rank unlabelled cases by uncertainty, to choose which ones to label next.
 
@@ -110,8 +108,7 @@ def next_cases(
         number: Number of cases to print and draw.
         pictures: Draw the first cases with their masks.
         overwrite: Whether to replace files that this command did not write.
-        batch_size: Slices per forward pass.
-        device: Device to run on: auto, cpu, cuda or mps.
+        inference: Batch size and device.
         opening: Options for opening the data set.
 
     Returns:
@@ -120,19 +117,19 @@ def next_cases(
     Raises:
         UserError: There is no model, there are no unlabelled cases, or the model was trained for other structures.
     """
-    if number < 1 or batch_size < 1:
-        raise UserError(f"number is {number} and batch_size is {batch_size}; expected at least 1 for both")
+    if number < 1:
+        raise UserError(f"number is {number}; expected at least 1")
     run, out = Path(model), Path(out).expanduser()
     dataset = open_with(data, replace(opening, allow_unlabelled=True))
-    segmenter = load_segmenter(model, device=device)
+    segmenter = load_segmenter(model, device=inference.device)
     settings = segmenter.preprocessing
     dataset = dataset.with_channels(settings.channels, settings.channel_numbers)
-    baseline = _baseline(run, segmenter, device=device)
+    baseline = _baseline(run, segmenter, device=inference.device)
     cases = _unlabelled(dataset, segmenter, split or own_split(run))
     done: list[tuple[RankedCase, Case]] = []
     for case in track(cases, total=len(cases), what="volumes"):
         try:
-            ranked = _examine(case, read_volume(case.image), segmenter, baseline, batch_size=batch_size)
+            ranked = _examine(case, read_volume(case.image), segmenter, baseline, batch_size=inference.batch_size)
         except UserError as error:
             ranked = RankedCase(case.name, case.patient, error=without_paths(error, case.image.paths))
         done.append((ranked, case))
@@ -149,7 +146,7 @@ def next_cases(
         write_atomic(out / "next.json", (json.dumps(card, indent=1) + "\n").encode())
         write_atomic(out / "next.csv", _csv(ranking, segmenter.labels.structures).encode())
         for _, case in drawn:
-            _draw(case, segmenter, sheets[case.name], batch_size=batch_size)
+            _draw(case, segmenter, sheets[case.name], batch_size=inference.batch_size)
     return ranking
 
 

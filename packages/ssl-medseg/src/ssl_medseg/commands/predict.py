@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
-from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
@@ -28,7 +27,7 @@ from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.models.model_folder import Segmenter, load_segmenter
 from ssl_medseg.models.network import Refinement
-from ssl_medseg.prediction import Segmented, bytes_of_masks, find_images, segment, unread_files
+from ssl_medseg.prediction import InferenceOptions, Segmented, bytes_of_masks, find_images, segment, unread_files
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
 _SHOWN = 10
@@ -115,10 +114,9 @@ def predict(
     keep_largest: bool | None = None,
     tta: bool | None = None,
     pictures: bool = False,
-    batch_size: int = 16,
-    device: DeviceName = "auto",
+    inference: InferenceOptions = InferenceOptions(),  # noqa: B008 - frozen
     overwrite: bool = False,
-    opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    opening: DataOptions = DataOptions(),  # noqa: B008
 ) -> PredictResult:
     """Segment an image, or all images in a folder, and write masks that overlay on them in any viewer.
 
@@ -153,9 +151,7 @@ def predict(
         tta: Test-time augmentation: average the predictions of each slice and its mirror images; by default as chosen
             by validation in training.
         pictures: Draw slices of every image with its mask, in radiological orientation, as NAME.png next to the mask.
-        batch_size: Largest number of slices per forward pass; memory grows with it. On a CPU, the number is limited to
-            what fits in its caches.
-        device: Device to run on: auto, cpu, cuda or mps.
+        inference: Batch size and device.
         overwrite: Whether to replace files that this command did not write. Images and labels of the data set are never
             replaced.
         opening: Options for opening the data set, and channels and frame of multi-channel or multi-frame images. For
@@ -169,9 +165,7 @@ def predict(
         UserError: There are no images or no model, or some images could not be segmented; in the latter case, all
             others have been.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; expected at least 1")
-    segmenter = load_segmenter(model, device=device)
+    segmenter = load_segmenter(model, device=inference.device)
     settings = segmenter.preprocessing
     found = find_images(
         Path(data), opening=opening, split=split, part=part, channels=settings.channels,
@@ -207,7 +201,7 @@ def predict(
                     volume,
                     segmenter.network,
                     segmenter.preprocessing,
-                    batch_size=batch_size,
+                    batch_size=inference.batch_size,
                     probabilities=probabilities,
                     refinement=refinement,
                     uncertainty=uncertainty,

@@ -12,7 +12,7 @@ from ssl_medseg.datasets import DataOptions
 from ssl_medseg.models import NetworkOptions, UNet, settle_statistics
 from ssl_medseg.models.pretraining import GlobalNetwork, LocalNetwork, save_trunk
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.pretraining.stages import GlobalKind, GlobalStage, LocalKind, LocalStage, Stage
+from ssl_medseg.pretraining.stages import GlobalStage, LocalStage, PretrainingOptions, Stage
 from ssl_medseg.training.data import PLACES, keep_identity, open_training_data
 from ssl_medseg.training.optim import DurationEstimate, adam
 from ssl_medseg.training.slices import stack_slices
@@ -23,18 +23,8 @@ def pretrain(
     out: Path,
     *,
     split: Path,
-    global_loss: GlobalKind = "GD",
-    local_loss: LocalKind = "LR",
-    global_steps: int = 10_000,
-    local_steps: int = 10_000,
-    partitions: int = 4,
-    global_volumes: int = 6,
-    local_volumes: int = 3,
-    crop: float = 100 / 192,
-    decoder_blocks: int = 3,
-    temperature: float = 0.1,
-    lr: float = 1e-3,
-    network: NetworkOptions = NetworkOptions(),  # noqa: B008 - frozen
+    pretraining: PretrainingOptions = PretrainingOptions(),  # noqa: B008 - frozen
+    network: NetworkOptions = NetworkOptions(),  # noqa: B008
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
     opening: DataOptions = DataOptions(),  # noqa: B008
     cache: Path | None = None,
@@ -54,17 +44,7 @@ def pretrain(
         data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
         out: Folder of the run: configuration, metrics, checkpoints, model.
         split: Split file, as written by `ssl-medseg make-splits`; its labelled and unlabelled cases are used.
-        global_loss: Loss of the encoder.
-        local_loss: Loss of the decoder.
-        global_steps: Training steps of the first stage; 0 skips it.
-        local_steps: Training steps of the second stage; 0 skips it.
-        partitions: Number of parts per volume; volumes with fewer slices are left out.
-        global_volumes: Volumes per step and process in the first stage, with one slice from each of their parts.
-        local_volumes: Volumes per step and process in the second stage, with one slice from each of their parts.
-        crop: Side of the random crop in the first stage, as a fraction of the side of the slice.
-        decoder_blocks: Number of decoder blocks in the second stage, 1 to 5.
-        temperature: Temperature of both losses.
-        lr: Learning rate of Adam.
+        pretraining: Losses, lengths and batches of both stages, and the learning rate.
         network: Network; must be the paper's U-Net, because the stages refer to its decoder blocks.
         preprocessing: Preprocessing settings; unset ones are derived from the data.
         opening: Options for opening the data set.
@@ -75,11 +55,6 @@ def pretrain(
         The folder of the pre-trained trunk.
     """
     config = dict(locals())
-    if min(global_steps, local_steps) < 0 or global_steps + local_steps == 0 or partitions < 1 or not 0 < crop <= 1:
-        raise UserError(
-            f"global_steps is {global_steps}, local_steps is {local_steps}, partitions is {partitions} and crop is "
-            f"{crop}; expected steps of at least 0 (not both 0), at least one partition, and a crop above 0 and up to 1"
-        )
     if network.name != "unet":
         raise UserError(f"network.name is {network.name}; pretrain supports only unet")
     seen = open_training_data(data, split, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache)
@@ -92,9 +67,9 @@ def pretrain(
         torch.manual_seed(r.seed("weights"))
         trunk = UNet(len(seen.preprocessing.channels), network.width)
         encoder = GlobalNetwork(trunk, (height, width))
-        decoder = LocalNetwork(trunk, blocks=decoder_blocks)
+        decoder = LocalNetwork(trunk, blocks=pretraining.decoder_blocks)
         for each in (encoder, decoder):
-            settle_statistics(each, steps=max(1, min(filter(None, (global_steps, local_steps)))))
+            settle_statistics(each, steps=min(filter(None, (pretraining.global_steps, pretraining.local_steps))))
             each.to(memory_format=torch.channels_last)
         # With several processes, each stage synchronises only the gradients of the parameters that it trains.
         models, optimizers = {}, {}
@@ -102,7 +77,7 @@ def pretrain(
             each.requires_grad_(False)
             for parameter in each.trained:
                 parameter.requires_grad_(True)
-            models[name], optimizers[name] = r.setup(each, adam(each.trained, lr=lr))
+            models[name], optimizers[name] = r.setup(each, adam(each.trained, lr=pretraining.lr))
         for each in (encoder, decoder):
             for parameter in each.trained:
                 parameter.requires_grad_(True)
@@ -110,21 +85,16 @@ def pretrain(
         r.track(trunk=trunk, global_head=encoder.head, local_head=decoder.head)
         r.track(global_optimizer=optimizers["global"], local_optimizer=optimizers["local"])
         stages: dict[str, Stage] = {
-            "global": GlobalStage(
-                r, slices, kind=global_loss, partitions=partitions, volumes=global_volumes, crop=crop,
-                temperature=temperature,
-            ),
-            "local": LocalStage(
-                r, slices, kind=local_loss, partitions=partitions, volumes=local_volumes, temperature=temperature
-            ),
-        }  # fmt: skip
+            "global": GlobalStage(r, slices, pretraining),
+            "local": LocalStage(r, slices, pretraining),
+        }
         left_out = stages["global"].batches.left_out
         if left_out:
-            r.say(f"note: {left_out} volumes with fewer than {partitions} slices are left out")
-        total = global_steps + local_steps
+            r.say(f"note: {left_out} volumes with fewer than {pretraining.partitions} slices are left out")
+        total = pretraining.steps
         estimate = DurationEstimate(r, total, each="slices of several volumes")
         for step in r.steps(total):
-            name = "global" if step < global_steps else "local"
+            name = "global" if step < pretraining.global_steps else "local"
             loss = stages[name].loss(models[name], step)
             optimizers[name].zero_grad()
             r.fabric.backward(loss)
@@ -133,6 +103,6 @@ def pretrain(
             estimate.after(step)
         return save_trunk(
             r, trunk, options=network, preprocessing=seen.preprocessing,
-            details={"method": "pretrain", "losses": [global_loss, local_loss], "blocks": decoder_blocks,
-                     "steps": total, "cases": list(slices.names)},
+            details={"method": "pretrain", "losses": [pretraining.global_loss, pretraining.local_loss],
+                     "blocks": pretraining.decoder_blocks, "steps": total, "cases": list(slices.names)},
         )  # fmt: skip

@@ -20,6 +20,7 @@ from ssl_medseg.datasets import DataOptions, open_split, open_with, read_split, 
 from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.network import AUTO
+from ssl_medseg.prediction import InferenceOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation import Evaluated, Part, evaluate
 from ssl_medseg.selftraining.options import SelfTrainingOptions
@@ -141,7 +142,9 @@ def score_part(
 ) -> Evaluated:
     """Evaluate a model on one part of a split and write the results, with pictures, to its folder."""
     opening = replace(opening, allow_unlabelled=True)  # the split states which cases have no label
-    return evaluate(model, data, split=split, part=part, name=part, opening=opening, device=device)
+    return evaluate(
+        model, data, split=split, part=part, name=part, opening=opening, inference=InferenceOptions(device=device)
+    )
 
 
 def _has_validation(data: str, split: Path, opening: DataOptions) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.losses import nt_xent
 from contrastive_core.rng import derive, permutation, uniform
 from contrastive_core.training import Run
+from contrastive_core.training.config import check_counts
 from ssl_medseg.losses.contrastive import global_d, global_d_minus, grid_regions, local_regions
 from ssl_medseg.training.augment import jitter_intensity
 from ssl_medseg.training.slices import SliceSet
@@ -115,6 +118,55 @@ GlobalKind = Literal["GD", "GD-", "GR"]
 LocalKind = Literal["LR", "LD"]
 
 
+@dataclass(frozen=True)
+class PretrainingOptions:
+    """Losses, lengths and batches of both stages of pre-training, and the learning rate.
+
+    Args:
+        global_loss: Loss of the encoder: ``GD`` and ``GD-`` use the parts of the volumes; ``GR`` is the SimCLR loss.
+        local_loss: Loss of the decoder, by its positive pairs: ``LR``, a region in the two views of a slice; ``LD``,
+            also the same region in slices from the same part of another volume.
+        global_steps: Training steps of the first stage; 0 skips it.
+        local_steps: Training steps of the second stage; 0 skips it.
+        partitions: Number of parts per volume; volumes with fewer slices are left out.
+        global_volumes: Volumes per step and process in the first stage, with one slice from each of their parts.
+        local_volumes: Volumes per step and process in the second stage, with one slice from each of their parts.
+        crop: Side of the random crop in the first stage, as a fraction of the side of the slice.
+        decoder_blocks: Number of decoder blocks in the second stage, 1 to 5.
+        temperature: Temperature of both losses.
+        lr: Learning rate of Adam.
+    """
+
+    global_loss: GlobalKind = "GD"
+    local_loss: LocalKind = "LR"
+    global_steps: int = 10_000
+    local_steps: int = 10_000
+    partitions: int = 4
+    global_volumes: int = 6
+    local_volumes: int = 3
+    crop: float = 100 / 192
+    decoder_blocks: int = 3
+    temperature: float = 0.1
+    lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_counts(self, global_steps=0, local_steps=0, partitions=1)
+        if self.global_steps + self.local_steps == 0:
+            raise UserError("global_steps and local_steps are 0; expected steps in at least one of the stages")
+        for name, holds, expected in (
+            ("crop", 0 < self.crop <= 1, "a fraction above 0 and up to 1"),
+            ("temperature", 0 < self.temperature < math.inf, "a finite number above 0"),
+            ("lr", 0 < self.lr < math.inf, "a finite number above 0"),
+        ):
+            if not holds:
+                raise UserError(f"{name} is {getattr(self, name)}; expected {expected}")
+
+    @property
+    def steps(self) -> int:
+        """Number of training steps of both stages."""
+        return self.global_steps + self.local_steps
+
+
 class Views(NamedTuple):
     """Slices of a step, with the ids that determine their augmentation."""
 
@@ -153,26 +205,12 @@ class GlobalStage(Stage):
     Args:
         run: Run that provides seed, device and processes.
         slices: Slices of all volumes, without labels.
-        kind: Loss. ``GD`` and ``GD-`` use the parts of the volumes; ``GR`` is the SimCLR loss.
-        partitions: Number of parts per volume.
-        volumes: Number of volumes per step and process.
-        crop: Side of the random crop of a view, relative to the side of the slice.
-        temperature: Temperature of the loss.
+        options: Loss, parts and number of volumes, crop of a view, and temperature.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        slices: SliceSet,
-        *,
-        kind: GlobalKind,
-        partitions: int,
-        volumes: int,
-        crop: float,
-        temperature: float,
-    ) -> None:
-        super().__init__(run, slices, partitions=partitions, volumes=volumes, name="global")
-        self._kind, self._crop, self._temperature = kind, crop, temperature
+    def __init__(self, run: Run, slices: SliceSet, options: PretrainingOptions) -> None:
+        super().__init__(run, slices, partitions=options.partitions, volumes=options.global_volumes, name="global")
+        self._kind, self._crop, self._temperature = options.global_loss, options.crop, options.temperature
 
     def loss(self, network: nn.Module, step: int) -> Tensor:
         """Compute the loss of this process in `step`."""
@@ -197,18 +235,12 @@ class LocalStage(Stage):
     Args:
         run: Run that provides seed, device and processes.
         slices: Slices of all volumes, without labels.
-        kind: Positive pairs: ``LR``, a region in the two views of a slice; ``LD``, also the same region in slices from
-            the same part of another volume.
-        partitions: Number of parts per volume.
-        volumes: Number of volumes per step and process.
-        temperature: Temperature of the loss.
+        options: Loss, parts and number of volumes, and temperature.
     """
 
-    def __init__(
-        self, run: Run, slices: SliceSet, *, kind: LocalKind, partitions: int, volumes: int, temperature: float
-    ) -> None:
-        super().__init__(run, slices, partitions=partitions, volumes=volumes, name="local")
-        self._kind, self._temperature = kind, temperature
+    def __init__(self, run: Run, slices: SliceSet, options: PretrainingOptions) -> None:
+        super().__init__(run, slices, partitions=options.partitions, volumes=options.local_volumes, name="local")
+        self._kind, self._temperature = options.local_loss, options.temperature
 
     def loss(self, network: nn.Module, step: int) -> Tensor:
         """Compute the loss of this process in `step`."""

@@ -12,7 +12,6 @@ from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
 from contrastive_core.training import config
-from contrastive_core.training.config import DeviceName
 from contrastive_core.training.documents import read_object, reading
 from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.names import as_file_name, check_file_name
@@ -27,7 +26,7 @@ from ssl_medseg.evaluation.results import Evaluation, write_evaluation
 from ssl_medseg.evaluation.summary import Summary, summarise, summary_csv
 from ssl_medseg.evaluation.text import table, warnings
 from ssl_medseg.models.model_folder import load_segmenter
-from ssl_medseg.prediction import bytes_of_masks, is_model, predict_cases
+from ssl_medseg.prediction import InferenceOptions, bytes_of_masks, is_model, predict_cases
 from ssl_medseg.reports.overlay import case_sheets
 
 _OPENING = DataOptions()
@@ -75,8 +74,7 @@ def evaluate(
     out: Path | None = None,
     pictures: bool = True,
     opening: DataOptions = _OPENING,
-    batch_size: int = 16,
-    device: DeviceName = "auto",
+    inference: InferenceOptions = InferenceOptions(),  # noqa: B008 - frozen
     overwrite: bool = False,
 ) -> Evaluated:
     """Compare masks with reference labels: Dice, HD95, ASSD, surface Dice and volumes, by case and structure.
@@ -105,18 +103,14 @@ def evaluate(
             finds it.
         pictures: Draw pictures of cases and the Bland-Altman plot.
         opening: Options for opening the data set.
-        batch_size: Slices per forward pass of a model.
-        device: Device to run on: auto, cpu, cuda or mps. Masks need none.
+        inference: Batch size and device, for a model.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
         The scores, their summary and the files.
     """
-    if tolerance <= 0 or batch_size < 1:
-        raise UserError(
-            f"tolerance is {tolerance:g} and batch_size is {batch_size}; expected a tolerance above 0 and a batch_size "
-            "of at least 1"
-        )
+    if tolerance <= 0:
+        raise UserError(f"tolerance is {tolerance:g}; expected a tolerance above 0")
     folder = Path(predicted)
     model = is_model(folder)
     if split is not None or (model and own_split(folder) is not None):
@@ -144,7 +138,7 @@ def evaluate(
     check_space(target, needed, what=f"the results of {several(len(cases), 'case')}", files=len(planned))
     with Outputs(planned, command="ssl-medseg evaluate", inputs=read, folder=target, overwrite=overwrite):
         if model:
-            done = predict_cases(folder, opened, cases, target / f"{stem}-masks", batch_size=batch_size, device=device)
+            done = predict_cases(folder, opened, cases, target / f"{stem}-masks", inference=inference)
             masks, failed = done.masks, done.failed
             if chosen is None:  # the model itself lists the cases whose labels it was trained with
                 chosen = Split(labelled=tuple(case.name for case in cases if case.name in done.labelled))

@@ -41,14 +41,13 @@ class Stage:
         stated = self.card.get("details", {}).get("method")
         if stated:
             return str(stated)
-        return next(
-            (
-                m
-                for key, m in (("rounds", "selftrain"), ("keep", "train"), ("partitions", "pretrain"))
-                if key in self.record.config
-            ),
-            "run",
-        )
+        settings = {
+            "baseline_floor": "run",
+            "pretraining": "pretrain",
+            "selftraining": "selftrain",
+            "training": "train",
+        }
+        return next((method for name, method in settings.items() if name in self.record.config), "run")
 
     @property
     def is_done(self) -> bool:

@@ -9,14 +9,14 @@ import torch
 
 from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
-from contrastive_core.training.config import DeviceName, allowed_bad
+from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import check_space, open_atomic, write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.names import check_file_name
 from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
 from ssl_video.data import Video, VideoSet, open_videos
-from ssl_video.data.reader import ReadOptions
+from ssl_video.data.reader import TolerantReadOptions
 from ssl_video.data.splits import read_split, select_labelled
 from ssl_video.data.torchcodec_reader import check_reader
 from ssl_video.evaluation import (
@@ -42,8 +42,7 @@ def evaluate(
     split: Path | None = None,
     part: str | None = None,
     sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 - frozen
-    read: ReadOptions = ReadOptions(),  # noqa: B008
-    max_bad: float = 0.0,
+    read: TolerantReadOptions = TolerantReadOptions(),  # noqa: B008
     out: Path | None = None,
     device: DeviceName = "auto",
     network: str | None = None,
@@ -66,9 +65,7 @@ def evaluate(
         part: Part of the split, test (the default) or validation; without a split, part of the data, such as test (by
             default all of it).
         sampling: Views, clips and crops of each video.
-        read: Stored optical flow, and the decoder of the frames.
-        max_bad: Largest fraction of unreadable videos that does not stop the command; above 0, at least one video. They
-            are listed.
+        read: Stored optical flow, the decoder of the frames, and the limit for unreadable videos.
         out: Folder for the files; by default ``evaluation`` in the model's folder.
         device: Device to run on: auto, cpu, cuda or mps.
         network: Custom network, ``package.module:function``, for a model that was trained with it; its code is run.
@@ -77,7 +74,6 @@ def evaluate(
     Returns:
         Scores of each view.
     """
-    allowed_bad(max_bad, 0)  # refused before the model is loaded
     recognizer = load_recognizer(model, device=device, network=network)
     recipe = recognizer.recipe
     videos, part, digest = _kept(data, split, part, recipe.classes, model=model)
@@ -97,7 +93,7 @@ def evaluate(
     )  # fmt: skip
     needed = len(videos) * (_ROW + 4 * len(wanted) * len(recipe.classes)) + _PICTURE
     check_space(folder, needed, what=f"the results of {len(videos):,} videos", files=3)
-    stored = open_flow(read.flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=max_bad)
+    stored = open_flow(read.flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=read.max_bad)
     check_reader(read.reader)
 
     def probabilities_of(video: Video) -> torch.Tensor:
@@ -107,8 +103,9 @@ def evaluate(
         )  # fmt: skip
 
     probabilities, kept, skipped = classify_readable(
-        track(videos.videos, total=len(videos), what="testing"), probabilities_of, total=len(videos), max_bad=max_bad
-    )
+        track(videos.videos, total=len(videos), what="testing"), probabilities_of,
+        total=len(videos), max_bad=read.max_bad,
+    )  # fmt: skip
     labels = videos.labels()[kept]
     scores = {view: score_view(probabilities[:, place], labels) for place, view in enumerate(wanted)}
     if len(wanted) > 1:

@@ -17,7 +17,7 @@ from contrastive_core.optim import WarmupCosine
 from contrastive_core.training import Run, RunOptions
 from ssl_video.augment import REORDERING, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
-from ssl_video.data.reader import ReadOptions
+from ssl_video.data.reader import TolerantReadOptions
 from ssl_video.data.splits import read_split, select, select_labelled
 from ssl_video.evaluation import classify, classify_readable
 from ssl_video.models import NetworkOptions
@@ -59,8 +59,7 @@ def train(
     weak: WeakOptions = WeakOptions(),  # noqa: B008
     strong: StrongOptions = StrongOptions(),  # noqa: B008
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
-    read: ReadOptions = ReadOptions(),  # noqa: B008
-    max_bad: float = 0.0,
+    read: TolerantReadOptions = TolerantReadOptions(),  # noqa: B008
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
     """Train a network to recognise actions from a few labelled videos and many unlabelled ones.
@@ -88,9 +87,7 @@ def train(
         weak: Weak augmentation.
         strong: Strong augmentation.
         optimizer: Optimiser, learning rate, and moving average of the network.
-        read: Stored optical flow, and the decoder of the frames.
-        max_bad: Largest fraction of unreadable videos that does not stop the command; above 0, at least one video. They
-            are listed.
+        read: Stored optical flow, the decoder of the frames, and the limit for unreadable videos.
         run: Seed, device, precision, checkpoints, logs.
 
     Returns:
@@ -104,7 +101,7 @@ def train(
     found = _open(data, split, pseudo, validate=training.validate_every > 0)
     labelled, learned, validated, truth = found.labelled, found.learned, found.validated, found.truth
     check_clip(network, frames=clip.frames, size=inputs.image_size)
-    stored = open_flow(read.flow_cache, method=inputs.flow, views=views, of=(labelled, learned), max_bad=max_bad)
+    stored = open_flow(read.flow_cache, method=inputs.flow, views=views, of=(labelled, learned), max_bad=read.max_bad)
     described = Recipe(network, labelled.classes, clip, inputs.image_size, views, inputs.flow, inputs.tg_gain)
     with Run(out, config=config, command="ssl-video train", options=run, free=_FREE) as r:
         try:
@@ -122,7 +119,7 @@ def train(
         def clips(of: VideoSet, log: str, *, by_class: bool) -> ClipDataset:
             return ClipDataset(
                 of, clip, following=needs_following(views, stored), audio="audio" in views, flow=stored,
-                reader=read.reader, max_bad=max_bad, log=r.out / log, by_class=by_class,
+                reader=read.reader, max_bad=read.max_bad, log=r.out / log, by_class=by_class,
             )  # fmt: skip
 
         known = clips(labelled, "bad_labelled.jsonl", by_class=True)
@@ -171,7 +168,11 @@ def train(
             if validated is not None and training.validates(step):
                 r.record(
                     validation_accuracy=_accuracy(
-                        tested(min(training.recalibrate, 64)), validated, max_bad=max_bad, skipped=unread, say=r.say
+                        tested(min(training.recalibrate, 64)),
+                        validated,
+                        max_bad=read.max_bad,
+                        skipped=unread,
+                        say=r.say,
                     )
                 )
         seen = {video.path: video for of in (labelled, learned) for video in of.videos}.values()
@@ -181,7 +182,7 @@ def train(
         return save_recognizer(r, tested(training.recalibrate).network, described, learned_from=seen, about=about)
 
 
-_FREE = ("data", "split", "read.flow_cache", "read.reader", "max_bad")
+_FREE = ("data", "split", "read.flow_cache", "read.reader", "read.max_bad")
 """Settings that a resumed run may change: the place of the data, and how to read them. The split must be the same."""
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.config import allowed_bad
+from contrastive_core.training.config import SkipOptions, allowed_bad
 from contrastive_core.training.documents import read_json_lines, reading
 from contrastive_core.training.files import append_line
 from ssl_video.data import torchcodec_reader
@@ -50,6 +50,11 @@ class ReadOptions:
 
     flow_cache: Path | None = None
     reader: ReaderName = "pyav"
+
+
+@dataclass(frozen=True)
+class TolerantReadOptions(ReadOptions, SkipOptions):
+    """How to read clips, and how many videos may be unreadable."""
 
 
 class StoredFlow(Protocol):

@@ -12,6 +12,7 @@ from torch import nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.optim import lars_param_groups
+from contrastive_core.training.config import check_counts
 from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
 from ssl_video.mvpl.losses import TargetKind
 
@@ -36,7 +37,7 @@ class InputOptions:
     shared_geometry: bool = True
 
     def __post_init__(self) -> None:
-        _check_least(self, image_size=1)
+        check_counts(self, image_size=1)
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,11 @@ class TrainingOptions:
     validate_every: int = 0
 
     def __post_init__(self) -> None:
-        _check_least(self, steps=1, batch_size=1, mu=1, recalibrate=0, validate_every=0)
+        check_counts(self, steps=1, batch_size=1, mu=1, recalibrate=0, validate_every=0)
 
     def validates(self, step: int) -> bool:
         """Return whether the network is evaluated on the validation part after a step; it is after the last."""
         return self.validate_every > 0 and ((step + 1) % self.validate_every == 0 or step == self.steps - 1)
-
-
-def _check_least(options: InputOptions | TrainingOptions, **least: int) -> None:
-    for name, value in least.items():
-        if getattr(options, name) < value:
-            raise UserError(f"{name} is {getattr(options, name)}; expected at least {value}")
 
 
 REFERENCE_CLIPS = 40

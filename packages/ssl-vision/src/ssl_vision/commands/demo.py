@@ -24,7 +24,7 @@ from ssl_vision.reports.overview import run_picture
 from ssl_vision.reports.run_folder import open_run, read_scores
 from ssl_vision.reports.sections import accuracy_curves, by_protocol
 from ssl_vision.reports.sheets import make_sheets
-from ssl_vision.training.options import AugmentOptions, OptimizerOptions
+from ssl_vision.training.options import AugmentOptions, OptimizerOptions, PretrainingOptions
 
 DATA = "digits"
 LABELS: tuple[int | None, ...] = (2, 5, 10, None)
@@ -108,14 +108,11 @@ def demo(out: Path = Path("runs/demo"), *, epochs: int = 30, seed: int = 0, devi
     pretrain(
         DATA,
         out,
-        epochs=epochs,
-        batch_size=128,
-        image_size=_VIEW_SIZE,
+        training=PretrainingOptions(epochs, batch_size=128, image_size=_VIEW_SIZE, save_every=every),
         temperature=0.2,
         encoder=EncoderOptions(width_multiplier=0.25),
         augment=AugmentOptions(strength=0.6, flip=False, gray=0.0, jitter=0.8),
         optimizer=OptimizerOptions(name="sgd", lr=0.12, weight_decay=1e-4),
-        save_every=every,
         run=RunOptions(seed=seed, device=device, log_every=5, resume=True),
     )
     saved = out / "models"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.losses import distillation
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import ImageSet, open_images, skip_bad
-from ssl_vision.data.dataset import ReadOptions
+from ssl_vision.data.dataset import Load, UnlabelledReadOptions
 from ssl_vision.labels.subsets import check_classes, merge_fingerprints, training_set, validation_set, without
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import (
@@ -25,8 +25,8 @@ from ssl_vision.models.model_folder import (
     open_start,
     save_classifier,
 )
-from ssl_vision.training.loading import Crops
-from ssl_vision.training.options import OptimizerOptions
+from ssl_vision.training.loading import FREE, Crops
+from ssl_vision.training.options import DistillationOptions, OptimizerOptions, ValidationOptions
 from ssl_vision.training.setup import Budget, Validation, plan_budget, set_up
 
 TEACHER = "teacher"
@@ -54,15 +54,10 @@ def distill(
     labels: Path | None = None,
     alpha: float = 1.0,
     labelled_batch_size: int = 256,
-    validate_on: str | None = None,
-    validate_every: int = 5,
-    epochs: int = 0,
-    batch_size: int = 256,
-    image_size: int | None = None,
-    optimizer: OptimizerOptions = OptimizerOptions(lr=0.1, scaling="sqrt", weight_decay=1e-4),  # noqa: B008 - frozen
-    load: Literal["auto", "memory", "files"] = "auto",
-    max_bad: float = 0.01,
-    read: ReadOptions = ReadOptions(),  # noqa: B008
+    validation: ValidationOptions = ValidationOptions(),  # noqa: B008 - frozen
+    training: DistillationOptions = DistillationOptions(),  # noqa: B008
+    optimizer: OptimizerOptions = OptimizerOptions(lr=0.1, scaling="sqrt", weight_decay=1e-4),  # noqa: B008
+    read: UnlabelledReadOptions = UnlabelledReadOptions(),  # noqa: B008
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
     """Train a student to predict the class probabilities of a fine-tuned teacher, without labels.
@@ -92,39 +87,33 @@ def distill(
         labels: Label file, with alpha below 1; by default all images of the part.
         alpha: Share of the distillation in the loss; 1: no labels.
         labelled_batch_size: Number of labelled images per step, over all processes, with alpha below 1.
-        validate_on: Validation images to score during training, which are held out of it, as for `finetune`.
-        validate_every: Number of epochs between scores.
-        epochs: Number of passes over the images, which recipes also set.
-        batch_size: Number of images per step, over all processes.
-        image_size: Side of the student's crops in pixels; by default that of the model it starts from, otherwise the
-            teacher's. The teacher sees the same crops at its own size.
+        validation: Validation images, which are held out of training, as for `finetune`.
+        training: Length of training, batches, and size of the crops.
         optimizer: Optimiser and schedule.
-        load: Source of the images, as for `finetune`.
-        max_bad: Largest fraction of unreadable images that does not stop the command; above 0, at least one image.
-            Labelled images must be readable.
-        read: Options for reading image files.
+        read: Source of the images, limit for unreadable ones, and options for reading image files.
         run: Seed, device, precision, checkpoints, logs.
 
     Returns:
         Path of the trained student.
     """
     config = dict(locals())
-    _check(epochs=epochs, alpha=alpha, temperature=temperature, labels=labels, validate_every=validate_every)
+    _check(training, alpha=alpha, temperature=temperature, labels=labels)
+    epochs = training.epochs
     found = load_classifier(teacher, device="cpu")
     images = open_images(data, split=part, channels=found.channels, read=read)
     if init == TEACHER:
         encoder = _encoder_of(teacher, encoder)
-    start = _student(init, encoder=encoder, from_layer=from_layer, image_size=image_size, teacher=found)
+    start = _student(init, encoder=encoder, from_layer=from_layer, image_size=training.image_size, teacher=found)
     size, teacher_size = start.architecture.image_size, found.image_size
-    resolved = {"encoder": start.described(encoder), "image_size": size}
-    scored, held_out = (None, None) if validate_on is None else validation_set(validate_on, data, images)
+    resolved = {"encoder": start.described(encoder), "training": replace(training, image_size=size)}
+    scored, held_out = validation_set(validation.validate_on, data, images)
     labelled = None if alpha == 1 else training_set(images, labels, held_out=held_out)
     for some in (scored, labelled):
         if some is not None:
             check_classes(some, found.classes, of=f"of {teacher}")
     unlabelled = without(images, held_out)
-    with Run(out, config=config, command="ssl-vision distill", options=run, free=("load",), resolved=resolved) as r:
-        budget = plan_budget(len(unlabelled), epochs=epochs, batch_size=batch_size, world_size=r.world_size)
+    with Run(out, config=config, command="ssl-vision distill", options=run, free=FREE, resolved=resolved) as r:
+        budget = plan_budget(len(unlabelled), epochs=epochs, batch_size=training.batch_size, world_size=r.world_size)
         r.say(str(budget))
         torch.manual_seed(r.seed("weights"))
         network = start.build(len(found.classes)).to(memory_format=torch.channels_last)
@@ -132,14 +121,16 @@ def distill(
             r, network, optimizer,
             batch_size=budget.batch_size, epochs=epochs, total_steps=budget.total_steps, unadapted=("fc",),
         )  # fmt: skip
-        readable = skip_bad(unlabelled, max_bad=max_bad, log=out / "bad_files.jsonl")
+        readable = skip_bad(unlabelled, max_bad=read.max_bad, log=out / "bad_files.jsonl")
         crops = Crops(
             readable, budget.batches(r),
-            size=[size] if teacher_size == size else [size, teacher_size], seed=r.seed("crops"), load=load,
+            size=[size] if teacher_size == size else [size, teacher_size], seed=r.seed("crops"), load=read.load,
             workers=run.workers,
         )  # fmt: skip
-        few = None if labelled is None else _Labelled(r, labelled, budget, labelled_batch_size, size=size, load=load)
-        validating = None if scored is None else Validation(r, scored, size=size)
+        few = (
+            None if labelled is None else _Labelled(r, labelled, budget, labelled_batch_size, size=size, load=read.load)
+        )
+        validating = Validation(r, scored, budget, every=validation.validate_every, size=size)
         frozen = found.model.to(r.device).requires_grad_(False)
 
         for step in r.steps(budget.total_steps, samples_per_step=budget.batch_size):
@@ -165,8 +156,7 @@ def distill(
             r.log(loss=loss, lr=lr, epoch=budget.epoch(step + 1))
             if r.is_logged_step:
                 r.log(agreement=(own.argmax(dim=1) == wanted.argmax(dim=1)).float().mean())
-            if validating is not None and budget.ends_epoch(step, every=validate_every):
-                r.record(validation_accuracy=validating.accuracy(model), epoch=budget.epoch(step + 1))
+            validating.after(step, model)
         return save_classifier(
             r,
             network,
@@ -191,7 +181,7 @@ class _Labelled:
         batch_size: int,
         *,
         size: int,
-        load: Literal["auto", "memory", "files"],
+        load: Load,
     ) -> None:
         own = plan_budget(len(images), epochs=1, batch_size=batch_size, world_size=run.world_size)
         own = Budget(own.images, own.batch_size, budget.total_steps, own.reduced)
@@ -230,8 +220,8 @@ def _encoder_of(teacher: str, asked: EncoderOptions | None) -> EncoderOptions:
     return own
 
 
-def _check(*, epochs: int, alpha: float, temperature: float, labels: Path | None, validate_every: int) -> None:
-    if epochs == 0:
+def _check(training: DistillationOptions, *, alpha: float, temperature: float, labels: Path | None) -> None:
+    if training.epochs == 0:
         raise UserError(f"distill needs a length: expected --epochs, or --config with a recipe\n{RECIPES}")
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha is the share of the distillation in the loss, from 0 to 1; got {alpha}")
@@ -239,7 +229,5 @@ def _check(*, epochs: int, alpha: float, temperature: float, labels: Path | None
         raise UserError(
             f"labels are {labels}, but at alpha 1 none is used; lower --alpha to use them too, or leave them out"
         )
-    if temperature <= 0 or validate_every < 1:
-        raise UserError(
-            f"distill needs temperature > 0 and validate_every >= 1; got {temperature} and {validate_every}"
-        )
+    if temperature <= 0:
+        raise UserError(f"distill needs temperature > 0, got {temperature}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
-from contrastive_core.training.config import DeviceName
+from contrastive_core.training.config import InferenceOptions
 from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
 from ssl_vision.data import ImageSet, Subset, input_files, open_images
@@ -29,12 +29,11 @@ def embed(
     out: Path,
     *,
     part: str = "train",
-    batch_size: int = 512,
-    device: DeviceName = "auto",
+    inference: InferenceOptions = InferenceOptions(),  # noqa: B008 - frozen
     points: int = 2000,
     seed: int = 0,
     encoder: EncoderOptions | None = None,
-    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    read: ReadOptions = ReadOptions(),  # noqa: B008
     overwrite: bool = False,
 ) -> Path:
     """Compute the features of images and write them to a file, or draw a map.
@@ -48,8 +47,7 @@ def embed(
         data: Image folder, CSV manifest or named data set; labels are not needed.
         out: File to write.
         part: Part of the data to embed.
-        batch_size: Number of images per forward pass.
-        device: Device to run on: auto, cpu, cuda or mps.
+        inference: Batch size and device.
         points: Largest number of images on the map, drawn at random.
         seed: Seed of all random draws: of the points and of the map.
         encoder: Network and its weights, if `model` is ``none``.
@@ -68,19 +66,19 @@ def embed(
     planned = Outputs(
         [out], command="ssl-vision embed", inputs=input_files(data, *run_files(model)), overwrite=overwrite
     )
-    loaded = load_encoder(model, device=device, encoder=encoder)
+    loaded = load_encoder(model, device=inference.device, encoder=encoder)
     images = open_images(data, split=part, channels=loaded.channels, read=read)
     if ending in _FILES:
         size = len(images) * int(getattr(loaded.encoder, "feature_dim", loaded.channels * loaded.image_size**2)) * 4
         check_space(out.parent, size, what=f"the features of {len(images):,} images", files=1)
-        features = extract(loaded, images, batch_size=batch_size)
+        features = extract(loaded, images, batch_size=inference.batch_size)
         with planned:
             _FILES[ending](out, features, images)
         return out
     chosen = permutation(derive(seed, "map"), len(images))[:points].sort().values
     shown = Subset(images, chosen.tolist())
     picture = _picture(
-        extract(loaded, shown, batch_size=batch_size),
+        extract(loaded, shown, batch_size=inference.batch_size),
         shown,
         ending,
         model=model,

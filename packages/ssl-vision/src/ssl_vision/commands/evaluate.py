@@ -11,7 +11,7 @@ from torch import Tensor
 from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
-from contrastive_core.training.config import DeviceName
+from contrastive_core.training.config import InferenceOptions
 from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.names import check_file_name
@@ -51,9 +51,8 @@ def evaluate(
     name: str | None = None,
     out: Path | None = None,
     bins: int = 15,
-    batch_size: int = 512,
-    device: DeviceName = "auto",
-    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    inference: InferenceOptions = InferenceOptions(),  # noqa: B008 - frozen
+    read: ReadOptions = ReadOptions(),  # noqa: B008
     overwrite: bool = False,
 ) -> Evaluation:
     """Test a classifier on labelled images: accuracies, confusion, likelihood, calibration.
@@ -73,17 +72,16 @@ def evaluate(
         name: Stem of the names of the files; by default the names of the data and the part.
         out: Folder for the files; by default ``evaluation`` in the model's folder.
         bins: Number of bins for the calibration.
-        batch_size: Images per forward pass.
-        device: Device to run on: auto, cpu, cuda or mps.
+        inference: Batch size and device.
         read: Options for reading image files.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
         Scores and paths of the files.
     """
-    if bins < 1 or batch_size < 1:
-        raise UserError(f"evaluate needs bins >= 1 and batch_size >= 1, got bins={bins} and batch_size={batch_size}")
-    loaded = load_classifier(model, device=device)
+    if bins < 1:
+        raise UserError(f"evaluate needs bins >= 1, got bins={bins}")
+    loaded = load_classifier(model, device=inference.device)
     images = labelled_images(data, split=part, channels=loaded.channels, read=read)
     labels = match_classes(images, loaded.classes)
     share = validation_share(images, loaded.validated_on, part=part)
@@ -97,7 +95,7 @@ def evaluate(
     )  # fmt: skip
     needed = len(images) * (_ROW + 4 * len(loaded.classes)) + _PICTURES
     check_space(folder, needed, what=f"the results of {len(images):,} images", files=len(_ENDINGS))
-    batches = evaluation_batches(images, size=loaded.image_size, batch_size=batch_size)
+    batches = evaluation_batches(images, size=loaded.image_size, batch_size=inference.batch_size)
     logits = torch.cat([batch.cpu() for batch in outputs(loaded.model, batches, device=loaded.device)])
     score = score_classifier(
         logits,

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +18,13 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.training import RunOptions
-from contrastive_core.training.config import DeviceName
+from contrastive_core.training.config import DeviceName, InferenceOptions, Precision
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import save_model
 from contrastive_core.training.outputs import Outputs, claim_folder
 from ssl_vision.data import ImageSet, Subset, list_splits, open_images
 from ssl_vision.data.class_names import find_class_names
-from ssl_vision.data.dataset import ReadOptions
+from ssl_vision.data.dataset import ReadOptions, TrainingReadOptions
 from ssl_vision.evaluation.accuracy import percent_correct
 from ssl_vision.evaluation.features import extract
 from ssl_vision.evaluation.probes import choose_logistic, knn_scores, stratified_folds
@@ -40,7 +40,7 @@ from ssl_vision.models.model_folder import (
     open_start,
 )
 from ssl_vision.training.finetuning import SIMCLR, finetune
-from ssl_vision.training.options import OptimizerOptions
+from ssl_vision.training.options import FinetuningOptions
 
 Method = Literal["linear", "knn", "finetune"]
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
@@ -163,11 +163,10 @@ def few_labels(
     encoder: EncoderOptions | None = None,
     folds: int = 5,
     epochs: int = 0,
-    batch_size: int = 512,
     seed: int = 0,
-    device: DeviceName = "auto",
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
-    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    inference: InferenceOptions = InferenceOptions(),  # noqa: B008 - frozen
+    precision: Precision = "32-true",
+    read: ReadOptions = ReadOptions(),  # noqa: B008
 ) -> FewLabelsResult:
     """Compare a linear classifier, nearest neighbours and fine-tuning with few labels, and recommend one.
 
@@ -192,9 +191,8 @@ def few_labels(
         folds: Largest number of folds; at most the number of images of the second-largest class.
         epochs: Number of passes of fine-tuning over the labelled images; 0 for 60, fewer with more than 250 labels, but
             at least 6.
-        batch_size: Number of images per forward pass of feature extraction.
         seed: Seed of all random draws: of the folds and of fine-tuning.
-        device: Device to run on: auto, cpu, cuda or mps.
+        inference: Batch size of feature extraction, and device.
         precision: Number format of fine-tuning, as for `finetune`.
         read: Options for reading image files.
 
@@ -208,14 +206,14 @@ def few_labels(
         raise UserError(f"few-labels needs at least one method and 2 folds, got {len(methods)} and {folds}")
     out = Path(out)
     claim_folder(out, command="ssl-vision few-labels")
-    loaded = load_encoder(model, device=device, encoder=encoder)
+    loaded = load_encoder(model, device=inference.device, encoder=encoder)
     images = open_images(data, split=part, channels=loaded.channels, read=read)
     train = training_set(images, labels)
     require_two_classes(train)
     test = _test_images(data, part=part, test_part=test_part, images=images)
     share = 0.0 if test is None else validation_share(test, loaded.validated_on, part=test_part)
-    x, y = extract(loaded, train, batch_size=batch_size).cpu(), train.labels()
-    queries = None if test is None else extract(loaded, test, batch_size=batch_size).cpu()
+    x, y = extract(loaded, train, batch_size=inference.batch_size).cpu(), train.labels()
+    queries = None if test is None else extract(loaded, test, batch_size=inference.batch_size).cpu()
     truth = None if test is None else test.labels()
     parts = stratified_folds(y, folds=folds, seed=derive(seed, "few labels"))
     if len(parts) < 2:
@@ -233,9 +231,9 @@ def few_labels(
     if "finetune" in methods and model != PIXELS:
         work = _Finetuning(
             model, data, train, part, out,
-            encoder=encoder, epochs=epochs, seed=seed, device=device, precision=precision, read=read,
+            encoder=encoder, epochs=epochs, seed=seed, device=inference.device, precision=precision, read=read,
         )  # fmt: skip
-        tried.append(work.tried(parts, test, batch_size=batch_size))
+        tried.append(work.tried(parts, test, batch_size=inference.batch_size))
     if not tried:
         raise UserError(f"{model}: fine-tuning needs a network; expected a run folder or model folder")
     chosen, reason = _recommended(tried)
@@ -371,14 +369,13 @@ class _Finetuning:
 
     def __init__(
         self, model: str, data: str, train: ImageSet, part: str, out: Path, *, encoder: EncoderOptions | None,
-        epochs: int, seed: int, device: Literal["auto", "cpu", "cuda", "mps"],
-        precision: Literal["32-true", "bf16-mixed", "16-mixed"], read: ReadOptions,
+        epochs: int, seed: int, device: DeviceName, precision: Precision, read: ReadOptions,
     ) -> None:  # fmt: skip
         self._model, self._encoder, self._data, self._train = model, encoder, data, train
         self._part, self._out = part, out
         self._epochs = epochs or min(60, max(6, 15_000 // len(train)))
         self._run = RunOptions(seed=seed, device=device, precision=precision, progress=False, resume=True)
-        self._read = read
+        self._read = TrainingReadOptions(**vars(read))
 
     def tried(self, parts: Sequence[Tensor], test: ImageSet | None, *, batch_size: int) -> _Tried:
         """Choose the learning rate, train with it on all labels, and score the test images."""
@@ -413,8 +410,8 @@ class _Finetuning:
         with contextlib.redirect_stderr(io.StringIO()):  # one line per run is enough
             finetune(
                 self._model, self._data, folder, labels=labels, part=self._part, classifier_init="linear",
-                encoder=self._encoder, epochs=self._epochs, batch_size=batch, read=self._read, run=self._run,
-                optimizer=OptimizerOptions(**{**vars(SIMCLR), "lr": rate * 256 / batch}),
+                encoder=self._encoder, training=FinetuningOptions(self._epochs, batch), read=self._read,
+                optimizer=replace(SIMCLR, lr=rate * 256 / batch), run=self._run,
             )  # fmt: skip
         return folder
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
-from contrastive_core.training.config import DeviceName
+from contrastive_core.training.config import InferenceOptions
 from contrastive_core.training.files import check_space
 from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
@@ -54,9 +54,8 @@ def predict(
     part: str = "all",
     top: int = 1,
     probabilities: bool = False,
-    batch_size: int = 256,
-    device: DeviceName = "auto",
-    read: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
+    inference: InferenceOptions = InferenceOptions(),  # noqa: B008 - frozen
+    read: ReadOptions = ReadOptions(),  # noqa: B008
     overwrite: bool = False,
 ) -> PredictResult:
     r"""Classify images and write a table with one row per image: path, class, probability, error.
@@ -77,16 +76,13 @@ def predict(
         top: Number of most probable classes to list: with 3, columns class, probability, class_2, probability_2,
             class_3, probability_3.
         probabilities: Whether to write the probability of every class, in columns ``p(CLASS)``.
-        batch_size: Number of images per forward pass.
-        device: Device to run on: auto, cpu, cuda or mps.
+        inference: Batch size and device.
         read: Options for reading image files.
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
         Path of the file and numbers of images.
     """
-    if batch_size < 1:
-        raise UserError(f"predict needs batch_size >= 1, got {batch_size}")
     out = Path(out)
     ending = out.suffix.lower()
     if ending not in _ENDINGS:
@@ -96,7 +92,7 @@ def predict(
     planned = Outputs(
         [out], command="ssl-vision predict", inputs=input_files(data, *run_files(model)), overwrite=overwrite
     )
-    loaded = load_classifier(model, device=device)
+    loaded = load_classifier(model, device=inference.device)
     images = _open(data, part, channels=loaded.channels, read=read)
     if not 1 <= top <= len(loaded.classes):
         raise UserError(f"predict can list 1 to {len(loaded.classes)} classes of this model, got top={top}")
@@ -111,9 +107,9 @@ def predict(
     def write(path: Path) -> None:
         nonlocal unreadable
         with _open_table(path, ending, head) as write_rows:
-            starts = range(0, len(images), batch_size)
+            starts = range(0, len(images), inference.batch_size)
             for start in track(starts, total=len(starts), what=f"{images.name}, batches"):
-                indices = range(start, min(start + batch_size, len(images)))
+                indices = range(start, min(start + inference.batch_size, len(images)))
                 problems: dict[int, str] = {}
                 readable = iter(_probabilities(loaded, images, indices, problems).tolist())
                 rows: list[list[str | float]] = []

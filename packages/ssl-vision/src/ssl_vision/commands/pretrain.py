@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,17 @@ from contrastive_core.grad_cache import BatchNorm, batch_norms
 from contrastive_core.losses import SuNCEtLoss, nt_xent
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import open_images
-from ssl_vision.data.dataset import ReadOptions
+from ssl_vision.data.dataset import UnlabelledReadOptions
 from ssl_vision.methods import MomentumMemory, SimCLR
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import build_simclr, open_pretrained, save_encoder, with_statistics
-from ssl_vision.training.loading import Feed, open_labelled
+from ssl_vision.training.loading import FREE, Feed, open_labelled
 from ssl_vision.training.options import (
     AugmentOptions,
     HeadOptions,
     MemoryOptions,
     OptimizerOptions,
+    PretrainingOptions,
     SuNCEtOptions,
     build_augment,
 )
@@ -49,22 +50,17 @@ def pretrain(
     *,
     part: str = "train",
     init: str | None = None,
-    epochs: int = 0,
-    batch_size: int = 512,
-    image_size: int = 32,
+    training: PretrainingOptions = PretrainingOptions(),  # noqa: B008 - frozen
     temperature: float = 0.5,
-    encoder: EncoderOptions = EncoderOptions(),  # noqa: B008 - frozen
+    encoder: EncoderOptions = EncoderOptions(),  # noqa: B008
     head: HeadOptions = HeadOptions(),  # noqa: B008
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
     suncet: SuNCEtOptions = SuNCEtOptions(),  # noqa: B008
     memory: MemoryOptions = MemoryOptions(),  # noqa: B008
-    save_every: int = 0,
     grad_cache: int = 0,
     grad_cache_norm: BatchNorm = "refuse",
-    load: Literal["auto", "memory", "files"] = "auto",
-    max_bad: float = 0.01,
-    read: ReadOptions = ReadOptions(),  # noqa: B008
+    read: UnlabelledReadOptions = UnlabelledReadOptions(),  # noqa: B008
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
     """Pre-train an encoder with SimCLR on unlabelled images, optionally with SuNCEt on a few labelled ones.
@@ -80,11 +76,7 @@ def pretrain(
         part: Part of the data to train on.
         init: Initial weights: a run folder or model folder, whose encoder is used, and its projection head if it has
             the shape given by `head`; by default those of ``encoder.weights``, or random ones.
-        epochs: Number of passes over the images, which recipes also set; images that do not fill the last batch are
-            left out of an epoch.
-        batch_size: Unlabelled images (pairs of views) per step, over all processes. 0: SuNCEt alone; an epoch is then a
-            pass over the labelled images.
-        image_size: Side of the views in pixels.
+        training: Length of training, batches, size of the views, and saved models.
         temperature: Temperature of NT-Xent.
         encoder: Network, without `init`.
         head: Projection head.
@@ -93,24 +85,20 @@ def pretrain(
             the network in a step (batch_size without SuNCEt), so that steps with equal work have equal rates.
         suncet: Labelled images used in addition to the unlabelled ones.
         memory: SimCLRv2's memory of negatives.
-        save_every: Epochs between models saved in ``models/``, starting with the untrained one; 0 for none.
         grad_cache: Number of views that each process passes through the encoder at a time, which limits the memory to
             that of these views; steps take up to a third longer. 0 for all at once. The gradient is the same if the
             encoder has no batch norm.
         grad_cache_norm: Whether to ``refuse`` encoders with batch norm, or to compute its statistics per ``chunk``,
             which is another method: rows are assigned to chunks at random.
-        load: Source of the images: ``memory`` decodes all of them once, ``files`` reads an image for every view,
-            ``auto`` uses memory for small images of one size. The result is the same.
-        max_bad: Largest fraction of unreadable images that does not stop the command; above 0, at least one image. They
-            are listed in ``bad_files.jsonl`` and each is replaced by the next image.
-        read: Options for reading image files.
+        read: Source of the images, limit for unreadable ones, and options for reading image files.
         run: Seed, device, precision, checkpoints, logs.
 
     Returns:
         Path of the trained model.
     """
     config = dict(locals())
-    _check(epochs=epochs, temperature=temperature, batch_size=batch_size, suncet=suncet, memory=memory)
+    epochs, batch_size, image_size = training.epochs, training.batch_size, training.image_size
+    _check(training, temperature=temperature, suncet=suncet, memory=memory)
     start = open_pretrained(
         init, encoder=encoder, image_size=image_size, layers=head.layers, out_features=head.out_features
     )
@@ -123,10 +111,10 @@ def pretrain(
     )
     encoder = with_statistics(encoder, unlabelled or labelled)
     resolved = {"encoder": replace(encoder, weights=config["encoder"].weights)}
-    with Run(out, config=config, command="ssl-vision pretrain", options=run, free=("load",), resolved=resolved) as r:
+    with Run(out, config=config, command="ssl-vision pretrain", options=run, free=FREE, resolved=resolved) as r:
         feed = Feed(
-            r, unlabelled, labelled, suncet, epochs=epochs, batch_size=batch_size,
-            augment=build_augment(augment, image_size), load=load, max_bad=max_bad,
+            r, unlabelled, labelled, suncet,
+            epochs=epochs, batch_size=batch_size, augment=build_augment(augment, image_size), read=read,
         )  # fmt: skip
         total_steps, steps_per_epoch = feed.total_steps, feed.steps_per_epoch
         gather = r.world_size > 1
@@ -154,7 +142,7 @@ def pretrain(
             )
 
         for step in r.steps(total_steps):
-            if save_every and step % (save_every * steps_per_epoch) == 0:
+            if training.save_every and step % (training.save_every * steps_per_epoch) == 0:
                 epoch = step // steps_per_epoch
                 save(epoch, f"models/epoch-{epoch:04d}")
             batch = feed.batch(step)
@@ -180,12 +168,13 @@ def pretrain(
         return save(epochs, "model")
 
 
-def _check(*, epochs: int, temperature: float, batch_size: int, suncet: SuNCEtOptions, memory: MemoryOptions) -> None:
+def _check(training: PretrainingOptions, *, temperature: float, suncet: SuNCEtOptions, memory: MemoryOptions) -> None:
+    epochs, batch_size = training.epochs, training.batch_size
     if epochs == 0:
         raise UserError(f"pretrain needs a length: expected --epochs, or --config with a recipe\n{RECIPES}")
     if epochs < 1 or temperature <= 0:
         raise UserError(f"pretrain needs epochs >= 1 and temperature > 0, got {epochs} and {temperature}")
-    if batch_size < 0 or (batch_size == 0 and (suncet.batch_size == 0 or suncet.epochs is not None)):
+    if batch_size < 0 or (batch_size == 0 and (suncet.batch_size == 0 or suncet.until_epoch is not None)):
         raise UserError(
             f"batch_size is {batch_size}; expected at least 1, or 0 with suncet in all epochs for SuNCEt alone"
         )

@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
+from contrastive_core.training.config import SkipOptions
 from contrastive_core.training.names import check_labels
 
 ADD_LABELS = (
@@ -46,6 +47,38 @@ class ReadOptions:
             raise UserError(f"bits is {self.bits}; expected 8 to 16, or 0 for all 16")
         if not self.max_megapixels > 0:
             raise UserError(f"max_megapixels is {self.max_megapixels}; expected more than 0")
+
+
+Load = Literal["auto", "memory", "files"]
+"""Source of the images of a training run, see `TrainingReadOptions`."""
+
+
+@dataclass(frozen=True)
+class TrainingReadOptions(ReadOptions):
+    """How to read the images of a training run.
+
+    Attributes:
+        load: Source of the images: ``memory`` decodes all of them once, ``files`` reads an image whenever it is used,
+            ``auto`` uses memory for small images of one size. The result is the same.
+    """
+
+    load: Load = "auto"
+
+
+@dataclass(frozen=True)
+class UnlabelledReadOptions(TrainingReadOptions, SkipOptions):
+    """How to read the images of a training run without labels.
+
+    Attributes:
+        max_bad: Largest fraction of unreadable images that does not stop the command; above 0, at least one image. They
+            are listed in ``bad_files.jsonl`` and each is replaced by the next image. Labelled images must be readable.
+    """
+
+    max_bad: float = 0.01
+
+    def __post_init__(self) -> None:
+        TrainingReadOptions.__post_init__(self)
+        SkipOptions.__post_init__(self)
 
 
 class ImageSet(ABC):

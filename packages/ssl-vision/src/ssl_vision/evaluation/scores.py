@@ -21,7 +21,7 @@ from contrastive_core.metrics import (
     top_k_accuracy,
 )
 from contrastive_core.text import decimal
-from contrastive_core.training.config import DeviceName
+from contrastive_core.training.config import InferenceOptions
 from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
@@ -147,7 +147,7 @@ def score_file(model: str, protocol: str, out: Path | None) -> Path | None:
 
 
 @dataclass(frozen=True)
-class ProbeOptions:
+class ProbeOptions(InferenceOptions):
     """Training and test data of a classifier on frozen features, and the file for its score.
 
     Attributes:
@@ -156,7 +156,6 @@ class ProbeOptions:
         labels: Label file of the training images to use; by default all.
         batch_size: Number of images per forward pass, and per training step of `linear`, at most the number of images;
             the score states a lower number.
-        device: Device to run on: auto, cpu, cuda or mps.
         out: JSON file for the scores; by default ``evaluation/COMMAND.json`` in the model's folder.
         overwrite: Whether to replace files that this command did not write.
     """
@@ -165,7 +164,6 @@ class ProbeOptions:
     test_part: str = "test"
     labels: Path | None = None
     batch_size: int = 512
-    device: DeviceName = "auto"
     out: Path | None = None
     overwrite: bool = False
 

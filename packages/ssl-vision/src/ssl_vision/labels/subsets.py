@@ -36,11 +36,14 @@ def training_set(images: ImageSet, labels: Path | None, *, held_out: Tensor | No
     return Subset(images, chosen.tolist())
 
 
-def validation_set(validation: str, data: str, images: ImageSet) -> tuple[ImageSet, Tensor | None]:
+def validation_set(
+    validation: str | None, data: str, images: ImageSet
+) -> tuple[ImageSet, Tensor | None] | tuple[None, None]:
     """Return the validation images, and their indices among the training images if they are part of them.
 
     Args:
-        validation: Label file that lists images of the training split, or name of another split.
+        validation: Label file that lists images of the training split, or name of another split; None for no
+            validation.
         data: Data set.
         images: Training split.
 
@@ -48,6 +51,8 @@ def validation_set(validation: str, data: str, images: ImageSet) -> tuple[ImageS
         UserError: It is the test split, which only `evaluate` uses; a split with other classes; or a file that does not
             fit.
     """
+    if validation is None:
+        return None, None
     file = Path(validation)
     if file.suffix or file.is_file():
         held_out = read_labelled(file, images)

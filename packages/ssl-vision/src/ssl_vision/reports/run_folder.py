@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -52,7 +52,8 @@ class RunSettings:
     @property
     def read(self) -> ReadOptions:
         """Options for reading image files."""
-        return ReadOptions(**(self.config.get("read") or {}))
+        found = self.config.get("read") or {}
+        return ReadOptions(**{field.name: found[field.name] for field in fields(ReadOptions) if field.name in found})
 
     @property
     def memory(self) -> int:
@@ -175,9 +176,9 @@ def _settings(file: Path, config: Mapping[str, Any]) -> RunSettings:
             data=str(config["data"]),
             part=str(config["part"]),
             encoder=str(config["encoder"]["name"]),
-            epochs=int(config["epochs"]),
-            batch_size=int(config["batch_size"]),
-            image_size=int(config["image_size"]),
+            epochs=int(config["training"]["epochs"]),
+            batch_size=int(config["training"]["batch_size"]),
+            image_size=int(config["training"]["image_size"]),
             seed=int(config["run"]["seed"]),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,15 +14,15 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import open_images
 from ssl_vision.data.class_names import find_class_names
-from ssl_vision.data.dataset import ReadOptions
+from ssl_vision.data.dataset import TrainingReadOptions
 from ssl_vision.evaluation.features import extract
 from ssl_vision.evaluation.probes import choose_logistic
 from ssl_vision.labels.subsets import require_two_classes, training_set, unseen_classes, validation_set
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.lora import add_low_rank, merge_low_rank
 from ssl_vision.models.model_folder import NONE, LoadedModel, open_start, save_classifier
-from ssl_vision.training.loading import Crops
-from ssl_vision.training.options import OptimizerOptions
+from ssl_vision.training.loading import FREE, Crops
+from ssl_vision.training.options import FinetuningOptions, OptimizerOptions, ValidationOptions
 from ssl_vision.training.setup import Validation, plan_budget, set_up
 
 SIMCLR = OptimizerOptions(name="sgd", lr=0.05, scaling="linear", warmup_epochs=0.0, momentum=0.9, weight_decay=0.0)
@@ -45,19 +46,15 @@ def finetune(
     *,
     labels: Path | None = None,
     part: str = "train",
-    validate_on: str | None = None,
-    validate_every: int = 5,
+    validation: ValidationOptions = ValidationOptions(),  # noqa: B008 - frozen
     from_layer: int = 0,
     classifier_init: Literal["zero", "linear"] = "zero",
     lora_rank: int = 0,
-    epochs: int = 0,
-    batch_size: int = 256,
-    image_size: int | None = None,
+    training: FinetuningOptions = FinetuningOptions(),  # noqa: B008
     label_smoothing: float = 0.0,
     encoder: EncoderOptions | None = None,
     optimizer: OptimizerOptions = SIMCLR,
-    load: Literal["auto", "memory", "files"] = "auto",
-    read: ReadOptions = ReadOptions(),  # noqa: B008
+    read: TrainingReadOptions = TrainingReadOptions(),  # noqa: B008
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
     """Train a classifier on labelled images, from a pre-trained model or from scratch.
@@ -77,9 +74,7 @@ def finetune(
         labels: Label file, as written by `make-splits`, or a list of file names; by default all images of the part
             that are not held out for validation.
         part: Part of the data to train on.
-        validate_on: Validation images to score during training: a label file of images of `part` that `labels` does not
-            list, or the name of another split, never the test split. The scores do not affect training.
-        validate_every: Number of epochs between scores.
+        validation: Validation images, a label file of images of `part` that `labels` does not list or another split.
         from_layer: Number of layers of the projection head to keep below the linear layer; 0 for none. SimCLRv2 keeps
             1.
         classifier_init: Initial weights of the linear layer: ``zero``, as in the papers' code, or ``linear``, a
@@ -89,61 +84,55 @@ def finetune(
         lora_rank: Rank of the updates that are trained instead of the weights of the encoder's linear layers (LoRA, Hu
             et al. 2021); all other weights of the encoder stay fixed, and the updates are added to the weights at the
             end. 0: train all weights. Low-rank updates suit transformers with few labels; 8 is usual.
-        epochs: Number of passes over the labelled images; 0 for 60 from a pre-trained model. From scratch, a number or
-            a recipe is needed.
-        batch_size: Number of images per step, over all processes; all images if there are fewer.
-        image_size: Side of the crops in pixels; by default the model's, or 32.
+        training: Length of training, batches, and size of the crops.
         label_smoothing: Share of the label spread evenly over all classes.
         encoder: Network, if `init` is ``none``.
         optimizer: Optimiser and schedule. LARS treats the linear layer as plain momentum SGD, as in the released code.
-        load: Source of the images: ``memory`` decodes all of them once, ``files`` reads an image whenever it is used,
-            ``auto`` uses memory for small images of one size. The result is the same.
-        read: Options for reading image files.
+        read: Source of the images, and options for reading image files.
         run: Seed, device, precision, checkpoints, logs.
 
     Returns:
         Path of the trained model.
     """
     config = dict(locals())
-    if not 0 <= label_smoothing < 1 or validate_every < 1 or lora_rank < 0:
+    if not 0 <= label_smoothing < 1 or lora_rank < 0:
         raise UserError(
-            f"finetune needs 0 <= label_smoothing < 1, validate_every >= 1 and lora_rank >= 0; got {label_smoothing}, "
-            f"{validate_every} and {lora_rank}"
+            f"finetune needs 0 <= label_smoothing < 1 and lora_rank >= 0; got {label_smoothing} and {lora_rank}"
         )
-    if epochs == 0 and init == NONE and (encoder is None or encoder.weights is None):
+    if training.epochs == 0 and init == NONE and (encoder is None or encoder.weights is None):
         raise UserError(
             f"finetune from scratch needs a length: expected --epochs, or --config with a recipe\n{RECIPES}"
         )
-    epochs = epochs or _EPOCHS
-    start = open_start(init, encoder=encoder, from_layer=from_layer, image_size=image_size)
+    epochs = training.epochs or _EPOCHS
+    start = open_start(init, encoder=encoder, from_layer=from_layer, image_size=training.image_size)
     images = open_images(data, split=part, channels=start.architecture.encoder.image_channels, read=read)
-    scored, held_out = (None, None) if validate_on is None else validation_set(validate_on, data, images)
-    training = training_set(images, labels, held_out=held_out)
-    require_two_classes(training)
-    targets = training.labels()
+    scored, held_out = validation_set(validation.validate_on, data, images)
+    labelled = training_set(images, labels, held_out=held_out)
+    require_two_classes(labelled)
+    targets = labelled.labels()
     size = start.architecture.image_size
-    resolved = {"encoder": start.described(encoder), "image_size": size, "epochs": epochs}
-    with Run(out, config=config, command="ssl-vision finetune", options=run, free=("load",), resolved=resolved) as r:
-        budget = plan_budget(len(training), epochs=epochs, batch_size=batch_size, world_size=r.world_size)
+    resolved = {"encoder": start.described(encoder), "training": replace(training, image_size=size, epochs=epochs)}
+    with Run(out, config=config, command="ssl-vision finetune", options=run, free=FREE, resolved=resolved) as r:
+        budget = plan_budget(len(labelled), epochs=epochs, batch_size=training.batch_size, world_size=r.world_size)
         r.say(str(budget))
-        if missing := unseen_classes(training):
+        if missing := unseen_classes(labelled):
             r.say(f"note: there is no labelled image of {len(missing)} classes ({', '.join(missing[:5])})")
         batches = budget.batches(r)
         torch.manual_seed(r.seed("weights"))
         network = start.build(len(images.classes)).to(memory_format=torch.channels_last)
         if classifier_init == "linear":
             frozen = LoadedModel(nn.Sequential(network.encoder, network.neck), size, torch.device("cpu"))
-            probe = choose_logistic(extract(frozen, training), targets, len(images.classes), seed=r.seed("folds"))
+            probe = choose_logistic(extract(frozen, labelled), targets, len(images.classes), seed=r.seed("folds"))
             network.fc.load_state_dict(probe.fit.classifier.state_dict())
             network.train()
         if lora_rank:
             add_low_rank(network.encoder, lora_rank)
-        crops = Crops(training, batches, size=size, seed=r.seed("crops"), load=load, workers=run.workers)
+        crops = Crops(labelled, batches, size=size, seed=r.seed("crops"), load=read.load, workers=run.workers)
         wrapped, optim, schedule = set_up(
             r, network, optimizer,
             batch_size=budget.batch_size, epochs=epochs, total_steps=budget.total_steps, unadapted=("fc",),
         )  # fmt: skip
-        validating = None if scored is None else Validation(r, scored, size=size)
+        validating = Validation(r, scored, budget, every=validation.validate_every, size=size)
 
         for step in r.steps(budget.total_steps, samples_per_step=budget.batch_size):
             pictures = crops.batch(step, r.device)
@@ -158,8 +147,7 @@ def finetune(
             r.log(loss=loss, lr=lr, epoch=budget.epoch(step + 1))
             if r.is_logged_step:
                 r.log(accuracy=(logits.argmax(dim=1) == target).float().mean())
-            if validating is not None and budget.ends_epoch(step, every=validate_every):
-                r.record(validation_accuracy=validating.accuracy(wrapped), epoch=budget.epoch(step + 1))
+            validating.after(step, wrapped)
         if lora_rank:
             merge_low_rank(network.encoder)
         return save_classifier(
@@ -168,7 +156,7 @@ def finetune(
             architecture=start.architecture,
             classes=images.classes,
             epoch=epochs,
-            labelled=training,
+            labelled=labelled,
             validation=scored,
             validated_before=start.validated_on,
             class_names=find_class_names(data, images.classes),

@@ -8,7 +8,7 @@ read by loader workers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +19,12 @@ from contrastive_core.rng import derive
 from contrastive_core.training import Batches, ClassBatches, Run, prepare_worker
 from ssl_vision.augment import CropFlip
 from ssl_vision.data import ImageSet, in_memory, open_images, skip_bad, small_in_memory
-from ssl_vision.data.dataset import ReadOptions
+from ssl_vision.data.dataset import Load, ReadOptions, UnlabelledReadOptions
 from ssl_vision.labels.subsets import training_set
 from ssl_vision.training.options import SuNCEtOptions
+
+FREE = ("read.load",)
+"""Settings of training that a resumed run may change, because they do not affect the result."""
 
 
 def view_seed(seed: int, epoch: int, view: int) -> int:
@@ -84,9 +87,7 @@ class Augment(Protocol):
         """Return float32 ``[B, 3, size, size]`` in [0, 1], a function of the image, its id and the seed."""
 
 
-def open_views(
-    images: ImageSet, plan: Plan, *augments: Augment, load: Literal["auto", "memory", "files"], workers: int
-) -> MemoryViews | LoadedViews:
+def open_views(images: ImageSet, plan: Plan, *augments: Augment, load: Load, workers: int) -> MemoryViews | LoadedViews:
     """Decode all images once into memory, or read them from files for every view; the views are the same.
 
     With several augmentations, every image of the plan's views is shown through each of them, with the same seed.
@@ -211,7 +212,7 @@ class Crops:
         *,
         size: int | Sequence[int],
         seed: int,
-        load: Literal["auto", "memory", "files"],
+        load: Load,
         workers: int,
     ) -> None:
         crops = [CropFlip(side) for side in ([size] if isinstance(size, int) else size)]
@@ -264,8 +265,8 @@ class Feed:
         epochs: Number of passes over the unlabelled images, or over the labelled ones with SuNCEt alone.
         batch_size: Unlabelled images per step, over all processes.
         augment: Augmentation that makes a view.
-        load: Source of the images, as for `open_views`.
-        max_bad: Share of the unlabelled images that may be unreadable; labelled ones must be readable.
+        read: Source of the images, as for `open_views`, and the share of the unlabelled ones that may be unreadable;
+            labelled ones must be readable.
 
     Attributes:
         steps_per_epoch: Number of steps per epoch.
@@ -287,8 +288,7 @@ class Feed:
         epochs: int,
         batch_size: int,
         augment: Augment,
-        load: Literal["auto", "memory", "files"],
-        max_bad: float,
+        read: UnlabelledReadOptions,
     ) -> None:
         if batch_size % run.world_size:
             raise UserError(
@@ -313,12 +313,12 @@ class Feed:
                 world_size=run.world_size,
                 total_steps=self.total_steps,
             )
-            readable = skip_bad(unlabelled, max_bad=max_bad, log=run.out / "bad_files.jsonl")
+            readable = skip_bad(unlabelled, max_bad=read.max_bad, log=run.out / "bad_files.jsonl")
             pairs = Pairs(batches, seed=run.seed("views"))
-            self._pairs = open_views(readable, pairs, augment, load=load, workers=run.options.workers)
+            self._pairs = open_views(readable, pairs, augment, load=read.load, workers=run.options.workers)
         if labelled is not None:
             self._few = self._plan_labelled(run, labelled.labels(), suncet)
-            self._labelled = open_views(labelled, self._few, augment, load=load, workers=run.options.workers)
+            self._labelled = open_views(labelled, self._few, augment, load=read.load, workers=run.options.workers)
 
     def batch(self, step: int) -> Batch:
         """Return the images of a step on the run's device."""
@@ -344,9 +344,9 @@ class Feed:
             text += f" = 2 x {self._batch_size} + {self._suncet.batch_size} labelled"
         if 0 < self.labelled_steps < self.total_steps:
             text += f", from step {self.labelled_steps} on {self.inputs(self.labelled_steps)}"
-        if self.labelled_steps and self._suncet.epochs is not None and self._suncet.epochs > self._epochs:
-            text += f"; SuNCEt in all {self._epochs} epochs, because the run is shorter than suncet.epochs"
-            text += f" ({self._suncet.epochs:g})"
+        if self.labelled_steps and self._suncet.until_epoch is not None and self._suncet.until_epoch > self._epochs:
+            text += f"; SuNCEt in all {self._epochs} epochs, because the run is shorter than suncet.until_epoch"
+            text += f" ({self._suncet.until_epoch:g})"
         return text
 
     def _plan_labelled(self, run: Run, labels: Tensor, suncet: SuNCEtOptions) -> Labelled:

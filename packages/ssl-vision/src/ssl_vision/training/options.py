@@ -13,7 +13,90 @@ from torch import nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.optim import LARS, lars_param_groups
+from contrastive_core.training.config import check_counts
 from ssl_vision.augment import SimCLRAugment
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Length of training, batches, and size of the images. Each command has its own defaults.
+
+    Attributes:
+        epochs: Number of passes over the training images.
+        batch_size: Number of images per step, over all processes.
+        image_size: Side in pixels of the square images that the network receives.
+    """
+
+    epochs: int
+    batch_size: int
+    image_size: int | None
+
+
+@dataclass(frozen=True)
+class PretrainingOptions(TrainingOptions):
+    """Length of pre-training, batches, size of the views, and saved models.
+
+    Attributes:
+        epochs: Number of passes over the images, which recipes also set; images that do not fill the last batch are
+            left out of an epoch.
+        batch_size: Unlabelled images (pairs of views) per step, over all processes. 0: SuNCEt alone; an epoch is then a
+            pass over the labelled images.
+        image_size: Side of the views in pixels.
+        save_every: Epochs between models saved in ``models/``, starting with the untrained one; 0 for none.
+    """
+
+    epochs: int = 0
+    batch_size: int = 512
+    image_size: int = 32
+    save_every: int = 0
+
+
+@dataclass(frozen=True)
+class FinetuningOptions(TrainingOptions):
+    """Length of fine-tuning, batches, and size of the crops.
+
+    Attributes:
+        epochs: Number of passes over the labelled images; 0 for 60 from a pre-trained model. From scratch, a number or
+            a recipe is needed.
+        batch_size: Number of images per step, over all processes; all images if there are fewer.
+        image_size: Side of the crops in pixels; by default the model's, or 32.
+    """
+
+    epochs: int = 0
+    batch_size: int = 256
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class DistillationOptions(TrainingOptions):
+    """Length of distillation, batches, and size of the crops.
+
+    Attributes:
+        epochs: Number of passes over the images, which recipes also set.
+        image_size: Side of the student's crops in pixels; by default that of the model it starts from, otherwise the
+            teacher's. The teacher sees the same crops at its own size.
+    """
+
+    epochs: int = 0
+    batch_size: int = 256
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class ValidationOptions:
+    """Images that are scored during training. The scores do not affect it.
+
+    Attributes:
+        validate_on: Validation images to score during training: a label file of images that are then held out of it, or
+            the name of another split, never the test split.
+        validate_every: Number of epochs between scores.
+    """
+
+    validate_on: str | None = None
+    validate_every: int = 5
+
+    def __post_init__(self) -> None:
+        check_counts(self, validate_every=1)
 
 
 @dataclass(frozen=True)
@@ -83,7 +166,7 @@ class SuNCEtOptions:
 
     The first release of SuNCEt, used in the paper, and the present code of its repository differ in many ways. `code`
     selects the treatment of labelled images after the last epoch with SuNCEt; other fields set the rest: length
-    (`epochs`: 250 on ImageNet in the release, 100 today), head (`head`), augmentation (`augment`), number format
+    (`until_epoch`: 250 on ImageNet in the release, 100 today), head (`head`), augmentation (`augment`), number format
     (`run.precision`). Their bugs are not reproduced: gradients through one side only (SuNCEt over several processes in
     the release, NT-Xent today), a warm-up that is subtracted from the cosine twice, and weight decay on batch norms
     because of their names.
@@ -94,7 +177,7 @@ class SuNCEtOptions:
         labels: Label file, as written by `make-splits`, or a list of file names; by default every image of the part is
             labelled. Labels of images that are not listed are never read.
         data: Folder, manifest or named set of the labelled images, if they are not among the unlabelled ones.
-        epochs: Number of epochs with SuNCEt, from the first; by default all.
+        until_epoch: Number of epochs with SuNCEt, from the first; by default all.
         weight: Weight of SuNCEt relative to NT-Xent; 1 in the paper.
         temperature: Temperature of SuNCEt; by default that of NT-Xent.
         label_smoothing: Share of the label spread over all classes of the step; 0 in the paper.
@@ -106,7 +189,7 @@ class SuNCEtOptions:
     images_per_class: int = 16
     labels: Path | None = None
     data: str | None = None
-    epochs: float | None = None
+    until_epoch: float | None = None
     weight: float = 1.0
     temperature: float | None = None
     label_smoothing: float = 0.0
@@ -120,7 +203,7 @@ class SuNCEtOptions:
                 "another one of its own class"
             )
         for name, value, lowest in (
-            ("epochs", self.epochs, 0.0),
+            ("until_epoch", self.until_epoch, 0.0),
             ("weight", self.weight, 0.0),
             ("temperature", self.temperature, None),
         ):
@@ -138,7 +221,7 @@ class SuNCEtOptions:
         """Return the number of steps with SuNCEt in a run, from its first step."""
         if not self.classes_per_batch:
             return 0
-        return round(steps_per_epoch * (epochs if self.epochs is None else min(self.epochs, epochs)))
+        return round(steps_per_epoch * (epochs if self.until_epoch is None else min(self.until_epoch, epochs)))
 
 
 @dataclass(frozen=True)

@@ -121,16 +121,34 @@ def set_up(
 
 
 class Validation:
-    """Accuracy on held-out images during training, computed by all processes together."""
+    """Accuracy on held-out images during training, computed by all processes together.
 
-    def __init__(self, run: Run, images: ImageSet, *, size: int, batch_size: int = 256) -> None:
-        self._run, self._total = run, len(images)
-        self._images = Subset(images, range(run.rank, len(images), run.world_size))
-        self._labels = images.labels()[run.rank :: run.world_size].to(run.device)
+    Args:
+        run: Run that records the accuracy.
+        images: Validation images; None for no validation.
+        budget: Number of steps of the run.
+        every: Number of epochs between two validations; the model is also validated after the last step.
+        size: Side of the images that the model receives, in pixels.
+        batch_size: Number of images per forward pass.
+    """
+
+    def __init__(
+        self, run: Run, images: ImageSet | None, budget: Budget, *, every: int, size: int, batch_size: int = 256
+    ) -> None:
+        self._run, self._budget, self._every = run, budget, every
         self._size, self._batch_size = size, batch_size
+        self._total = 0 if images is None else len(images)
+        if images is not None:
+            self._images = Subset(images, range(run.rank, len(images), run.world_size))
+            self._labels = images.labels()[run.rank :: run.world_size].to(run.device)
+
+    def after(self, step: int, model: nn.Module) -> None:
+        """Record the accuracy of the model if it is to be validated after this step."""
+        if self._total and self._budget.ends_epoch(step, every=self._every):
+            self._run.record(validation_accuracy=self._accuracy(model), epoch=self._budget.epoch(step + 1))
 
     @torch.no_grad()
-    def accuracy(self, model: nn.Module) -> Tensor:
+    def _accuracy(self, model: nn.Module) -> Tensor:
         """Share of images that are classified correctly, in [0, 1], with batch norm in inference mode."""
         batches = evaluation_batches(self._images, size=self._size, batch_size=self._batch_size)
         right, start = torch.zeros((), device=self._run.device), 0

@@ -15,9 +15,9 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from contrastive_core.distributed import gather_labels, gather_rows, split_own, world_size
+from contrastive_core.distributed import Gather, gather_labels, gather_rows, split_own, world_size
 from contrastive_core.similarity import row_lse, self_lse
 from contrastive_core.similarity.api import active_backend
 from contrastive_core.similarity.precision import HALF_DTYPES, exact_dtype
@@ -45,13 +45,14 @@ def tensors_first(f: Callable[P, R]) -> Callable[P, R]:
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     settings = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     tensors = [name for name in positional if name != "self"]
-    owner = f.__qualname__.removesuffix(".__init__")
     numeric = "temperature" if "temperature" in settings else settings[0]
+    is_method = "self" in positional
 
     @functools.wraps(f)
     def call(*args: P.args, **keywords: P.kwargs) -> R:
         if len(args) > len(positional):
             found = args[len(positional)]
+            owner = type(args[0]).__name__ if is_method else f.__name__
             shown = repr(found) if isinstance(found, (int, float, str)) else f"a {type(found).__name__}"
             setting = numeric if isinstance(found, (int, float)) else settings[0]
             example = ", ".join([*tensors, f"{setting}={shown if isinstance(found, (int, float, str)) else '...'}"])
@@ -234,9 +235,74 @@ def _host_number(name: str, given: Tensor) -> float:
         ) from error
 
 
-def shown(given: float | Tensor) -> str:
-    """Format a temperature for a module's `extra_repr`."""
-    return f"{given.item():g}, learned" if isinstance(given, torch.nn.Parameter) else f"{given}"
+def check_label_smoothing(name: str, label_smoothing: float) -> None:
+    """Check that label smoothing is in [0, 1).
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a number in [0, 1)")
+
+
+class LossModule(nn.Module):
+    """Base class of the losses that are modules, whose settings are keywords of `__init__` and attributes."""
+
+    def extra_repr(self) -> str:
+        keywords = [p.name for p in inspect.signature(self.__class__).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        return ", ".join(f"{name}={_shown(getattr(self, name))}" for name in keywords)
+
+
+class PairLoss(LossModule):
+    """Base class of the losses of two views, whose settings are the temperature and `gather`."""
+
+    @tensors_first
+    def __init__(self, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> None:
+        super().__init__()
+        check_learned_temperature(type(self).__name__, temperature)
+        self.temperature, self.gather = temperature, gather
+
+
+def _shown(setting: object) -> str:
+    return f"{setting.item():g}, learned" if isinstance(setting, nn.Parameter) else f"{setting}"
+
+
+class PairInputs:
+    """Checked inputs of a loss of two views [N, D] and an optional memory bank [M, D].
+
+    Args:
+        name: Name of the loss, for error messages.
+        bank: Memory bank; None for no bank.
+        temperature: Temperature.
+        views: The two views by name.
+
+    Attributes:
+        temperature: Temperature of the call.
+        dtype: Data type of the computation.
+        half: Whether all inputs have half precision.
+        result: Data type of the loss.
+        bank: Rows of the bank, l2-normalised and linked to the temperature; None for no bank.
+
+    Raises:
+        TypeError, ValueError: The bank is no tensor, shapes or types are wrong, or the temperature is not positive.
+    """
+
+    def __init__(self, name: str, bank: Tensor | None, temperature: float | Tensor, **views: Tensor) -> None:
+        check_bank(name, bank, *views)
+        self.temperature = Temperature(name, temperature)
+        inputs = views | ({} if bank is None else {"bank": bank})
+        check_rows(name, **inputs)
+        check_same_count(name, **views)
+        self.dtype = working_dtype(*inputs.values(), temperature=self.temperature.value)
+        self.half, self.result = are_half(*inputs.values()), result_dtype(*inputs.values())
+        self.bank = None if bank is None else self.temperature.link(unit_rows(bank, self.dtype))
+
+    def add_bank(self, rest: Tensor, linked: Tensor) -> Tensor:
+        """Add the rows of the bank to the log-sum-exp [N] of the other candidates of the linked rows [N, D]."""
+        if self.bank is None:
+            return rest
+        of_bank = row_lse(linked, self.bank, scale=self.temperature.scale, max_norm=1.0, half=self.half)
+        return log_add(rest, of_bank)
 
 
 Way = Literal["alone", "all", "ring"]

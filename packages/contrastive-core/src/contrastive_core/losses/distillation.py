@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from contrastive_core.losses._inputs import check_floating, check_temperature, result_dtype, tensors_first
+from contrastive_core.losses._inputs import LossModule, check_floating, check_temperature, result_dtype, tensors_first
 
 
 @tensors_first
@@ -56,7 +56,7 @@ def distillation(
     return losses.mean() * (temperature**2 if scale_by_temperature else 1.0)
 
 
-class DistillationLoss(nn.Module):
+class DistillationLoss(LossModule):
     """:func:`distillation` as a module: ``DistillationLoss(temperature=0.1)(student, teacher)``."""
 
     @tensors_first
@@ -72,9 +72,6 @@ class DistillationLoss(nn.Module):
             temperature=self.temperature,
             scale_by_temperature=self.scale_by_temperature,
         )
-
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, scale_by_temperature={self.scale_by_temperature}"
 
 
 def _over_temperature(logits: Tensor, temperature: float) -> Tensor:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from contrastive_core.distributed import Gather, how_to_gather, world_size
 from contrastive_core.losses._inputs import (
-    Temperature,
-    are_half,
+    PairInputs,
+    PairLoss,
     check_at_least_two,
-    check_bank,
-    check_learned_temperature,
-    check_rows,
-    check_same_count,
     log_add,
     lse_of_others,
     paired_similarity,
-    result_dtype,
-    shown,
     tensors_first,
     unit_rows,
-    working_dtype,
 )
 from contrastive_core.losses.nt_xent import softplus
 from contrastive_core.similarity import row_lse
@@ -69,39 +62,23 @@ def info_nce(
     >>> info_nce(torch.eye(4), torch.eye(4), temperature=1.0)
     tensor(0.7437)
     """
-    check_bank("info_nce", bank, "query", "key")
-    t = Temperature("info_nce", temperature)
-    inputs = {"query": query, "key": key} | ({} if bank is None else {"bank": bank})
-    check_rows("info_nce", **inputs)
-    check_same_count("info_nce", query=query, key=key)
-    dtype = working_dtype(*inputs.values(), temperature=t.value)
-    q, k = unit_rows(query, dtype), unit_rows(key, dtype)
+    inputs = PairInputs("info_nce", bank, temperature, query=query, key=key)
+    t, half = inputs.temperature, inputs.half
+    q, k = unit_rows(query, inputs.dtype), unit_rows(key, inputs.dtype)
     linked_q, linked_k = t.link(q), t.link(k)
     way = how_to_gather("info_nce", gather, k)
-    half = are_half(*inputs.values())
     rest = row_lse(linked_q, linked_k, scale=t.scale, self_offset=0, max_norm=1.0, half=half)
     if way != "alone":
         rest = log_add(rest, lse_of_others(linked_q, linked_k, scale=t.scale, way=way, half=half))
     if bank is None or len(bank) == 0 or len(query) == 0:
         check_at_least_two("info_nce", len(query) if way == "alone" else len(query) * world_size())
-    if bank is not None:
-        # The bank is separate from the keys, so that its gradient is computed only if it is required.
-        negatives = t.link(unit_rows(bank, dtype))
-        rest = log_add(rest, row_lse(linked_q, negatives, scale=t.scale, max_norm=1.0, half=half))
-    return softplus(rest - t.divide(paired_similarity(q, k))).mean().to(result_dtype(*inputs.values()))
+    # The bank is separate from the keys, so that its gradient is computed only if it is required.
+    rest = inputs.add_bank(rest, linked_q)
+    return softplus(rest - t.divide(paired_similarity(q, k))).mean().to(inputs.result)
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(PairLoss):
     """:func:`info_nce` as a module: ``InfoNCELoss(temperature=0.2)(query, key, bank)``."""
-
-    @tensors_first
-    def __init__(self, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> None:
-        super().__init__()
-        check_learned_temperature("InfoNCELoss", temperature)
-        self.temperature, self.gather = temperature, gather
 
     def forward(self, query: Tensor, key: Tensor, bank: Tensor | None = None) -> Tensor:
         return info_nce(query, key, bank, temperature=self.temperature, gather=self.gather)
-
-    def extra_repr(self) -> str:
-        return f"temperature={shown(self.temperature)}, gather={self.gather}"

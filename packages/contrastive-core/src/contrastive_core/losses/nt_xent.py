@@ -12,27 +12,18 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from contrastive_core.distributed import Gather, how_to_gather, world_size
 from contrastive_core.losses._inputs import (
-    Temperature,
-    are_half,
+    PairInputs,
+    PairLoss,
     check_at_least_two,
-    check_bank,
-    check_learned_temperature,
-    check_rows,
-    check_same_count,
-    log_add,
     lse_among_all,
     paired_similarity,
-    result_dtype,
-    shown,
     tensors_first,
     unit_rows,
-    working_dtype,
 )
-from contrastive_core.similarity import row_lse
 
 
 @tensors_first
@@ -89,42 +80,26 @@ def nt_xent(
     >>> nt_xent(a, b, temperature=1.0)
     tensor(1.1654)
     """
-    check_bank("nt_xent", bank, "view_a", "view_b")
-    t = Temperature("nt_xent", temperature)
-    inputs = {"view_a": view_a, "view_b": view_b} | ({} if bank is None else {"bank": bank})
-    check_rows("nt_xent", **inputs)
-    check_same_count("nt_xent", view_a=view_a, view_b=view_b)
-    n, dtype = len(view_a), working_dtype(*inputs.values(), temperature=t.value)
-    z = torch.cat([unit_rows(view_a, dtype), unit_rows(view_b, dtype)])
+    inputs = PairInputs("nt_xent", bank, temperature, view_a=view_a, view_b=view_b)
+    n, t = len(view_a), inputs.temperature
+    z = torch.cat([unit_rows(view_a, inputs.dtype), unit_rows(view_b, inputs.dtype)])
     way = how_to_gather("nt_xent", gather, z)
     # Processes compare their numbers of rows first, because an error on one of them would leave the others waiting.
     linked = t.link(z)
-    half = are_half(*inputs.values())
-    rest = lse_among_all(linked, scale=t.scale, way=way, half=half, skip=n)
+    rest = lse_among_all(linked, scale=t.scale, way=way, half=inputs.half, skip=n)
     if bank is None or len(bank) == 0 or n == 0:
         check_at_least_two("nt_xent", n if way == "alone" else n * world_size())
     pair = t.divide(paired_similarity(*z.view(2, n, -1).unbind())).repeat(2)
-    if bank is not None:
-        negatives = t.link(unit_rows(bank, dtype))
-        rest = log_add(rest, row_lse(linked, negatives, scale=t.scale, max_norm=1.0, half=half))
+    rest = inputs.add_bank(rest, linked)
     # This is -log(exp(pair) / (exp(pair) + exp(rest))) without the difference of two almost equal numbers.
-    return softplus(rest - pair).mean().to(result_dtype(*inputs.values()))
+    return softplus(rest - pair).mean().to(inputs.result)
 
 
-class NTXentLoss(nn.Module):
+class NTXentLoss(PairLoss):
     """:func:`nt_xent` as a module: ``NTXentLoss(temperature=0.5)(view_a, view_b)``."""
-
-    @tensors_first
-    def __init__(self, *, temperature: float | Tensor = 0.1, gather: Gather = False) -> None:
-        super().__init__()
-        check_learned_temperature("NTXentLoss", temperature)
-        self.temperature, self.gather = temperature, gather
 
     def forward(self, view_a: Tensor, view_b: Tensor, bank: Tensor | None = None) -> Tensor:
         return nt_xent(view_a, view_b, bank, temperature=self.temperature, gather=self.gather)
-
-    def extra_repr(self) -> str:
-        return f"temperature={shown(self.temperature)}, gather={self.gather}"
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from contrastive_core.distributed import gather_labels, gather_rows
 from contrastive_core.losses._class_probabilities import class_shares, sharpen
 from contrastive_core.losses._inputs import (
+    LossModule,
     check_at_least_two,
     check_ignore_index,
+    check_label_smoothing,
     check_rows,
     check_same_count,
     check_temperature,
@@ -108,7 +110,7 @@ def paws(
     return consistency.to(dtype), torch.xlogy(mean, mean).sum().to(dtype)
 
 
-class PAWSLoss(nn.Module):
+class PAWSLoss(LossModule):
     """:func:`paws` as a module that returns the sum of both terms: ``PAWSLoss()(view_a, view_b, supports, labels)``."""
 
     @tensors_first
@@ -141,16 +143,9 @@ class PAWSLoss(nn.Module):
         )
         return consistency + me_max
 
-    def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature}, sharpening={self.sharpening}, label_smoothing={self.label_smoothing}, "
-            f"ignore_index={self.ignore_index}, gather={self.gather}"
-        )
-
 
 def _check_settings(name: str, temperature: float, sharpening: float, label_smoothing: float) -> None:
     check_temperature(name, temperature)
     if not sharpening > 0:
         raise ValueError(f"{name}: sharpening is {sharpening}, expected more than 0; 1 leaves the targets unchanged")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a number in [0, 1)")
+    check_label_smoothing(name, label_smoothing)

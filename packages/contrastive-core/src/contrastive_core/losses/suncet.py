@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from contrastive_core.distributed import Gather, gather_rows, how_to_gather, rank
 from contrastive_core.losses._class_probabilities import class_shares
 from contrastive_core.losses._inputs import (
+    LossModule,
     Temperature,
     are_half,
     check_at_least_two,
     check_ignore_index,
+    check_label_smoothing,
     check_learned_temperature,
     check_rows,
     class_numbers,
@@ -20,7 +22,6 @@ from contrastive_core.losses._inputs import (
     find_positives,
     lse_by_class,
     result_dtype,
-    shown,
     tensors_first,
     unit_rows,
     working_dtype,
@@ -104,7 +105,7 @@ def suncet(
     )[0]
 
 
-class SuNCEtLoss(nn.Module):
+class SuNCEtLoss(LossModule):
     """:func:`suncet` as a module.
 
     After a call, `skipped_anchors` holds the number of anchors of the batch (with `gather`: of all processes) that had
@@ -124,7 +125,7 @@ class SuNCEtLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_learned_temperature("SuNCEtLoss", temperature)
-        _check_smoothing("SuNCEtLoss", label_smoothing)
+        check_label_smoothing("SuNCEtLoss", label_smoothing)
         check_ignore_index("SuNCEtLoss", ignore_index)
         self.temperature, self.label_smoothing = temperature, label_smoothing
         self.ignore_index, self.gather = ignore_index, gather
@@ -135,12 +136,6 @@ class SuNCEtLoss(nn.Module):
             ignore_index=self.ignore_index, gather=self.gather,
         )  # fmt: skip
         return loss
-
-    def extra_repr(self) -> str:
-        return (
-            f"temperature={shown(self.temperature)}, label_smoothing={self.label_smoothing}, "
-            f"ignore_index={self.ignore_index}, gather={self.gather}"
-        )
 
 
 def _suncet(
@@ -155,7 +150,7 @@ def _suncet(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and the number of excluded anchors."""
     t = Temperature(name, temperature)
-    _check_smoothing(name, label_smoothing)
+    check_label_smoothing(name, label_smoothing)
     check_rows(name, z=z)
     labels = class_numbers(name, labels, rows=z, ignore_index=ignore_index)
     rows = unit_rows(z, exact_dtype(z) if label_smoothing else working_dtype(z, temperature=t.value))
@@ -182,11 +177,6 @@ def _suncet(
     # Without a positive, `same` is -inf; the values that replace it here are not used.
     same, different = (torch.where(positives.live, x, 0.0) for x in (same, different))
     return positives.mean(softplus(different - same)).to(result_dtype(z)), positives.skipped
-
-
-def _check_smoothing(name: str, label_smoothing: float) -> None:
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a number in [0, 1)")
 
 
 def smoothed_losses(

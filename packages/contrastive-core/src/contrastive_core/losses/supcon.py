@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contrastive_core.distributed import Gather, gather_rows, how_to_gather, refuse_unequal, split_own, visitors
 from contrastive_core.losses._inputs import (
+    LossModule,
     Positives,
     Temperature,
     Way,
@@ -21,7 +22,6 @@ from contrastive_core.losses._inputs import (
     find_positives,
     lse_among_all,
     result_dtype,
-    shown,
     tensors_first,
     unit_rows,
     working_dtype,
@@ -89,7 +89,7 @@ def supcon(
     return _supcon("supcon", z, labels, temperature, ignore_index=ignore_index, gather=gather)[0]
 
 
-class SupConLoss(nn.Module):
+class SupConLoss(LossModule):
     """:func:`supcon` as a module.
 
     After a call, `skipped_anchors` holds the number of anchors of the batch (with `gather`: of all processes) that had
@@ -112,9 +112,6 @@ class SupConLoss(nn.Module):
             "SupConLoss", z, labels, self.temperature, ignore_index=self.ignore_index, gather=self.gather
         )
         return loss
-
-    def extra_repr(self) -> str:
-        return f"temperature={shown(self.temperature)}, ignore_index={self.ignore_index}, gather={self.gather}"
 
 
 def _supcon(

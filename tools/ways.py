@@ -114,13 +114,13 @@ def batch(folder: Path) -> Iterator[Callable[[], object]]:
     from contrastive_core.training import Batches
     from ssl_vision.augment import SimCLRAugment
     from ssl_vision.data import open_images
-    from ssl_vision.training.loading import Pairs, open_views
+    from ssl_vision.training.loading import Views, open_views
 
     for number in range(32):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     batches = Batches(32, batch_size=32, seed=0, rank=0, world_size=1, total_steps=2)
-    views = open_views(open_images(str(folder)), Pairs(batches, seed=0), SimCLRAugment(32), load="files", workers=0)
+    views = open_views(open_images(str(folder)), Views(batches, seed=0), SimCLRAugment(32), load="files", workers=0)
     yield lambda: views.batch(0, torch.device("cpu"))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from contrastive_core.training import Batches
 from ssl_vision.augment import SimCLRAugment
 from ssl_vision.data import open_images
-from ssl_vision.training.loading import LoadedViews, MemoryViews, Pairs, open_views
+from ssl_vision.training.loading import LoadedViews, MemoryViews, Views, open_views
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def views(photos: Path, load: Literal["memory", "files"], workers: int) -> Memor
     images = open_images(str(photos))
     batches = Batches(len(images), batch_size=4, seed=1, total_steps=9)
     augment = SimCLRAugment(16, strength=1.0, blur=True)
-    return open_views(images, Pairs(batches, seed=2), augment, load=load, workers=workers)
+    return open_views(images, Views(batches, seed=2), augment, load=load, workers=workers)
 
 
 def test_memory_and_files_give_the_same_views(photos: Path) -> None:

@@ -16,7 +16,7 @@ from ssl_vision.data.dataset import ArrayImages
 from ssl_vision.methods import SimCLR
 from ssl_vision.methods.simclr import MomentumMemory
 from ssl_vision.models import EncoderOptions, build_encoder
-from ssl_vision.training.loading import Labelled, LoadedViews, MemoryViews, Pairs
+from ssl_vision.training.loading import Labelled, LoadedViews, MemoryViews, Views
 from tests.host_waits import DEVICE, Waits
 
 AUGMENTATIONS = {
@@ -31,7 +31,7 @@ AUGMENTATIONS = {
 def test_views_of_images_on_the_device(name: str) -> None:
     batches = Batches(20, batch_size=8, seed=0, total_steps=10)
     images = torch.zeros(20, 3, 32, 40, dtype=torch.uint8, device=DEVICE)
-    views = MemoryViews(images, Pairs(batches, seed=1), AUGMENTATIONS[name])
+    views = MemoryViews(images, Views(batches, seed=1), AUGMENTATIONS[name])
     views._place = DEVICE  # they are there already
     with Waits(on_host=False) as waits:
         for step in range(3):
@@ -43,7 +43,7 @@ def test_views_of_images_on_the_device(name: str) -> None:
 def test_views_of_images_from_files() -> None:
     batches = Batches(6, batch_size=4, seed=0, total_steps=3)
     images = ArrayImages("six", torch.zeros(6, 3, 32, 40, dtype=torch.uint8), labels=[0] * 6, classes=["a"])
-    views = LoadedViews(images, Pairs(batches, seed=1), AUGMENTATIONS["simclr"], workers=0)
+    views = LoadedViews(images, Views(batches, seed=1), AUGMENTATIONS["simclr"], workers=0)
     with Waits(on_host=False) as waits:
         a, _ = views.batch(0, DEVICE)
     assert a.device == DEVICE

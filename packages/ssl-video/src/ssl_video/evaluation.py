@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k
 from contrastive_core.pseudo_label import fuse
 from contrastive_core.text import several
 from contrastive_core.training.config import allowed_bad
+from contrastive_core.training.documents import to_json_lines
 from ssl_video.augment import spread_crops
 from ssl_video.data.clip import clip_starts
 from ssl_video.data.reader import StoredFlow, read_clip
@@ -229,12 +229,11 @@ class Evaluation:
             )
         return "\n".join(lines)
 
-    def to_json(self) -> str:
-        """Return all numbers as JSON, with one line per row of the confusion matrix."""
+    def to_json(self) -> bytes:
+        """Return all numbers as JSON, with one line per view and row of the confusion matrix."""
         fields = dataclasses.asdict(self)
-        rows = ",\n".join(f"  {json.dumps(row)}" for row in fields.pop("confusion"))
-        head = json.dumps({"format": FORMAT, **fields}, indent=1).removesuffix("\n}")
-        return f'{head},\n "confusion": [\n{rows}\n ]\n}}\n'
+        lists = {name: fields.pop(name) for name in ("views", "confusion")}
+        return to_json_lines({"format": FORMAT, **fields}, lists)
 
 
 def score_view(probabilities: Tensor, labels: Tensor) -> ViewScore:

@@ -133,6 +133,22 @@ def check_counts(options: object, **least: int) -> None:
             raise UserError(f"{name} is {value!r}; expected a whole number of at least {smallest}")
 
 
+def check_fields(options: object, group: str, **rules: tuple[bool, str]) -> None:
+    """Check conditions on fields of a dataclass.
+
+    Args:
+        options: Dataclass.
+        group: Name of the group in messages, such as ``optimizer``.
+        rules: For each field, whether its value is allowed, and a description of the allowed values.
+
+    Raises:
+        UserError: A value is not allowed.
+    """
+    for name, (holds, expected) in rules.items():
+        if not holds:
+            raise UserError(f"{group}.{name} is {getattr(options, name)}; expected {expected}")
+
+
 def _check_choices(options: object, **kinds: object) -> None:
     for name, kind in kinds.items():
         value = getattr(options, name)

@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from multiprocessing import queues
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -213,6 +213,58 @@ def make_loader(
         # The loader must not draw from the global generator, which `steps` seeds.
         generator=torch.Generator().manual_seed(0),
     )
+
+
+T = TypeVar("T")
+
+
+class StepLoader(Generic[T]):
+    """Load the batches of a run in data loading processes that start at any step.
+
+    Args:
+        dataset: Dataset whose item `step` is the batch of that step, or a `UserError`.
+        total_steps: Number of steps of the run.
+        workers: Number of data loading processes; 0 loads in the calling process.
+        timeout: Seconds to wait for a batch of another process; 0 for no limit.
+    """
+
+    def __init__(
+        self, dataset: Dataset[T | UserError], *, total_steps: int, workers: int, timeout: float = 0.0
+    ) -> None:
+        self._dataset, self._total, self._workers, self._timeout = dataset, total_steps, workers, timeout
+        self._loaded: Iterator[T | UserError] = iter(())
+        self._next_step = -1
+
+    def at(self, step: int, *, pin_memory: bool) -> T:
+        """Return the batch of a step; if it is not the step after the previous call, loading starts again.
+
+        Raises:
+            UserError: The dataset returned it. An error that is raised in a worker would be wrapped in a traceback.
+        """
+        if step != self._next_step:
+            loader: DataLoader[T | UserError] = DataLoader(
+                self._dataset,
+                sampler=range(step, self._total),
+                batch_size=None,  # an item is a batch
+                collate_fn=keep_item,
+                num_workers=self._workers,
+                timeout=self._timeout if self._workers else 0,
+                worker_init_fn=prepare_worker,
+                # The loader must not draw from the global generator, which `steps` seeds.
+                generator=torch.Generator().manual_seed(0),
+                pin_memory=pin_memory,
+            )
+            self._loaded = iter(loader)
+        self._next_step = step + 1
+        found = next(self._loaded)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+
+def keep_item(item: T) -> T:
+    """Return the item of a dataset unchanged; pass this function as `collate_fn` if an item is a whole batch."""
+    return item
 
 
 def prepare_worker(worker: int) -> None:

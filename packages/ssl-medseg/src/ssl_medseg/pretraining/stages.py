@@ -15,7 +15,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.losses import nt_xent
 from contrastive_core.rng import derive, permutation, uniform
 from contrastive_core.training import Run
-from contrastive_core.training.config import check_counts
+from contrastive_core.training.config import check_counts, check_fields
 from ssl_medseg.losses.contrastive import global_d, global_d_minus, grid_regions, local_regions
 from ssl_medseg.training.augment import jitter_intensity
 from ssl_medseg.training.slices import SliceSet
@@ -153,13 +153,13 @@ class PretrainingOptions:
         check_counts(self, global_steps=0, local_steps=0, partitions=1)
         if self.global_steps + self.local_steps == 0:
             raise UserError("global_steps and local_steps are 0; expected steps in at least one of the stages")
-        for name, holds, expected in (
-            ("crop", 0 < self.crop <= 1, "a fraction above 0 and up to 1"),
-            ("temperature", 0 < self.temperature < math.inf, "a finite number above 0"),
-            ("lr", 0 < self.lr < math.inf, "a finite number above 0"),
-        ):
-            if not holds:
-                raise UserError(f"{name} is {getattr(self, name)}; expected {expected}")
+        check_fields(
+            self,
+            "pretraining",
+            crop=(0 < self.crop <= 1, "a fraction above 0 and up to 1"),
+            temperature=(0 < self.temperature < math.inf, "a finite number above 0"),
+            lr=(0 < self.lr < math.inf, "a finite number above 0"),
+        )
 
     @property
     def steps(self) -> int:

@@ -138,7 +138,7 @@ def evaluate(
                 classes=np.array(recipe.classes, dtype=np.str_),
             )
         write_atomic(folder / f"{part}-confusion.png", to_png(confusion_figure(confusion, recipe.classes)))
-        write_atomic(folder / f"{part}.json", result.to_json().encode())  # last: if it exists, the others do
+        write_atomic(folder / f"{part}.json", result.to_json())  # last: if it exists, the others do
     return result
 
 

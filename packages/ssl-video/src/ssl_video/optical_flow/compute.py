@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from contrastive_core.errors import UserError
 from contrastive_core.training import prepare_worker
 from contrastive_core.training.files import open_atomic
+from contrastive_core.training.samplers import keep_item
 from ssl_video.data.reader import every_frame, resize_short, short_size
 from ssl_video.data.video_index import index_video
 from ssl_video.data.videos import Video
@@ -114,7 +115,7 @@ def store_all(
     loader: DataLoader[Done] = DataLoader(
         _Works(cache, works, method, device),
         batch_size=None,  # an item is a video
-        collate_fn=_as_it_is,
+        collate_fn=keep_item,
         num_workers=workers,
         prefetch_factor=1 if workers else None,
         in_order=False,
@@ -174,7 +175,3 @@ def _small_frames(path: Path, short_side: int) -> Iterator[Tensor]:
 
 def _shrinks(height: int, width: int, short_side: int) -> bool:
     return 0 < short_side < min(height, width)
-
-
-def _as_it_is(done: Any) -> Any:
-    return done

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.text import several
-from contrastive_core.training import Batches, Run, prepare_worker
+from contrastive_core.training import Batches, Run
+from contrastive_core.training.samplers import StepLoader
 from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import Clips, ClipSource
 
@@ -114,31 +115,14 @@ class Feed:
             seed=run.seed("clips"),
             first_unlabelled=first_unlabelled,
         )
-        self._workers, self._total, self._device = run.options.workers, total_steps, run.device
-        self._loader: Iterator[StepBatch | UserError] = iter(())
-        self._next_step = -1
+        self._device = run.device
+        self._loader: StepLoader[StepBatch] = StepLoader(
+            self._steps, total_steps=total_steps, workers=run.options.workers, timeout=_TIMEOUT
+        )
 
     def batch(self, step: int) -> StepBatch:
         """Return the clips of this step, on the run's device."""
-        if step != self._next_step:
-            self._loader = iter(
-                DataLoader(
-                    self._steps,
-                    sampler=range(step, self._total),
-                    batch_size=None,  # an item is a batch
-                    collate_fn=_as_it_is,
-                    num_workers=self._workers,
-                    timeout=_TIMEOUT if self._workers else 0,
-                    worker_init_fn=prepare_worker,
-                    # A separate generator: the loader must not draw from the global one, which seeds the steps.
-                    generator=torch.Generator().manual_seed(0),
-                    pin_memory=self._device.type == "cuda",
-                )
-            )
-        self._next_step = step + 1
-        found = next(self._loader)
-        if isinstance(found, UserError):
-            raise found
+        found = self._loader.at(step, pin_memory=self._device.type == "cuda")
         # The masks stay on the host, which has to know how many clips they select.
         stay = {"present", "labelled_present"}
         return StepBatch(*(x if name in stay else _to(x, self._device) for name, x in found._asdict().items()))
@@ -198,7 +182,3 @@ def _to(part: Any, device: torch.device) -> Any:
     if isinstance(part, dict):
         return {name: _to(value, device) for name, value in part.items()}
     return part.to(device, non_blocking=True)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -12,7 +12,7 @@ from torch import nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.optim import lars_param_groups
-from contrastive_core.training.config import check_counts
+from contrastive_core.training.config import check_counts, check_fields
 from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
 from ssl_video.mvpl.losses import TargetKind
 
@@ -122,16 +122,16 @@ class PseudoOptions:
     diagnose: bool = False
 
     def __post_init__(self) -> None:
-        for name, holds, expected in (
-            ("threshold", self.threshold is None or 0 <= self.threshold <= 1, "a probability"),
-            ("temperature", self.temperature > 0, "a positive number"),
-            ("weight", 0 <= self.weight < math.inf, "a finite number, at least 0"),
-            ("warmup", 0 <= self.warmup < 1, "a share of the steps, less than 1"),
-            ("mix", 0 <= self.mix < math.inf, "a finite number, at least 0"),
-            ("agreement_weight", 0 <= self.agreement_weight < math.inf, "a finite number, at least 0"),
-        ):
-            if not holds:
-                raise UserError(f"pseudo.{name} is {getattr(self, name)}; expected {expected}")
+        check_fields(
+            self,
+            "pseudo",
+            threshold=(self.threshold is None or 0 <= self.threshold <= 1, "a probability"),
+            temperature=(self.temperature > 0, "a positive number"),
+            weight=(0 <= self.weight < math.inf, "a finite number, at least 0"),
+            warmup=(0 <= self.warmup < 1, "a share of the steps, less than 1"),
+            mix=(0 <= self.mix < math.inf, "a finite number, at least 0"),
+            agreement_weight=(0 <= self.agreement_weight < math.inf, "a finite number, at least 0"),
+        )
 
     def threshold_for(self, labelled: int, classes: int) -> float:
         """Return the threshold given, or the one for so many labelled videos of so many classes."""
@@ -169,16 +169,16 @@ class OptimizerOptions:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, holds, expected in (
-            ("lr", 0 < self.lr < math.inf, "a finite number above 0"),
-            ("momentum", 0 < self.momentum < 1, "more than 0 and less than 1"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number, at least 0"),
-            ("warmup", 0 <= self.warmup < 1, "a share of the steps, less than 1"),
-            ("clip_gradients", self.clip_gradients >= 0, "at least 0"),
-            ("ema", 0 <= self.ema < 1, "at least 0 and less than 1"),
-        ):
-            if not holds:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}; expected {expected}")
+        check_fields(
+            self,
+            "optimizer",
+            lr=(0 < self.lr < math.inf, "a finite number above 0"),
+            momentum=(0 < self.momentum < 1, "more than 0 and less than 1"),
+            weight_decay=(0 <= self.weight_decay < math.inf, "a finite number, at least 0"),
+            warmup=(0 <= self.warmup < 1, "a share of the steps, less than 1"),
+            clip_gradients=(self.clip_gradients >= 0, "at least 0"),
+            ema=(0 <= self.ema < 1, "at least 0 and less than 1"),
+        )
 
     def peak(self, clips: int) -> float:
         """Return the peak learning rate for this number of clips per step over all processes."""

@@ -147,5 +147,5 @@ def _write(folder: Path, stem: str, score: ClassifierScore, predictions: Predict
     write_predictions(files[1], predictions)
     write_atomic(files[2], to_png(confusion_figure(score.confusion, [score.label(name) for name in score.classes])))
     write_atomic(files[3], to_png(reliability_figure(score.calibration)))
-    write_atomic(files[0], to_json(score).encode())  # last: if it exists, the others do
+    write_atomic(files[0], to_json(score))  # last: if it exists, the others do
     return files

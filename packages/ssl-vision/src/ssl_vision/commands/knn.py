@@ -6,15 +6,7 @@ from contrastive_core.errors import UserError
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import evaluation_features, labelled_features
 from ssl_vision.evaluation.probes import knn_scores
-from ssl_vision.evaluation.scores import (
-    ProbeOptions,
-    Score,
-    accuracy,
-    capped,
-    plan_score,
-    record_score,
-    training_images,
-)
+from ssl_vision.evaluation.scores import ProbeOptions, Score, capped, plan_score, score_probe
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import load_encoder
 
@@ -63,14 +55,8 @@ def knn(
         k=voting,
         temperature=temperature,
     )
-    settings = {
-        "k": voting, "temperature": temperature, **training_images(probe), "test_part": query.split,
-    }  # fmt: skip
-    score = accuracy(
-        "knn", scores, query.labels, model=model, encoder_hash=query.encoder_hash, data=data, settings=settings,
+    return score_probe(
+        planned, "knn", scores, query, probe, model=model, data=data,
+        settings={"k": voting, "temperature": temperature},
         found=capped("k", asked=k, used=voting, what="labelled images"),
-        validation_share=query.validation_share,
     )  # fmt: skip
-    with planned:
-        record_score(score, probe.out)
-    return score

@@ -12,15 +12,7 @@ from contrastive_core.training.model_file import module_hash
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import evaluation_features, extract, labelled_images
 from ssl_vision.evaluation.probes import Augmented, Cached, Source, fit_linear
-from ssl_vision.evaluation.scores import (
-    ProbeOptions,
-    Score,
-    accuracy,
-    capped,
-    plan_score,
-    record_score,
-    training_images,
-)
+from ssl_vision.evaluation.scores import ProbeOptions, Score, capped, plan_score, score_probe
 from ssl_vision.labels.subsets import require_two_classes
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import load_encoder
@@ -84,15 +76,8 @@ def linear(
         scores = classifier(test.features)
     if module_hash(loaded.encoder) != before:
         raise RuntimeError("the frozen encoder changed during linear evaluation; its scores are invalid")
-    settings = {
-        "epochs": epochs, "batch_size": batch, "lr": lr, "augment": augment, "seed": seed,
-        **training_images(probe), "test_part": test.split,
-    }  # fmt: skip
-    score = accuracy(
-        "linear", scores, test.labels, model=model, encoder_hash=test.encoder_hash, data=data, settings=settings,
+    return score_probe(
+        planned, "linear", scores, test, probe, model=model, data=data,
+        settings={"epochs": epochs, "batch_size": batch, "lr": lr, "augment": augment, "seed": seed},
         found=capped("batch size", asked=probe.batch_size, used=batch, what="training images"),
-        validation_share=test.validation_share,
     )  # fmt: skip
-    with planned:
-        record_score(score, probe.out)
-    return score

@@ -17,7 +17,7 @@ from ssl_vision.data import list_splits
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import LabelledFeatures, evaluation_features, labelled_features
 from ssl_vision.evaluation.probes import LogisticFit, fit_logistic
-from ssl_vision.evaluation.scores import ProbeOptions, Score, accuracy, plan_score, record_score, training_images
+from ssl_vision.evaluation.scores import ProbeOptions, Score, plan_score, score_probe
 from ssl_vision.labels.choose import hold_out
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import load_encoder
@@ -93,10 +93,6 @@ def transfer(
     with torch.no_grad():
         scores = final.classifier(test.features)
     drawn = f"{val_share:g} of {probe.train_part}, seed {seed}"
-    settings: dict[str, object] = {
-        **training_images(probe), "val_part": val_part or drawn, "test_part": test.split,
-        "l2 chosen by": metric,
-    }  # fmt: skip
     found: dict[str, object] = {
         "l2": best,
         f"{metric.replace('_', ' ')} in validation": value,
@@ -104,20 +100,10 @@ def transfer(
     }
     if stuck or not final.converged:
         found["fits that did not converge"] = stuck + (not final.converged)
-    score = accuracy(
-        "transfer",
-        scores,
-        test.labels,
-        model=model,
-        encoder_hash=test.encoder_hash,
-        data=data,
-        settings=settings,
-        found=found,
-        validation_share=test.validation_share,
-    )
-    with planned:
-        record_score(score, probe.out)
-    return score
+    return score_probe(
+        planned, "transfer", scores, test, probe, model=model, data=data,
+        settings={"val_part": val_part or drawn, "l2 chosen by": metric}, found=found,
+    )  # fmt: skip
 
 
 def _own_validation(data: str, train_part: str, test_part: str) -> str | None:

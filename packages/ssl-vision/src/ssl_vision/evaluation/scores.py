@@ -22,10 +22,11 @@ from contrastive_core.metrics import (
 )
 from contrastive_core.text import decimal
 from contrastive_core.training.config import InferenceOptions
-from contrastive_core.training.documents import read_json, reading
+from contrastive_core.training.documents import read_json, reading, to_json_lines
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
 from ssl_vision.data import input_files
+from ssl_vision.evaluation.features import LabelledFeatures
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,34 @@ def plan_score(model: str, protocol: str, data: str, probe: ProbeOptions) -> Out
     )  # fmt: skip
 
 
+def score_probe(
+    planned: Outputs, protocol: str, scores: Tensor, test: LabelledFeatures, probe: ProbeOptions, *, model: str,
+    data: str, settings: Mapping[str, object], found: Mapping[str, object] = MappingProxyType({}),
+) -> Score:  # fmt: skip
+    """Compute the score of a classifier on frozen features and write it.
+
+    Args:
+        planned: Outputs of the command, from `plan_score`.
+        protocol: Command.
+        scores: Class scores of the test images, ``[N, C]``.
+        test: Features and labels of the test images.
+        probe: Training and test data, and the file.
+        model: Evaluated model.
+        data: Data set.
+        settings: Further settings of the command.
+        found: Values that the evaluation chose.
+    """
+    settings = {**settings, **training_images(probe), "test_part": test.split}
+    score = accuracy(
+        protocol, scores, test.labels,
+        model=model, encoder_hash=test.encoder_hash, data=data, settings=settings, found=found,
+        validation_share=test.validation_share,
+    )  # fmt: skip
+    with planned:
+        record_score(score, probe.out)
+    return score
+
+
 def record_score(score: Score, out: Path | None) -> None:
     """Write the score as JSON: to `out`, or beside the model if it has a folder."""
     file = score_file(score.model, score.protocol, out)
@@ -320,12 +349,11 @@ def score_classifier(
     )
 
 
-def to_json(score: ClassifierScore) -> str:
-    """Convert a score to JSON for `read_classifier_score`, with one line per row of the confusion matrix."""
+def to_json(score: ClassifierScore) -> bytes:
+    """Convert a score to JSON for `read_classifier_score`, with one line per class and row of the confusion matrix."""
     fields = dataclasses.asdict(score)
-    rows = ",\n".join(f"  {json.dumps(row)}" for row in fields.pop("confusion"))
-    head = json.dumps({"format": FORMAT, **fields}, indent=1).removesuffix("\n}")
-    return f'{head},\n "confusion": [\n{rows}\n ]\n}}\n'
+    lists = {name: fields.pop(name) for name in ("per_class", "confusion")}
+    return to_json_lines({"format": FORMAT, **fields}, lists)
 
 
 def read_classifier_score(file: Path) -> ClassifierScore | None:

@@ -7,16 +7,17 @@ read by loader workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
-from contrastive_core.training import Batches, ClassBatches, Run, prepare_worker
+from contrastive_core.training import Batches, ClassBatches, Run
+from contrastive_core.training.samplers import StepLoader
 from ssl_vision.augment import CropFlip
 from ssl_vision.data import ImageSet, in_memory, open_images, skip_bad, small_in_memory
 from ssl_vision.data.dataset import Load, ReadOptions, UnlabelledReadOptions
@@ -52,16 +53,16 @@ class Plan(Protocol):
         """Return the images of a step and the seeds of their views."""
 
 
-class Pairs:
-    """Two views of every image of a batch, with new seeds in every epoch."""
+class Views:
+    """Views of every image of a batch, two for a pair, with new seeds in every pass over the images."""
 
-    def __init__(self, batches: Batches, *, seed: int) -> None:
-        self.batches, self.seed, self.total_steps = batches, seed, batches.total_steps
+    def __init__(self, batches: Batches, *, seed: int, views: int = 2) -> None:
+        self.batches, self.seed, self.views, self.total_steps = batches, seed, views, batches.total_steps
 
     def at(self, step: int) -> Draw:
         """See `Plan`."""
         index, epoch = self.batches.at(step), step // self.batches.steps_per_epoch
-        return Draw(index, index, (view_seed(self.seed, epoch, 0), view_seed(self.seed, epoch, 1)))
+        return Draw(index, index, tuple(view_seed(self.seed, epoch, view) for view in range(self.views)))
 
 
 class Labelled:
@@ -129,27 +130,12 @@ class LoadedViews:
 
     def __init__(self, images: ImageSet, plan: Plan, *augments: Augment, workers: int) -> None:
         self.dataset = _Steps(images, plan, *augments)
-        self.workers = workers
-        self._loader: Iterator[list[Tensor] | UserError] = iter(())
-        self._next_step = -1
+        self._steps = StepLoader(self.dataset, total_steps=plan.total_steps, workers=workers)
 
     def batch(self, step: int, device: torch.device) -> list[Tensor]:
         """Return the views of a step, each ``[B, 3, size, size]``."""
-        if step != self._next_step:
-            loader = DataLoader(
-                self.dataset,
-                sampler=range(step, self.dataset.plan.total_steps),
-                batch_size=None,  # an item is a batch
-                collate_fn=_as_it_is,
-                num_workers=self.workers,
-                worker_init_fn=prepare_worker,
-                # A separate generator: the loader must not draw from the global one, which seeds the steps.
-                generator=torch.Generator().manual_seed(0),
-                pin_memory=device.type == "cuda",
-            )
-            self._loader = iter(loader)
-        self._next_step = step + 1
-        return [_channels_last(view.to(device, non_blocking=True)) for view in _good(next(self._loader))]
+        views = self._steps.at(step, pin_memory=device.type == "cuda")
+        return [_channels_last(view.to(device, non_blocking=True)) for view in views]
 
 
 class _Steps(Dataset[list[Tensor] | UserError]):
@@ -167,30 +153,8 @@ class _Steps(Dataset[list[Tensor] | UserError]):
         return [augment(pictures, seed=seed, ids=ids) for seed in seeds for augment in self.augments]
 
 
-def _good(views: list[Tensor] | UserError) -> list[Tensor]:
-    if isinstance(views, UserError):
-        raise views
-    return views
-
-
 def _channels_last(views: Tensor) -> Tensor:
     return views.contiguous(memory_format=torch.channels_last)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-class CropPlan:
-    """One crop of every image of a batch, with a new seed in every pass over the images."""
-
-    def __init__(self, batches: Batches, *, seed: int) -> None:
-        self.batches, self.seed, self.total_steps = batches, seed, batches.total_steps
-
-    def at(self, step: int) -> Draw:
-        """See `Plan`."""
-        index, times_through = self.batches.at(step), step // self.batches.steps_per_epoch
-        return Draw(index, index, (view_seed(self.seed, times_through, 0),))
 
 
 class Crops:
@@ -216,7 +180,7 @@ class Crops:
         workers: int,
     ) -> None:
         crops = [CropFlip(side) for side in ([size] if isinstance(size, int) else size)]
-        self._views = open_views(images, CropPlan(batches, seed=seed), *crops, load=load, workers=workers)
+        self._views = open_views(images, Views(batches, seed=seed, views=1), *crops, load=load, workers=workers)
 
     def batch(self, step: int, device: torch.device) -> Tensor:
         """Return the crops of a step, ``[B, 3, size, size]`` in [0, 1]; of several sizes, those of the first."""
@@ -314,7 +278,7 @@ class Feed:
                 total_steps=self.total_steps,
             )
             readable = skip_bad(unlabelled, max_bad=read.max_bad, log=run.out / "bad_files.jsonl")
-            pairs = Pairs(batches, seed=run.seed("views"))
+            pairs = Views(batches, seed=run.seed("views"))
             self._pairs = open_views(readable, pairs, augment, load=read.load, workers=run.options.workers)
         if labelled is not None:
             self._few = self._plan_labelled(run, labelled.labels(), suncet)

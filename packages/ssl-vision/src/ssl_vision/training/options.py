@@ -13,7 +13,7 @@ from torch import nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.optim import LARS, lars_param_groups
-from contrastive_core.training.config import check_counts
+from contrastive_core.training.config import check_counts, check_fields
 from ssl_vision.augment import SimCLRAugment
 
 
@@ -284,14 +284,14 @@ class OptimizerOptions:
                 "pre-trained model (--optimizer.lr)"
             )
         nesterov = self.name == "sgd"
-        for name, holds, expected in (
-            ("lr", 0 < self.lr < math.inf, "a finite number above 0"),
-            ("momentum", 0 <= self.momentum < 1 and (self.momentum > 0 or not nesterov), "in [0, 1), for sgd above 0"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number, at least 0"),
-            ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1"),
-        ):
-            if not holds:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}; expected {expected}")
+        check_fields(
+            self,
+            "optimizer",
+            lr=(0 < self.lr < math.inf, "a finite number above 0"),
+            momentum=(0 <= self.momentum < 1 and (self.momentum > 0 or not nesterov), "in [0, 1), for sgd above 0"),
+            weight_decay=(0 <= self.weight_decay < math.inf, "a finite number, at least 0"),
+            layer_decay=(0 < self.layer_decay <= 1, "above 0 and at most 1"),
+        )
 
     def warmup_steps(self, *, epochs: int, steps_per_epoch: float) -> int:
         """Return the number of warm-up steps in a run of this length.

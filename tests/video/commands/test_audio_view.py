@@ -11,7 +11,7 @@ import torch
 
 from contrastive_core.training import RunOptions
 from ssl_video.commands.evaluate import evaluate
-from ssl_video.commands.make_splits import make_splits
+from ssl_video.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_video.commands.train import train
 from ssl_video.data import ClipSpec
 from ssl_video.evaluation import SamplingOptions
@@ -29,7 +29,11 @@ def test_silent_videos_train_and_test_without_their_sound(
             write_video(f"set/{label}/{number}.mkv", numbered(12, seed=number), tone=None if number % 3 == 2 else tone)
     data = str(tmp_path / "set")
     make_splits(
-        data, tmp_path, fractions=(), per_class=(2,), draws=1, blocks=6, validation_fraction=0.0, test_fraction=0.34
+        data,
+        tmp_path,
+        draw=LabelDrawOptions(fractions=(), per_class=(2,), draws=1, validation_fraction=0.0),
+        blocks=6,
+        test_fraction=0.34,
     )
     split = tmp_path / "2each-draw0.json"
     train(

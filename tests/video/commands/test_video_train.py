@@ -25,7 +25,7 @@ from ssl_video.augment import ClipAugment, StrongOptions
 from ssl_video.cli import main
 from ssl_video.commands.demo import demo
 from ssl_video.commands.evaluate import evaluate
-from ssl_video.commands.make_splits import make_splits
+from ssl_video.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_video.commands.report import report
 from ssl_video.commands.train import train
 from ssl_video.data import ClipDataset, ClipSpec, index_video, read_clip
@@ -66,11 +66,8 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_splits(
         str(root / "clips.csv"),
         root,
-        fractions=(),
-        per_class=(1,),
-        draws=1,
+        draw=LabelDrawOptions(fractions=(), per_class=(1,), draws=1, validation_fraction=0.16),
         blocks=6,
-        validation_fraction=0.16,
         test_fraction=0.33,
     )
     return root
@@ -241,7 +238,12 @@ def test_a_video_without_a_view_is_fused_without_it() -> None:
 
 
 def test_testing_what_was_trained_on_is_refused(videos: Path, trained: Path, tmp_path: Path) -> None:
-    make_splits(str(videos / "clips.csv"), tmp_path, fractions=(), per_class=(1,), draws=1, by="clip", seed=3)
+    make_splits(
+        str(videos / "clips.csv"),
+        tmp_path,
+        draw=LabelDrawOptions(fractions=(), per_class=(1,), draws=1, seed=3),
+        by="clip",
+    )
     with pytest.raises(UserError, match="test videos were used for training"):
         evaluate(str(trained), str(videos / "clips.csv"), split=tmp_path / "1each-draw0.json", device="cpu")
 
@@ -251,10 +253,16 @@ def test_videos_are_known_by_their_content(videos: Path, tmp_path: Path, capsys:
     folder = tmp_path / "videos"
     shutil.copytree(videos, folder, ignore=shutil.ignore_patterns("*.json", "*.csv"))
     assert main(["check", str(folder), "--out", str(tmp_path / "man/manifest.csv"), "--no-decode"]) == 0
-    make_splits(str(folder), tmp_path / "s", fractions=(0.5,), draws=1, by="clip")
+    make_splits(str(folder), tmp_path / "s", draw=LabelDrawOptions(fractions=(0.5,), draws=1), by="clip")
     run = settings(videos, data=str(tmp_path / "man/manifest.csv"), split=tmp_path / "s/50percent-draw0.json", steps=2)
     train(out=tmp_path / "run", **run)
-    make_splits(str(folder), tmp_path / "s2", fractions=(0.5,), draws=1, by="clip", seed=7, test_fraction=0.5)
+    make_splits(
+        str(folder),
+        tmp_path / "s2",
+        draw=LabelDrawOptions(fractions=(0.5,), draws=1, seed=7),
+        by="clip",
+        test_fraction=0.5,
+    )
     with pytest.raises(UserError, match="test videos were used for training"):
         evaluate(str(tmp_path / "run"), str(folder), split=tmp_path / "s2/50percent-draw0.json", device="cpu")
     with pytest.raises(UserError, match="test videos were used for training"):
@@ -312,7 +320,12 @@ def test_a_run_goes_on_where_the_data_lie_now(videos: Path, tmp_path: Path, monk
             train(out=tmp_path / "run", **settings(here))
     here.rename(there)
     resumed = settings(there, run=dataclasses.replace(CPU, resume=True))
-    make_splits(str(there / "clips.csv"), tmp_path / "s", fractions=(), per_class=(1,), draws=1, by="clip", seed=5)
+    make_splits(
+        str(there / "clips.csv"),
+        tmp_path / "s",
+        draw=LabelDrawOptions(fractions=(), per_class=(1,), draws=1, seed=5),
+        by="clip",
+    )
     with pytest.raises(UserError, match="is not the split that this run was started with"):
         train(out=tmp_path / "run", **{**resumed, "split": tmp_path / "s/1each-draw0.json"})
     train(out=tmp_path / "run", **resumed)

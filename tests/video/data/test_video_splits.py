@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contrastive_core.errors import UserError
-from ssl_video.commands.make_splits import make_splits
+from ssl_video.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_video.data import open_videos
 from ssl_video.data.splits import Split, read_split, select_labelled, write_split
 
@@ -38,7 +38,7 @@ def group(key: str) -> str:
 
 
 def test_groups_stay_together_and_choices_are_nested(ucf: Path, tmp_path: Path) -> None:
-    said = make_splits(str(ucf), tmp_path / "out", fractions=(0.1, 0.5), per_class=(2,), draws=2)
+    said = make_splits(str(ucf), tmp_path / "out", draw=LabelDrawOptions(fractions=(0.1, 0.5), per_class=(2,), draws=2))
     assert "kept together by group" in said
     found = {path.stem: read_split(path) for path in sorted((tmp_path / "out").iterdir())}
     assert sorted(found) == [
@@ -71,7 +71,7 @@ def test_groups_stay_together_and_choices_are_nested(ucf: Path, tmp_path: Path) 
 
 
 def test_blocks_are_taken_from_the_end(ucf: Path, tmp_path: Path) -> None:
-    make_splits(str(ucf), tmp_path / "out", fractions=(0.25,), draws=1, by="block", blocks=5)
+    make_splits(str(ucf), tmp_path / "out", draw=LabelDrawOptions(fractions=(0.25,), draws=1), by="block", blocks=5)
     split = read_split(tmp_path / "out/25percent-draw0.json")
     dive = sorted(video.key for video in open_videos(ucf).videos if video.label == "Dive")
     assert sorted(key for key, label in split.test if label == "Dive") == dive[16:]
@@ -87,9 +87,7 @@ def test_a_group_of_several_classes_goes_out_of_all(tmp_path: Path) -> None:
     make_splits(
         str(tmp_path / "x.csv"),
         tmp_path / "out",
-        fractions=(0.5,),
-        draws=1,
-        validation_fraction=0.0,
+        draw=LabelDrawOptions(fractions=(0.5,), draws=1, validation_fraction=0.0),
         test_fraction=0.25,
     )
     split = read_split(tmp_path / "out/50percent-draw0.json")
@@ -106,26 +104,26 @@ def test_official_lists_decide(ucf: Path, tmp_path: Path) -> None:
     lists = {
         "train_list": tmp_path / "trainlist01.txt",
         "test_list": tmp_path / "testlist01.txt",
-        "validation_fraction": 0.0,
     }
-    make_splits(str(ucf), tmp_path / "out", fractions=(0.2,), draws=1, **lists)
+    draw = LabelDrawOptions(fractions=(0.2,), draws=1, validation_fraction=0.0)
+    make_splits(str(ucf), tmp_path / "out", draw=draw, **lists)
     split = read_split(tmp_path / "out/20percent-draw0.json")
     assert {key for key, _ in split.test} == {key for key in keys if "_g00_" in key}
     assert len(split.train) + len(split.test) == len(keys)
-    make_splits(str(ucf), tmp_path / "out", labelled_list=tmp_path / "few.txt", **lists)
+    make_splits(str(ucf), tmp_path / "out", draw=draw, labelled_list=tmp_path / "few.txt", **lists)
     assert read_split(tmp_path / "out/listed.json").labelled == ((keys[4], "Dive"), (keys[-1], "Row"))
     with pytest.raises(UserError, match="without train_list"):
         make_splits(str(ucf), tmp_path / "out", test_list=tmp_path / "testlist01.txt")
 
 
 def test_split_files_are_believed_only_whole(ucf: Path, tmp_path: Path) -> None:
-    make_splits(str(ucf), tmp_path / "out", fractions=(0.5,), draws=1)
+    make_splits(str(ucf), tmp_path / "out", draw=LabelDrawOptions(fractions=(0.5,), draws=1))
     file = tmp_path / "out/50percent-draw0.json"
     before = file.read_bytes()
-    make_splits(str(ucf), tmp_path / "out", fractions=(0.5,), draws=1)
+    make_splits(str(ucf), tmp_path / "out", draw=LabelDrawOptions(fractions=(0.5,), draws=1))
     assert file.read_bytes() == before
     with pytest.raises(UserError, match="already exists with another content"):
-        make_splits(str(ucf), tmp_path / "out", fractions=(0.5,), draws=1, seed=1)
+        make_splits(str(ucf), tmp_path / "out", draw=LabelDrawOptions(fractions=(0.5,), draws=1, seed=1))
     content = json.loads(before)
     content["test"].append([content["train"][0], "Dive"])
     file.write_text(json.dumps(content))
@@ -171,13 +169,15 @@ def test_a_split_of_other_data_is_refused(ucf: Path) -> None:
 
 def test_wrong_numbers_are_refused(ucf: Path, tmp_path: Path) -> None:
     for wrong, said in (
-        ({"fractions": (0.0,)}, "fractions are"),
+        ({"fractions": (0.0,)}, "fractions contains 0; expected shares above 0"),
         ({"fractions": ()}, "nothing to label"),
-        ({"validation_fraction": 0.6, "test_fraction": 0.5}, "together less than 1"),
+        ({"validation_fraction": 0.6}, "together less than 1"),
         ({"per_class": (50,)}, "expected at least 50"),
     ):
         with pytest.raises(UserError, match=said):
-            make_splits(str(ucf), tmp_path / "out", **wrong)
+            make_splits(str(ucf), tmp_path / "out", draw=LabelDrawOptions(**wrong), test_fraction=0.5)
+    with pytest.raises(UserError, match="blocks is 1; expected at least 2"):
+        make_splits(str(ucf), tmp_path / "out", blocks=1)
 
 
 def pool(tmp_path: Path, *extra: str) -> Path:
@@ -203,7 +203,9 @@ def test_videos_without_a_class_are_learned_from_and_nothing_else(where: str, tm
         "folder": lambda: pool(tmp_path, *(f"unlabelled/u{i}.mp4" for i in range(6))),
         "csv": lambda: listed_pool(tmp_path),
     }[where]()
-    told = make_splits(str(data), tmp_path / "s", fractions=(0.5,), draws=2, validation_fraction=0.2)
+    told = make_splits(
+        str(data), tmp_path / "s", draw=LabelDrawOptions(fractions=(0.5,), draws=2, validation_fraction=0.2)
+    )
     assert "6 of them without a class" in told
     for draw in range(2):
         split = read_split(tmp_path / f"s/50percent-draw{draw}.json")
@@ -222,7 +224,13 @@ def test_a_list_of_labelled_videos_leaves_the_others_without_labels(tmp_path: Pa
     (tmp_path / "lab.txt").write_text(
         "".join(f"{label}/{number}.mp4\n" for label in ("blue", "red") for number in (0, 7))
     )
-    make_splits(str(data), tmp_path / "s", labelled_list=tmp_path / "lab.txt", test_fraction=0.5, validation_fraction=0)
+    make_splits(
+        str(data),
+        tmp_path / "s",
+        labelled_list=tmp_path / "lab.txt",
+        test_fraction=0.5,
+        draw=LabelDrawOptions(validation_fraction=0),
+    )
     split = read_split(tmp_path / "s/listed.json")
     assert dict(split.labelled) == {"blue/0.mp4": "blue", "blue/7.mp4": "blue", "red/0.mp4": "red", "red/7.mp4": "red"}
     assert len(split.test) == 6
@@ -247,7 +255,7 @@ def test_parts_that_the_data_have_are_kept(tmp_path: Path) -> None:
                 (tmp_path / "given" / part / label).mkdir(parents=True, exist_ok=True)
                 (tmp_path / "given" / part / label / f"{number}.mp4").touch()
     (tmp_path / "given/test/loose.mp4").touch()
-    told = make_splits(str(tmp_path / "given"), tmp_path / "s", fractions=(0.5,), draws=1)
+    told = make_splits(str(tmp_path / "given"), tmp_path / "s", draw=LabelDrawOptions(fractions=(0.5,), draws=1))
     split = read_split(tmp_path / "s/50percent-draw0.json")
     assert {key.split("/")[0] for key in split.train} == {"train"}
     assert {key.split("/")[0] for key, _ in split.validation} == {"val"}
@@ -258,7 +266,7 @@ def test_parts_that_the_data_have_are_kept(tmp_path: Path) -> None:
 
 def test_a_class_of_one_video_is_learned_from(tmp_path: Path) -> None:
     data = pool(tmp_path, "green/only.mp4")
-    told = make_splits(str(data), tmp_path / "s", fractions=(0.1,), draws=1)
+    told = make_splits(str(data), tmp_path / "s", draw=LabelDrawOptions(fractions=(0.1,), draws=1))
     split = read_split(tmp_path / "s/10percent-draw0.json")
     assert ("green/only.mp4", "green") in split.labelled
     assert "no videos held out for test in 1 class with too few: green" in told
@@ -273,7 +281,7 @@ def test_unlabelled_clips_of_a_tested_recording_are_not_learned_from(tmp_path: P
     file = tmp_path / "ucf.csv"
     rows = [f"{name},{name[0] if name.endswith('00.avi') else ''},{name[:-8]}" for name in names]
     file.write_text("path,class,group\n" + "\n".join(rows) + "\n")
-    told = make_splits(str(file), tmp_path / "s", fractions=(0.5,), draws=1, by="group")
+    told = make_splits(str(file), tmp_path / "s", draw=LabelDrawOptions(fractions=(0.5,), draws=1), by="group")
     split = read_split(tmp_path / "s/50percent-draw0.json")
     held = {key[:-8] for key, _ in (*split.test, *split.validation)}
     assert held
@@ -289,7 +297,7 @@ def test_identical_files_are_in_one_part_alone(tmp_path: Path) -> None:
             (root / label / f"{number}.mp4").write_bytes(f"{label} {number // 2}".encode())  # each file twice
     for number in range(5):
         (root / f"{number}.mp4").write_bytes(f"a {number}".encode())  # and unlabelled ones
-    said = make_splits(str(root), tmp_path / "out", fractions=(0.5,), draws=1, by="clip")
+    said = make_splits(str(root), tmp_path / "out", draw=LabelDrawOptions(fractions=(0.5,), draws=1), by="clip")
     split = read_split(tmp_path / "out/50percent-draw0.json")
     contents = {name: {(root / key).read_bytes() for key in keys} for name, keys in parts(split).items()}
     assert contents["test"]
@@ -311,10 +319,8 @@ def test_other_parts_of_a_list_are_not_trained_on(tmp_path: Path) -> None:
     said = make_splits(
         str(tmp_path / "data.csv"),
         tmp_path,
-        fractions=(1.0,),
-        draws=1,
+        draw=LabelDrawOptions(fractions=(1.0,), draws=1, validation_fraction=0),
         by="clip",
-        validation_fraction=0,
         test_fraction=0,
     )
     assert "4 videos of other parts left out: holdout 4" in said

@@ -22,7 +22,7 @@ from ssl_video.augment import ClipAugment, WeakOptions, spread_crops, weak_crop
 from ssl_video.cli import main
 from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.flow import flow
-from ssl_video.commands.make_splits import make_splits
+from ssl_video.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_video.commands.predict import predict
 from ssl_video.commands.report import report
 from ssl_video.commands.train import train
@@ -278,11 +278,8 @@ def test_training_and_testing_read_it(
     make_splits(
         str(folder),
         tmp_path,
-        fractions=(),
-        per_class=(1,),
-        draws=1,
+        draw=LabelDrawOptions(fractions=(), per_class=(1,), draws=1, validation_fraction=0),
         by="clip",
-        validation_fraction=0,
         test_fraction=0.3,
     )
     split = tmp_path / "1each-draw0.json"

@@ -23,7 +23,7 @@ from contrastive_core.training import Batches, RunOptions
 from ssl_vision.cli import main
 from ssl_vision.commands.distill import distill
 from ssl_vision.commands.evaluate import evaluate
-from ssl_vision.commands.make_splits import make_splits
+from ssl_vision.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import Subset, open_images
 from ssl_vision.data.dataset import UnlabelledReadOptions
@@ -51,7 +51,7 @@ SGD = OptimizerOptions(name="sgd", lr=0.2, warmup_epochs=0.0, weight_decay=0.0)
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("labels")
-    make_splits("digits", folder, fractions=(0.2,), draws=1, validation_fraction=0.1)
+    make_splits("digits", folder, draw=LabelDrawOptions(fractions=(0.2,), draws=1, validation_fraction=0.1))
     return folder
 
 

@@ -15,7 +15,7 @@ from ssl_vision.cli import main
 from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.few_labels import Candidate, _recommended, _Tried, few_labels
 from ssl_vision.commands.knn import knn
-from ssl_vision.commands.make_splits import make_splits
+from ssl_vision.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.models import EncoderOptions
@@ -40,7 +40,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("labels")
-    make_splits("digits", folder, fractions=(), per_class=(1, 5), draws=1)
+    make_splits("digits", folder, draw=LabelDrawOptions(fractions=(), per_class=(1, 5), draws=1))
     return folder
 
 

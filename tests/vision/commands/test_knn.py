@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from contrastive_core.errors import UserError
 from ssl_vision.commands.knn import knn
-from ssl_vision.commands.make_splits import make_splits
+from ssl_vision.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_vision.evaluation.probes import knn_scores
 from ssl_vision.evaluation.scores import ProbeOptions
 
@@ -64,7 +64,7 @@ def test_pixels_of_digits_vote_well() -> None:
 
 def test_a_number_of_neighbours_beyond_the_images_is_said(tmp_path: Path) -> None:
     file = tmp_path / "labels"
-    make_splits("digits", file, fractions=(), per_class=(2,), draws=1)
+    make_splits("digits", file, draw=LabelDrawOptions(fractions=(), per_class=(2,), draws=1))
     score = knn(
         "pixels", "digits", k=500, probe=ProbeOptions(labels=file / "2-per-class-draw0.json", out=tmp_path / "knn.json")
     )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from contrastive_core.errors import UserError
 from ssl_vision.cli import main
-from ssl_vision.commands.make_splits import SplitsWritten, make_splits
+from ssl_vision.commands.make_splits import LabelDrawOptions, SplitsWritten, make_splits
 from ssl_vision.data import open_images
 from ssl_vision.labels.choose import images_for, share_out
 from ssl_vision.labels.files import read_labelled
@@ -30,7 +30,7 @@ def per_class(indices: list[int], data: str = "digits") -> list[int]:
 
 
 def test_choices_are_balanced_nested_and_independent(tmp_path: Path) -> None:
-    made = make_splits("digits", tmp_path, fractions=(0.1, 0.01), per_class=(3,), draws=2)
+    made = make_splits("digits", tmp_path, draw=LabelDrawOptions(fractions=(0.1, 0.01), per_class=(3,), draws=2))
     assert sorted(file.name for file in made.files) == sorted(
         f"{size}-draw{draw}.json" for size in ("1percent", "10percent", "3-per-class") for draw in (0, 1)
     )
@@ -50,14 +50,14 @@ def test_choices_are_balanced_nested_and_independent(tmp_path: Path) -> None:
 def test_the_seed_decides(tmp_path: Path) -> None:
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
     for folder, seed in ((first, 1), (again, 1), (other, 2)):
-        make_splits("digits", folder, draws=1, seed=seed)
+        make_splits("digits", folder, draw=LabelDrawOptions(draws=1, seed=seed))
     name = "1percent-draw0.json"
     assert (first / name).read_bytes() == (again / name).read_bytes()
     assert chosen(first, name) != chosen(other, name)
 
 
 def test_every_image_of_a_class_is_as_likely(tmp_path: Path) -> None:
-    make_splits("digits", tmp_path, fractions=(), per_class=(14,), draws=60)
+    make_splits("digits", tmp_path, draw=LabelDrawOptions(fractions=(), per_class=(14,), draws=60))
     labels = open_images("digits").labels()
     zeros = torch.nonzero(labels == 0).flatten().tolist()
     seen = Counter(i for draw in range(60) for i in chosen(tmp_path, f"14-per-class-draw{draw}.json"))
@@ -69,15 +69,15 @@ def test_every_image_of_a_class_is_as_likely(tmp_path: Path) -> None:
 
 
 def test_files_are_not_overwritten_and_none_is_written_if_one_cannot_be(tmp_path: Path) -> None:
-    make_splits("digits", tmp_path, draws=1, fractions=(0.1,))
-    make_splits("digits", tmp_path, draws=1, fractions=(0.1,))
+    make_splits("digits", tmp_path, draw=LabelDrawOptions(draws=1, fractions=(0.1,)))
+    make_splits("digits", tmp_path, draw=LabelDrawOptions(draws=1, fractions=(0.1,)))
     with pytest.raises(UserError, match=r"10percent-draw0.json already exists"):
-        make_splits("digits", tmp_path, draws=1, seed=1)
+        make_splits("digits", tmp_path, draw=LabelDrawOptions(draws=1, seed=1))
     assert [file.name for file in tmp_path.iterdir()] == ["10percent-draw0.json"]
 
 
 def test_validation_images_are_nobody_s_labelled_images(tmp_path: Path) -> None:
-    make_splits("digits", tmp_path, fractions=(0.5, 1.0), draws=2, validation_fraction=0.2)
+    make_splits("digits", tmp_path, draw=LabelDrawOptions(fractions=(0.5, 1.0), draws=2, validation_fraction=0.2))
     held_out = chosen(tmp_path, "validation.json")
     assert len(held_out) == int(0.2 * 1433)
     shares = torch.tensor(per_class(held_out)) / torch.bincount(open_images("digits").labels())
@@ -94,9 +94,13 @@ def test_images_of_a_new_class_change_no_other_choice(
 ) -> None:
     files = {f"photos/{name}/{i}.png": noise(i) for name in ("bee", "cat") for i in range(8)}
     root = write(files)
-    before = make_splits(str(root / "photos"), root / "before", fractions=(), per_class=(2,), draws=1)
+    before = make_splits(
+        str(root / "photos"), root / "before", draw=LabelDrawOptions(fractions=(), per_class=(2,), draws=1)
+    )
     write({f"photos/ape/{i}.png": noise(i) for i in range(4)})
-    after = make_splits(str(root / "photos"), root / "after", fractions=(), per_class=(2,), draws=1)
+    after = make_splits(
+        str(root / "photos"), root / "after", draw=LabelDrawOptions(fractions=(), per_class=(2,), draws=1)
+    )
     old, new = (next(iter(made.files.values())).images for made in (before, after))
     assert len(old) == 4
     assert [image for image in new if image[1] != "ape"] == list(old)
@@ -142,13 +146,13 @@ def test_unreadable_images_are_not_labelled(tmp_path: Path) -> None:
     def names(made: SplitsWritten) -> dict[str, set[str]]:
         return {file.name: {name for name, _ in listed.images} for file, listed in made.files.items()}
 
-    whole = make_splits(data, tmp_path / "whole", fractions=(1.0,), per_class=(2, 5), draws=1)
+    whole = make_splits(data, tmp_path / "whole", draw=LabelDrawOptions(fractions=(1.0,), per_class=(2, 5), draws=1))
     two, five, every = (names(whole)[f"{size}-draw0.json"] for size in ("2-per-class", "5-per-class", "100percent"))
     assert len(every) == 12
     assert whole.unreadable == ()
     bad = min(two)
     (tmp_path / "photos" / bad).write_bytes(b"")
-    made = make_splits(data, tmp_path / "made", fractions=(1.0,), per_class=(2, 5), draws=1)
+    made = make_splits(data, tmp_path / "made", draw=LabelDrawOptions(fractions=(1.0,), per_class=(2, 5), draws=1))
     other_class = {name for name in every if name[0] != bad[0]}
     assert names(made)["100percent-draw0.json"] == every - {bad}
     assert names(made)["5-per-class-draw0.json"] == (every - {bad} - other_class) | (five & other_class)
@@ -158,27 +162,29 @@ def test_unreadable_images_are_not_labelled(tmp_path: Path) -> None:
     (reason,) = made.unreadable
     assert bad in reason
     assert f"left out 1 unreadable image:\n  {reason}" in str(made)
-    held = make_splits(data, tmp_path / "held", fractions=(1.0,), draws=1, validation_fraction=0.5)
+    held = make_splits(
+        data, tmp_path / "held", draw=LabelDrawOptions(fractions=(1.0,), draws=1, validation_fraction=0.5)
+    )
     assert not any(bad in listed for listed in names(held).values())
     assert len(set.union(*names(held).values())) == 11
     with pytest.raises(UserError, match=r"number per class in 6-per-class-draw0.json: \w \(5\), 1 image could not be"):
-        make_splits(data, tmp_path / "six", fractions=(), per_class=(6,), draws=1)
+        make_splits(data, tmp_path / "six", draw=LabelDrawOptions(fractions=(), per_class=(6,), draws=1))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fractions": (1.5,)}, "up to 1; got 1.5"),
-        ({"fractions": (), "per_class": (0,)}, "at least 1; got 0"),
+        ({"fractions": (1.5,)}, "fractions contains 1.5; expected shares above 0 and up to 1"),
+        ({"fractions": (), "per_class": (0,)}, "per_class contains 0; expected numbers of at least 1"),
         ({"fractions": ()}, "nothing to label"),
         ({"draws": 0}, "nothing to label"),
-        ({"validation_fraction": 1.0}, "below 1; got 1"),
+        ({"validation_fraction": 1.0}, "validation_fraction is 1; expected at least 0 and less than 1"),
         ({"fractions": (), "per_class": (200,)}, r"in 200-per-class-draw0.json: 0 \(142\)"),
     ],
 )
 def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_splits("digits", tmp_path / "out", **arguments)  # type: ignore[arg-type]
+        make_splits("digits", tmp_path / "out", draw=LabelDrawOptions(**arguments))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 

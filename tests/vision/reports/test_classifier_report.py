@@ -18,7 +18,7 @@ from contrastive_core.training import InferenceOptions, RunOptions
 from ssl_vision.commands.distill import distill
 from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.knn import knn
-from ssl_vision.commands.make_splits import make_splits
+from ssl_vision.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images
 from ssl_vision.evaluation.predictions import Predictions, make_predictions, read_predictions, write_predictions
@@ -39,7 +39,7 @@ RUN = RunOptions(device="cpu", threads=1, progress=False, log_every=2)
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher from 20 labels a class, one from all, and the first one's student; evaluated on the test digits."""
     folder = tmp_path_factory.mktemp("classifiers")
-    make_splits("digits", folder / "labels", fractions=(), per_class=(20,), draws=1)
+    make_splits("digits", folder / "labels", draw=LabelDrawOptions(fractions=(), per_class=(20,), draws=1))
     encoder = EncoderOptions(width_multiplier=0.125)
     for name, labels, epochs in (("few", folder / "labels" / "20-per-class-draw0.json", 12), ("all", None, 2)):
         finetune(

@@ -28,7 +28,7 @@ from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.few_labels import few_labels
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.linear import linear
-from ssl_vision.commands.make_splits import make_splits
+from ssl_vision.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.transfer import transfer
 from ssl_vision.data import open_images
@@ -78,7 +78,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("labels")
-    make_splits("digits", folder, fractions=(0.1,), draws=1, validation_fraction=0.1)
+    make_splits("digits", folder, draw=LabelDrawOptions(fractions=(0.1,), draws=1, validation_fraction=0.1))
     return folder
 
 
@@ -471,7 +471,9 @@ def test_a_validation_part_is_no_test_score(write, noise, tmp_path: Path, held_o
     data = write({f"photos/{place}": noise(number) for number, place in enumerate(places)}) / "photos"
     labels, validation = None, "val"
     if held_out == "file":
-        make_splits(str(data), tmp_path / "labels", fractions=(1.0,), draws=1, validation_fraction=0.4)
+        make_splits(
+            str(data), tmp_path / "labels", draw=LabelDrawOptions(fractions=(1.0,), draws=1, validation_fraction=0.4)
+        )
         labels, validation = tmp_path / "labels" / "100percent-draw0.json", str(tmp_path / "labels/validation.json")
     model = tmp_path / "run"
     finetune(

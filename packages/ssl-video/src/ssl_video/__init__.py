@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ssl_video.commands.evaluate import evaluate
     from ssl_video.commands.export import export
     from ssl_video.commands.flow import flow
-    from ssl_video.commands.make_splits import make_splits
+    from ssl_video.commands.make_splits import LabelDrawOptions, make_splits
     from ssl_video.commands.predict import predict
     from ssl_video.commands.report import report
     from ssl_video.commands.train import train
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _ELSEWHERE = {
     "contrastive_core.training": ("RunOptions",),
     "ssl_video.augment": ("ClipAugment", "StrongOptions", "WeakOptions"),
+    "ssl_video.commands.make_splits": ("LabelDrawOptions",),
     "ssl_video.data": ("ClipSpec",),
     "ssl_video.data.reader": ("ReadOptions", "TolerantReadOptions"),
     "ssl_video.evaluation": ("SamplingOptions",),
@@ -45,6 +46,7 @@ __all__ = [
     "ClipAugment",
     "ClipSpec",
     "InputOptions",
+    "LabelDrawOptions",
     "MultiviewPseudoLabel",
     "NetworkOptions",
     "OptimizerOptions",

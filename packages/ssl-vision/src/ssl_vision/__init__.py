@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ssl_vision.commands.import_checkpoint import import_checkpoint
     from ssl_vision.commands.knn import knn
     from ssl_vision.commands.linear import linear
-    from ssl_vision.commands.make_splits import make_splits
+    from ssl_vision.commands.make_splits import LabelDrawOptions, make_splits
     from ssl_vision.commands.predict import predict
     from ssl_vision.commands.pretrain import pretrain
     from ssl_vision.commands.report import report
@@ -48,6 +48,7 @@ __all__ = [
     "FinetuningOptions",
     "HeadOptions",
     "InferenceOptions",
+    "LabelDrawOptions",
     "MemoryOptions",
     "OptimizerOptions",
     "PretrainingOptions",
@@ -78,6 +79,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "contrastive_core.training": ("InferenceOptions", "RunOptions"),
+    "ssl_vision.commands.make_splits": ("LabelDrawOptions",),
     "ssl_vision.data.dataset": ("ReadOptions", "TrainingReadOptions", "UnlabelledReadOptions"),
     "ssl_vision.evaluation.scores": ("ProbeOptions",),
     "ssl_vision.models": ("EncoderOptions",),

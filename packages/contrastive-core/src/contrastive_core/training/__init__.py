@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from contrastive_core._lazy import load_on_use
 
 if TYPE_CHECKING:
-    from contrastive_core.training.config import InferenceOptions, RunOptions, SkipOptions
+    from contrastive_core.training.config import DrawOptions, InferenceOptions, RunOptions, SkipOptions
     from contrastive_core.training.model_code import check_model_code, trust_model_code
     from contrastive_core.training.model_file import load_model
     from contrastive_core.training.run import Run
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MODULE = {
     "Batches": "samplers",
     "ClassBatches": "samplers",
+    "DrawOptions": "config",
     "InferenceOptions": "config",
     "Interrupted": "signals",
     "Run": "run",
@@ -38,6 +39,7 @@ _MODULE = {
 __all__ = [
     "Batches",
     "ClassBatches",
+    "DrawOptions",
     "InferenceOptions",
     "Interrupted",
     "Run",

@@ -117,6 +117,38 @@ class SkipOptions:
         allowed_bad(self.max_bad, 0)
 
 
+@dataclass(frozen=True)
+class DrawOptions:
+    """Numbers of samples to label and to hold out, and the draws of the labelled ones. Each package has own defaults.
+
+    Args:
+        fractions: Fractions of the samples to label.
+        per_class: Numbers of samples of each class to label.
+        draws: Number of independent draws of labelled samples.
+        validation_fraction: Fraction of the samples to hold out for choosing settings; 0 for none.
+        seed: Seed of all random draws.
+    """
+
+    fractions: tuple[float, ...]
+    per_class: tuple[int, ...] = ()
+    draws: int = 3
+    validation_fraction: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, seed=0)
+        wrong = [f"{fraction:g}" for fraction in self.fractions if not 0 < fraction <= 1]
+        if wrong:
+            raise UserError(f"fractions contains {', '.join(wrong)}; expected shares above 0 and up to 1")
+        few = [str(count) for count in self.per_class if count < 1]
+        if few:
+            raise UserError(f"per_class contains {', '.join(few)}; expected numbers of at least 1")
+        if not 0 <= self.validation_fraction < 1:
+            raise UserError(f"validation_fraction is {self.validation_fraction:g}; expected at least 0 and less than 1")
+        if self.draws < 1 or not (self.fractions or self.per_class):
+            raise UserError("nothing to label: expected draws >= 1, and fractions or numbers per class")
+
+
 def check_counts(options: object, **least: int) -> None:
     """Check that fields of a dataclass are whole numbers and not too small.
 

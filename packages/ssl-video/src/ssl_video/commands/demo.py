@@ -11,7 +11,7 @@ from contrastive_core.training.config import DeviceName
 from contrastive_core.training.outputs import claim_folder
 from ssl_video.augment import StrongOptions
 from ssl_video.commands.evaluate import evaluate
-from ssl_video.commands.make_splits import make_splits
+from ssl_video.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_video.commands.report import report
 from ssl_video.commands.train import train
 from ssl_video.data import ClipSpec
@@ -83,13 +83,9 @@ def demo(
     make_splits(
         videos,
         out,
-        fractions=(),
-        per_class=(LABELS,),
-        draws=1,
+        draw=LabelDrawOptions(fractions=(), per_class=(LABELS,), draws=1, validation_fraction=0.0, seed=seed),
         by="clip",
-        validation_fraction=0.0,
         test_fraction=0.4,
-        seed=seed,
     )
     train(
         videos,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from contrastive_core.app.checks import most_first
 from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
+from contrastive_core.training.config import DrawOptions
 from ssl_video.data import VideoSet, open_videos
 from ssl_video.data.official_lists import read_list
 from ssl_video.data.splits import (
@@ -27,21 +29,31 @@ from ssl_video.data.splits import (
 from ssl_video.data.videos import PARTS, distinct_contents
 
 
+@dataclass(frozen=True)
+class LabelDrawOptions(DrawOptions):
+    """Numbers of videos to label and to hold out, and the draws of the labelled ones.
+
+    Attributes:
+        fractions: Fractions of the videos of each class to label.
+        per_class: Numbers of videos of each class to label, in files such as ``4each-draw0.json``.
+        validation_fraction: Fraction of every class to hold out for choosing settings; 0 for none.
+    """
+
+    fractions: tuple[float, ...] = (0.05, 0.1, 0.2)
+    validation_fraction: float = 0.1
+
+
 def make_splits(
     data: str,
     out: Path,
     *,
-    fractions: tuple[float, ...] = (0.05, 0.1, 0.2),
-    per_class: tuple[int, ...] = (),
-    draws: int = 3,
+    draw: LabelDrawOptions = LabelDrawOptions(),
     by: Literal["auto", "clip", "group", "block"] = "auto",
     blocks: int = 10,
-    validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
     train_list: Path | None = None,
     test_list: Path | None = None,
     labelled_list: Path | None = None,
-    seed: int = 0,
     overwrite: bool = False,
 ) -> str:
     """Write split files such as ``10percent-draw0.json``, which `train` and `evaluate` take.
@@ -56,27 +68,24 @@ def make_splits(
     Args:
         data: Folder of class folders, CSV file with a column path, or list of lines ``path class``.
         out: Folder for the split files. Existing files must have the same content.
-        fractions: Fractions of the videos of each class to label.
-        per_class: Numbers of videos of each class to label, in files such as ``4each-draw0.json``.
-        draws: Number of independent draws of labelled videos.
+        draw: Numbers of videos to label and to hold out, draws, and seed.
         by: Videos to keep together. ``group``: clips of one recording, from names as in UCF-101 or a CSV column.
             ``block``: neighbours in the order of names. ``clip``: none, which leaks if recordings were cut into clips.
             ``auto``: group if all videos have one, else block.
         blocks: Number of blocks into which each class is cut.
-        validation_fraction: Fraction of every class to hold out for choosing settings; 0 for none.
         test_fraction: Fraction of every class to hold out for the final test; 0 for none. Ignored with `test_list`.
         train_list: Official list of training videos: UCF-101's ``trainlist01.txt``, HMDB-51's folder of
             ``*_test_split1.txt`` (which also holds the test list), Kinetics' CSV, or a list of names.
         test_list: Official list of test videos.
         labelled_list: List of the labelled videos, instead of drawing them; one file ``listed.json`` is written.
-        seed: Seed of all random draws.
         overwrite: Whether to replace files that this command did not write. Split files with other content are among
             them.
 
     Returns:
         Summary of the files written.
     """
-    _check(fractions, per_class, draws=draws, blocks=blocks, validation=validation_fraction, test=test_fraction)
+    _check(draw, blocks=blocks, test=test_fraction)
+    seed = draw.seed
     parts = _parts(open_videos(data), train_list, test_list, labelled_list)
     videos, notes = parts.videos, parts.notes
     if len(videos.classes) < 2:
@@ -94,7 +103,7 @@ def make_splits(
     kept: dict[str, list[int]] = {}
     for purpose, share, given in (
         ("test", test_fraction, parts.test),
-        ("validation", validation_fraction, parts.validation),
+        ("validation", draw.validation_fraction, parts.validation),
     ):
         kept[purpose] = given
         if share and not given and not (purpose == "test" and parts.is_official):
@@ -121,14 +130,14 @@ def make_splits(
     if parts.listed is not None and labelled_list is not None:
         chosen["listed"] = sorted(parts.listed), {"labelled_list": labelled_list.name}
     else:
-        for draw in range(draws):
-            order = ranked(classes, seed=seed + draw)
-            for fraction in fractions:
-                name = f"{100 * fraction:g}percent-draw{draw}"
-                chosen[name] = first_of_each(order, fraction=fraction), {"fraction": fraction, "draw": draw}
-            for count in per_class:
-                name = f"{count}each-draw{draw}"
-                chosen[name] = first_of_each(order, count=count), {"per_class": count, "draw": draw}
+        for number in range(draw.draws):
+            order = ranked(classes, seed=seed + number)
+            for fraction in draw.fractions:
+                name = f"{100 * fraction:g}percent-draw{number}"
+                chosen[name] = first_of_each(order, fraction=fraction), {"fraction": fraction, "draw": number}
+            for count in draw.per_class:
+                name = f"{count}each-draw{number}"
+                chosen[name] = first_of_each(order, count=count), {"per_class": count, "draw": number}
         chosen = {name: ([labelled[place] for place in places], how) for name, (places, how) in chosen.items()}
     out, lines = Path(out), []
     splits: dict[Path, Split] = {}
@@ -298,24 +307,11 @@ def _pairs(videos: VideoSet, places: Sequence[int]) -> Labelled:
     return tuple((videos[place].key, str(videos[place].label)) for place in places)
 
 
-def _check(
-    fractions: tuple[float, ...],
-    per_class: tuple[int, ...],
-    *,
-    draws: int,
-    blocks: int,
-    validation: float,
-    test: float,
-) -> None:
-    if any(not 0 < fraction <= 1 for fraction in fractions) or any(count < 1 for count in per_class):
+def _check(draw: LabelDrawOptions, *, blocks: int, test: float) -> None:
+    if blocks < 2:
+        raise UserError(f"blocks is {blocks}; expected at least 2")
+    if not 0 <= test < 1 or draw.validation_fraction + test >= 1:
         raise UserError(
-            f"fractions are {fractions} and per_class {per_class}; expected shares of the labels above 0, and numbers "
-            "of at least 1"
-        )
-    if not (fractions or per_class) or draws < 1 or blocks < 2:
-        raise UserError("nothing to label: expected fractions or numbers per class, draws >= 1, blocks >= 2")
-    if not 0 <= validation < 1 or not 0 <= test < 1 or validation + test >= 1:
-        raise UserError(
-            f"validation_fraction is {validation:g} and test_fraction {test:g}; expected at least 0, together less "
-            "than 1"
+            f"validation_fraction is {draw.validation_fraction:g} and test_fraction {test:g}; expected at least 0, "
+            "together less than 1"
         )

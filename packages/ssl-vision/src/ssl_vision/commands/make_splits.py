@@ -10,6 +10,7 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.text import several, some_of
+from contrastive_core.training.config import DrawOptions
 from contrastive_core.training.outputs import write_once
 from ssl_vision.data import ImageSet, input_files, open_images
 from ssl_vision.data.dataset import map_images
@@ -48,17 +49,27 @@ class SplitsWritten:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class LabelDrawOptions(DrawOptions):
+    """Numbers of images to label and to hold out, and the draws of the labelled ones.
+
+    Attributes:
+        fractions: Fractions of the images to label, rounded down; every class has at least one image.
+        validation_fraction: Fraction of the images to hold out for choosing settings, proportional by class, in
+            validation.json; 0 for none. It is the same for all draws and shares no image with them; `fractions` then
+            refer to the other images.
+    """
+
+    fractions: tuple[float, ...] = (0.01, 0.1)
+
+
 def make_splits(
     data: str,
     out: Path,
     *,
     part: str = "train",
-    fractions: tuple[float, ...] = (0.01, 0.1),
-    per_class: tuple[int, ...] = (),
-    draws: int = 3,
+    draw: LabelDrawOptions = LabelDrawOptions(),
     balance: Balance = "equal",
-    validation_fraction: float = 0.0,
-    seed: int = 0,
     overwrite: bool = False,
 ) -> SplitsWritten:
     """Select the images whose labels may be used, and write label files that list them.
@@ -73,46 +84,43 @@ def make_splits(
         data: Image folder, CSV manifest or named data set with labels.
         out: Folder for the files. Existing files must have the same content.
         part: Part of the data to select from.
-        fractions: Fractions of the images to label, rounded down; every class has at least one image.
-        per_class: Numbers of images of each class to label.
-        draws: Number of independent draws of labelled images.
+        draw: Numbers of images to label and to hold out, draws, and seed.
         balance: Balance of the classes: ``equal`` for equal numbers, to within one, as in the papers; ``proportional``
             to the size of the classes.
-        validation_fraction: Fraction of the images to hold out for choosing settings, proportional by class, in
-            validation.json. It is the same for all draws and shares no image with them; `fractions` then refer to the
-            other images.
-        seed: Seed of all random draws.
         overwrite: Whether to replace files that this command did not write. Label files with other content are among
             them.
 
     Returns:
         Content of the files.
     """
-    _check(fractions, per_class, draws=draws, validation=validation_fraction)
+    seed = draw.seed
     images = open_images(data, split=part)
     files = _Files(data, part, images, Path(out))
     groups = shuffled_by_class(images.labels(), images.classes, seed=derive(seed, "validation"))
     held_out: set[int] = set()
-    if validation_fraction:
+    if draw.validation_fraction:
         sizes = {name: len(members) for name, members in groups.items()}
-        total = max(len(sizes), images_for(validation_fraction, len(images)))
+        total = max(len(sizes), images_for(draw.validation_fraction, len(images)))
         counts = share_out(total, sizes, balance="proportional", at_least={}, seed=derive(seed, "validation"))
-        held_out = files.add(VALIDATION, groups, counts, {"fraction": validation_fraction, "seed": seed})
-    for draw in range(draws):
-        draw_seed = derive(seed, "draw", draw)
+        held_out = files.add(VALIDATION, groups, counts, {"fraction": draw.validation_fraction, "seed": seed})
+    for number in range(draw.draws):
+        draw_seed = derive(seed, "draw", number)
         groups = shuffled_by_class(images.labels(), images.classes, seed=draw_seed)
         groups = {name: [i for i in members if i not in held_out] for name, members in groups.items()}
         sizes = {name: len(members) for name, members in groups.items()}
         counts = {}
-        for fraction in sorted(fractions):
+        for fraction in sorted(draw.fractions):
             total = max(len(sizes), images_for(fraction, sum(sizes.values())))
             counts = share_out(total, sizes, balance=balance, at_least=counts, seed=draw_seed)
-            settings: dict[str, object] = {"fraction": fraction, "balance": balance, "seed": seed, "draw": draw}
-            files.add(f"{100 * fraction:g}percent-draw{draw}.json", groups, counts, settings)
-        for count in sorted(per_class):
+            settings: dict[str, object] = {"fraction": fraction, "balance": balance, "seed": seed, "draw": number}
+            files.add(f"{100 * fraction:g}percent-draw{number}.json", groups, counts, settings)
+        for count in sorted(draw.per_class):
             counts = dict.fromkeys(groups, count)
             files.add(
-                f"{count}-per-class-draw{draw}.json", groups, counts, {"per_class": count, "seed": seed, "draw": draw}
+                f"{count}-per-class-draw{number}.json",
+                groups,
+                counts,
+                {"per_class": count, "seed": seed, "draw": number},
             )
     written = files.contents
     contents = {file: content.to_bytes() for file, content in written.items()}
@@ -179,16 +187,3 @@ class _Files:
 
     def _class(self, index: int) -> str:
         return self._images.classes[int(self._images.labels()[index])]
-
-
-def _check(fractions: tuple[float, ...], per_class: tuple[int, ...], *, draws: int, validation: float) -> None:
-    wrong = [f"{fraction:g}" for fraction in fractions if not 0 < fraction <= 1]
-    if wrong:
-        raise UserError(f"fractions are shares of the images, above 0 and up to 1; got {', '.join(wrong)}")
-    few = [str(count) for count in per_class if count < 1]
-    if few:
-        raise UserError(f"per_class are numbers of images, at least 1; got {', '.join(few)}")
-    if not 0 <= validation < 1:
-        raise UserError(f"validation_fraction is a share of the images, at least 0 and below 1; got {validation:g}")
-    if draws < 1 or not (fractions or per_class):
-        raise UserError("nothing to label: expected draws >= 1, and fractions or numbers per class")

@@ -207,6 +207,42 @@ def test_a_flag_has_one_text() -> None:
     assert found == set(SHARED_TEXTS)
 
 
+#: What a command works on: arguments that are not settings and may belong to the signatures of several commands.
+WORKED_ON = {
+    *("data", "out", "model", "init", "run", "split", "part", "labels", "encoder", "network", "cache"),
+    *("name", "overwrite", "json", "pictures", "show_paths"),
+}
+#: Settings of commands that have no group for them, or with another default and meaning in each command.
+SINGLE = {"seed", "device", "temperature", "epochs", "image_size", "from_layer", "method"}
+
+
+@pytest.mark.parametrize("domain", PACKAGES)
+def test_settings_of_several_commands_are_fields_of_one_dataclass(domain: str) -> None:
+    declared: dict[str, set[str]] = defaultdict(set)
+    for verb, about in importlib.import_module(f"{domain}.cli").VERBS.items():
+        flags = Flags(declared_function(about.target))
+        for key, kind in flags.types.items():
+            if "." not in key and not dataclasses.is_dataclass(kind):
+                declared[key].add(verb)
+    several = {name: verbs for name, verbs in declared.items() if len(verbs) > 1}
+    assert len(several) > 5
+    assert {name: verbs for name, verbs in several.items() if name not in WORKED_ON | SINGLE} == {}
+
+
+def test_a_group_has_one_home() -> None:
+    """A dataclass of settings has a name that no other of its package has, and the core's are not declared again."""
+    homes: dict[str, dict[str, type]] = defaultdict(dict)
+    for package in PACKAGES:
+        for about in importlib.import_module(f"{package}.cli").VERBS.values():
+            for kind in Flags(declared_function(about.target)).types.values():
+                if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                    owner = kind.__module__.partition("contrastive_core")[1] or package
+                    same = homes[owner].setdefault(kind.__name__, kind)
+                    assert (same.__module__, same.__qualname__) == (kind.__module__, kind.__qualname__)
+    assert {"RunOptions", "InferenceOptions"} <= set(homes["contrastive_core"])
+    assert len(homes) == 4
+
+
 def test_flags_keep_the_table() -> None:
     said, found = table(), values_of_flags()
     assert len(said) > 15

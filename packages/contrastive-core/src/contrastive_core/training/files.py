@@ -244,8 +244,7 @@ class FolderLock:
 
     The lock is a record lock (lockf), which forked data workers do not inherit: they outlive a killed parent by some
     seconds. The library filelock uses flock. Its versions before 4 leave the lock with these workers (measured with
-    3.20), and on file systems without locks a killed process leaves a file that would prevent the run from being
-    resumed.
+    3.20), and version 4 cannot be required, because monai[all] excludes versions from 3.12 on.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from contrastive_core.text import some_of
+
 BatchNorm = Literal["refuse", "chunk"]
 
 
@@ -180,10 +182,9 @@ def _check(encoder: nn.Module, inputs: tuple[Tensor, ...], chunk_size: int) -> i
 
 
 def _refusal(norms: list[str], rows: int, chunk_size: int) -> str:
-    shown = ", ".join(norms[:3]) + (f" and {len(norms) - 3} more" if len(norms) > 3 else "")
     return (
-        f"encode_in_chunks: batch norm in training mode ({shown}) normalises by all {rows} rows of the batch, which "
-        f"chunks of {chunk_size} cannot do. Use an encoder without batch norm (group norm, layer norm), apply a head "
-        'with batch norm after encode_in_chunks, freeze it with .eval(), or pass batch_norm="chunk" to normalise each '
-        "chunk separately"
+        f"encode_in_chunks: batch norm in training mode ({some_of(norms, 3)}) normalises by all {rows} rows of the "
+        f"batch, which chunks of {chunk_size} cannot do. Use an encoder without batch norm (group norm, layer norm), "
+        "apply a head with batch norm after encode_in_chunks, freeze it with .eval(), or pass "
+        'batch_norm="chunk" to normalise each chunk separately'
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.pseudo_label import fuse
-from contrastive_core.text import several
+from contrastive_core.text import several, some_of
 from contrastive_core.training.config import allowed_bad
 from contrastive_core.training.documents import to_json_lines
 from ssl_video.augment import spread_crops
@@ -224,9 +224,7 @@ class Evaluation:
         known = [(share, name) for share, name in zip(self.per_class, self.classes, strict=True) if share is not None]
         lines.append("weakest classes: " + ", ".join(f"{name} {share:.1f} %" for share, name in sorted(known)[:3]))
         if self.skipped:
-            lines.append(
-                f"{several(len(self.skipped), 'video')} could not be read: {', '.join(list(self.skipped)[:3])}"
-            )
+            lines.append(f"{several(len(self.skipped), 'video')} could not be read: {some_of(self.skipped, 3)}")
         return "\n".join(lines)
 
     def to_json(self) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training.documents import read_object, reading, to_json_lines
 from contrastive_core.training.files import sha256
 from contrastive_core.training.outputs import write_once
@@ -185,8 +186,8 @@ def read_split(path: str | Path, dataset: DataSet) -> Split:
     ]
     if moved:
         raise UserError(
-            f"{path} and {dataset.name} disagree about the patients of {', '.join(moved[:_NAMED])}"
-            f"{', ...' if len(moved) > _NAMED else ''}; open the data set with the options the split was made with"
+            f"{path} and {dataset.name} disagree about the patients of {some_of(moved, _NAMED)}; "
+            "open the data set with the options the split was made with"
         )
     return split
 

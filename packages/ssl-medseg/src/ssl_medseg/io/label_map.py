@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from contrastive_core.text import several
+from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_object, reading
 from contrastive_core.training.names import check_label
 from ssl_medseg.io.tables import read_table
@@ -132,12 +132,8 @@ class LabelMap:
 
 def _values_in_words(unknown: NDArray[Any]) -> str:
     values, counts = np.unique(unknown, return_counts=True)
-    shown = [
-        f"{value:g} in {several(int(count), 'voxel')}"
-        for value, count in zip(values[:_SHOWN], counts[:_SHOWN], strict=True)
-    ]
-    more = f" and {len(values) - _SHOWN} further values" if len(values) > _SHOWN else ""
-    return f"the value{'s' if len(values) > 1 else ''} {', '.join(shown)}{more}"
+    shown = (f"{value:g} in {several(int(count), 'voxel')}" for value, count in zip(values, counts, strict=True))
+    return f"the value{'s' if len(values) > 1 else ''} {some_of(shown, _SHOWN)}"
 
 
 _FORMS = (

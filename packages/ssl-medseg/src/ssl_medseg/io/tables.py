@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training.documents import read_text, reading
 
 
@@ -44,7 +45,7 @@ def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") ->
     wrong = [str(line) for line, row in cells if len(row) != len(columns)]
     if wrong:
         raise UserError(
-            f"{file}: the number of cells in line {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''} differs "
+            f"{file}: the number of cells in line {some_of(wrong)} differs "
             f"from the number of columns, {len(columns)}; put quotes around values that contain the separator"
         )
     return [dict(zip(columns, map(str.strip, row), strict=True)) for _, row in cells]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.pseudo_label import PseudoLabels, agreement, class_thresholds, fuse, hard_labels, is_confident
-from contrastive_core.text import several
+from contrastive_core.text import several, some_of
 from contrastive_core.training import Run
 from contrastive_core.training.config import from_plain
 from contrastive_core.training.documents import read_json, reading
@@ -481,5 +481,5 @@ class Pool:
         by_name = {case.name: case for case in read_pseudo_labels(path)}
         missing = [case.name for case in self._cases if case.name not in by_name]
         if missing:
-            raise UserError(f"{path} contains no pseudo-label for {', '.join(missing[:5])}; start the run again")
+            raise UserError(f"{path} contains no pseudo-label for {some_of(missing)}; start the run again")
         self._made = [by_name[case.name] for case in self._cases]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training import Run
 from contrastive_core.training.documents import read_object
 from contrastive_core.training.files import write_atomic
@@ -90,7 +91,7 @@ class TrainingData:
             )
         if missing:
             raise UserError(
-                f"none of the {len(slices)} labelled slices ({', '.join(slices.names[:5])}) contains "
+                f"none of the {len(slices)} labelled slices ({some_of(slices.names)}) contains "
                 f"{', '.join(missing)}; expected every structure of the label map. Label cases that contain it, or "
                 "remove it from the label map"
             )
@@ -214,7 +215,7 @@ def keep_identity(run: Run, seen: TrainingData, *, model: str = "") -> None:
     if changed:
         raise UserError(
             f"{run.out}: the run was started with other data: files or split parts of {len(changed)} cases differ "
-            f"({', '.join(changed[:_SHOWN])}{', ...' if len(changed) > _SHOWN else ''}). Use the same files, which may "
+            f"({some_of(changed, _SHOWN)}). Use the same files, which may "
             "have moved, or another --out"
         )
 

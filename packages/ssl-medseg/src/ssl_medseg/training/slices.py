@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
+from contrastive_core.text import some_of
 from contrastive_core.training import Run
 from ssl_medseg.preprocessing.cases import PreparedCase
 from ssl_medseg.training.augment import AugmentOptions, change_intensity, deform
@@ -49,7 +50,7 @@ class SliceSet:
             UserError: The slices have no labels.
         """
         if self.labels is None:
-            raise UserError(f"found no labels for {', '.join(self.names[:5])}; expected one for every slice")
+            raise UserError(f"found no labels for {some_of(self.names)}; expected one for every slice")
         return self.labels
 
     def with_labels(self, labels: Tensor) -> SliceSet:

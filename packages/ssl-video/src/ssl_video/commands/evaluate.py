@@ -9,6 +9,7 @@ import torch
 
 from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import check_space, open_atomic, write_atomic
 from contrastive_core.training.model_file import module_hash
@@ -152,8 +153,7 @@ def _kept(
         if strange:
             raise UserError(
                 f"{data}: has videos of {len(strange)} classes that {model} was not trained on "
-                f"({', '.join(strange[:3])}); its classes are {', '.join(classes[:5])}"
-                f"{', ...' if len(classes) > 5 else ''}"
+                f"({some_of(strange, 3)}); its classes are {some_of(classes)}"
             )
         labelled = [place for place, video in enumerate(found.videos) if video.label is not None]
         if not labelled:

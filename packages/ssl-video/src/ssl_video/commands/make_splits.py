@@ -182,9 +182,8 @@ def _held(
     rest = {label: groups for label, groups in free.items() if len(groups) + bool(listed) > 1 and groups}
     lonely = [label for label in classes if label not in rest]
     if lonely:
-        some = ", ".join(lonely[:3]) + (", ..." if len(lonely) > 3 else "")
         classes_text = several(len(lonely), "class", "classes")
-        notes.append(f"no videos held out for {purpose} in {classes_text} with too few: {some}")
+        notes.append(f"no videos held out for {purpose} in {classes_text} with too few: {some_of(lonely, 3)}")
     if not rest:
         return classes, []
     _, held = hold_out(rest, share, by=by, seed=seed, purpose=purpose)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training.documents import read_text
 from ssl_video.data.listing import kinetics_name, read_lines, read_table
 from ssl_video.data.videos import VideoSet
@@ -93,7 +94,7 @@ def _places(entries: Sequence[_Entry], path: Path, videos: VideoSet) -> list[int
     places = [videos.place(entry.name) for entry in entries]
     missing = [entry.name for entry, place in zip(entries, places, strict=True) if place is None]
     if missing or not places:
-        some = ", ".join(missing[:3]) or "the list is empty"
+        some = some_of(missing, 3) or "the list is empty"
         raise UserError(
             f"{path}: {len(missing)} of its {len(entries)} videos are missing or ambiguous in {videos.name} ({some}), "
             f"whose videos have names such as {videos[0].key}"

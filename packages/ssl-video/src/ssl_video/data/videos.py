@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training.names import check_labels
 from contrastive_core.training.split_names import canonical_split
 
@@ -162,10 +163,7 @@ class VideoSet:
         number = {name: place for place, name in enumerate(self.classes)}
         for video in self.videos:
             if video.label not in number:
-                raise UserError(
-                    f"{video.path}: its class is {video.label!r}; expected one of {', '.join(self.classes[:5])}"
-                    f"{', ...' if len(self.classes) > 5 else ''}"
-                )
+                raise UserError(f"{video.path}: its class is {video.label!r}; expected one of {some_of(self.classes)}")
         return torch.tensor([number[str(video.label)] for video in self.videos], dtype=torch.int64)
 
     def place(self, name: str) -> int | None:

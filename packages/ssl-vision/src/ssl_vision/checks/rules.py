@@ -10,7 +10,7 @@ from statistics import median_low
 from typing import TypeVar
 
 from contrastive_core.app.checks import Finding, Item, most_first
-from contrastive_core.text import several
+from contrastive_core.text import several, some_of
 from contrastive_core.training.split_names import SPLITS
 from ssl_vision.checks.facts import Facts
 from ssl_vision.data.folder import (
@@ -249,5 +249,4 @@ def _in_manifest(manifest: Path, splits: Sequence[str]) -> Iterator[Finding]:
 
 def _endings(paths: Sequence[str]) -> str:
     counted = most_first(Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in paths))
-    shown = [f"{number} {ending}" for ending, number in list(counted.items())[:5]]
-    return ", ".join(shown) + (", ..." if len(counted) > 5 else "")
+    return some_of(f"{number} {ending}" for ending, number in counted.items())

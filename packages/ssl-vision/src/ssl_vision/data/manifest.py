@@ -171,9 +171,7 @@ def manifest_splits(rows: Sequence[Row]) -> list[str]:
 
 
 def _lines(numbers: Sequence[int]) -> str:
-    listed = ", ".join(map(str, numbers[:5]))
-    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
-    return f"line{'s' if len(numbers) > 1 else ''} {listed}{more}"
+    return f"line{'s' if len(numbers) > 1 else ''} {some_of(numbers)}"
 
 
 def _in_order(names: set[str]) -> list[str]:

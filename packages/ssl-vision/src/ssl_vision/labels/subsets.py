@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.data.dataset import map_images
 from ssl_vision.labels.files import read_labelled
@@ -141,7 +142,7 @@ def check_classes(images: ImageSet, expected: list[str], *, of: str) -> None:
         only = sorted(set(images.classes) ^ set(expected))
         raise UserError(
             f"{images.name}: its classes differ from those {of}"
-            + (f" ({', '.join(only[:5])} on one side only)" if only else " in their order")
+            + (f" ({some_of(only)} on one side only)" if only else " in their order")
             + "; both need the same class names"
         )
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import open_images
 from ssl_vision.data.class_names import find_class_names
@@ -116,7 +117,7 @@ def finetune(
         budget = plan_budget(len(labelled), epochs=epochs, batch_size=training.batch_size, world_size=r.world_size)
         r.say(str(budget))
         if missing := unseen_classes(labelled):
-            r.say(f"note: there is no labelled image of {len(missing)} classes ({', '.join(missing[:5])})")
+            r.say(f"note: there is no labelled image of {len(missing)} classes ({some_of(missing)})")
         batches = budget.batches(r)
         torch.manual_seed(r.seed("weights"))
         network = start.build(len(images.classes)).to(memory_format=torch.channels_last)

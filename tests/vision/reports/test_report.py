@@ -107,7 +107,7 @@ def test_page_stands_alone(recorded: tuple[Path, object], page: Page) -> None:
 @pytest.mark.parametrize(("reached", "warned"), [(1 / 64, True), (0.5, False)])
 def test_a_network_that_has_learnt_nothing_is_warned_of(copy: Path, reached: float, warned: bool) -> None:
     config = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(re.sub(r"(?m)^batch_size: \d+", "batch_size: 64", config))
+    (copy / "config.yaml").write_text(re.sub(r"(?m)^  batch_size: \d+", "  batch_size: 64", config))
     lines = [{"step": i, "loss": 4.8, "contrastive_accuracy": reached, "epoch": i / 4} for i in range(8)]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = " ".join(read(report(copy, rows=1, bank=2, device="cpu", overwrite=True)).words)

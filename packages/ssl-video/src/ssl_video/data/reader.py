@@ -53,7 +53,7 @@ class ReadOptions:
 
 
 @dataclass(frozen=True)
-class TolerantReadOptions(ReadOptions, SkipOptions):
+class TolerantReadOptions(SkipOptions, ReadOptions):
     """How to read clips, and how many videos may be unreadable."""
 
 

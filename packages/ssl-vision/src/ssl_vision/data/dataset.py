@@ -66,7 +66,7 @@ class TrainingReadOptions(ReadOptions):
 
 
 @dataclass(frozen=True)
-class UnlabelledReadOptions(TrainingReadOptions, SkipOptions):
+class UnlabelledReadOptions(SkipOptions, TrainingReadOptions):
     """How to read the images of a training run without labels.
 
     Attributes:

@@ -364,7 +364,7 @@ def _check_positions(
     step = float(np.median(steps[steps > 1e-3])) if (steps > 1e-3).any() else 0.0
     same = np.flatnonzero(steps < max(0.01 * step, 1e-3))
     if len(same):
-        pairs = some_of((f"{images[i].name} and {images[i + 1].name}" for i in same), _SHOWN)
+        pairs = some_of((f"{images[i].name} and {images[i + 1].name}" for i in same.tolist()), _SHOWN)
         raise UserError(
             f"{path}: has {len(images)} images at {len(images) - len(same)} positions ({pairs} "
             "have the same position); expected one image at each position. "
@@ -374,7 +374,7 @@ def _check_positions(
     if len(gaps):
         missing = int(sum(round(float(steps[gap]) / step) - 1 for gap in gaps))
         after = ", ".join(str(gap + 1) for gap in gaps)
-        between = some_of((f"{images[g].name} and {images[g + 1].name}" for g in gaps), _SHOWN)
+        between = some_of((f"{images[g].name} and {images[g + 1].name}" for g in gaps.tolist()), _SHOWN)
         raise UserError(
             f"{path}: {several(missing, 'slice')} seem{'s' if missing == 1 else ''} to be missing: the {len(images)} "
             f"images are {step:.3g} mm apart, with gaps after number {after} along the stack, between {between}; "

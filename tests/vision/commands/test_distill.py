@@ -368,7 +368,9 @@ def test_labels_of_other_classes_are_refused(teacher: Path, tmp_path: Path) -> N
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     manifest = tmp_path / "cats.csv"
     manifest.write_text("path,label\na.png,cat\na.png,dog\n")
-    with pytest.raises(UserError, match=r"cats.csv: its classes differ from those of .* \(0, 1, 2, 3, 4 and 7 more on one side"):
+    with pytest.raises(
+        UserError, match=r"cats.csv: its classes differ from those of .* \(0, 1, 2, 3, 4 and 7 more on one side"
+    ):
         distill(
             str(teacher), str(manifest), tmp_path / "run", alpha=0.5, training=DistillationOptions(epochs=1), run=QUIET
         )

@@ -159,9 +159,9 @@ def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
     from ssl_medseg.selftraining.options import PseudoLabelOptions
     from ssl_medseg.selftraining.rounds import Pool
     from ssl_medseg.selftraining.student import Student
-    from ssl_medseg.training.augment import AugmentOptions
     from ssl_medseg.training.data import TrainingData
     from ssl_medseg.training.optim import BestWeights
+    from ssl_medseg.training.slices import AugmentOptions
 
     _segmenter(folder / "model")
     found = load_segmenter(folder / "model", device="cpu")

@@ -23,9 +23,8 @@ import torch
 from contrastive_core.training import Run, RunOptions
 from ssl_medseg.losses.segmentation import dice_loss
 from ssl_medseg.models import NetworkOptions, build_network
-from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.optim import adam
-from ssl_medseg.training.slices import SegmentationBatch, SegmentationBatches, SliceSet
+from ssl_medseg.training.slices import AugmentOptions, SegmentationBatch, SegmentationBatches, SliceSet
 from tools.results import provenance, write_result
 
 CLASSES = 4

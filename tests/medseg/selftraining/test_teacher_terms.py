@@ -15,8 +15,7 @@ from ssl_medseg.losses.segmentation import dice_cross_entropy
 from ssl_medseg.models.network import NetworkOptions, SegmentationNetwork, build_network
 from ssl_medseg.selftraining.losses import ConsistencyTerm, CopyPasteTerm, TeacherBatches, boxes
 from ssl_medseg.selftraining.options import ConsistencyOptions
-from ssl_medseg.training.augment import AugmentOptions
-from ssl_medseg.training.slices import SegmentationBatches, SliceSet, stack_slices
+from ssl_medseg.training.slices import AugmentOptions, SegmentationBatches, SliceSet, stack_slices
 from tests.medseg.toy_cases import toy_case
 
 STILL = AugmentOptions(affine=False, elastic=0, intensity=False)

@@ -19,9 +19,8 @@ from ssl_medseg.models.largest_parts import largest_parts_of_slices
 from ssl_medseg.selftraining import losses
 from ssl_medseg.selftraining.contrast import BatchContrast, ContrastTerm
 from ssl_medseg.selftraining.options import ConsistencyOptions, ContrastOptions, TeacherOptions
-from ssl_medseg.training.augment import AugmentOptions, change_intensity
 from ssl_medseg.training.optim import moving_average
-from ssl_medseg.training.slices import SegmentationBatches, stack_slices
+from ssl_medseg.training.slices import AugmentOptions, SegmentationBatches, change_intensity, stack_slices
 from tests.host_waits import DEVICE, Waits, device_run
 from tests.medseg.toy_cases import toy_case
 

@@ -24,8 +24,8 @@ from ssl_medseg.pretraining.stages import PretrainingOptions
 from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.selftraining.crf import SETTINGS, dense_crf
 from ssl_medseg.selftraining.training import selftrain
-from ssl_medseg.training.augment import AugmentOptions, change_intensity, deform
 from ssl_medseg.training.recipe import TrainingOptions
+from ssl_medseg.training.slices import AugmentOptions, change_intensity, deform
 from ssl_medseg.training.supervised import train
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
 

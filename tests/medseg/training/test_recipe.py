@@ -10,9 +10,8 @@ import torch
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_medseg.models import NetworkOptions
-from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.recipe import EFFORTS, OptimizerOptions, TrainingOptions, choose
-from ssl_medseg.training.slices import SegmentationBatches, stack_slices
+from ssl_medseg.training.slices import AugmentOptions, SegmentationBatches, stack_slices
 from tests.medseg.grouped import grouped
 from tests.medseg.toy_cases import toy_case
 

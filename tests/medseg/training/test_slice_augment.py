@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from contrastive_core.errors import UserError
-from ssl_medseg.training.augment import AugmentOptions, deform, jitter_intensity, sampling_places
+from ssl_medseg.training.slices import AugmentOptions, deform, jitter_intensity, sampling_places
 
 NOTHING = AugmentOptions(affine=False, elastic=0)
 AFFINE = AugmentOptions(elastic=0)

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, uniform
-from ssl_medseg.training.augment import AugmentOptions, _normal, change_intensity, deform, sampling_places
+from ssl_medseg.training.slices import AugmentOptions, _normal, change_intensity, deform, sampling_places
 
 STRONG = AugmentOptions(kind="strong")
 

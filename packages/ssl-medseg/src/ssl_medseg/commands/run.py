@@ -25,9 +25,9 @@ from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation import Evaluated, Part, evaluate
 from ssl_medseg.selftraining.options import SelfTrainingOptions
 from ssl_medseg.selftraining.training import selftrain
-from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import PLACES, open_training_data
 from ssl_medseg.training.recipe import OptimizerOptions, TrainingOptions, choose
+from ssl_medseg.training.slices import AugmentOptions
 from ssl_medseg.training.supervised import train
 
 

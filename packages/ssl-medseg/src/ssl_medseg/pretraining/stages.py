@@ -17,8 +17,7 @@ from contrastive_core.rng import derive, permutation, uniform
 from contrastive_core.training import Run
 from contrastive_core.training.config import check_counts, check_fields
 from ssl_medseg.losses.contrastive import global_d, global_d_minus, grid_regions, local_regions
-from ssl_medseg.training.augment import jitter_intensity
-from ssl_medseg.training.slices import SliceSet
+from ssl_medseg.training.slices import SliceSet, jitter_intensity
 
 
 class VolumeBatch(NamedTuple):

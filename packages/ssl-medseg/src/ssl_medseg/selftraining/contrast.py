@@ -13,8 +13,7 @@ from contrastive_core.losses.local_contrastive import Variant
 from contrastive_core.rng import derive
 from contrastive_core.training import Run
 from ssl_medseg.selftraining.options import ContrastOptions
-from ssl_medseg.training.augment import jitter_intensity
-from ssl_medseg.training.slices import SliceSet
+from ssl_medseg.training.slices import SliceSet, jitter_intensity
 
 PER_GROUP = 10
 """Pairs formed from ten slices: five labelled (l0 .. l4 have index 0 .. 4), five unlabelled (u0 .. u4: 5 .. 9)."""

@@ -19,8 +19,15 @@ from ssl_medseg.models.largest_parts import largest_parts_of_slices
 from ssl_medseg.models.network import ChannelDrop, slice_probabilities
 from ssl_medseg.selftraining.options import ConsistencyOptions, TeacherOptions
 from ssl_medseg.selftraining.rounds import Pool
-from ssl_medseg.training.augment import AugmentOptions, change_intensity, deform, jitter_intensity
-from ssl_medseg.training.slices import SegmentationBatches, SliceDraws, SliceSet
+from ssl_medseg.training.slices import (
+    AugmentOptions,
+    SegmentationBatches,
+    SliceDraws,
+    SliceSet,
+    change_intensity,
+    deform,
+    jitter_intensity,
+)
 
 
 class Term(Protocol):

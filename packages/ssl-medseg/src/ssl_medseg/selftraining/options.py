@@ -9,8 +9,8 @@ from contrastive_core.errors import UserError
 from contrastive_core.losses.local_contrastive import Reduction, Variant
 from ssl_medseg.models.network import Norm
 from ssl_medseg.selftraining.crf import CrfName
-from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.recipe import Settings
+from ssl_medseg.training.slices import AugmentOptions
 
 Method = Literal["consistency", "copy-paste", "rounds", "mean-teacher"]
 """Method of learning from unlabelled slices."""

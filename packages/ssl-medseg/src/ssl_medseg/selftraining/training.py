@@ -29,11 +29,10 @@ from ssl_medseg.selftraining.losses import (
 from ssl_medseg.selftraining.options import SelfTrainingOptions
 from ssl_medseg.selftraining.rounds import Pool, score_withheld_labels
 from ssl_medseg.selftraining.student import Scoring, Student
-from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import PLACES, TrainingData, keep_identity, open_training_data
 from ssl_medseg.training.optim import DurationEstimate
 from ssl_medseg.training.recipe import OptimizerOptions, TrainingOptions, choose
-from ssl_medseg.training.slices import SegmentationBatches, slices_with
+from ssl_medseg.training.slices import AugmentOptions, SegmentationBatches, slices_with
 from ssl_medseg.training.validation import choose_refinement
 
 

@@ -9,8 +9,8 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.launch import choose_device
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models.network import AUTO, NetworkOptions
-from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.optim import Schedule
+from ssl_medseg.training.slices import AugmentOptions
 
 RecipeName = Literal["strong", "paper"]
 """Recipe of training: `strong`, for few labels, or `paper`, that of the paper's released code."""

@@ -1,20 +1,289 @@
-"""Stack the slices of prepared cases, and draw an augmented batch of them in every step."""
+"""Stack the slices of prepared cases, sample them in every step, and augment them in batches.
+
+Augmentation (affine maps, elastic deformation, intensity changes) processes a whole batch at once. The random
+parameters of an image are a function of its id.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import cache
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
-from contrastive_core.rng import derive, permutation
+from contrastive_core.rng import derive, permutation, uniform
+from contrastive_core.synchronization import free_to_read
 from contrastive_core.text import some_of
 from contrastive_core.training import Run
 from ssl_medseg.preprocessing.cases import PreparedCase
-from ssl_medseg.training.augment import AugmentOptions, change_intensity, deform
+
+__all__ = ["AugmentOptions", "change_intensity", "deform", "jitter_intensity"]
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """Options of the augmentation; every slice is augmented independently.
+
+    Attributes:
+        kind: ``strong``, the kinds of augmentation of nnU-Net; ``paper``, those of the released code; or ``auto``, set
+            by the recipe.
+        affine: Apply affine maps. ``strong`` uses the options from `rotation` to `mirror`. ``paper`` applies one of
+            five with equal probability: a rotation by up to 15 degrees, a zoom of 0.95 to 1.05, a left-right flip half
+            of the time, a rotation by a multiple of 45 degrees, nothing.
+        elastic: Standard deviation of the random displacements (on a 3 x 3 grid) that deform a slice, in pixels of a
+            slice of 192 and scaled in proportion for other sizes; 5 in the paper; 0 disables the deformation.
+        elastic_share: Fraction of the slices that are deformed. The released code deforms all slices after a random
+            position in the batch of 20, 0.525 of them on average.
+        intensity: Change intensities. ``strong`` uses the options from `gamma` to `smoothing`; ``paper`` changes
+            brightness and contrast as for the contrastive loss, which the released code defines but does not use.
+        rotation: Largest rotation angle in degrees, in either direction (``strong`` only, like all options below).
+        scale: Largest factor by which a slice is enlarged or reduced.
+        shift: Largest shift along each axis, as a fraction of the side.
+        turn: Fraction of the slices that are also rotated by a multiple of 90 degrees.
+        mirror: Fraction of the slices that are flipped along each axis.
+        gamma: Largest exponent of the intensities; the smallest is its inverse.
+        contrast: Largest contrast factor about the mean; the smallest is its inverse.
+        brightness: Largest brightness change, added or subtracted.
+        noise: Largest standard deviation of the Gaussian noise, which is added to 0.4 of the slices.
+        smoothing: Fraction of the slices that are blurred.
+    """
+
+    kind: Literal["auto", "strong", "paper"] = "auto"
+    affine: bool = True
+    elastic: float = 5.0
+    elastic_share: float = 0.525
+    intensity: bool = True
+    rotation: float = 30.0
+    scale: float = 1.33
+    shift: float = 0.1
+    turn: float = 0.25
+    mirror: float = 0.25
+    gamma: float = 1.6
+    contrast: float = 1.5
+    brightness: float = 0.2
+    noise: float = 0.08
+    smoothing: float = 0.4
+
+    def __post_init__(self) -> None:
+        for name in ("elastic_share", "turn", "mirror", "smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"augment.{name} is {getattr(self, name)}; expected a fraction between 0 and 1")
+        for name in ("elastic", "rotation", "shift", "brightness", "noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"augment.{name} is {getattr(self, name)}; expected a number of at least 0")
+        for name in ("scale", "gamma", "contrast"):
+            if not 1 <= getattr(self, name) < math.inf:
+                raise UserError(f"augment.{name} is {getattr(self, name)}; expected a factor of at least 1")
+
+
+_KNOTS = 3
+_FULL_SIZE = 192
+_NOISY = 0.4
+_CHANNEL = 1 << 50
+"""Offset between the ids of two channels of an image."""
+_REACH = 4
+_AFFINE_DRAWS, _ELASTIC_DRAWS = 2, 1 + 2 * _KNOTS**2
+_ROTATE, _ZOOM, _FLIP, _TURN, _CHOICES = range(5)
+
+
+@torch.no_grad()
+def deform(
+    images: Tensor, classes: Tensor, *, num_classes: int, seed: int, ids: Tensor, options: AugmentOptions
+) -> tuple[Tensor, Tensor]:
+    """Apply spatial augmentation to images and their labels.
+
+    The affine map of :class:`AugmentOptions` about the centre is followed by the elastic deformation, as in the
+    released code, but both are applied in a single bilinear interpolation, which blurs less. Labels are interpolated as
+    class shares (soft labels), so that a pixel on a boundary belongs partly to either class. Pixels from outside the
+    image are 0 and background.
+
+    Args:
+        images: float [N, K, H, W]; the K channels of an image get the same map.
+        classes: Integers [N, H, W].
+        num_classes: Number of classes C, background included.
+        seed: Random seed; use a different one for every step and view.
+        ids: int64 [N]; the random parameters of an image are a function of (seed, id).
+        options: Options of the augmentation.
+
+    Returns:
+        Images [N, K, H, W] and class shares [N, C, H, W], which sum to 1.
+
+    Time and memory: as one ``grid_sample`` of K + C - 1 channels.
+    """
+    places = sampling_places(
+        images.shape[-2:], seed=seed, ids=ids.to(images.device, non_blocking=True), options=options
+    )
+    structures = torch.arange(1, num_classes, device=images.device)[:, None, None]
+    layers = torch.cat([images, (classes[:, None] == structures).to(images.dtype)], 1)
+    moved = F.grid_sample(layers, places.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
+    count = images.shape[1]
+    foreground = moved[:, count:]
+    background = (1 - foreground.sum(1, keepdim=True)).clamp(min=0)
+    return moved[:, :count], torch.cat([background, foreground], 1)
+
+
+def sampling_places(size: torch.Size, *, seed: int, ids: Tensor, options: AugmentOptions) -> Tensor:
+    """Return the sampling grid of ``grid_sample``: the source (x, y) of each pixel, float32 [N, H, W, 2]."""
+    height, width = size
+    draws = uniform(seed, ids, _AFFINE_DRAWS + _ELASTIC_DRAWS)
+    half = torch.tensor([width / 2, height / 2]).to(ids.device, non_blocking=True)
+    # In pixels relative to the centre, so that rotations preserve angles on slices that are not square.
+    places = _pixels(height, width).to(ids.device, non_blocking=True).expand(len(ids), -1, -1, -1)
+    if options.elastic > 0:
+        places = places + _bending(draws[:, _AFFINE_DRAWS:], height, width, options)
+    if options.affine and options.kind == "strong":
+        maps, shifts = _strong_affine(uniform(derive(seed, "affine"), ids, 8), options)
+        places = torch.einsum("nhwi,nji->nhwj", places, maps) + (2 * half * shifts)[:, None, None]
+    elif options.affine:
+        places = torch.einsum("nhwi,nji->nhwj", places, _affine(draws))
+    return places / half
+
+
+def _affine(draws: Tensor) -> Tensor:
+    """Return matrices [N, 2, 2] that map pixels of the result to pixels of the image, relative to the centre."""
+    choice = (draws[:, 0] * (_CHOICES + 1)).long()
+    amount = draws[:, 1]
+    angle = torch.where(choice == _ROTATE, math.radians(30) * (amount - 0.5), 0.0)
+    angle = torch.where(choice == _TURN, math.pi / 4 * (8 * amount).floor(), angle)
+    scale = torch.where(choice == _ZOOM, 1 / (0.95 + 0.1 * amount), 1.0)
+    flip = torch.where((choice == _FLIP) & (amount < 0.5), -1.0, 1.0)
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    return torch.stack([torch.stack([cos * flip, -sin], 1), torch.stack([sin * flip, cos], 1)], 1)
+
+
+def _strong_affine(draws: Tensor, options: AugmentOptions) -> tuple[Tensor, Tensor]:
+    """Return matrices [N, 2, 2] as in `_affine`, and shifts [N, 2] as fractions of the sides."""
+    spread = 2 * draws - 1
+    angle = math.radians(options.rotation) * spread[:, 0]
+    angle = angle + torch.where(draws[:, 6] < options.turn, math.pi / 2 * (4 * draws[:, 7]).floor(), 0.0)
+    scale = torch.exp(math.log(options.scale) * spread[:, 1])
+    flip_x, flip_y = (torch.where(draws[:, i] < options.mirror, -1.0, 1.0) for i in (4, 5))
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    rows = torch.stack([cos * flip_x, -sin * flip_y], 1), torch.stack([sin * flip_x, cos * flip_y], 1)
+    return torch.stack(rows, 1), options.shift * spread[:, 2:4]
+
+
+def _normal(draws: Tensor) -> Tensor:
+    """Convert uniform numbers of 24 bits, which may be 0, to standard normal ones."""
+    # 2u - 1 + 2^-24 is exact in float32 and lies strictly between -1 and 1, where the quantile is finite.
+    return math.sqrt(2) * torch.erfinv((2 * draws - 1) + 2**-24)
+
+
+def _bending(draws: Tensor, height: int, width: int, options: AugmentOptions) -> Tensor:
+    """Return displacements [N, H, W, 2] in pixels: normally distributed at 3 x 3 knots, bicubic in between."""
+    knots = _normal(draws[:, 1:]).view(-1, 2, _KNOTS, _KNOTS) * (options.elastic * max(height, width) / _FULL_SIZE)
+    knots = knots * (draws[:, :1] < options.elastic_share)[..., None, None]
+    rows, columns = (_bicubic(size).to(draws.device, non_blocking=True) for size in (height, width))
+    return (rows @ knots @ columns.T).permute(0, 2, 3, 1)
+
+
+@cache
+def _pixels(height: int, width: int) -> Tensor:
+    """Return the pixel centres (x, y) relative to the centre of the image, [H, W, 2]."""
+    y, x = (torch.arange(n) - (n - 1) / 2 for n in (height, width))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+
+
+@cache
+def _bicubic(size: int) -> Tensor:
+    """Return the interpolation weights [size, 3] of the knots along an axis."""
+    knots = torch.eye(_KNOTS)[None, :, :, None]
+    return F.interpolate(knots, size=(size, 1), mode="bicubic", align_corners=True)[0, :, :, 0].T.contiguous()
+
+
+@torch.no_grad()
+def jitter_intensity(
+    images: Tensor, *, seed: int, ids: Tensor, brightness: float = 0.3, contrast: float = 0.3, largest: float = 1.5
+) -> Tensor:
+    """Change brightness, then contrast about the mean of the image, then clip to [0, largest].
+
+        x <- x + b,   x <- (x - mean x) c + mean x,   b ~ U(-brightness, brightness),  c ~ U(1 - contrast, 1 + contrast)
+
+    Pixels are not moved, so that labels remain valid. The released code draws one b and one c per batch; here, each
+    channel of each image has its own.
+
+    Args:
+        images: float [N, K, H, W], about 0 to 1.
+        seed: Random seed; use a different one for every step and view.
+        ids: int64 [N]; the random parameters of an image are a function of (seed, id).
+        brightness: Largest change of brightness; 0.3 in the released code.
+        contrast: Largest change of the contrast factor; 0.3 in the released code.
+        largest: Upper clipping value.
+    """
+    shape = images.shape
+    images, ids = _each_channel(images, ids)
+    draws = uniform(seed, ids, 2).to(images.dtype)[..., None, None, None]
+    shift, factor = brightness * (2 * draws[:, 0] - 1), 1 + contrast * (2 * draws[:, 1] - 1)
+    shifted = images + shift
+    mean = shifted.mean((1, 2, 3), keepdim=True)
+    return ((shifted - mean) * factor + mean).clamp(0, largest).view(shape)
+
+
+def _each_channel(images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Split channels into separate images [N K, 1, H, W] with separate ids; the first channel keeps the image's id.
+
+    Intensities of T2 and ADC vary independently between scanners, so each channel has its own random parameters.
+    """
+    count, channels = images.shape[:2]
+    ids = ids.to(images.device, non_blocking=True)
+    own = ids[:, None] + _CHANNEL * torch.arange(channels, device=images.device)
+    return images.reshape(count * channels, 1, *images.shape[2:]), own.flatten()
+
+
+@torch.no_grad()
+def change_intensity(images: Tensor, *, seed: int, ids: Tensor, options: AugmentOptions) -> Tensor:
+    """Apply intensity augmentation to slices; pixels are not moved, so that labels remain valid.
+
+    `paper` uses :func:`jitter_intensity`. `strong` applies, in this order and independently for each channel: gamma
+    ``x <- max(x, 0)^g``; contrast about the mean and brightness (0.8 of the images); a blend with a copy blurred by 1.5
+    pixels; Gaussian noise.
+
+    Args:
+        images: float [N, K, H, W], about 0 to 1.
+        seed: Random seed; use a different one for every step and view.
+        ids: int64 [N]; the random parameters of an image are a function of (seed, id).
+        options: Options of the augmentation.
+    """
+    if options.kind != "strong":
+        return jitter_intensity(images, seed=seed, ids=ids)
+    shape = images.shape
+    images, ids = _each_channel(images, ids)
+    draws = uniform(seed, ids, 8).to(images.dtype)[..., None, None, None]
+    spread = 2 * draws - 1
+    changed = (draws[:, 3] < 0.8).to(images.dtype)
+    images = images.clamp_min(1e-4).pow(torch.exp(math.log(options.gamma) * spread[:, 0]))
+    mean = images.mean((1, 2, 3), keepdim=True)
+    factor = torch.exp(math.log(options.contrast) * spread[:, 1] * changed)
+    images = torch.addcmul(mean * (1 - factor) + options.brightness * spread[:, 2] * changed, images, factor)
+    if options.smoothing:
+        share = draws[:, 4] * (draws[:, 5] < options.smoothing)
+        images = torch.lerp(images, _blurred(images), share)
+    if options.noise:
+        sigma = options.noise * draws[:, 6] * (draws[:, 7] < _NOISY)
+        height, width = images.shape[-2:]
+        if free_to_read(sigma):  # draw noise only where it is added
+            noisy = torch.nonzero(sigma.flatten()).flatten()
+        else:
+            noisy = torch.arange(len(ids), device=ids.device)
+        normal = _normal(uniform(derive(seed, "noise"), ids[noisy], height * width)).to(images.dtype)
+        images[noisy] += normal.view(-1, 1, height, width) * sigma[noisy]
+    return images.view(shape)
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """Smooth images [N, 1, H, W] by a Gaussian of 1.5 pixels."""
+    offsets = torch.arange(-_REACH, _REACH + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-offsets.square() / (2 * 1.5**2))
+    kernel = kernel / kernel.sum()
+    padded = F.pad(images, (_REACH, _REACH, _REACH, _REACH), mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+
 
 _STREAM = 1 << 40
 """Offset between the ids of two sampling streams."""

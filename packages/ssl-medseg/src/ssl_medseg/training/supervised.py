@@ -16,11 +16,10 @@ from ssl_medseg.models.model_folder import save_segmenter
 from ssl_medseg.models.network import AUTO, Refinement
 from ssl_medseg.models.pretraining import load_trunk
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.training.augment import AugmentOptions
 from ssl_medseg.training.data import PLACES, keep_identity, open_training_data
 from ssl_medseg.training.optim import BestWeights, DurationEstimate, adam, moving_average, scheduler, seconds_of
 from ssl_medseg.training.recipe import OptimizerOptions, Settings, TrainingOptions, choose
-from ssl_medseg.training.slices import SegmentationBatches, SliceSet, slices_with
+from ssl_medseg.training.slices import AugmentOptions, SegmentationBatches, SliceSet, slices_with
 from ssl_medseg.training.validation import Validation, choose_refinement
 
 

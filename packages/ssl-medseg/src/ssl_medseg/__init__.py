@@ -33,8 +33,8 @@ if TYPE_CHECKING:
         TeacherOptions,
     )
     from ssl_medseg.selftraining.training import selftrain
-    from ssl_medseg.training.augment import AugmentOptions
     from ssl_medseg.training.recipe import OptimizerOptions, TrainingOptions
+    from ssl_medseg.training.slices import AugmentOptions
     from ssl_medseg.training.supervised import train
 
 __all__ = [
@@ -83,7 +83,7 @@ _ELSEWHERE = {
     ),
     "ssl_medseg.selftraining.training": ("selftrain",),
     "ssl_medseg.training.recipe": ("OptimizerOptions", "TrainingOptions"),
-    "ssl_medseg.training.augment": ("AugmentOptions",),
+    "ssl_medseg.training.slices": ("AugmentOptions",),
     "ssl_medseg.training.supervised": ("train",),
 }
 _MODULE = {name: module for module, names in _ELSEWHERE.items() for name in names}

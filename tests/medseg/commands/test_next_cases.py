@@ -167,3 +167,10 @@ def test_predict_writes_the_uncertainty_on_the_grid_of_the_image(place: Path, tm
     case = json.loads((tmp_path / "masks" / "predictions.json").read_text())["cases"][0]
     assert case["quality"] == result.cases[0].quality
     assert set(case["agreement"]) == {"shell", "core"}
+
+
+def test_names_of_cases_are_not_formulas_in_the_table(place: Path, tmp_path: Path) -> None:
+    decathlon(tmp_path / "data", ["a"], unlabelled=["-b"])
+    next_cases(str(place / "run"), str(tmp_path / "data"), tmp_path / "next", pictures=False)
+    [row] = csv.DictReader((tmp_path / "next" / "next.csv").open())
+    assert row["case"] == "'-b"

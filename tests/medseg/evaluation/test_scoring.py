@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from ssl_medseg.evaluation import (
 )
 from ssl_medseg.evaluation.metrics import measure
 from ssl_medseg.evaluation.plots import bland_altman_figure
+from ssl_medseg.evaluation.results import scores_csv
 from ssl_medseg.evaluation.summary import statistic, summary_csv
 
 SPACING = (1.5, 1.2, 8.0)
@@ -203,3 +205,15 @@ def test_picture_of_volumes() -> None:
     assert drawn.get_ydata()[0] == pytest.approx(score.predicted_ml - score.truth_ml)
     assert len(drawn.get_xdata()) == 2
     assert to_png(figure).startswith(b"\x89PNG")
+
+
+def test_names_from_data_are_not_formulas_in_tables() -> None:
+    """A spreadsheet executes cells that begin like a formula."""
+    [score, _] = measure(balls(), balls(), structures=("=1+1", "two"), spacing=SPACING, tolerance=1.6)
+    base = evaluation()
+    case = dataclasses.replace(base.cases[0], case="@SUM(A1)", patient="+49", structures=(score,))
+    found = dataclasses.replace(base, cases=(case,), structures=("=1+1",))
+    [row] = csv.DictReader(scores_csv(found).splitlines())
+    assert (row["case"], row["patient"], row["structure"]) == ("'@SUM(A1)", "'+49", "'=1+1")
+    assert float(row["error_ml"]) == 0
+    assert {row["structure"] for row in csv.DictReader(summary_csv(summarise(found)).splitlines())} == {"'=1+1"}

@@ -15,6 +15,7 @@ from contrastive_core.text import several
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
+from contrastive_core.training.tables import safe_cell
 from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.evaluation.uncertainty import agreement, quality
@@ -210,12 +211,12 @@ def _segment(volume: Volume, segmenter: Segmenter, *, batch_size: int, uncertain
 def _csv(ranking: Ranking, structures: tuple[str, ...]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["case", "patient", "quality", "mirrored", "baseline", *structures, "error"])
+    table.writerow(["case", "patient", "quality", "mirrored", "baseline", *map(safe_cell, structures), "error"])
     for case in ranking.cases:
         views = case.structures or dict.fromkeys(structures)
         row = [case.quality, case.mirrored, case.baseline, *views.values()]
         numbers = ["" if value is None else f"{value:.4f}" for value in row]
-        table.writerow([case.case, case.patient, *numbers, case.error])
+        table.writerow([safe_cell(case.case), safe_cell(case.patient), *numbers, safe_cell(case.error)])
     return text.getvalue()
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from contrastive_core.training.config import from_plain
 from contrastive_core.training.documents import read_json, reading
 from contrastive_core.training.files import write_atomic
+from contrastive_core.training.tables import safe_cell
 
 FORMAT = "ssl-medseg evaluation 1"
 
@@ -169,13 +170,15 @@ def scores_csv(evaluation: Evaluation) -> str:
     for case in evaluation.cases:
         for score in case.structures:
             values = dataclasses.asdict(score)
-            known = [case.case, case.patient, case.part, *([case.phase] if phased else [])]
+            known = [safe_cell(case.case), safe_cell(case.patient), case.part, *([case.phase] if phased else [])]
             writer.writerow([*known, *map(_cell, values.values())])
     return text.getvalue()
 
 
 def _cell(value: Any) -> str:
-    """Format a number with six significant digits; a missing value becomes an empty cell."""
+    """Format a number with six significant digits, and escape text; a missing value becomes an empty cell."""
     if value is None:
         return ""
+    if isinstance(value, str):
+        return safe_cell(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)

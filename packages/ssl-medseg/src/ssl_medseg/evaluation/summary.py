@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from contrastive_core.training.tables import safe_cell
 from ssl_medseg.evaluation.results import CaseScores, Evaluation, StructureScore
 
 _NORMAL_95 = 1.96
@@ -199,7 +200,8 @@ def summary_csv(summary: Summary) -> str:
         for measure, found in structure.measures.items():
             values = [getattr(found, name) for name in names]
             cells = ["" if v is None else f"{v:.6g}" for v in values]
-            writer.writerow([structure.structure, measure, *cells, *(getattr(structure, name) for name in counts)])
+            known = [getattr(structure, name) for name in counts]
+            writer.writerow([safe_cell(structure.structure), measure, *cells, *known])
     return text.getvalue()
 
 

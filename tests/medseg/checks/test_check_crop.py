@@ -15,6 +15,7 @@ from ssl_medseg.datasets import DataOptions, Split, open_dataset, write_split
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.preprocessing.cases import prepare_cases, share_lost
 from ssl_medseg.training.data import open_training_data
+from ssl_medseg.training.recipe import TrainingOptions, choose
 from tests.medseg.broken_set import AFFINE, SHAPE
 from tests.medseg.small_sets import ball, save
 
@@ -114,8 +115,21 @@ def test_structures_that_resampling_erases_are_reported_with_numbers(tmp_path: P
     assert found.level == "warning"
     assert pixel in found.title
     assert {item.files[0]: item.detail for item in found.items} == {
-        f"p{n}": "seed: 0 pixels of 2 voxels are left" for n in range(3)
+        f"p{n}": f"seed: 2 voxels of 0.6 mm before, 0 pixels of {report.crop.settings.spacing[0]:.2g} mm after"
+        for n in range(3)
     }
+
+
+def test_check_assumes_the_effort_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Slices are limited by the effort: small structures that a shorter training erases are reported beforehand."""
+    root = seeds(tmp_path)
+    for effort in ("minutes", "night"):
+        main(["check", str(root), "--effort", effort])
+        said = capsys.readouterr().out
+        largest = choose(TrainingOptions(effort=effort), device="cpu").largest  # type: ignore[arg-type]
+        report = examine(root, largest=largest)
+        assert f"slices of {report.crop}" in said
+        assert ("removes small structures of 3 cases" in said) == (effort == "minutes")
 
 
 def test_training_says_what_resampling_erases_and_does_not_blame_the_labels(tmp_path: Path) -> None:
@@ -126,7 +140,21 @@ def test_training_says_what_resampling_erases_and_does_not_blame_the_labels(tmp_
         str(root), tmp_path / "split.json", opening=DataOptions(), preprocessing=PreprocessingOptions(image_size=32),
         unlabelled=False, cache=tmp_path / "cache",
     )  # fmt: skip
-    assert any("p0: resampling" in note and "seed: 0 pixels of 2 voxels" in note for note in seen.notes)
-    with pytest.raises(UserError, match=r"removes seed from the labels \(p0: seed: 0 pixels of 2 voxels") as caught:
+    expected = "warning: p0: resampling removes a small structure: seed: 2 voxels of 0.6 mm before, 0 pixels of "
+    assert any(note.startswith(expected) for note in seen.notes)
+    with pytest.raises(UserError, match=r"removes seed \(p0: seed: 2 voxels of 0.6 mm before") as caught:
+        seen.slices()
+    assert "Label cases" not in str(caught.value)
+
+
+def test_training_says_that_slices_cut_off_a_structure_and_does_not_blame_the_labels(tmp_path: Path) -> None:
+    root = seeds(tmp_path)
+    dataset = open_dataset(root)
+    write_split(tmp_path / "split.json", Split(labelled=("p0", "p1"), unlabelled=("p2",)), dataset)
+    seen = open_training_data(
+        str(root), tmp_path / "split.json", opening=DataOptions(), unlabelled=False, cache=None,
+        preprocessing=PreprocessingOptions(image_size=32, spacing=0.06),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"the slices do not contain seed \(p0: 100.0% of seed lies outside") as caught:
         seen.slices()
     assert "Label cases" not in str(caught.value)

@@ -32,6 +32,7 @@ def examine(
     opening: DataOptions | None = None,
     split: Path | None = None,
     preprocessing: PreprocessingOptions | None = None,
+    largest: int = 0,
     show_headers: bool = False,
     show_paths: bool = False,
 ) -> Report:
@@ -45,6 +46,7 @@ def examine(
         opening: Options for opening the data set.
         split: Split file to check against the data set.
         preprocessing: Preprocessing settings of the planned training, from which its slices are derived.
+        largest: Largest side of the slices in pixels, which the effort of training sets; 0 for no limit.
         show_headers: Whether to list text fields of headers, which may identify patients.
         show_paths: Whether the JSON contains the paths of files.
 
@@ -79,7 +81,7 @@ def examine(
         crop_possible = not any(found.level == "error" for found in planes)
         dataset = DataSet(listing.name, listing.root, tuple(resolved.cases), labels, listing.layout)
         if crop_possible:
-            crop = rules_crop.crop_of(dataset, facts, preprocessing, split=split)
+            crop = rules_crop.crop_of(dataset, facts, preprocessing, split=split, largest=largest)
         findings += [*rules_crop.cut_off(crop), *rules_crop.erased(crop)]
         findings += [] if split is None else rules_labels.fits(split, dataset, facts)
     elif split is not None:

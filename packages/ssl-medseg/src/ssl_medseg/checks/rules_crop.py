@@ -30,14 +30,13 @@ class Crop:
         settings: Preprocessing that training would derive from the same cases; None if no case can be used.
         reasons: One sentence per decision.
         lost: Case -> structure -> fraction of its labelled voxels outside the slices.
-        erased: Case -> structure -> number of voxels in the label and of pixels in the slices, for structures of which
-            few or no pixels remain.
+        erased: Case -> description of each structure of which few or no pixels remain.
     """
 
     settings: Preprocessing | None = None
     reasons: Sequence[str] = ()
     lost: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    erased: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
+    erased: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Format the size of the slices and of their pixels."""
@@ -48,7 +47,12 @@ class Crop:
 
 
 def crop_of(
-    dataset: DataSet, facts: Sequence[CaseFacts], options: PreprocessingOptions, *, split: Path | None = None
+    dataset: DataSet,
+    facts: Sequence[CaseFacts],
+    options: PreprocessingOptions,
+    *,
+    split: Path | None = None,
+    largest: int = 0,
 ) -> Crop:
     """Derive the slices that training would use, and what every label without errors loses in them.
 
@@ -58,6 +62,7 @@ def crop_of(
         options: Preprocessing settings that are given rather than derived.
         split: Split file; the slices are then derived from its labelled and unlabelled cases, as in training. None
             derives them from all cases.
+        largest: Largest side of the slices in pixels, as for `choose_preprocessing`.
     """
     grids = {one.case.name: one.image.grid for one in facts if one.image.grid is not None}
     labelled = [one.case.name for one in facts if _is_usable(one, dataset)]
@@ -71,7 +76,7 @@ def crop_of(
         known = [name for name in parts.labelled if name in labelled]
     if not seen or not known:
         return Crop()
-    chosen, reasons = choose_preprocessing(dataset, seen, labelled=known, options=options, grids=grids)
+    chosen, reasons = choose_preprocessing(dataset, seen, labelled=known, options=options, grids=grids, largest=largest)
     lost, gone = {}, {}
     for case in dataset.select(labelled):
         if case.label is not None:
@@ -83,8 +88,10 @@ def crop_of(
                 name: float(shares[number]) if number < len(shares) else 0.0
                 for number, name in enumerate(dataset.labels.structures, start=1)
             }
-            if small := {dataset.labels.names[number]: found for number, found in counts.items()}:
-                gone[case.name] = small
+            if counts:
+                gone[case.name] = [
+                    describe_erased(dataset.labels.names[number], *found, geometry) for number, found in counts.items()
+                ]
     return Crop(chosen, reasons, lost, gone)
 
 
@@ -109,15 +116,12 @@ def cut_off(crop: Crop) -> Iterator[Finding]:
 
 def erased(crop: Crop) -> Iterator[Finding]:
     """Find structures that mostly or completely disappear when labels are resampled to the pixels of the slices."""
-    items = [
-        Item([case], ", ".join(describe_erased(name, *counts) for name, counts in structures.items()))
-        for case, structures in crop.erased.items()
-    ]
+    items = [Item([case], ", ".join(structures)) for case, structures in crop.erased.items()]
     if items and crop.settings is not None:
         pixel = "" if crop.settings.spacing is None else f" of {crop.settings.spacing[0]:.3g} mm"
         title = (
-            f"{several(len(items), 'label')} with structures that are too small for pixels{pixel}: resampling removes "
-            "them. Reduce the pixels with --spacing, or enlarge the slices with --image-size"
+            f"resampling to pixels{pixel} removes small structures of {several(len(items), 'case')}. Use smaller "
+            "pixels (--spacing), larger slices (--image-size) or a larger --effort"
         )
         yield Finding("warning", "erased", title, items)
 

@@ -15,6 +15,7 @@ from contrastive_core.training.outputs import Outputs, refuse_twins
 from ssl_medseg.checks import Fix, Report, examine
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
+from ssl_medseg.training.recipe import EffortName, TrainingOptions, choose
 
 _COMMAND = "ssl-medseg check"
 
@@ -25,6 +26,7 @@ def check(
     opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
     split: Path | None = None,
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
+    effort: EffortName = "auto",
     out: Path | None = None,
     picture_folder: Path | None = None,
     picture_all: bool = False,
@@ -59,6 +61,8 @@ def check(
         opening: Options for opening the data set.
         split: Split file, as written by `ssl-medseg make-splits`, to check against the data set.
         preprocessing: Preprocessing settings of the planned training; labels must fit into the resulting slices.
+        effort: Effort of the planned training, which limits the size of its slices: ``minutes``, ``hour``, ``night`` or
+            ``gpu``; ``auto`` selects gpu on a GPU and hour elsewhere.
         out: JSON file to write, with all findings.
         picture_folder: Folder for PNG pictures of every case with findings.
         picture_all: Draw the other cases, too.
@@ -92,6 +96,7 @@ def check(
         opening=opening,
         split=split,
         preprocessing=preprocessing,
+        largest=choose(TrainingOptions(effort=effort), device="auto").largest,
         show_headers=show_headers,
         show_paths=show_paths,
     )

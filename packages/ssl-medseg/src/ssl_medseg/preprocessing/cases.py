@@ -169,7 +169,8 @@ def share_lost(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]
 def erased_notes(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]:
     """Describe the structures that resampling removed from labels completely or mostly."""
     return [
-        f"{case.name}: resampling removes most of {describe_erased(names[number], *counts)}"
+        f"warning: {case.name}: resampling removes a small structure: "
+        f"{describe_erased(names[number], *counts, case.geometry)}"
         for case in cases
         for number, counts in case.erased.items()
     ]

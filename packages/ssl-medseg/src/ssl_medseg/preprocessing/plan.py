@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -100,6 +100,7 @@ def choose_preprocessing(
     labelled: Sequence[str] = (),
     options: PreprocessingOptions | None = None,
     grids: Mapping[str, Grid] | None = None,
+    largest: int = 0,
 ) -> tuple[Preprocessing, list[str]]:
     """Derive the preprocessing from the grids of the training images and the labels of some of them.
 
@@ -109,6 +110,8 @@ def choose_preprocessing(
         labelled: Cases whose labels may be opened. The extent of their structures determines the size of the slices.
         options: Settings that are given rather than derived.
         grids: Case -> grid, for images whose grid has been read already.
+        largest: Largest side of the slices in pixels if the options state neither size nor spacing; larger slices are
+            downsampled. 0 for no limit.
 
     Returns:
         Settings, and one sentence per decision.
@@ -118,10 +121,25 @@ def choose_preprocessing(
             a way that no option resolves.
     """
     options = options or PreprocessingOptions()
+    grids = _grids(dataset, names, grids or {})
+    chosen, reasons = _derive(dataset, grids, labelled, options)
+    if largest and max(chosen.size) > largest and not (options.image_size or options.spacing or options.fit):
+        chosen, reasons = _derive(dataset, grids, labelled, replace(options, image_size=largest))
+        reasons.append(f"the effort limits slices to {largest} pixels per side; the data have more")
+    return chosen, reasons
+
+
+def _grids(dataset: DataSet, names: Sequence[str], known: Mapping[str, Grid]) -> dict[str, Grid]:
     cases = dataset.select(names)
     if not cases:
         raise UserError(f"{dataset.name}: no cases to derive the preprocessing from")
-    grids = {case.name: (grids or {}).get(case.name) or read_grid(case.image) for case in cases}
+    return {case.name: known.get(case.name) or read_grid(case.image) for case in cases}
+
+
+def _derive(
+    dataset: DataSet, grids: Mapping[str, Grid], labelled: Sequence[str], options: PreprocessingOptions
+) -> tuple[Preprocessing, list[str]]:
+    """Derive the preprocessing without a limit on the size of the slices."""
     try:
         slicing, reasons = choose_slicing(grids, options)
         known = check_sizes(grids, options)

@@ -403,9 +403,20 @@ def erased_structures(classes: NDArray[np.uint8], pixels: Tensor, geometry: Geom
     }
 
 
-def describe_erased(name: str, voxels: int, pixels: int) -> str:
-    """Describe an erased structure, such as ``seed: 0 pixels of 2 voxels are left``."""
-    return f"{name}: {pixels:,} pixels of {voxels:,} voxels are left"
+def describe_erased(name: str, voxels: int, pixels: int, geometry: Geometry) -> str:
+    """Describe an erased structure, such as ``seed: 2 voxels of 0.6 mm before, 0 pixels of 1.8 mm after``."""
+    rows, columns = (geometry.grid.spacing[axis] for axis in geometry.axes[1:])
+    unit = "mm"
+    if not geometry.size_known:
+        rows, columns, unit = 1.0, 1.0, "voxels"
+    voxel = f" of {_sides(rows, columns)} mm" if geometry.size_known else ""
+    pixel = _sides(geometry.step[0] * rows, geometry.step[1] * columns)
+    return f"{name}: {several(voxels, 'voxel')}{voxel} before, {several(pixels, 'pixel')} of {pixel} {unit} after"
+
+
+def _sides(rows: float, columns: float) -> str:
+    first, second = f"{rows:.2g}", f"{columns:.2g}"
+    return first if first == second else f"{first} x {second}"
 
 
 def share_outside(slices: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.float64]:

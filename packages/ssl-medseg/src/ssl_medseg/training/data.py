@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ class TrainingData:
             "slices": case.geometry.slices,
             "outside_slices": outside,
             "removed_by_resampling": [
-                describe_erased(self.labels.names[number], *counts) for number, counts in case.erased.items()
+                describe_erased(self.labels.names[number], *counts, case.geometry)
+                for number, counts in case.erased.items()
             ],
             "notes": list(case.notes),
         }
@@ -82,12 +83,15 @@ class TrainingData:
         slices = stack_slices(self.labelled)
         shown = slices.presence(len(self.labels)).any(0).tolist()
         missing = [name for name, seen in zip(self.labels.names, shown, strict=True) if not seen]
-        erased = self._erased(missing)
-        if erased:
+        if erased := self._erased(missing):
             raise UserError(
-                f"resampling the slices removes {', '.join(missing)} from the labels ({erased}); expected slices with "
-                "every structure. Use smaller pixels (--spacing) or larger slices "
-                "(--image-size)"
+                f"resampling the slices removes {', '.join(missing)} ({erased}); expected slices with every structure. "
+                "Use smaller pixels (--spacing), larger slices (--image-size) or a larger --effort"
+            )
+        if outside := self._outside(missing):
+            raise UserError(
+                f"the slices do not contain {', '.join(missing)} ({outside}); expected slices with every structure. "
+                "Use larger slices (--image-size) or larger pixels (--spacing)"
             )
         if missing:
             raise UserError(
@@ -100,12 +104,19 @@ class TrainingData:
     def _erased(self, missing: Sequence[str]) -> str:
         """Describe how much resampling leaves of structures that labels contain and slices do not; may be empty."""
         found = [
-            f"{case.name}: {describe_erased(self.labels.names[number], *counts)}"
+            f"{case.name}: {describe_erased(self.labels.names[number], *counts, case.geometry)}"
             for case in self.labelled
             for number, counts in case.erased.items()
             if self.labels.names[number] in missing
         ]
-        return "; ".join(found[:_SHOWN]) + ("; ..." if len(found) > _SHOWN else "")
+        return _first(found)
+
+    def _outside(self, missing: Sequence[str]) -> str:
+        """Describe which structures the slices cut off completely; may be empty."""
+        outside = [case for case in self.labelled if any(
+            share == 1 and name in missing for name, share in zip(self.labels.names, case.lost, strict=False)
+        )]  # fmt: skip
+        return _first(share_lost(outside, self.labels.names))
 
     def validate_with(self, run: Run, *, steps: int, every: int) -> Validation | None:
         """Create the validation of a run of `steps` steps, run every `every` steps; None without validation cases."""
@@ -134,8 +145,7 @@ def open_training_data(
             cases and the labels of labelled ones; or the complete preprocessing of a model.
         unlabelled: Whether to prepare the unlabelled cases, too.
         cache: Folder for preprocessed volumes.
-        largest: Largest side of the slices in pixels if neither size nor spacing is given; larger slices are
-            downsampled. 0 for no limit.
+        largest: Largest side of the slices in pixels, as for `choose_preprocessing`.
 
     Raises:
         UserError: See `open_split`, `choose_preprocessing` and `prepare_cases`.
@@ -148,15 +158,9 @@ def open_training_data(
         chosen, reasons = preprocessing, ["using the preprocessing of the model"]
         dataset = dataset.with_channels(chosen.channels, chosen.channel_numbers)
     else:
-        chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=preprocessing)
-        if (
-            largest
-            and max(chosen.size) > largest
-            and not (preprocessing.image_size or preprocessing.spacing or preprocessing.fit)
-        ):
-            coarser = replace(preprocessing, image_size=largest)
-            chosen, reasons = choose_preprocessing(dataset, seen, labelled=parts.labelled, options=coarser)
-            reasons.append(f"the effort limits slices to {largest} pixels per side; the data have more")
+        chosen, reasons = choose_preprocessing(
+            dataset, seen, labelled=parts.labelled, options=preprocessing, largest=largest
+        )
     notes = [f"{dataset.name}: {_counts(parts)}", *(f"warning: {note}" for note in dataset.notes), *reasons]
     labelled = prepare_cases(dataset, parts.labelled, chosen, labels=True, cache=cache)
     rest = prepare_cases(dataset, parts.unlabelled if unlabelled else (), chosen, labels=False, cache=cache)
@@ -218,6 +222,10 @@ def keep_identity(run: Run, seen: TrainingData, *, model: str = "") -> None:
             f"({some_of(changed, _SHOWN)}). Use the same files, which may "
             "have moved, or another --out"
         )
+
+
+def _first(texts: Sequence[str]) -> str:
+    return "; ".join(texts[:_SHOWN]) + ("; ..." if len(texts) > _SHOWN else "")
 
 
 def _by_note(cases: Sequence[PreparedCase]) -> list[str]:

@@ -36,7 +36,7 @@ def test_results(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -
         (UserError("x.png is empty; expected an image. Remove it"), 1, "x.png is empty; expected an image. Remove it"),
         (Interrupted("stopped after step 3", signum=15), 143, "stopped after step 3"),
         (Interrupted("stopped after step 3", signum=2), 130, "stopped after step 3"),
-        (KeyboardInterrupt(), 130, "stopped"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT"),
     ],
 )
 def test_endings(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +22,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from contrastive_core.training.recorder import read
 from ssl_medseg import predict
+from ssl_medseg.cli import main
 from ssl_medseg.commands import run as module
 from ssl_medseg.commands.report import report
 from ssl_medseg.commands.run import run
@@ -130,10 +135,16 @@ def test_a_baseline_that_finds_nothing_stops_the_run_with_a_picture(
     )
     untaught = {**SHORT, "lr": 1e-9, "split": tmp_path / "split.json", "baseline_floor": 0.1}
     with pytest.raises(
-        UserError, match=r"the baseline (never finds|has a validation Dice).*--baseline-floor 0 --resume"
-    ):
+        UserError,
+        match=r"(?s)the baseline (never finds|has a mean Dice) .* on 1 validation case \(.*--baseline-floor 0",
+    ) as caught:
         run(str(tmp_path / "data"), tmp_path / "run", **grouped(**untaught))
-    assert list((tmp_path / "run" / "baseline" / "evaluation").glob("validation-*.png"))
+    (picture,) = re.findall(r"Look at (\S+\.png),", str(caught.value))
+    assert Path(picture).is_file()
+    page = report(tmp_path / "run").read_text()
+    assert "Self-training has not been run: the run stopped because its baseline failed." in page
+    assert "Label one more patient" in page
+    assert "ssl-medseg next" not in page
     assert not (tmp_path / "run" / "selftrain").exists()
     resumed = RunOptions(**{**vars(RUN), "resume": True})
     run(str(tmp_path / "data"), tmp_path / "run", **grouped(**{**untaught, "baseline_floor": 0.0, "run": resumed}))
@@ -141,7 +152,7 @@ def test_a_baseline_that_finds_nothing_stops_the_run_with_a_picture(
 
 
 def test_without_validation_cases_the_baseline_is_judged_by_the_labelled_ones(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"on its training cases.*--baseline-floor 0 --resume"):
+    with pytest.raises(UserError, match=r"(?s)labelled cases that it was trained with.*--baseline-floor 0 --resume"):
         run(str(data), tmp_path / "run", **grouped(**{**SHORT, "lr": 1e-9, "baseline_floor": 0.1}))
     assert list((tmp_path / "run" / "baseline" / "evaluation").glob("labelled-*.png"))
     assert not (tmp_path / "run" / "selftrain").exists()
@@ -166,6 +177,46 @@ def test_a_run_that_is_stopped_in_a_stage_is_resumed_as_a_whole(
     with pytest.raises(KeyboardInterrupt):
         stop()
     assert "ssl-medseg train" in told[1]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_printed_by_a_stop_in_any_stage_resumes_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], signum: int
+) -> None:
+    flags = [
+        "--baseline-steps", "3", "--steps", "2", "--batch-size", "4", "--network.width", "2", "--image-size", "32",
+        "--baseline-floor", "0.0001", "--guard", "off", "--device", "cpu", "--threads", "1", "--progress", "false",
+    ]  # fmt: skip
+    # Something is found after any training, so that the check of the baseline takes place and passes.
+    monkeypatch.setattr(module, "never_found", lambda summary: ())
+    monkeypatch.setattr(module, "check_baseline", lambda *words, **named: None)
+    assert main(["run", str(data), str(tmp_path / "whole"), *flags]) == 0
+    words = ["run", str(data), str(tmp_path / "part"), *flags]
+    places: list[tuple[Any, str]] = [
+        (module, "open_training_data"), (module, "train"), (Pace, "after"), (module, "check_baseline"),
+        (module, "selftrain"), (Pace, "after"), (module, "_take_model"),
+    ]  # fmt: skip
+    for place, name in places:
+        sent: list[int] = []
+
+        def stop(*words: Any, sent: list[int] = sent, **named: Any) -> None:
+            if not sent:  # in the steps of a run, the signal takes effect after the step
+                sent.append(signum)
+                os.kill(os.getpid(), signum)
+
+        capsys.readouterr()
+        with monkeypatch.context() as patched:
+            patched.setattr(place, name, stop)
+            assert main(words) == 128 + signum
+        said = capsys.readouterr().err
+        assert said.count("Resume with") == 1
+        line = said.split("Resume with\n  ")[1].strip()
+        assert line.startswith("ssl-medseg run ")
+        assert line.endswith(" --resume")
+        words = shlex.split(line)[1:]
+    assert main(words) == 0
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "part")]
+    assert models[0] == models[1]
 
 
 def test_contradictions_are_refused(data: Path, tmp_path: Path) -> None:

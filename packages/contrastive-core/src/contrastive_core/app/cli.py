@@ -33,7 +33,7 @@ from contrastive_core.app.help import help_text
 from contrastive_core.errors import UserError
 from contrastive_core.training.crashes import is_child, open_notes, supervise
 from contrastive_core.training.model_code import trust_model_code
-from contrastive_core.training.signals import Interrupted
+from contrastive_core.training.signals import Interrupted, stoppable
 
 #: Exit status that a shell reports for a program that wrote to a closed pipe: 128 + SIGPIPE.
 BROKEN_PIPE_STATUS = 141
@@ -220,7 +220,9 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
         declared = _imported(verb)  # jsonargparse imports the module of such a dataclass; a declaration has no module
     if _parse(prog, declared, flags, canonical) is None or (verb.alone and not is_first()):
         return 0
-    again = f", then resume the run with\n  {resume_line(prog, words)}" if "run.resume" in flags.types else ""
+    can_resume = "run.resume" in flags.types
+    again = f", then resume the run with\n  {resume_line(prog, words)}" if can_resume else ""
+    hint = f". Resume with\n  {resume_line(prog, words)}" if can_resume else ""
     if "torch" not in sys.modules and (status := supervise(prog, again=verb.restart, remedy=again)) is not None:
         return status
     open_notes()
@@ -232,7 +234,7 @@ def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | Non
     # The name of the method differs between versions of jsonargparse.
     arguments = parser.instantiate(values) if hasattr(parser, "instantiate") else parser.instantiate_classes(values)
     try:
-        with trust_model_code() if trusted else contextlib.nullcontext():
+        with stoppable(hint), trust_model_code() if trusted else contextlib.nullcontext():
             result = function(**{name: arguments[name] for name in inspect.signature(function).parameters})
     except BrokenPipeError:
         raise

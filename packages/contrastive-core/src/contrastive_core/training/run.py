@@ -41,13 +41,19 @@ def resume_command(command: str, out: Path, *, world_size: int) -> str:
     return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', world_size)} --no-python {line}"
 
 
-_WHOLE: ContextVar[tuple[str, Path] | None] = ContextVar("whole", default=None)
+_WHOLE: ContextVar[tuple[str, Path, str] | None] = ContextVar("whole", default=None)
 
 
 @contextlib.contextmanager
-def stages_of(command: str, out: Path) -> Iterator[None]:
-    """Make the runs inside the block stages of `command` with the folder `out`, so that users resume this command."""
-    token = _WHOLE.set((command, Path(out)))
+def stages_of(command: str, out: Path, *, again: str = "") -> Iterator[None]:
+    """Make the runs inside the block stages of a command, so that users resume this command.
+
+    Args:
+        command: Program and verb.
+        out: Folder of the command.
+        again: Command line that resumes the command, if it is not that of `resume_command`.
+    """
+    token = _WHOLE.set((command, Path(out), again))
     try:
         yield
     finally:
@@ -229,8 +235,8 @@ class Run:
     @property
     def resume_command(self) -> str:
         """Command line that resumes this run, or the command of which this run is a stage."""
-        command, out = _WHOLE.get() or (self.command, self.out)
-        return resume_command(command, out, world_size=self.world_size)
+        command, out, again = _WHOLE.get() or (self.command, self.out, "")
+        return again or resume_command(command, out, world_size=self.world_size)
 
     def seed(self, *keys: int | str) -> int:
         """Derive a seed for one purpose from options.seed and the keys."""

@@ -1,11 +1,13 @@
-"""Stop a run at the end of a step after SIGTERM or SIGINT."""
+"""Stop a run at the end of a step after SIGTERM or SIGINT, and a command that is not in a step at once."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -25,6 +27,40 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     def __init__(self, message: str, *, signum: int) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+@contextlib.contextmanager
+def stoppable(hint: str = "") -> Iterator[None]:
+    """Turn SIGTERM and SIGINT inside the block into `Interrupted`, so that files are cleaned up and a message is shown.
+
+    Inside a `SignalWatch`, that is, during the steps of a run, the signals stop the run at the end of the step instead.
+
+    Args:
+        hint: End of the message, such as how to resume.
+
+    Raises:
+        Interrupted: The process received SIGTERM or SIGINT.
+    """
+    own, received = os.getpid(), signal.SIGINT
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal received
+        if os.getpid() != own:  # a forked process ends as usual
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+            return
+        received = signal.Signals(signum)
+        raise KeyboardInterrupt  # not an Exception, which code between here and the command might catch
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if is_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped by {received.name}{hint}", signum=received) from None
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 class SignalWatch:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from contrastive_core.text import some_of
+from contrastive_core.text import several, some_of
 from contrastive_core.training import RunOptions, config, files
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.launch import make_fabric
@@ -18,6 +19,7 @@ from contrastive_core.training.processes import Processes
 from contrastive_core.training.run import stages_of
 from ssl_medseg.datasets import DataOptions, open_split, open_with, read_split, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
+from ssl_medseg.evaluation.summary import never_found
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.network import AUTO
 from ssl_medseg.prediction import InferenceOptions
@@ -133,10 +135,6 @@ def run(
     return out / "model"
 
 
-_FOUND = 0.02
-"""Mean Dice below which a structure counts as never found."""
-
-
 def score_part(
     model: Path, data: str, split: Path, part: Part, *, opening: DataOptions, device: DeviceName
 ) -> Evaluated:
@@ -164,21 +162,23 @@ def check_baseline(
     """
     part: Part = "validation" if _has_validation(data, split, opening) else "labelled"
     scored = score_part(baseline, data, split, part, opening=opening, device=device)
-    dice = {each.structure: each.measures["dice"].mean for each in scored.summary.structures if each.measures["dice"].n}
+    dice = {each.structure: each.measures["dice"].mean for each in scored.summary.structures}
     mean = scored.summary.mean_dice.mean or 0.0
-    never = [name for name, value in dice.items() if value is not None and value < _FOUND]
+    never = never_found(scored.summary)
     if mean >= floor and not never:
         return
     each = ", ".join(f"{name} {value:.2f}" for name, value in dice.items() if value is not None)
-    what = f"never finds {some_of(never)}" if never else f"has a {part} Dice of {mean:.2f}, below {floor:g}"
-    if part == "labelled":
-        what += " on its training cases, because there are no validation cases"
+    what = f"never finds {some_of(never)}" if never else f"has a mean Dice of {mean:.2f}, below {floor:g},"
+    cases = several(scored.summary.cases, "labelled case" if part == "labelled" else "validation case")
+    on = f"on {cases}" + (" that it was trained with" if part == "labelled" else "")
     pictures = [file for file in scored.written if file.suffix == ".png"]
     raise UserError(
-        f"{baseline}: the baseline {what} (Dice {each}). Its pseudo-labels would reinforce these errors, so the run "
-        f"stops before self-training. Look at {pictures[-1] if pictures else baseline}. Possible remedies: check the "
-        f"labels (ssl-medseg check {data}); use another labelled patient, or one more (--labelled); train with more "
-        "steps (--baseline-steps) or a larger --effort. To continue anyway, pass --baseline-floor 0 --resume"
+        f"{baseline}: the baseline {what} {on} (Dice {each}). Its pseudo-labels would reinforce these errors, so the "
+        f"run stops before self-training.\nLook at {pictures[-1] if pictures else baseline}, then try one of these:\n"
+        f"- check the labels: ssl-medseg check {shlex.quote(data)} --picture-folder PICTURES\n"
+        "- label one more patient, or another one (--labelled, or another --split), and start in a new folder\n"
+        "- train longer (--baseline-steps, or a larger --effort) in a new folder\n"
+        "- continue anyway: repeat the command with --baseline-floor 0 --resume"
     )
 
 

@@ -21,6 +21,8 @@ from ssl_medseg.evaluation.results import CaseScores, Evaluation, StructureScore
 _NORMAL_95 = 1.96
 LEAST_PAIRS = 10
 """Smallest number of cases for which limits of agreement are shown; with fewer they are too uncertain."""
+_FOUND = 0.02
+"""Mean Dice below which a structure counts as never found."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,12 @@ def statistic(values: Iterable[float | None]) -> Statistic:
         low=min(there),
         high=max(there),
     )
+
+
+def never_found(summary: Summary) -> tuple[str, ...]:
+    """Return the structures that occur in the evaluated cases and that the predictions practically never contain."""
+    dice = {each.structure: each.measures["dice"] for each in summary.structures if each.both or each.truth_only}
+    return tuple(name for name, found in dice.items() if found.mean is not None and found.mean < _FOUND)
 
 
 def case_dice(case: CaseScores) -> float | None:

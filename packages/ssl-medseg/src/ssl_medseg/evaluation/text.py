@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from contrastive_core.text import several, some_of
 from ssl_medseg.evaluation.results import Evaluation
-from ssl_medseg.evaluation.summary import Statistic, Summary, case_dice, statistic
+from ssl_medseg.evaluation.summary import Statistic, Summary, case_dice, never_found, statistic
 
 _FEW = 10
 _APART = 0.1
@@ -89,7 +89,8 @@ def by_phase(evaluation: Evaluation) -> list[str]:
 
 
 def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
-    """Return warnings about the validity of the numbers."""
+    """Return warnings about failures and about the validity of the numbers."""
+    yield from failures(summary)
     if evaluation.missing:
         yield (
             f"{several(len(evaluation.missing), 'case')} with a reference label but without a predicted mask "
@@ -112,6 +113,16 @@ def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
         yield (
             f"The evaluation includes only {several(summary.patients, 'patient')}: scores on other patients may differ "
             "considerably."
+        )
+
+
+def failures(summary: Summary) -> Iterator[str]:
+    """Return a sentence about the structures that are never found, if any."""
+    if lost := never_found(summary):
+        dice = {each.structure: number("dice", each.measures["dice"].mean) for each in summary.structures}
+        yield (
+            f"The segmentation has failed: {some_of(lost)} {'is' if len(lost) == 1 else 'are'} never found in "
+            f"{several(summary.cases, 'case')} (Dice {', '.join(dice[name] for name in lost)})."
         )
 
 

@@ -16,6 +16,7 @@ from ssl_medseg.evaluation.text import by_phase, mean_and_sd, median_and_quartil
 
 NBSP = "\u00a0"
 _REM_PER_INCH = 5.4
+_LEAST_WIDTH = 40  # rem
 _SAME = 0.01  # of mean Dice
 _MEANINGS = (
     ("Dice", "overlap of prediction and truth: 1 for identical masks, 0 for masks without a common voxel."),
@@ -172,7 +173,9 @@ def _volumes(evaluation: Evaluation, summary: Summary, *, place: int) -> list[st
     figure = bland_altman_figure(evaluation)
     width = figure.get_figwidth() * _REM_PER_INCH
     drawn = to_inline_svg(figure, name=f"volumes-{place}", label="Bland-Altman plots of volumes")
-    parts = ["<h3>Volumes</h3>", page.figure(f'<div style="max-width: {width:.0f}rem">{drawn}</div>')]
+    # On a small screen the figure scrolls, because its text would be too small to read.
+    style = f"max-width: {width:.0f}rem; min-width: {min(width, _LEAST_WIDTH):.0f}rem"
+    parts = ["<h3>Volumes</h3>", page.figure(f'<div style="{style}">{drawn}</div>')]
     rows = [_agreement(structure) for structure in summary.structures]
     head = ["structure", "bias, mL", "95 % interval", "limits of agreement, mL", "n"]
     parts += [

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_core.app.report.run_record import RunRecord, read_record
+from contrastive_core.training import config
 from contrastive_core.training.documents import read_object
 from ssl_medseg.datasets.splits import PARTS
 from ssl_medseg.evaluation.results import Evaluation, read_evaluation
+from ssl_medseg.evaluation.summary import never_found, summarise
 
 _MADE_BY = "`ssl-medseg train`, `pretrain`, `selftrain` or `run`"
 
@@ -65,6 +67,7 @@ class Reported:
         split: Part -> pairs of case and patient, from the split file; empty if that file is no longer there.
         data: Name of the data set, from the split file, without its path.
         evaluations: Evaluations, newest first, each with the folder of its pictures.
+        floor: Smallest Dice of the baseline with which `run` goes on to self-training; 0 for other commands.
     """
 
     path: Path
@@ -72,11 +75,20 @@ class Reported:
     split: Mapping[str, list[tuple[str, str]]]
     data: str
     evaluations: tuple[tuple[Evaluation, Path], ...]
+    floor: float = 0.0
 
     @property
     def last(self) -> Stage:
         """The last stage, whose model is the model of the run."""
         return self.stages[-1]
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the baseline failed, so that `run` stopped before self-training."""
+        if not (self.floor and self.evaluations and self.last.name == "baseline" and self.last.is_done):
+            return False
+        summary = summarise(self.evaluations[0][0])
+        return bool(never_found(summary)) or (summary.mean_dice.mean or 0.0) < self.floor
 
     @property
     def stage_evaluations(self) -> dict[str, Evaluation]:
@@ -116,7 +128,9 @@ def open_run(path: Path) -> Reported:
     """
     stages = _stages(path)
     split, data = _split(stages)
-    return Reported(path, stages, split, data, _evaluations(path) or _evaluations(stages[-1].path))
+    settings = path / "config.yaml"
+    floor = config.read(settings).get("baseline_floor", 0.0) if settings.is_file() else 0.0
+    return Reported(path, stages, split, data, _evaluations(path) or _evaluations(stages[-1].path), float(floor or 0))
 
 
 def _stages(path: Path) -> tuple[Stage, ...]:

@@ -15,7 +15,7 @@ from contrastive_core.app.report import page, sections
 from contrastive_core.app.report.figures import Panel, to_inline_svg, training_figure
 from contrastive_core.text import duration, several
 from ssl_medseg.evaluation.summary import summarise
-from ssl_medseg.evaluation.text import number
+from ssl_medseg.evaluation.text import failures, number
 from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.reports.overlay import VALIDATION
 from ssl_medseg.reports.run_folder import Reported, Stage
@@ -80,9 +80,9 @@ def header(run: Reported) -> str:
         for structure in summary.structures:
             numbers[f"Dice, {structure.structure}"] = number("dice", structure.measures["dice"].mean)
     if counts:
-        numbers["labelled patients"] = str(counts["labelled"][1])
-        if _uses_unlabelled(run):
-            numbers["unlabelled patients"] = str(counts["unlabelled"][1])
+        for part in ("labelled", "unlabelled") if _uses_unlabelled(run) else ("labelled",):
+            patients = counts[part][1]
+            numbers[f"{part} patient{'' if patients == 1 else 's'}"] = f"{patients:,}"
     seconds = sum(stage.record.seconds or 0 for stage in run.stages)
     if seconds:
         numbers["training time"] = duration(seconds)
@@ -95,6 +95,7 @@ def header(run: Reported) -> str:
 def _cautions(run: Reported) -> Iterator[str]:
     """Collect the warnings that a reader should see first."""
     yield "For research only: neither numbers nor masks are cleared for diagnosis or treatment. Inspect the masks."
+    yield from _failures(run)
     for stage in run.stages:
         yield from _implausible(stage)
     if run.split and not run.split["validation"]:
@@ -108,6 +109,14 @@ def _cautions(run: Reported) -> Iterator[str]:
         yield "Not evaluated yet: the quality of the masks on new patients is unknown."
     if run.split and len({patient for _, patient in run.split["labelled"]}) == 1:
         yield "One labelled patient covers one anatomy and one annotator."
+
+
+def _failures(run: Reported) -> Iterator[str]:
+    """Report structures that the newest evaluation never finds, and a run that therefore stopped."""
+    for evaluation, _ in run.evaluations[:1]:
+        yield from failures(summarise(evaluation))
+    if run.has_failed:
+        yield "Self-training has not been run: the run stopped because its baseline failed."
 
 
 def _implausible(stage: Stage) -> Iterator[str]:
@@ -287,6 +296,13 @@ def next_steps(run: Reported) -> str:
     steps: list[tuple[str, str]] = []
     if not run.last.is_done:
         steps.append(("Training is not finished. Continue it:", "ssl-medseg ... --resume"))
+    elif run.has_failed:
+        steps += [
+            ("Look at the pictures of this report and check the labels:",
+             "ssl-medseg check DATA --picture-folder PICTURES"),
+            ("Label one more patient, write a split with it, and train longer, in a new folder:",
+             "ssl-medseg run DATA OUT --split SPLIT --effort night"),
+        ]  # fmt: skip
     elif run.last.method.startswith("pretrain"):
         steps.append(("Train a segmenter from these weights:", "ssl-medseg train DATA OUT --split SPLIT --init RUN"))
     else:

@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer
 
 from contrastive_core.optim.average import MovingAverage
 from contrastive_core.optim.schedule import half_cosine
-from contrastive_core.text import duration
+from contrastive_core.text import duration, several
 from contrastive_core.training import Run
 
 Schedule = Literal["cosine", "constant"]
@@ -136,10 +136,11 @@ class DurationEstimate:
         elif self._done == _MEASURED:
             seconds = (time.monotonic() - self._begun) / _MEASURED
             left = seconds * (self._steps - step - 1) + self._apart * (self._steps - step - 1) / self._steps
-            self._run.say(
-                f"a step takes {seconds:.2g} s ({self._each}): about {duration(left)} for "
-                f"{self._steps - step - 1:,} steps" + (" and validation" if self._apart else "")
-            )
+            if step + 1 < self._steps:
+                self._run.say(
+                    f"a step takes {seconds:.2g} s ({self._each}): about {duration(left)} for "
+                    f"{several(self._steps - step - 1, 'step')}" + (" and validation" if self._apart else "")
+                )
         self._done += 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -289,3 +290,36 @@ def test_spacings_that_vary_within_a_set_are_said(tmp_path: Path) -> None:
     (tmp_path / "data" / "labels.json").write_text(json.dumps(MAP))
     (found,) = [f for f in examine(tmp_path / "data").findings if f.kind == "mixed_spacing"]
     assert "distance between slices 3 to 5 mm" in found.title
+
+
+def test_a_listed_label_that_is_a_link_to_nothing_is_called_that(tmp_path: Path) -> None:
+    root = decathlon(tmp_path / "d")
+    label = root / "labelsTr" / "p1.nii.gz"
+    label.unlink()
+    label.symlink_to("/nowhere/p1.nii.gz")
+    table = tmp_path / "cases.csv"
+    table.write_text("image,label\n" + "".join(f"d/imagesTr/p{n}.nii.gz,d/labelsTr/p{n}.nii.gz\n" for n in range(2)))
+    (tmp_path / "labels.json").write_text(json.dumps(MAP))
+    for data in (root, table):
+        (finding,) = [each for each in examine(data).findings if each.kind == "missing_label"]
+        assert [item.detail for item in finding.items] == ["a link to a file that does not exist"]
+
+
+def test_a_case_listed_twice_is_said_with_its_lists_and_misses_no_label(tmp_path: Path) -> None:
+    root = decathlon(tmp_path)
+    content = json.loads((root / "dataset.json").read_text())
+    content["unlabeled"] = [content["training"][0]["image"]]
+    (root / "dataset.json").write_text(json.dumps(content))
+    findings = examine(root).findings
+    assert not [each for each in findings if each.kind == "missing_label"]
+    (finding,) = [each for each in findings if each.kind == "same_name"]
+    assert [(item.files, item.detail) for item in finding.items] == [
+        (["p0"], "imagesTr/p0.nii.gz listed 2 times (training, unlabelled)")
+    ]
+
+
+def test_one_image_in_two_forms_misses_no_listed_label(tmp_path: Path) -> None:
+    root = folders(tmp_path)
+    (root / "images" / "p0.nii").write_bytes(gzip.decompress((root / "images" / "p0.nii.gz").read_bytes()))
+    kinds = {each.kind for each in examine(root).findings if each.level == "error"}
+    assert kinds == {"no_label", "same_name"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from contrastive_core.training.progress import track
 from contrastive_core.training.tables import safe_cell
 from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.dataset import Case, DataSet
+from ssl_medseg.datasets.splits import fingerprint
 from ssl_medseg.evaluation.uncertainty import agreement, quality
 from ssl_medseg.io import read_volume
 from ssl_medseg.io.file_types import without_paths
 from ssl_medseg.io.volume import Volume
 from ssl_medseg.models.model_folder import Segmenter, load_segmenter
 from ssl_medseg.prediction import InferenceOptions, Segmented, segment
-from ssl_medseg.reports.evaluation import own_split
+from ssl_medseg.reports.evaluation import cases_seen, own_split
 
 _COMMAND = "ssl-medseg next"
 
@@ -126,7 +128,7 @@ def next_cases(
     settings = segmenter.preprocessing
     dataset = dataset.with_channels(settings.channels, settings.channel_numbers)
     baseline = _baseline(run, segmenter, device=inference.device)
-    cases = _unlabelled(dataset, segmenter, split or own_split(run))
+    cases = _unlabelled(dataset, segmenter, split or own_split(run), cases_seen(run))
     done: list[tuple[RankedCase, Case]] = []
     for case in track(cases, total=len(cases), what="volumes"):
         try:
@@ -160,7 +162,9 @@ def _baseline(run: Path, segmenter: Segmenter, *, device: str) -> Segmenter | No
     return found if found.labels == segmenter.labels else None
 
 
-def _unlabelled(dataset: DataSet, segmenter: Segmenter, split: Path | None) -> tuple[Case, ...]:
+def _unlabelled(
+    dataset: DataSet, segmenter: Segmenter, split: Path | None, trained: Mapping[str, Mapping[str, str]]
+) -> tuple[Case, ...]:
     if segmenter.labels != dataset.labels and dataset.labelled:
         raise UserError(
             f"{dataset.name} has the structures {dataset.labels}, but the model was trained for {segmenter.labels}; "
@@ -171,6 +175,11 @@ def _unlabelled(dataset: DataSet, segmenter: Segmenter, split: Path | None) -> t
         if not names:
             raise UserError(f"{split}: the split has no unlabelled cases; expected some to rank")
         return dataset.select(names)
+    unlabelled = {found["image"] for found in trained.values() if found["part"] == "unlabelled"}
+    if unlabelled:  # the split file is gone; the cases are recognised by their content
+        cases = tuple(case for case in dataset.cases if fingerprint(case, label=False)["image"] in unlabelled)
+        if cases:
+            return cases
     seen = set(segmenter.details.get("labelled", ()))
     cases = tuple(case for case in dataset.cases if case.label is None and case.name not in seen)
     if not cases:

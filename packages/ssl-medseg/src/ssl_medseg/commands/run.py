@@ -19,7 +19,9 @@ from contrastive_core.training.processes import Processes
 from contrastive_core.training.run import stages_of
 from ssl_medseg.datasets import DataOptions, open_split, open_with, read_split, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
-from ssl_medseg.evaluation.summary import never_found
+from ssl_medseg.evaluation.results import read_evaluation
+from ssl_medseg.evaluation.summary import Summary, never_found, summarise
+from ssl_medseg.evaluation.text import failures, number
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.network import AUTO
 from ssl_medseg.prediction import InferenceOptions
@@ -130,7 +132,12 @@ def run(
     processes.on_main(lambda: _take_model(student, out))
     # On the same cases as the baseline, so that the report shows the effect of the unlabelled volumes.
     if processes.on_main(lambda: _has_validation(data, chosen, opening)):
-        processes.on_main(lambda: score_part(out, data, chosen, "validation", opening=opening, device=run.device))
+        processes.on_main(
+            lambda: _tell(
+                score_part(out, data, chosen, "validation", opening=opening, device=run.device), baseline,
+                quiet=not run.progress,
+            )
+        )  # fmt: skip
     processes.close()
     return out / "model"
 
@@ -143,6 +150,24 @@ def score_part(
     return evaluate(
         model, data, split=split, part=part, name=part, opening=opening, inference=InferenceOptions(device=device)
     )
+
+
+def _tell(scored: Evaluated, baseline: Path, *, quiet: bool) -> None:
+    """Print the Dice of the final model and of the baseline on the validation cases, and warn of failures."""
+    file = baseline / "evaluation" / "validation.json"
+    before = f", the baseline {_mean_dice(summarise(read_evaluation(file)))}" if file.is_file() else ""
+    lines = [
+        f"Dice on {several(scored.summary.cases, 'validation case')}: the final model {_mean_dice(scored.summary)}"
+        + before,
+        *(f"warning: {text}" for text in failures(scored.summary)),
+    ]
+    if not quiet:
+        print("\n".join(lines), file=sys.stderr)  # noqa: T201 - both stages are closed
+
+
+def _mean_dice(summary: Summary) -> str:
+    each = ", ".join(f"{found.structure} {number('dice', found.measures['dice'].mean)}" for found in summary.structures)
+    return f"{number('dice', summary.mean_dice.mean)} ({each})"
 
 
 def _has_validation(data: str, split: Path, opening: DataOptions) -> bool:

@@ -177,7 +177,8 @@ def _without_channel(listing: Listing) -> Iterator[Finding]:
 
 def _without_label(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     named = _read_names(options.unlabelled) if options.unlabelled is not None else set()
-    bare = {entry.name for entry in listing.entries if entry.label is None or not entry.label.exists()}
+    without = [entry for entry in listing.entries if entry.label is None or not entry.label.exists()]
+    bare = {entry.name for entry in without}
     stray = sorted(named - {entry.name for entry in listing.entries})
     if stray:
         yield Finding("error", "unknown_case", "the list --unlabelled names cases that do not exist", [Item(stray)])
@@ -185,8 +186,7 @@ def _without_label(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     if has_one:
         title = "the list --unlabelled names cases that have a label: the split decides whether a label is used"
         yield Finding("error", "has_label", title, [Item(has_one)])
-    meant = listing.entries if options.allow_unlabelled else [e for e in listing.entries if e.name in named]
-    unsaid = [entry for entry in listing.entries if entry.name in bare and entry not in meant]
+    unsaid = [] if options.allow_unlabelled else [entry for entry in without if entry.name not in named]
     gone = [entry.label for entry in unsaid if entry.label is not None]
     if gone:
         title = f"{several(len(gone), 'label file')} listed but missing: {_CONSENT}"
@@ -261,8 +261,18 @@ def _twice(listing: Listing) -> Iterator[Finding]:
         title = f"{several(len(names), 'name')} given to more than one case: every case needs a unique name" + (
             " (column case)" if listing.layout == "csv" else ""
         )
-        files = {name: [_relative(e.image.path, listing) for e in entries if e.name == name] for name in names}
-        yield Finding("error", "same_name", title, [Item([name], ", ".join(paths)) for name, paths in files.items()])
+        items = []
+        for name in names:
+            lists: dict[str, list[str]] = {}
+            for entry in entries:
+                if entry.name == name:
+                    lists.setdefault(_relative(entry.image.path, listing), []).append(entry.listed)
+            paths = [
+                path if len(parts) == 1 else f"{path} listed {len(parts)} times ({', '.join(dict.fromkeys(parts))})"
+                for path, parts in lists.items()
+            ]
+            items.append(Item([name], ", ".join(paths)))
+        yield Finding("error", "same_name", title, items)
     own = [entry for entry in entries if entry.name not in names]
     images = [(c.path, c.channel, c.frame, c.series) for entry in own for c in entry.image.channels]
     labels = [(entry.label, None, None, None) for entry in own if entry.label is not None]
@@ -278,10 +288,12 @@ def _read_names(file: Path) -> set[str]:
 
 
 def _like(path: Path) -> str:
-    """Suggest an existing file with a similar name."""
+    """Suggest an existing file with a similar name, or say that the file is a link that leads nowhere."""
+    if path.is_symlink():
+        return "a link to a file that does not exist"
     if not path.parent.is_dir():
         return "its folder is missing, too"
-    others = {stem(other): other.name for other in path.parent.iterdir()}
+    others = {stem(other): other.name for other in path.parent.iterdir() if other.exists()}
     match = difflib.get_close_matches(stem(path), others, n=1, cutoff=0.7)
     return f"there is {others[match[0]]}" if match else ""
 

@@ -365,10 +365,16 @@ def _check_positions(
     same = np.flatnonzero(steps < max(0.01 * step, 1e-3))
     if len(same):
         pairs = some_of((f"{images[i].name} and {images[i + 1].name}" for i in same.tolist()), _SHOWN)
+        identities = [image.dataset.get("SOPInstanceUID") for image in images]
+        copied = all(identities[i] and identities[i] == identities[i + 1] for i in same)
         raise UserError(
             f"{path}: has {len(images)} images at {len(images) - len(same)} positions ({pairs} "
             "have the same position); expected one image at each position. "
-            "Split cine, multi-echo and diffusion series into one folder per phase, echo or b-value"
+            + (
+                "They are copies of the same images (equal SOPInstanceUID): remove the copies"
+                if copied
+                else "Split cine, multi-echo and diffusion series into one folder per phase, echo or b-value"
+            )
         )
     gaps = np.flatnonzero(steps > 1.5 * step)
     if len(gaps):

@@ -28,6 +28,7 @@ from ssl_medseg.evaluation.text import table, warnings
 from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.prediction import InferenceOptions, bytes_of_masks, is_model, predict_cases
 from ssl_medseg.reports.overlay import case_sheets
+from ssl_medseg.reports.run_folder import split_places
 
 _OPENING = DataOptions()
 
@@ -159,7 +160,7 @@ def _of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None, Part
     Data are identified by content: a data set with the same names but different files is another data set, and a file
     used in training is recognised under any name. The split is None for a model outside a run folder.
     """
-    seen, file = _seen(run), own_split(run)
+    seen, file = cases_seen(run), own_split(run)
     if file is not None and _has_all(dataset, seen):
         return read_split(file, dataset), part
     if not seen:
@@ -184,7 +185,7 @@ def _has_all(dataset: DataSet, seen: Mapping[str, Mapping[str, str]]) -> bool:
     )
 
 
-def _seen(run: Path) -> dict[str, dict[str, str]]:
+def cases_seen(run: Path) -> dict[str, dict[str, str]]:
     """Read case -> part and file hashes of the data used in training, or in the last stage of a run with stages."""
     files = [run / "data.json", run / "selftrain" / "data.json", run.parent / "data.json"]
     file = next((file for file in files if file.is_file()), None)
@@ -201,9 +202,11 @@ _ENDINGS = (".json", ".csv", "-summary.csv", "-volumes.png", "-best.png", "-medi
 
 def own_split(run: Path) -> Path | None:
     """Return the split file that a run was trained with, if it still exists."""
-    file = run / "config.yaml"
-    named = config.read(file).get("split") if file.is_file() else None
-    return Path(str(named)) if named and Path(str(named)).is_file() else None
+    settings = run / "config.yaml"
+    if not settings.is_file():
+        return None
+    named = config.read(settings).get("split")
+    return next((file for file in split_places(run, named) if file.is_file()), None) if named else None
 
 
 def _write(evaluation: Evaluation, summary: Summary, folder: Path, dataset: DataSet, *, pictures: bool) -> list[Path]:

@@ -13,11 +13,13 @@ from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import Evaluation, StructureScore
 from ssl_medseg.evaluation.summary import LEAST_PAIRS, StructureSummary, Summary, case_dice, summarise
 from ssl_medseg.evaluation.text import by_phase, mean_and_sd, median_and_quartiles, number, title, warnings
+from ssl_medseg.reports.overlay import choose
 
 NBSP = "\u00a0"
 _REM_PER_INCH = 5.4
 _LEAST_WIDTH = 40  # rem
 _SAME = 0.01  # of mean Dice
+_LEAST_FOR_QUARTILES = 3  # cases
 _MEANINGS = (
     ("Dice", "overlap of prediction and truth: 1 for identical masks, 0 for masks without a common voxel."),
     ("HD95", "distance within which 95 % of each surface lies from the other surface, a measure of the larger errors."),
@@ -77,6 +79,8 @@ def stages_table(stages: Mapping[str, Evaluation]) -> str:
         "Improvement by stage",
         page.paragraph(
             f"All stages are scored on the same {several(len(sets[0]), _part_case(list(stages.values())[-1].part))}."
+            if len(sets[0]) > 1
+            else f"All stages are scored on one {_part_case(list(stages.values())[-1].part)}."
         ),
         page.warnings(_worse(means)),
         page.figure(page.table(head, rows, kind="numbers")),
@@ -110,7 +114,10 @@ def _structures(evaluation: Evaluation, summary: Summary) -> str:
     shown = [m for m in summary.structures[0].measures if m != "error_ml" or evaluation.unit == "mm"]
     head = ["", *(title(measure, evaluation) for measure in shown)]
     tables = []
-    for name, write in (("mean ± sd", mean_and_sd), ("median (quartiles)", median_and_quartiles)):
+    forms = {"mean ± sd" if summary.cases > 1 else "structure": mean_and_sd}
+    if summary.cases >= _LEAST_FOR_QUARTILES:
+        forms["median (quartiles)"] = median_and_quartiles
+    for name, write in forms.items():
         rows = []
         for structure in summary.structures:
             cells = []
@@ -132,9 +139,9 @@ def _unbroken(text: str) -> str:
 def _paper(summary: Summary) -> str:
     mean = summary.mean_dice
     return page.paragraph(
-        f"Mean Dice {mean_and_sd('dice', mean)}, averaged over the structures of each case, then over "
-        f"{several(mean.n, 'case')}. "
-        "A structure that is present in only one of truth and prediction counts as 0.",
+        f"Mean Dice {mean_and_sd('dice', mean)}, averaged over the structures of "
+        + ("the case. " if mean.n == 1 else f"each case, then over {several(mean.n, 'case')}. ")
+        + "A structure that is present in only one of truth and prediction counts as 0.",
         kind="note",
     )
 
@@ -147,17 +154,22 @@ def _phases(evaluation: Evaluation) -> str:
 
 def _pictures(evaluation: Evaluation, folder: Path) -> list[str]:
     """Embed the sheets that were drawn during the evaluation."""
-    parts = []
-    for which in ("best", "median", "worst"):
-        file = folder / f"{evaluation.name}-{which}.png"
-        if file.is_file():
-            parts.append(page.figure(page.picture(file.read_bytes(), label=f"Slices of the {which} case with masks")))
+    files = {which: folder / f"{evaluation.name}-{which}.png" for which in choose(evaluation)}
+    parts = [
+        page.figure(page.picture(file.read_bytes(), label=f"Slices of the {which} case with masks"))
+        for which, file in files.items()
+        if file.is_file()
+    ]
     if not parts:
         return []
+    single = len(files) == 1
+    kinds = list(files)
+    title = "Slices with masks" if single else f"{' and '.join([', '.join(kinds[:-1]), kinds[-1]])} case".capitalize()
     return [
-        "<h3>Best, median and worst case</h3>",
+        f"<h3>{title}</h3>",
         page.paragraph(
-            "Ranked by mean Dice. Each column is one slice: the image, the truth, and the prediction with the truth as "
+            ("" if single else "Ranked by mean Dice. ")
+            + "Each column is one slice: the image, the truth, and the prediction with the truth as "
             "a white outline. The picture at the top left marks the displayed region of the slice. Letters give the "
             "patient's directions (R right, L left, A anterior, P posterior, S superior, I inferior): the patient's "
             "right is on the left. Pixels are drawn with their physical aspect ratio.",

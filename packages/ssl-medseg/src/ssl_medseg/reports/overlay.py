@@ -345,12 +345,13 @@ def case_sheets(evaluation: Evaluation, dataset: DataSet, folder: Path) -> Itera
     Yields:
         ``best``, ``median`` or ``worst``, and the figure.
     """
-    for which, scores in choose(evaluation).items():
+    chosen = choose(evaluation)
+    for which, scores in chosen.items():
         case = dataset.case(scores.case)
         predicted, truth, grid = read_pair(folder / scores.mask, case, dataset)
         volume = read_volume(case.image)
         sheet = Sheet(
-            title=f"{which.capitalize()} case: {scores.title}",
+            title=f"{which.capitalize()} case: {scores.title}" if len(chosen) > 1 else scores.title,
             subtitle=in_words(scores, evaluation),
             images=volume.channels if volume.others else {"image": volume.array},
             masks={"truth": truth, "predicted": predicted},

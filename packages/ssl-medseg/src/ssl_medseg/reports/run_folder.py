@@ -159,15 +159,24 @@ def _evaluations(path: Path) -> tuple[tuple[Evaluation, Path], ...]:
 
 def _split(stages: tuple[Stage, ...]) -> tuple[dict[str, list[tuple[str, str]]], str]:
     for stage in reversed(stages):
-        named = stage.record.config.get("split")
-        # A relative path refers to the directory where the run was started: this one, or a parent of the run folder.
-        places = [Path(str(named)), *(above / str(named) for above in stage.path.resolve().parents)] if named else []
-        for file in [*places, stage.path / "split.json", stage.path.parent / "split.json"]:
+        for file in split_places(stage.path, stage.record.config.get("split")):
             content = _json(file)
             if all(part in content for part in PARTS):
                 parts = {part: [(str(n), str(p)) for n, p in content[part]] for part in PARTS}
                 return parts, str(content.get("data", ""))
     return {}, ""
+
+
+def split_places(run: Path, named: object) -> list[Path]:
+    """Return the places where the split file of a run may lie, the most probable one first.
+
+    Args:
+        run: Folder of the run or of a stage.
+        named: Split file in its configuration; a relative path refers to the directory where the run was started: this
+            one, or a parent of the run folder.
+    """
+    places = [Path(str(named)), *(above / str(named) for above in run.resolve().parents)] if named else []
+    return [*places, run / "split.json", run.parent / "split.json"]
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -181,12 +181,19 @@ def test_a_run_that_is_stopped_in_a_stage_is_resumed_as_a_whole(
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_printed_by_a_stop_in_any_stage_resumes_the_run(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], signum: int
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    signum: int,
 ) -> None:
     flags = [
         "--baseline-steps", "3", "--steps", "2", "--batch-size", "4", "--network.width", "2", "--image-size", "32",
         "--baseline-floor", "0.0001", "--guard", "off", "--device", "cpu", "--threads", "1", "--progress", "false",
     ]  # fmt: skip
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     # Something is found after any training, so that the check of the baseline takes place and passes.
     monkeypatch.setattr(module, "never_found", lambda summary: ())
     monkeypatch.setattr(module, "check_baseline", lambda *words, **named: None)

@@ -267,11 +267,11 @@ def _twice(listing: Listing) -> Iterator[Finding]:
             for entry in entries:
                 if entry.name == name:
                     lists.setdefault(_relative(entry.image.path, listing), []).append(entry.listed)
-            paths = [
+            places = [
                 path if len(parts) == 1 else f"{path} listed {len(parts)} times ({', '.join(dict.fromkeys(parts))})"
                 for path, parts in lists.items()
             ]
-            items.append(Item([name], ", ".join(paths)))
+            items.append(Item([name], ", ".join(places)))
         yield Finding("error", "same_name", title, items)
     own = [entry for entry in entries if entry.name not in names]
     images = [(c.path, c.channel, c.frame, c.series) for entry in own for c in entry.image.channels]

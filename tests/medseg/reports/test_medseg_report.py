@@ -187,7 +187,7 @@ def test_stages_are_compared_on_the_same_cases_and_a_loss_is_said(run: Path) -> 
     )
     gained, lost = (stages_table(pair) for pair in ({"a": worse, "b": found}, {"a": found, "b": worse}))
     assert "scores lower than" not in gained
-    assert "All stages are scored on one test case." in gained
+    assert "All stages are scored on 1 test case." in gained
     assert "1 validation case" in stages_table(
         {"a": replace(worse, part="validation"), "b": replace(found, part="validation")}
     )

@@ -78,9 +78,8 @@ def stages_table(stages: Mapping[str, Evaluation]) -> str:
     return page.section(
         "Improvement by stage",
         page.paragraph(
-            f"All stages are scored on the same {several(len(sets[0]), _part_case(list(stages.values())[-1].part))}."
-            if len(sets[0]) > 1
-            else f"All stages are scored on one {_part_case(list(stages.values())[-1].part)}."
+            f"All stages are scored on {'the same ' if len(sets[0]) > 1 else ''}"
+            f"{several(len(sets[0]), _part_case(list(stages.values())[-1].part))}."
         ),
         page.warnings(_worse(means)),
         page.figure(page.table(head, rows, kind="numbers")),

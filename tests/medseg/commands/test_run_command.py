@@ -200,8 +200,8 @@ def test_the_command_printed_by_a_stop_in_any_stage_resumes_the_run(
     assert main(["run", str(data), str(tmp_path / "whole"), *flags]) == 0
     words = ["run", str(data), str(tmp_path / "part"), *flags]
     places: list[tuple[Any, str]] = [
-        (module, "open_training_data"), (module, "train"), (Pace, "after"), (module, "check_baseline"),
-        (module, "selftrain"), (Pace, "after"), (module, "_take_model"),
+        (module, "open_training_data"), (module, "train"), (DurationEstimate, "after"), (module, "check_baseline"),
+        (module, "selftrain"), (DurationEstimate, "after"), (module, "_take_model"),
     ]  # fmt: skip
     for place, name in places:
         sent: list[int] = []

@@ -284,7 +284,7 @@ class PairInputs:
         bank: Rows of the bank, l2-normalised and linked to the temperature; None for no bank.
 
     Raises:
-        TypeError, ValueError: The bank is no tensor, shapes or types are wrong, or the temperature is not positive.
+        TypeError, ValueError: The bank is not a tensor, shapes or types are wrong, or the temperature is not positive.
     """
 
     def __init__(self, name: str, bank: Tensor | None, temperature: float | Tensor, **views: Tensor) -> None:

@@ -119,7 +119,7 @@ class SkipOptions:
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """Numbers of samples to label and to hold out, and the draws of the labelled ones. Each package has own defaults.
+    """Numbers of samples to label and to hold out, and draws of the labelled ones. Each package has its own defaults.
 
     Args:
         fractions: Fractions of the samples to label.

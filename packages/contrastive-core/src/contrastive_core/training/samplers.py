@@ -222,7 +222,8 @@ class StepLoader(Generic[T]):
     """Load the batches of a run in data loading processes that start at any step.
 
     Args:
-        dataset: Dataset whose item `step` is the batch of that step, or a `UserError`.
+        dataset: Dataset whose item `step` is the batch of that step, or a `UserError`, which is raised here, because an
+            error that is raised in a worker would be wrapped in a traceback.
         total_steps: Number of steps of the run.
         workers: Number of data loading processes; 0 loads in the calling process.
         timeout: Seconds to wait for a batch of another process; 0 for no limit.
@@ -232,14 +233,13 @@ class StepLoader(Generic[T]):
         self, dataset: Dataset[T | UserError], *, total_steps: int, workers: int, timeout: float = 0.0
     ) -> None:
         self._dataset, self._total, self._workers, self._timeout = dataset, total_steps, workers, timeout
-        self._loaded: Iterator[T | UserError] = iter(())
+        self._batches: Iterator[T] = iter(())
         self._next_step = -1
 
-    def at(self, step: int, *, pin_memory: bool) -> T:
-        """Return the batch of a step; if it is not the step after the previous call, loading starts again.
+    def at(self, step: int, *, pin_memory: bool) -> Iterator[T]:
+        """Return the batches from a step on, of which the caller takes the first.
 
-        Raises:
-            UserError: The dataset returned it. An error that is raised in a worker would be wrapped in a traceback.
+        Loading starts again if the step is not the one after that of the previous call.
         """
         if step != self._next_step:
             loader: DataLoader[T | UserError] = DataLoader(
@@ -254,12 +254,15 @@ class StepLoader(Generic[T]):
                 generator=torch.Generator().manual_seed(0),
                 pin_memory=pin_memory,
             )
-            self._loaded = iter(loader)
+            self._batches = map(_without_error, loader)
         self._next_step = step + 1
-        found = next(self._loaded)
-        if isinstance(found, UserError):
-            raise found
-        return found
+        return self._batches
+
+
+def _without_error(item: T | UserError) -> T:
+    if isinstance(item, UserError):
+        raise item
+    return item
 
 
 def keep_item(item: T) -> T:

@@ -122,7 +122,7 @@ class Feed:
 
     def batch(self, step: int) -> StepBatch:
         """Return the clips of this step, on the run's device."""
-        found = self._loader.at(step, pin_memory=self._device.type == "cuda")
+        found = next(self._loader.at(step, pin_memory=self._device.type == "cuda"))
         # The masks stay on the host, which has to know how many clips they select.
         stay = {"present", "labelled_present"}
         return StepBatch(*(x if name in stay else _to(x, self._device) for name, x in found._asdict().items()))

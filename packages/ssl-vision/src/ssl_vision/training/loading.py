@@ -134,7 +134,7 @@ class LoadedViews:
 
     def batch(self, step: int, device: torch.device) -> list[Tensor]:
         """Return the views of a step, each ``[B, 3, size, size]``."""
-        views = self._steps.at(step, pin_memory=device.type == "cuda")
+        views = next(self._steps.at(step, pin_memory=device.type == "cuda"))
         return [_channels_last(view.to(device, non_blocking=True)) for view in views]
 
 

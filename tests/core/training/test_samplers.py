@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
 from contrastive_core.training import Batches, make_loader
+from contrastive_core.training.samplers import StepLoader
 
 
 @settings(max_examples=40, deadline=None)
@@ -76,3 +77,30 @@ def test_loader(workers: int) -> None:
 def test_errors(keywords: dict[str, int], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         Batches(10, seed=0, total_steps=5, **keywords)
+
+
+class Squares(Dataset[int | UserError]):
+    """The square of every step, or an error."""
+
+    def __init__(self, bad: int) -> None:
+        self.bad, self.read = bad, list[int]()
+
+    def __getitem__(self, step: int) -> int | UserError:
+        self.read.append(step)
+        return UserError(f"step {step} is damaged") if step == self.bad else step**2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_steps_are_loaded_from_any_of_them(workers: int) -> None:
+    data = Squares(bad=5)
+    loader: StepLoader[int] = StepLoader(data, total_steps=8, workers=workers)
+    before = torch.random.get_rng_state()
+    steps = [2, 3, 4, 7, 0, 1]  # forward, on, and back
+    assert [next(loader.at(step, pin_memory=False)) for step in steps] == [step**2 for step in steps]
+    if not workers:
+        assert data.read == steps  # nothing is loaded twice
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with pytest.raises(UserError, match="step 5 is damaged"):
+        next(loader.at(5, pin_memory=False))
+    with pytest.raises(StopIteration):
+        next(loader.at(8, pin_memory=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ssl_medseg
+from contrastive_core.app.report.run_record import RunRecord
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
 from ssl_medseg.cli import main
@@ -29,7 +32,7 @@ from ssl_medseg.pretraining.stages import PretrainingOptions
 from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.reports.evaluation_section import evaluation_section, stages_table
 from ssl_medseg.reports.rounds import rounds_figure
-from ssl_medseg.reports.run_folder import open_run
+from ssl_medseg.reports.run_folder import Stage, open_run
 from ssl_medseg.training.recipe import TrainingOptions
 from ssl_medseg.training.supervised import train
 from tests.pages import assert_stands_alone, read
@@ -250,6 +253,24 @@ def test_pre_training_is_no_segmenter(finished: Path, tmp_path: Path) -> None:
     for words in ("Pre-training without labels in Phantom", "Not a segmenter yet", "global", "local"):
         assert words in page.text
     assert "Training is not finished" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("train", {"training": {}}),
+        ("selftrain", {"training": {}, "selftraining": {}}),
+        ("pretrain", {"pretraining": {}}),
+        ("run", {"training": {}, "selftraining": {}, "baseline_floor": 0.1}),
+    ],
+)
+def test_a_stage_without_a_model_is_named_by_the_settings_of_its_command(
+    command: str, settings: dict[str, object]
+) -> None:
+    declared = set(inspect.signature(getattr(ssl_medseg, command)).parameters)
+    assert set(settings) <= declared
+    stage = Stage("", Path("run"), RunRecord(dict.fromkeys(declared) | settings, [], [], None), {}, (), {})
+    assert stage.method == command
 
 
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:

@@ -158,6 +158,9 @@ def test_negative_labels_are_refused_unless_they_are_named(loss: Callable[..., T
         loss(z, torch.tensor([0, 0, -1, -2]), ignore_index=-1)
     with pytest.raises(TypeError, match="ignore_index is True, expected an integer"):
         loss(z, labels, ignore_index=True)
+    for number in (-1, 256):  # in labels of 8 bits, -1 equals 255 and 256 equals 0
+        with pytest.raises(ValueError, match=f"ignore_index is {number}, but labels of type torch.uint8 hold 0 to 255"):
+            loss(z, torch.tensor([0, 0, 1, 255], dtype=torch.uint8), ignore_index=number)
     with pytest.raises(ValueError, match="the smallest label is -1"):
         count_skipped_anchors(labels)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -134,9 +134,22 @@ def test_the_penalty_is_chosen_whatever_the_scale_of_the_features(scale: float) 
     x = features.double().numpy() * scale
     unit = float(((x - x.mean(axis=0)) ** 2).sum(axis=1).mean())
     search = GridSearchCV(
-        LogisticRegression(tol=1e-8, max_iter=5000), {"C": [1 / (unit * p) for p in PENALTIES]}, cv=splits
+        LogisticRegression(tol=1e-8, max_iter=5000), {"C": [1 / (unit * p) for p in PENALTIES]}, cv=splits,
+        scoring="neg_log_loss",
     ).fit(x, labels)  # fmt: skip
-    assert np.mean(chosen.accuracies) == pytest.approx(search.best_score_, abs=0.02)
+    assert chosen.fit.l2 == pytest.approx(1 / search.best_params_["C"], rel=1e-3)
+    scores = cross_val_score(search.best_estimator_, x, labels, cv=splits)
+    assert np.mean(chosen.accuracies) == pytest.approx(scores.mean(), abs=0.02)
+
+
+def test_the_likelihood_chooses_where_the_accuracy_does_not_tell_penalties_apart() -> None:
+    """Of penalties that classify all held-out samples of two distant clouds correctly, one is the most likely."""
+    features, labels = clouds(16, dim=3, classes=2, seed=1)
+    features = features + 20 * F.one_hot(labels, 3)
+    chosen = choose_logistic(features, labels, 2, folds=4)
+    assert chosen.accuracies == (1.0, 1.0, 1.0, 1.0)
+    scale = float((features - features.mean(dim=0)).square().sum(dim=1).mean())
+    assert chosen.fit.l2 / scale < 0.01  # the largest penalty of equal accuracy would be PENALTIES[0]
 
 
 def test_with_a_single_sample_of_every_class_nothing_is_validated() -> None:

@@ -435,7 +435,7 @@ def class_numbers(
     if labels.ndim != 1 or (rows is not None and len(labels) != len(rows)):
         hint = "; turn one-hot labels into numbers with argmax(1)" if labels.ndim == 2 else ""
         raise ValueError(f"{name}: labels have shape {list(labels.shape)}, expected {expected}{hint}")
-    check_ignore_index(name, ignore_index)
+    check_ignore_index(name, ignore_index, labels)
     read = wait or free_to_read(labels)  # before labels on the host are moved to the device
     operator: Any = _class_numbers
     if torch.compiler.is_compiling():
@@ -450,10 +450,27 @@ def class_numbers(
     return numbers if rows is None else numbers.to(rows.device)
 
 
-def check_ignore_index(name: str, ignore_index: int | None) -> None:
-    """Raise TypeError unless ignore_index is an integer or None."""
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+def check_ignore_index(name: str, ignore_index: int | None, labels: Tensor | None = None) -> None:
+    """Check that ignore_index is None, or an integer that the type of the labels can hold.
+
+    PyTorch converts a number outside the range of a type before it compares, so that -1 equals 255 and 256 equals 0 in
+    labels of 8 bits, and a class would be ignored.
+
+    Raises:
+        TypeError: It is not an integer.
+        ValueError: The labels cannot hold it.
+    """
+    if ignore_index is None:
+        return
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"{name}: ignore_index is {ignore_index!r}, expected an integer or None")
+    if labels is not None:
+        limits = torch.iinfo(labels.dtype)
+        if not limits.min <= ignore_index <= limits.max:
+            raise ValueError(
+                f"{name}: ignore_index is {ignore_index}, but labels of type {labels.dtype} hold {limits.min} to "
+                f"{limits.max}; pass the number that marks unlabelled ones in this type, or labels of type torch.int64"
+            )
 
 
 def _as_class_numbers(labels: Tensor, name: str, ignore_index: int | None, read: bool) -> Tensor:

@@ -386,6 +386,7 @@ def _without_ignored(label: Tensor, ignore_index: int | None) -> tuple[Tensor, T
     if ignore_index is None:
         return label, None
     _check_integers("label", label)
+    check_ignore_index(_NAME, ignore_index, label)
     ignored = label == ignore_index
     return label.masked_fill(ignored, 0), ignored
 

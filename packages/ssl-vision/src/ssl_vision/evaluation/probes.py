@@ -225,9 +225,9 @@ def choose_logistic(
     """Fit a classifier with the penalty of the best cross-validated likelihood, the largest of equally good ones.
 
     The likelihood of the true class tells penalties apart that few held-out samples do not by accuracy. Samples of a
-    class that is missing from the other folds do not count. The penalties are `PENALTIES` times the mean squared length of the centred features, so that the scale of the
-    features does not matter. Folds are those of `stratified_folds`. If all classes but one have a single sample,
-    nothing can be validated, and the penalty is 0.01 in the same units.
+    class that is missing from the other folds do not count. The penalties are `PENALTIES` times the mean squared length
+    of the centred features, so that the scale of the features does not matter. Folds are those of `stratified_folds`.
+    If all classes but one have a single sample, nothing can be validated, and the penalty is 0.01 in the same units.
 
     Args:
         features: Features, ``[N, D]``.

@@ -172,10 +172,11 @@ def few_labels(
 
     Every setting is chosen by stratified cross-validation on the labelled images alone: the l2 penalty of a logistic
     regression on frozen features (by likelihood), the number of neighbours, and the learning rate of fine-tuning (on
-    one fold if there are more than 200 labels). Fine-tuning starts from the linear classifier (``finetune --classifier-
-    init linear``), with batches of 64. The recommended method is the one with the best accuracy on held-out images, or
-    a cheaper one whose accuracy on the same images is lower by no more than the standard error of the difference; the
-    result states which was the case. Labelled test images, if any, are scored at the end and do not affect any choice.
+    one fold if there are more than 200 labels). Fine-tuning starts from the linear classifier (``finetune
+    --classifier-init linear``), with batches of 64. The recommended method is the one with the best accuracy on
+    held-out images, or a cheaper one whose accuracy on the same images is lower by no more than the standard error of
+    the difference; the result states which was the case. Labelled test images, if any, are scored at the end and do not
+    affect any choice.
 
     Args:
         model: Run folder or model folder to start from, ``none`` for a network with weights from a file (`encoder`), or

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import struct
@@ -84,12 +85,14 @@ def plain(folder: Path, name: str, *codec: str, **options: object) -> Path:
     return folder / name
 
 
-def turned(folder: Path, a: int, b: int, c: int, d: int) -> Path:
+def turned(folder: Path, a: float, b: float, c: float, d: float) -> Path:
     """Write a file whose display matrix maps (x, y) to (a x + c y, b x + d y)."""
     data = bytearray(plain(folder, "upright.mp4").read_bytes())
     box = data.index(b"tkhd") + 4
     matrix = box + (40 if data[box] == 0 else 52)
-    data[matrix : matrix + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    data[matrix : matrix + 36] = struct.pack(
+        ">9i", *(round(65536 * value) for value in (a, b, 0, c, d, 0)), 0, 0, 1 << 30
+    )
     path = folder / "turned.mp4"
     path.write_bytes(data)
     return path
@@ -104,6 +107,20 @@ def test_pictures_are_turned_and_mirrored_as_the_file_says(matrix: tuple[int, in
     assert_same_frames(path)
     index = index_video(path)
     assert (index.height, index.width) == shown(path)[0].shape[:2]
+
+
+@pytest.mark.parametrize(("degrees", "tilt"), [(45, 45), (30, 30), (100, 10), (-80, 10), (181.5, 1.5)])
+def test_a_rotation_between_quarter_turns_is_rounded_and_noted(
+    tmp_path: Path, degrees: float, tilt: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set/x"
+    folder.mkdir(parents=True)
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    index = index_video(turned(folder, cosine, sine, -sine, cosine))
+    assert index.tilt == pytest.approx(tilt, abs=0.01)
+    assert index.orientation.transpose == (round(degrees / 90) % 2 == 1 and degrees != 45)
+    assert main(["check", str(tmp_path / "set")]) == 0
+    assert "1 video with a rotation that is no multiple of 90 degrees" in capsys.readouterr().out
 
 
 def cut_copy(at: Path, first: str, second: str, *codec: str) -> Path:
@@ -258,7 +275,10 @@ def test_colours_without_a_conversion_are_the_files_own_error(
     folder.mkdir(parents=True)
     plain(folder, "good.mp4")
     path = plain(folder, "ycgco.mp4", *X264, "-bsf:v", "h264_metadata=matrix_coefficients=8")
-    with pytest.raises(UserError, match=r"ycgco\.mp4: its colours cannot be converted to RGB .*colour matrix 8"):
+    with pytest.raises(
+        UserError,
+        match=r"ycgco\.mp4: its colours cannot be converted to RGB .*matrix 8 \(YCgCo\)\); convert it to BT\.709",
+    ):
         list(every_frame(path))
     assert main(["check", str(tmp_path / "set"), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)

@@ -21,6 +21,7 @@ from ssl_video.data.video_index import VideoIndex, index_video
 from ssl_video.data.videos import Video, VideoSet
 
 _SHORT = 64 / 30
+_TILT = 1.0  # degrees
 _ROUGH_RATE = 4000  # samples per second: decoding is tested, the sound is not kept
 
 
@@ -50,8 +51,9 @@ def examine(videos: VideoSet, *, decode: bool = True) -> tuple[list[Facts], list
 
     Errors: files that cannot be opened or lose frames when decoded; one file in two classes. Warnings: sound that
     cannot be decoded, duplicate files, classes with a single video. Notes: damaged frames that the decoder concealed,
-    variable frame rates, files without seekable times, cut or joined streams, changing picture sizes, files without
-    sound among files with sound, videos shorter than a clip of 8 x 8 frames at 30 frames per second.
+    variable frame rates, files without seekable times, cut or joined streams, changing picture sizes, rotations that
+    are no multiple of 90 degrees, files without sound among files with sound, videos shorter than a clip of 8 x 8
+    frames at 30 frames per second.
 
     Args:
         videos: Data set.
@@ -188,6 +190,11 @@ def _peculiar(facts: Sequence[Facts]) -> Iterator[Finding]:
             "resized",
             [fact for fact, _ in good if fact.decoding is not None and len(fact.decoding.sizes) > 1],
             "with a picture size that changes: all frames are scaled to the size of the first",
+        ),
+        (
+            "tilted",
+            those(lambda index: index.tilt > _TILT),
+            "with a rotation that is no multiple of 90 degrees: frames are turned to the nearest one",
         ),
         ("silent", silent if len(silent) < len(good) else [], "without sound, among others that have it"),
         ("short", those(lambda index: index.duration < _SHORT), "shorter than a clip of 8 x 8 frames (2.13 s)"),

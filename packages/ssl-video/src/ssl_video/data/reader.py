@@ -255,6 +255,20 @@ _DIRECT = frozenset({"yuv420p", "yuvj420p"})
 """Pixel formats that `reformat` converts to RGB to the same values as the ffmpeg program, and faster than a filter."""
 
 
+_MATRICES = {
+    8: "YCgCo",
+    10: "BT.2020 with constant luminance",
+    11: "SMPTE 2085",
+    12: "from the primaries, non-constant luminance",
+    13: "from the primaries, constant luminance",
+    14: "ICtCp",
+    15: "IPT-PQ-C2",
+    16: "YCgCo-Re",
+    17: "YCgCo-Ro",
+}
+"""Colour matrices of ITU-T H.273 that FFmpeg's scaler does not convert."""
+
+
 def _picture(frame: Any, index: VideoIndex, path: str | Path) -> Picture:
     """Convert a frame to RGB as displayed; its size is scaled to that of the first, as in the ffmpeg program.
 
@@ -267,9 +281,13 @@ def _picture(frame: Any, index: VideoIndex, path: str | Path) -> Picture:
         picture = _reformatted(frame) if is_direct else _filtered(frame, *index.stored_size)
     except Exception as error:  # of many kinds, as in `open_file`
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        matrix = int(frame.colorspace)
+        name = _MATRICES.get(matrix)
+        stated = f"colour matrix {matrix} ({name})" if name else f"colour matrix {matrix}"
+        remedy = "to BT.709, for example with FFmpeg's filter zscale" if name else "to H.264 in yuv420p"
         raise UserError(
-            f"{path}: its colours cannot be converted to RGB ({text}; pixel format {frame.format.name}, colour matrix "
-            f"{int(frame.colorspace)}); convert it to H.264 in yuv420p, or remove it"
+            f"{path}: its colours cannot be converted to RGB ({text}; pixel format {frame.format.name}, {stated}); "
+            f"convert it {remedy}, or remove it"
         ) from error
     return _as_displayed(picture, index.orientation)
 

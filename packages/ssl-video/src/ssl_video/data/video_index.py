@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import re
 import sys
@@ -50,12 +51,23 @@ class Orientation(NamedTuple):
     def of_matrix(cls, matrix: bytes) -> Orientation:
         """Read a display matrix: nine int32, of which a, b, c, d map (x, y) to (a x + c y, b x + d y).
 
-        Angles are rounded to the nearest multiple of 90 degrees.
+        Angles are rounded to the nearest multiple of 90 degrees; `tilt_of_matrix` is what that leaves out.
         """
-        a, b, _, c, d = (int(value) for value in np.frombuffer(matrix[:36], np.int32)[:5])
+        a, b, c, d = _linear_part(matrix)
         if abs(a) + abs(d) >= abs(b) + abs(c):
             return cls(False, a < 0, d < 0)
         return cls(True, c < 0, b < 0)
+
+
+def tilt_of_matrix(matrix: bytes) -> float:
+    """Return the angle in degrees, 0 to 45, between a display matrix and the nearest multiple of 90 degrees."""
+    a, b, c, d = (abs(value) for value in _linear_part(matrix))
+    return math.degrees(math.atan2(min(a + d, b + c), max(a + d, b + c)))
+
+
+def _linear_part(matrix: bytes) -> tuple[int, int, int, int]:
+    a, b, _, c, d = (int(value) for value in np.frombuffer(matrix[:36], np.int32)[:5])
+    return a, b, c, d
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,7 @@ class VideoIndex:
         skipped: Number of pictures at the start that cannot be decoded because the file was cut between key frames.
         jumps: Numbers of the frames at which the file's clock goes back, as in joined streams.
         matrix: Number of the colour matrix as the file states it (ITU-T H.273): 1 for BT.709, 2 for none.
+        tilt: Angle in degrees between the stated rotation and `orientation`, which is a multiple of 90 degrees.
     """
 
     times: Seconds
@@ -99,6 +112,7 @@ class VideoIndex:
     skipped: int = 0
     jumps: tuple[int, ...] = ()
     matrix: int = 2
+    tilt: float = 0.0
 
     def __len__(self) -> int:
         return len(self.times)
@@ -297,7 +311,7 @@ def _index(path: str, changed: int, size: int) -> VideoIndex:
             raise UserError(f"{path}: found a video stream without frames; the file is damaged or empty")
         if first is None:
             raise UserError(f"{path}: none of its {len(listed)} frames can be decoded; the file is damaged")
-        orientation = _orientation(first)
+        orientation, tilt = _orientation(first)
         size_shown = (first.height, first.width) if orientation.transpose else (first.width, first.height)
         index = VideoIndex(
             times=np.zeros(0),
@@ -313,6 +327,7 @@ def _index(path: str, changed: int, size: int) -> VideoIndex:
             container=container.format.name,
             interlaced=bool(getattr(first, "interlaced_frame", False)),
             matrix=int(first.colorspace),
+            tilt=tilt,
         )
         base = float(stream.time_base or 0)
         rate = float(stream.guessed_rate or stream.average_rate or _USUAL_RATE)
@@ -401,8 +416,9 @@ def _is_invisible(packet: Any, stream: Any) -> bool:
     return stream.codec_context.name in ("vp8", "libvpx") and not bytes(packet)[0] & 0x10
 
 
-def _orientation(frame: Any) -> Orientation:
+def _orientation(frame: Any) -> tuple[Orientation, float]:
+    """Return the orientation that a frame states, and the angle in degrees that it leaves out."""
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
-            return Orientation.of_matrix(bytes(data))
-    return Orientation()
+            return Orientation.of_matrix(bytes(data)), tilt_of_matrix(bytes(data))
+    return Orientation(), 0.0

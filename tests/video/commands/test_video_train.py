@@ -143,6 +143,36 @@ def test_every_draw_is_a_function_of_its_keys(
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("layout", ["list", "folders"])
+def test_a_killed_run_goes_on_where_the_data_lie_now(
+    videos: Path, trained: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "other disk" / "there"
+    shutil.copytree(videos, here)
+    if layout == "folders":
+        (here / "clips.csv").unlink()
+    data = "clips.csv" if layout == "list" else ""
+    real = Feed.batch
+
+    def killed(self: Feed, step: int) -> object:
+        if step == 4:
+            raise KeyboardInterrupt
+        return real(self, step)
+
+    monkeypatch.setattr(Feed, "batch", killed)
+    given = {"diagnose": True, "validate_every": 3}
+    with pytest.raises(KeyboardInterrupt):
+        train(out=tmp_path / "run", **settings(here, **given, data=str(here / data)))
+    monkeypatch.setattr(Feed, "batch", real)
+    there.parent.mkdir()
+    here.rename(there)
+    (tmp_path / "run").rename(tmp_path / "moved run")
+    resumed = dataclasses.replace(CPU, resume=True)
+    train(out=tmp_path / "moved run", **settings(there, **given, data=str(there / data), run=resumed))
+    assert weights(tmp_path / "moved run") == weights(trained)
+    assert (tmp_path / "moved run/metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+
+
 def test_labels_that_are_not_given_are_not_looked_at(videos: Path, trained: Path, tmp_path: Path) -> None:
     known = {key for key, _ in json.loads((videos / "1each-draw0.json").read_text())["labelled"]}
     kept = {key for key, _ in json.loads((videos / "1each-draw0.json").read_text())["validation"]}

@@ -25,6 +25,7 @@ from ssl_video.augment import ClipAugment, StrongOptions
 from ssl_video.cli import main
 from ssl_video.commands.demo import demo
 from ssl_video.commands.evaluate import evaluate
+from ssl_video.commands.export import export
 from ssl_video.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_video.commands.report import report
 from ssl_video.commands.train import train
@@ -584,6 +585,42 @@ def test_a_network_of_ones_own_trains_and_is_opened_only_when_trusted(
             train(out=tmp_path / "b", **settings(videos, network=NetworkOptions(name)))
     with pytest.raises(UserError, match="expected one of slow_r50"):
         NetworkOptions("resnet")
+
+
+def test_a_network_that_returns_more_than_logits_is_tested_and_exported_like_any_other(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "richer.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def forward(self, x):\n        return {'loss': None, 'logits': super().forward(x)}\n"
+        "class Many(nn.Sequential):\n"
+        "    def forward(self, x):\n        return super().forward(x * float('nan'))\n"
+        "def layers(classes):\n"
+        "    return nn.Conv3d(3, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, classes)\n"
+        "def build(classes):\n    return Net(*layers(classes))\n"
+        "def wide(classes):\n    return Net(*layers(400))\n"
+        "def broken(classes):\n    return Many(*layers(classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    run = tmp_path / "run"
+    train(out=run, **settings(videos, steps=2, network=NetworkOptions("richer:build"), validate_every=2))
+    data, split = str(videos / "clips.csv"), videos / "1each-draw0.json"
+    sampling = SamplingOptions(clips=1, crops=1)
+    assert (
+        evaluate(str(run), data, split=split, sampling=sampling, device="cpu", network="richer:build")
+        .views["rgb"]
+        .videos
+        == 6
+    )
+    export(str(run), tmp_path / "weights.safetensors", network="richer:build")
+    for name, said in (
+        ("wide", r"returned \[\d+, 400\]; expected logits \[\d+, 3\] for classes=3"),
+        ("broken", r"step 1: the gradient is not finite \(loss nan\)"),
+    ):
+        with pytest.raises(UserError, match=said):
+            train(out=tmp_path / name, **settings(videos, steps=2, network=NetworkOptions(f"richer:{name}")))
 
 
 def test_the_recipe_of_the_paper_keeps_what_was_set(videos: Path, tmp_path: Path) -> None:

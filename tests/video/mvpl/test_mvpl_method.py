@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contrastive_core.errors import UserError
 from ssl_video import MultiviewPseudoLabel, recalibrate_bn
 from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.networks import SmallSlow, ViewBatchNorm
@@ -283,6 +284,8 @@ class Wrapped(nn.Module):
             "text": lambda: "logits",
             "time": lambda: logits[:, None].expand(-1, 3, -1),
             "probabilities": lambda: logits.softmax(dim=1),
+            "nothing": lambda: None,
+            "sigmoid": lambda: logits.repeat(1, 10).sigmoid(),
         }[self.form]()
 
 
@@ -307,13 +310,20 @@ def test_outputs_that_hold_logits_are_understood(form: str) -> None:
         (Wrapped("text"), "returned a str"),
         (Wrapped("time"), r"returned \[4, 3, 4\]; expected logits \[4, 4\]"),
         (Wrapped("probabilities"), "returned probabilities"),
+        (Wrapped("nothing"), "returned a NoneType, without logits"),
         (small(400), r"returned \[4, 400\]; expected logits \[4, 4\] for classes=4"),
     ],
-    ids=["mapping", "text", "time", "probabilities", "400"],
+    ids=["mapping", "text", "time", "probabilities", "nothing", "400"],
 )
 def test_outputs_that_hold_none_are_refused(network: nn.Module, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         step(network)
+
+
+def test_the_output_of_a_sigmoid_is_refused() -> None:
+    network = Wrapped("sigmoid", 4)
+    with pytest.raises(UserError, match=r"returned 160 values between 0 and 1, as after a sigmoid; expected logits"):
+        step(network, classes=40)
 
 
 def test_labels_may_be_a_list_and_must_be_classes() -> None:

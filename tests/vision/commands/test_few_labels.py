@@ -106,6 +106,12 @@ def test_a_cheaper_method_is_recommended_where_it_does_not_differ() -> None:
         "No other method classifies more of the 100": ([linear, tried("finetune", 80, first=1)], linear),
         "fine-tuning is 1.0 ± 1.0 points more accurate, which is within": ([linear, tried("finetune", 81)], linear),
         "is 4.0 ± 6.0 points more accurate": ([linear, tried("finetune", 84, first=16)], linear),
+        "nearest neighbours is 2.0 ± 1.4 points more accurate, which is within 1.64 standard errors": (
+            [linear, tried("knn", 82), tried("finetune", 80, first=1)], tried("linear", 80),
+        ),
+        "its accuracy is 3.0 ± 1.7 points above": (
+            [linear, tried("knn", 80, first=1), tried("finetune", 83)], tried("finetune", 83),
+        ),
         "On 20 held-out images, fine-tuning": (  # the images that both have held out
             [tried("linear", 19), tried("finetune", 20, held_out=20)], tried("linear", 19),
         ),

@@ -16,7 +16,7 @@ from contrastive_core.training.export import Program, put_in_place, write_export
 from contrastive_core.training.outputs import run_files
 from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.model_folder import Recognizer, load_recognizer
-from ssl_video.models.networks import join_batchnorm
+from ssl_video.models.networks import join_batchnorm, logits_in
 
 _ENDINGS = (".onnx", ".pt2", ".safetensors")
 
@@ -101,8 +101,14 @@ class _Normalised(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(options.std).view(-1, 1, 1, 1))
 
     def forward(self, clips: Tensor) -> Tensor:
-        logits: Tensor = self.network((clips - self.pixel_mean) / self.pixel_std)
-        return logits
+        return _logits(self.network, (clips - self.pixel_mean) / self.pixel_std)
+
+
+def _logits(network: nn.Module, clips: Tensor) -> Tensor:
+    found = logits_in(network(clips))
+    if found is None:
+        raise UserError(f"{type(network).__name__} returns no logits")
+    return found
 
 
 def _card(opened: Recognizer, model: str, file: Path, *, view: str, side: int) -> dict[str, Any]:
@@ -139,7 +145,7 @@ def _weights(network: nn.Module, opened: Recognizer, file: Path, card: dict[str,
     safetensors.torch.save_file(state, file, metadata={"ssl_video": json.dumps(card)})
     again = build_network(recipe.network, len(recipe.classes))
     again.load_state_dict(safetensors.torch.load_file(file))
-    difference = (again.eval()(clips) - network(clips)).abs().max().item()
+    difference = (_logits(again.eval(), clips) - _logits(network, clips)).abs().max().item()
     if not difference <= 1e-5:
         raise UserError(
             f"{file.name} gives other logits than the model (by up to {difference:.2g}); nothing was written"

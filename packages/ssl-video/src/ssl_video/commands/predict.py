@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import check_space, open_atomic
 from contrastive_core.training.outputs import Outputs, run_files
@@ -34,7 +35,7 @@ class PredictResult:
     sheet: Path | None
 
     def __str__(self) -> str:
-        text = f"{self.out}: {self.videos:,} videos"
+        text = f"{self.out}: {several(self.videos, 'video')}"
         if self.unreadable:
             text += f", of which {self.unreadable:,} could not be read (see the column error)"
         return text if self.sheet is None else f"{text}\n{self.sheet}: contact sheet"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -159,7 +160,8 @@ def train(
             optim.zero_grad()
             r.fabric.backward(losses.loss)
             if optimizer.clip_gradients:
-                r.fabric.clip_gradients(wrapped, optim, max_norm=optimizer.clip_gradients)
+                with _finite(step, losses.loss):
+                    r.fabric.clip_gradients(wrapped, optim, max_norm=optimizer.clip_gradients)
             lr = optim.param_groups[0]["lr"]
             optim.step()
             schedule.step()
@@ -180,6 +182,21 @@ def train(
             "method": method, "steps": steps, "split": found.digest, "labelled": len(labelled), "bn": training.bn,
         }  # fmt: skip
         return save_recognizer(r, tested(training.recalibrate).network, described, learned_from=seen, about=about)
+
+
+@contextmanager
+def _finite(step: int, loss: Tensor) -> Iterator[None]:
+    """Raise an error that explains a gradient which is not finite."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "non-finite" not in str(error):
+            raise
+        raise UserError(
+            f"step {step + 1}: the gradient is not finite (loss {float(loss):g}); training has diverged, or a custom "
+            "network returns values that are not numbers. Lower --optimizer.lr and start again; if this happens in the "
+            "first step, look at the network"
+        ) from error
 
 
 _FREE = ("data", "split", "read.flow_cache", "read.reader", "read.max_bad")

@@ -21,7 +21,7 @@ from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import ClipSpec
 from ssl_video.data.videos import Video, content_mark
 from ssl_video.models import NetworkOptions, build_network
-from ssl_video.models.networks import split_batchnorm, views_in_batch
+from ssl_video.models.networks import logits_in, split_batchnorm, views_in_batch
 from ssl_video.views import normalize
 
 FORMAT = "ssl-video recognizer 2"
@@ -81,7 +81,12 @@ class Recognizer:
         """Compute probabilities for pictures of one view: ``[N, T, 3, H, W]`` -> float32 ``[N, K]`` on the CPU."""
         with views_in_batch(self.network, [(view, len(pictures))]):
             options = self.recipe.network
-            logits: Tensor = self.network(normalize(pictures.to(self.device), mean=options.mean, std=options.std))
+            logits = logits_in(self.network(normalize(pictures.to(self.device), mean=options.mean, std=options.std)))
+        if logits is None or logits.shape != (len(pictures), len(self.recipe.classes)):
+            found = "no logits" if logits is None else f"logits {list(logits.shape)}"
+            raise UserError(
+                f"network {options.name} returns {found}; expected [{len(pictures)}, {len(self.recipe.classes)}]"
+            )
         return logits.float().softmax(dim=1).cpu()
 
 

@@ -5,7 +5,7 @@ Batch statistics are separate for each view, or joint for all views and then rec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -152,6 +152,18 @@ def last_layer(network: nn.Module) -> str:
     """Return the name of the linear layer that computes the logits, such as ``fc.``: the last one of the network."""
     names = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
     return f"{names[-1]}." if names else "fc."
+
+
+def logits_in(output: object) -> Tensor | None:
+    """Return the logits in the output of a network: a tensor, the first entry of a tuple or list, or ``logits``."""
+    found: object = output
+    if isinstance(output, Mapping):
+        found = output.get("logits")
+    elif isinstance(output, tuple | list):
+        found = output[0] if output else None
+    elif not isinstance(output, Tensor):
+        found = getattr(output, "logits", None)
+    return found if isinstance(found, Tensor) else None
 
 
 def _own(name: str, classes: int) -> nn.Module:

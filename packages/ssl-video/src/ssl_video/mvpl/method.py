@@ -11,9 +11,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from contrastive_core.errors import UserError
 from contrastive_core.optim.average import MovingAverage
 from contrastive_core.synchronization import free_to_read
-from ssl_video.models.networks import labelling, last_layer, split_batchnorm, views_in_batch
+from ssl_video.models.networks import labelling, last_layer, logits_in, split_batchnorm, views_in_batch
 from ssl_video.mvpl.losses import (
     TARGETS,
     TargetKind,
@@ -39,7 +40,12 @@ Pictures = Mapping[str, Tensor]
 """By view, float ``[N, T, 3, H, W]`` on the scale 0 to 255, as `views.make_views` returns."""
 
 
+_MANY = 32  # values that are all between 0 and 1 by chance in no untrained network
 _ONE = 1e-3  # tolerance for the sum of a row of probabilities, in half precision
+
+
+class NetworkOutputError(UserError, ValueError):
+    """The output of a network is not one row of logits per clip."""
 
 
 class Losses(NamedTuple):
@@ -361,26 +367,27 @@ class MultiviewPseudoLabel(nn.Module):
 
     def _logits(self, output: Any, clips: int) -> Tensor:
         """Return the logits in the output of the network."""
-        found = output
-        if isinstance(output, Mapping):
-            found = output.get("logits")
-        elif isinstance(output, tuple | list):
-            found = output[0] if output else None
-        elif not isinstance(output, Tensor):
-            found = getattr(output, "logits", None)
+        found = logits_in(output)
         expected = f"expected logits [{clips}, {self.classes}] for classes={self.classes}"
-        if not isinstance(found, Tensor):
+        if found is None:
             entries = f" with the entries {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
-            raise ValueError(f"the network returned a {type(output).__name__}{entries}, without logits; {expected}")
+            raise NetworkOutputError(
+                f"the network returned a {type(output).__name__}{entries}, without logits; {expected}"
+            )
         if found.shape != (clips, self.classes):
-            raise ValueError(f"the network returned {list(found.shape)}; {expected}")
+            raise NetworkOutputError(f"the network returned {list(found.shape)}; {expected}")
         if not self._looked_at_logits:
             self._looked_at_logits = True
             values = found.detach().float()
             if clips > 1 and (values >= 0).all() and (values.sum(dim=1) - 1).abs().max() < _ONE:
-                raise ValueError(
+                raise NetworkOutputError(
                     f"the network returned probabilities: every row sums to 1; {expected}. Remove its last softmax "
                     "(for PyTorchVideo's X3D: head_activation=None)"
+                )
+            if values.numel() >= _MANY and (values >= 0).all() and (values <= 1).all():
+                raise NetworkOutputError(
+                    f"the network returned {values.numel()} values between 0 and 1, as after a sigmoid; {expected}. "
+                    "Remove its last activation"
                 )
         return found
 

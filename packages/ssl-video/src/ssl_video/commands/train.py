@@ -193,7 +193,7 @@ def _finite(step: int, loss: Tensor) -> Iterator[None]:
         if "non-finite" not in str(error):
             raise
         raise UserError(
-            f"step {step + 1}: the gradient is not finite (loss {float(loss):g}); training has diverged, or a custom "
+            f"step {step + 1}: the gradient is not finite (loss {loss.item():g}); training has diverged, or a custom "
             "network returns values that are not numbers. Lower --optimizer.lr and start again; if this happens in the "
             "first step, look at the network"
         ) from error

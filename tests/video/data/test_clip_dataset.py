@@ -254,7 +254,6 @@ def test_names_with_separators_in_them(tmp_path: Path) -> None:
         "two words.mp4",
         "comma, in.mp4",
         'quote".mp4',
-        "line\u2028sep.mp4",
         "a.mp4 copy.mp4",
         "-dash.mp4",
         "1;2.avi",
@@ -265,6 +264,9 @@ def test_names_with_separators_in_them(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("".join(f"{name} a b\n" for name in names), encoding="utf-8")
     assert {video.key for video in open_videos(tmp_path / "names.txt").videos} == set(names)
     assert open_videos(tmp_path / "names.txt").classes == ("a b",)
+    (tmp_path / "lines.csv").write_text("path,class\nline\u2028sep.mp4,a b\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"lines.csv: the video 'line\\u2028sep.mp4' contains control characters"):
+        open_videos(tmp_path / "lines.csv")
 
 
 def test_kinetics_lists_in_a_folder_of_their_own(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ WRONG: tuple[Any, ...] = (
     *([], {}, [None], [[]], ["x", 1], {"": None}, {"x": {"x": []}}, _nested(60)),
 )
 #: For models, which are built where a value is accepted, and checkpoints, of which two are restored.
-WRONG_OF_MODELS: tuple[Any, ...] = (None, 0.5, 10**40, "trap:make", {"x": []}, [None])
+WRONG_OF_MODELS: tuple[Any, ...] = (10**40, "trap:make", {"x": []}, None)
 _GONE = object()
 CELLS = ("", "x", "-1", "0.5", "1e400", "nan", "9" * 5000, "../../x", "\x00", "\u202ex", '"', "a" * 5000)
 DOCUMENTS = [
@@ -99,6 +99,7 @@ def altered_cells(text: str, _: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
 
 
 SLOW = {"encoder, signed", "classifier, signed", "segmenter, signed", "recognizer, signed", "checkpoint, signed"}
+LONG = {"evaluation of a classifier", "evaluation of masks", "split of volumes, signed", "split of videos, signed"}
 ALTERED = {"json": altered_json, "yaml": altered_yaml, "csv": altered_cells}
 
 
@@ -146,8 +147,8 @@ def test_no_field_raises_another_error(
     root.mkdir()
     files = document.make(root, example)
     document.read(root)
-    values = WRONG_OF_MODELS if document.name in SLOW else WRONG
-    values = values[3:5] if example == "monai" else values  # takes seconds to build
+    values = WRONG_OF_MODELS if document.name in SLOW else WRONG[:: 2 if document.name in LONG else 1]
+    values = values[1:3] if example == "monai" else values  # takes seconds to build
     assert tried(files, root, document.kind, lambda: document.read(root), values=values, sign=document.sign) > 20
 
 

@@ -65,6 +65,7 @@ HOSTILE = (
         "a/b",
         "a\\b",
         "C:\\x",
+        "C:x",
         "a\nb",
         "a\rb",
         "a\tb",

@@ -28,6 +28,7 @@ def test_names_of_files(name: str) -> None:
         ("../../x", "path separator"),
         ("/etc/passwd", "path separator"),
         ("a\\b", "path separator"),
+        ("C:x", "names a drive"),
         ("..", "begins with a dot"),
         (".outputs.json", "begins with a dot"),
         ("a\x00b", "control characters"),

@@ -10,6 +10,7 @@ from contrastive_core.errors import UNPRINTABLE, UserError
 
 #: Names of devices on Windows, with any ending.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+_DRIVE = re.compile(r"[A-Za-z]:")  # there, a path that is joined to a folder leaves it
 #: File systems allow 255 bytes; endings and parts of temporary names are appended to a name.
 _LONGEST = 200
 _LONGEST_PART, _LONGEST_PATH = 255, 4000
@@ -24,11 +25,14 @@ def check_file_name(name: str, *, what: str, source: object) -> str:
         source: File that the name comes from, for the error message.
 
     Raises:
-        UserError: The name is empty, too long, hidden or reserved, or contains a separator or a control character.
+        UserError: The name is empty, too long, hidden or reserved, begins with a drive letter, or contains a separator
+            or a control character.
     """
     check_label(name, what=what, source=source)
     if "/" in name or "\\" in name:
         problem = "contains a path separator"
+    elif _DRIVE.match(name) or (os.name == "nt" and ":" in name):
+        problem = "names a drive or a stream of a file on Windows"
     elif name.startswith("."):
         problem = "begins with a dot"
     elif name.endswith((".", " ")) or name.startswith(" "):

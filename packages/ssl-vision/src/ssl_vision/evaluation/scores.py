@@ -62,6 +62,9 @@ class Score:
     found: Mapping[str, object] = field(default_factory=dict)
     validation_share: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_share(self.validation_share)
+
     def __str__(self) -> str:
         more = "".join(
             f", {name} {value:.2f} %"
@@ -73,6 +76,11 @@ class Score:
             text += f", split {self.settings['test_part']}"
         text = "; ".join([text, *(f"{name} {_readable(value)}" for name, value in self.found.items())])
         return "\n".join([text, *validation_notes(self.validation_share)])
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share <= 1:  # from a file, also NaN
+        raise ValueError(f"validation_share is {share}; expected 0 to 1")
 
 
 def validation_notes(share: float) -> list[str]:
@@ -272,6 +280,9 @@ class ClassifierScore:
     confusion: list[list[int]]
     validation_share: float = 0.0
     class_names: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_share(self.validation_share)
 
     def __str__(self) -> str:
         present = [c for c in self.per_class if c.images]

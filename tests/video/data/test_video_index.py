@@ -120,7 +120,7 @@ def test_a_rotation_between_quarter_turns_is_rounded_and_noted(
     assert index.tilt == pytest.approx(tilt, abs=0.01)
     assert index.orientation.transpose == (round(degrees / 90) % 2 == 1 and degrees != 45)
     assert main(["check", str(tmp_path / "set")]) == 0
-    assert "1 video with a rotation that is no multiple of 90 degrees" in capsys.readouterr().out
+    assert "1 video with a rotation that is not a multiple of 90 degrees" in capsys.readouterr().out
 
 
 def cut_copy(at: Path, first: str, second: str, *codec: str) -> Path:

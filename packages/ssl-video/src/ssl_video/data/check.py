@@ -52,7 +52,7 @@ def examine(videos: VideoSet, *, decode: bool = True) -> tuple[list[Facts], list
     Errors: files that cannot be opened or lose frames when decoded; one file in two classes. Warnings: sound that
     cannot be decoded, duplicate files, classes with a single video. Notes: damaged frames that the decoder concealed,
     variable frame rates, files without seekable times, cut or joined streams, changing picture sizes, rotations that
-    are no multiple of 90 degrees, files without sound among files with sound, videos shorter than a clip of 8 x 8
+    are not multiples of 90 degrees, files without sound among files with sound, videos shorter than a clip of 8 x 8
     frames at 30 frames per second.
 
     Args:
@@ -194,7 +194,7 @@ def _peculiar(facts: Sequence[Facts]) -> Iterator[Finding]:
         (
             "tilted",
             those(lambda index: index.tilt > _TILT),
-            "with a rotation that is no multiple of 90 degrees: frames are turned to the nearest one",
+            "with a rotation that is not a multiple of 90 degrees: frames are turned to the nearest one",
         ),
         ("silent", silent if len(silent) < len(good) else [], "without sound, among others that have it"),
         ("short", those(lambda index: index.duration < _SHORT), "shorter than a clip of 8 x 8 frames (2.13 s)"),

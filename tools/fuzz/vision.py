@@ -290,7 +290,7 @@ def _make_score(root: Path, _: str) -> list[Path]:
         torch.randn(12, 3), torch.arange(12) % 3, classes=["a", "b", "c"], model="m", model_hash="0", data="d",
         split="test", bins=5,
     )  # fmt: skip
-    (root / "x.json").write_text(to_json(score))
+    (root / "x.json").write_bytes(to_json(score))
     return [root / "x.json"]
 
 

@@ -187,7 +187,7 @@ def test_json_of_a_thousand_classes_is_small(tmp_path: Path) -> None:
         torch.randn(2000, 1000), labels, classes=[f"class {i}" for i in range(1000)], model="m", model_hash="h",
         data="d", split="s", bins=15,
     )  # fmt: skip
-    (tmp_path / "a.json").write_text(to_json(score))
+    (tmp_path / "a.json").write_bytes(to_json(score))
     assert (tmp_path / "a.json").stat().st_size < 5_000_000
     found = read_classifier_score(tmp_path / "a.json")
     assert isinstance(found, ClassifierScore)

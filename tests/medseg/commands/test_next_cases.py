@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -18,7 +19,7 @@ from ssl_medseg.cli import main
 from ssl_medseg.commands.next_cases import next_cases
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets import open_dataset
-from ssl_medseg.datasets.splits import Split, write_split
+from ssl_medseg.datasets.splits import Split, fingerprint, write_split
 from ssl_medseg.evaluation.uncertainty import agreement, predictive_entropy, quality
 from ssl_medseg.io import read_volume
 from ssl_medseg.io.label_map import LabelMap
@@ -174,3 +175,23 @@ def test_names_of_cases_are_not_formulas_in_the_table(place: Path, tmp_path: Pat
     next_cases(str(place / "run"), str(tmp_path / "data"), tmp_path / "next", pictures=False)
     [row] = csv.DictReader((tmp_path / "next" / "next.csv").open())
     assert row["case"] == "'-b"
+
+
+def test_without_its_split_file_a_run_knows_its_unlabelled_cases_by_their_content(place: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    decathlon(data, ["a", "b", "c"])
+    shutil.copytree(place / "run", run)
+    dataset = open_dataset(data)
+    seen = {
+        f"other-{case.name}": {"part": part, **fingerprint(case, label=False)}
+        for case, part in zip(dataset.cases, ("labelled", "unlabelled", "unlabelled"), strict=True)
+    }
+    (run / "data.json").write_text(json.dumps({"cases": seen}))
+    ranking = next_cases(str(run), str(data), tmp_path / "next", pictures=False)
+    assert sorted(case.case for case in ranking.cases) == ["b", "c"]
+    # A relative path in the configuration refers to the folder in which the run was started.
+    (run / "data.json").unlink()
+    write_split(tmp_path / "s.json", Split(labelled=("a",), validation=("b",), unlabelled=("c",)), dataset)
+    (run / "config.yaml").write_text("split: s.json\n")
+    ranking = next_cases(str(run), str(data), tmp_path / "next", pictures=False)
+    assert [case.case for case in ranking.cases] == ["c"]

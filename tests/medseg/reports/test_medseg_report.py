@@ -17,6 +17,7 @@ from PIL import Image
 import ssl_medseg
 from contrastive_core.app.report.run_record import RunRecord
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
 from contrastive_core.training import RunOptions
 from ssl_medseg.cli import main
 from ssl_medseg.commands.predict import predict
@@ -196,6 +197,17 @@ def test_stages_are_compared_on_the_same_cases_and_a_loss_is_said(run: Path) -> 
     )
     assert "The last stage, b, scores lower than a" in lost
     assert stages_table({"a": found}) == stages_table({"a": found, "b": replace(found, cases=())}) == ""
+
+
+def test_an_evaluation_of_other_data_joins_the_report_under_its_name(run: Path) -> None:
+    found = read_evaluation(run / "evaluation" / "Phantom-test.json")
+    cases = tuple(replace(case, part="") for case in found.cases)
+    write_evaluation(replace(found, name="hospital-all", data="hospital", part="all", cases=cases),
+                     run / "evaluation" / "hospital-all.json")  # fmt: skip
+    page = read(report(run))
+    assert f"mean Dice, {several(len(cases), 'case')} of hospital" in page.text
+    assert "Evaluation: hospital-all" in page.text
+    assert "Evaluation: Phantom-test" in page.text
 
 
 def test_a_run_without_validation_says_that_its_length_was_fixed(run: Path, finished: Path) -> None:

@@ -73,10 +73,11 @@ def header(run: Reported) -> str:
         text += f" Training is not finished: {steps:,} steps{of_stage} are done."
     numbers: dict[str, str] = {}
     if run.evaluations:
-        summary = summarise(run.evaluations[0][0])
-        numbers[f"mean Dice, {summary.mean_dice.n} {run.evaluations[0][0].part} cases"] = number(
-            "dice", summary.mean_dice.mean
-        )
+        newest = run.evaluations[0][0]
+        summary = summarise(newest)
+        cases = several(summary.mean_dice.n, "case" if newest.part == "all" else f"{newest.part} case")
+        source = f" of {newest.data}" if run.data and newest.data != run.data else ""
+        numbers[f"mean Dice, {cases}{source}"] = number("dice", summary.mean_dice.mean)
         for structure in summary.structures:
             numbers[f"Dice, {structure.structure}"] = number("dice", structure.measures["dice"].mean)
     if counts:

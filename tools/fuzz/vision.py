@@ -213,7 +213,7 @@ def _make_weights(root: Path, example: str) -> list[Path]:
 def _read_weights(root: Path) -> str:
     (file,) = root.iterdir()
     options = EncoderOptions("resnet18", width_multiplier=0.0625, weights=file)
-    encoder, _, _ = load_weights(options, image_size=16)
+    encoder = load_weights(options, image_size=16)[0]
     return digest(encoder.state_dict(), read_tensors(file))
 
 

@@ -42,7 +42,7 @@ def test_pretrain(words: str, said: str, tmp_path: Path, capsys: pytest.CaptureF
 )
 def test_batches_of_nothing(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words.split(), "--batch_size", "0"]) == 1
-    assert_one_error(capsys, "batch_size is 0; expected at least 1")
+    assert_one_error(capsys, "batch_size is 0; expected a whole number of at least 1")
 
 
 def assert_one_error(capsys: pytest.CaptureFixture[str], said: str) -> None:

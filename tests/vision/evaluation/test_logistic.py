@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_vision.data import in_memory, open_images
-from ssl_vision.evaluation.probes import PENALTIES, choose_logistic, fit_logistic, stratified_folds
+from ssl_vision.evaluation.probes import (
+    NEIGHBOURS,
+    PENALTIES,
+    choose_logistic,
+    choose_neighbours,
+    fit_logistic,
+    knn_scores,
+    stratified_folds,
+)
 
 
 def clouds(count: int, *, dim: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -157,3 +165,17 @@ def test_with_a_single_sample_of_every_class_nothing_is_validated() -> None:
     chosen = choose_logistic(features, torch.arange(3), 3)
     assert chosen.accuracies == ()
     assert chosen.right is None
+
+
+def test_the_number_of_neighbours_is_the_best_of_leaving_one_out() -> None:
+    features, labels = clouds(90, dim=4, classes=3, seed=2)
+    right = {}
+    for k in (k for k in NEIGHBOURS if k < 90):
+        stay = [torch.arange(90) != i for i in range(90)]
+        votes = [
+            knn_scores(features[i : i + 1], features[stay[i]], labels[stay[i]], num_classes=3, k=k) for i in range(90)
+        ]
+        right[k] = int((torch.cat(votes).argmax(dim=1) == labels).sum())
+    assert len(set(right.values())) > 2
+    assert choose_neighbours(features, labels, 3) == max(right, key=lambda k: right[k])
+    assert choose_neighbours(features[:1], labels[:1], 3) == 1

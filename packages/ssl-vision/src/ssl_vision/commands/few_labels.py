@@ -27,7 +27,7 @@ from ssl_vision.data.class_names import find_class_names
 from ssl_vision.data.dataset import ReadOptions, TrainingReadOptions
 from ssl_vision.evaluation.accuracy import percent_correct
 from ssl_vision.evaluation.features import extract
-from ssl_vision.evaluation.probes import choose_logistic, knn_scores, stratified_folds
+from ssl_vision.evaluation.probes import choose_logistic, choose_neighbours, knn_scores, stratified_folds
 from ssl_vision.evaluation.scores import validation_notes
 from ssl_vision.labels.files import LabelFile, write_label_file
 from ssl_vision.labels.subsets import check_classes, require_two_classes, training_set, validation_share
@@ -43,7 +43,6 @@ from ssl_vision.training.finetuning import SIMCLR, finetune
 from ssl_vision.training.options import FinetuningOptions
 
 Method = Literal["linear", "knn", "finetune"]
-NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
 RATES = (0.003, 0.01, 0.03, 0.1)
 """Peak learning rates of fine-tuning; the lowest one that is as good as the best is used.
 
@@ -55,9 +54,9 @@ BATCH_SIZE = 64
 MARGINS: dict[Method, float] = {"linear": 1.0, "knn": 1.64, "finetune": 1.0}
 """Standard errors by which a method must be more accurate than the cheapest one to be recommended.
 
-Nearest neighbours need more, because their number is chosen among eight on the same images, and a wrong choice costs
-more: with 50 labels of CIFAR-10, they were four points less accurate than the linear classifier, and a margin of one
-standard error recommended them in some draws. Fine-tuning starts from the linear classifier and is seldom worse.
+Nearest neighbours need more, because a wrong choice costs more: with 50 labels of CIFAR-10, they were four points less
+accurate than the linear classifier, and a margin of one standard error recommended them in some draws. Fine-tuning
+starts from the linear classifier and is seldom worse.
 """
 _NAMES = {"linear": "linear classifier", "knn": "nearest neighbours", "finetune": "fine-tuning"}
 _ALL_FOLDS = 200  # number of labels up to which fine-tuning is validated on every fold, above it on one
@@ -182,8 +181,8 @@ def few_labels(
     one fold if there are more than 200 labels). Fine-tuning starts from the linear classifier (``finetune
     --classifier-init linear``), with batches of 64. The recommended method is the cheapest one, unless another is more
     accurate on the same held-out images by more than the standard error of the difference (1.64 standard errors for
-    nearest neighbours, whose number is chosen on these images); the result states which was the case. Labelled test
-    images, if any, are scored at the end and do not affect any choice.
+    nearest neighbours); the result states which was the case. Labelled test images, if any, are scored at the end and
+    do not affect any choice.
 
     Args:
         model: Run folder or model folder to start from, ``none`` for a network with weights from a file (`encoder`), or
@@ -365,17 +364,14 @@ def _linear(
 def _neighbours(
     x: Tensor, y: Tensor, queries: Tensor | None, truth: Tensor | None, *, classes: int, parts: Sequence[Tensor]
 ) -> _Tried:
-    best, answers = 1, torch.zeros(len(y), dtype=torch.bool)
-    for k in NEIGHBOURS if parts else ():
-        if k > len(y) - max(map(len, parts)):
-            break
-        right = torch.zeros(len(y), dtype=torch.bool)
-        for held_out in parts:
-            stay = _without(len(y), held_out)
-            scores = knn_scores(x[held_out], x[stay], y[stay], num_classes=classes, k=k)
-            right[held_out] = scores.argmax(dim=1) == y[held_out]
-        if right.sum() > answers.sum():
-            best, answers = k, right
+    answers = torch.zeros(len(y), dtype=torch.bool)
+    for held_out in parts:
+        # The number of neighbours is chosen again without the held-out images, or their accuracy would be too high.
+        stay = _without(len(y), held_out)
+        k = choose_neighbours(x[stay], y[stay], classes)
+        scores = knn_scores(x[held_out], x[stay], y[stay], num_classes=classes, k=k)
+        answers[held_out] = scores.argmax(dim=1) == y[held_out]
+    best = choose_neighbours(x, y, classes)
     test = None
     if queries is not None and truth is not None:
         test = percent_correct(knn_scores(queries, x, y, num_classes=classes, k=best), truth)

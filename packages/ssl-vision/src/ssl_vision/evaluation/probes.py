@@ -43,6 +43,38 @@ def knn_scores(
     return torch.cat(scores)
 
 
+NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
+"""Numbers of neighbours to choose from."""
+
+
+def choose_neighbours(features: Tensor, labels: Tensor, num_classes: int, *, temperature: float = 0.1) -> int:
+    """Return the number of `NEIGHBOURS` whose vote is right on most samples, each classified by all others.
+
+    The smallest of equally good ones is returned, and 1 for a single sample. Memory is a block of similarities.
+
+    Args:
+        features: Features, ``[N, D]``.
+        labels: Class numbers, int64 ``[N]``.
+        num_classes: Number of classes.
+        temperature: Temperature of the vote, see `knn_scores`.
+    """
+    numbers = [k for k in NEIGHBOURS if k < len(labels)]
+    if not numbers:
+        return 1
+    unit = F.normalize(features.float(), dim=1)
+    right = torch.zeros(len(numbers), dtype=torch.int64)
+    for rows in torch.arange(len(unit)).split(1024):
+        similarity = unit[rows] @ unit.T
+        similarity[torch.arange(len(rows)), rows] = -torch.inf
+        similarity, neighbour = similarity.topk(numbers[-1], dim=1)
+        weight = ((similarity - similarity[:, :1]) / temperature).exp()
+        for place, k in enumerate(numbers):
+            votes = torch.zeros(len(rows), num_classes, device=unit.device)
+            votes.scatter_add_(1, labels[neighbour[:, :k]], weight[:, :k])
+            right[place] += int((votes.argmax(dim=1) == labels[rows]).sum())
+    return numbers[int(right.argmax())]
+
+
 class Cached:
     """Source of features that are computed once."""
 

@@ -234,12 +234,15 @@ LISTS = {
     "header with blanks": "path, class\nx/1.mp4, 0\nx y/2.mp4, 10\nx/3.mp4, 9\n",
     "semicolons": "path;class\nx/1.mp4;0\nx y/2.mp4;10\nx/3.mp4;9\n",
     "upper case": "Path,Label\nx/1.mp4,0\nx y/2.mp4,10\nx/3.mp4,9\n",
+    "quotes after blanks": '"path", "class"\n"x/1.mp4", "0"\n"x y/2.mp4", "10"\n"x/3.mp4", "9"\n',
+    "other names of columns": "video_path,label_name\nx/1.mp4,0\nx y/2.mp4,10\nx/3.mp4,9\n",
+    "joined lists": "path,class\nx/1.mp4,0\npath,class\nx y/2.mp4,10\nx/3.mp4,9\n",
     "quotes": 'path,class\n"x/1.mp4","0"\n"x y/2.mp4","10"\n"x/3.mp4","9"\n',
 }
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"], ids=repr)
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r", "\x85", "\u2028"], ids=ascii)
 @pytest.mark.parametrize("kind", LISTS)
 def test_lists_of_every_kind(kind: str, ends: str, encoding: str, tmp_path: Path) -> None:
     file = tmp_path / "train.csv"
@@ -247,6 +250,19 @@ def test_lists_of_every_kind(kind: str, ends: str, encoding: str, tmp_path: Path
     videos = open_videos(file)
     assert found(videos) == [("x y/2.mp4", "10", None), ("x/1.mp4", "0", None), ("x/3.mp4", "9", None)]
     assert videos.classes == ("0", "9", "10")
+
+
+def test_a_column_that_is_not_used_as_the_class_is_noted_and_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,kind\nx/1.mp4,a\npath,kind\n")
+    videos = open_videos(tmp_path / "a.csv")
+    assert videos.classes == ()
+    assert videos.notes[:2] == (
+        "no column is used as the class (kind found; expected class or label)",
+        "line 3 repeats the header and is left out",
+    )
+    (tmp_path / "a.json").write_text('[{"path": "x/1.mp4", "class": "a"}]')
+    with pytest.raises(UserError, match=r"a\.json: found JSON, expected a CSV file or a list"):
+        open_videos(tmp_path / "a.json")
 
 
 def test_names_with_separators_in_them(tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from ssl_video.data.videos import SUFFIXES, Video, VideoSet, canonical_part
 _UCF_GROUP = re.compile(r"_(g\d+)_c\d+")
 _COLUMNS = {
     "path": ("path", "file", "filename", "video", "video_path"),
-    "class": ("class", "label", "category", "action"),
+    "class": ("class", "label", "category", "action", "class_name", "label_name"),
     "split": ("split", "part", "subset"),
     "group": ("group",),
 }
 _KINETICS = {"youtube_id", "time_start", "time_end"}
 _UNLABELLED = ("-1", "unlabelled", "unlabeled")
 _EXPECTED = "a list of videos"
+_SEPARATORS = dict.fromkeys((0x85, 0x2028, 0x2029), "\n")  # line ends of other programs and languages
 _ENDING = "|".join(map(re.escape, sorted(SUFFIXES)))
 _NUMBERS = re.compile(r"-?\d+(?:[\s,;]+-?\d+)+")
 _LINE = re.compile(rf"(?P<path>.+(?:{_ENDING})\"?)(?:[\s,;]+(?P<label>.*\S))?\s*", re.IGNORECASE)
@@ -198,7 +199,7 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
         UserError: It cannot be read as text, or a line names no video, or several numbers.
     """
     entries, lines = [], []
-    for number, line in enumerate(read_text(file, expected=_EXPECTED).split("\n"), start=1):
+    for number, line in enumerate(_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         found = _LINE.fullmatch(line.strip())
@@ -241,10 +242,12 @@ def read_table(file: Path, notes: list[str] | None = None) -> list[dict[str, str
 
 
 def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
-    text = read_text(file, expected=_EXPECTED)
+    text = _text(file)
     first = text.partition("\n")[0]
     for delimiter in (",", ";", "\t"):
-        names = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        names = [
+            name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
+        ]
         if set(names) >= _KINETICS or set(names) & set(_COLUMNS["path"]):
             break
     else:
@@ -254,12 +257,18 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
         wanted = {"class": ("label",), "split": ("split",)}
     places, ignored = find_columns(file, names, wanted)
     notes += ignored
+    if not set(places) & {"class", "split"} and len(names) > 1:
+        others = some_of([name for name in names if name not in _COLUMNS["path"]])
+        notes.append(f"no column is used as the class ({others} found; expected class or label)")
     ours = {names[place]: name for name, place in places.items()}
     rows, paths = [], []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     next(reader)
     for row in reader:
         if not any(cell.strip() for cell in row):
+            continue
+        if [cell.strip().lower() for cell in row] == names:
+            notes.append(f"line {reader.line_num} repeats the header and is left out")
             continue
         if len(row) != len(names):
             raise UserError(
@@ -277,6 +286,15 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
         )
     refuse_drives(file, paths)
     return rows
+
+
+def _text(file: Path) -> str:
+    text = read_text(file, expected=_EXPECTED)
+    if "\n" not in text.strip():  # otherwise they are part of a name
+        text = text.translate(_SEPARATORS)
+    if text.lstrip()[:1] in ("{", "["):
+        raise UserError(f"{file}: found JSON, expected a CSV file or a list with a video and its label per line")
+    return text
 
 
 def _in_table(file: Path, rows: Sequence[Mapping[str, str]], notes: list[str]) -> Iterator[Video]:

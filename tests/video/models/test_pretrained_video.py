@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
@@ -199,6 +201,45 @@ def test_names_of_mmaction2_are_understood(tmp_path: Path) -> None:
     assert all(
         torch.equal(after[name], tensor) for name, tensor in before.items() if not name.startswith(last_layer(ours))
     )
+
+
+def mmaction_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Name the tensors of torchvision's ResNet as mmaction2 does, which wraps every convolution with its batch norm."""
+    found = {}
+    for name, tensor in state.items():
+        new = re.sub(r"(^|\.)conv(\d)\.", r"\1conv\2.conv.", name)
+        new = re.sub(r"(^|\.)bn(\d)\.", r"\1conv\2.bn.", new)
+        new = new.replace("downsample.0.", "downsample.conv.").replace("downsample.1.", "downsample.bn.")
+        found[f"cls_head.fc_cls.{new[3:]}" if new.startswith("fc.") else f"backbone.{new}"] = tensor
+    return found
+
+
+def test_tsn_of_mmaction2_is_the_2d_network_that_it_contains(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    flat = random_statistics(torchvision.models.resnet50(num_classes=7))
+    torch.save(flat.state_dict(), tmp_path / "resnet50.pth")
+    torch.save({"meta": {}, "state_dict": mmaction_names(flat.state_dict())}, tmp_path / "tsn.pth")
+    both = []
+    for name in ("resnet50.pth", "tsn.pth"):
+        torch.manual_seed(1)
+        network = build_network(NetworkOptions("slow_r50"), 5)
+        assert "not used" not in begin_from(network, tmp_path / name)
+        both.append(network.state_dict())
+    assert both[0].keys() == both[1].keys()
+    assert all(torch.equal(both[0][name], tensor) for name, tensor in both[1].items())
+
+
+@pytest.mark.parametrize("change", ["tsm", "r2plus1d", "i3d"])
+def test_other_networks_of_mmaction2_are_refused_by_name(tmp_path: Path, change: str) -> None:
+    flat = random_statistics(torchvision.models.resnet50(num_classes=7))
+    state = mmaction_names(flat.state_dict())
+    wrapper = {"tsm": "net.", "r2plus1d": "conv_s.", "i3d": ""}[change]
+    state = {re.sub(r"(layer\d\.\d+\.conv1\.conv\.)", rf"\1{wrapper}", name): tensor for name, tensor in state.items()}
+    if change == "i3d":  # its filters are 3-D, and those of the stem see five frames
+        state["backbone.conv1.conv.weight"] = torch.zeros(64, 3, 5, 7, 7)
+    torch.save({"state_dict": state}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"of mmaction2, of which SlowOnly and TSN, with ResNet-50, can be loaded"):
+        begin_from(build_network(NetworkOptions("slow_r50"), 5), tmp_path / "other.pth")
 
 
 def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ _MVIT = tuple(
         (r"^head\.1\.", "head.proj."),
     )
 )
+_MMACTION = re.compile(r"^cls_head\.|\.conv\.(conv_[st]\.|net\.)?weight$")
 _HEADS = ("fc.", "cls_head.", "head.", "classifier.")
 
 
@@ -55,7 +56,8 @@ def begin_from(network: nn.Module, init: Path) -> str:
                                           ``csn_r101``, ``mvit_b``
     weights of torchvision                ``r3d_18``, ``r2plus1d_18`` and ``mvit_v1_b`` of torchvision.models.video into
                                           ``r3d_18``, ``r2plus1d_18`` and ``mvit_b``
-    weights of mmaction2                  SlowOnly with ResNet-50 into ``slow_r50``
+    weights of mmaction2                  SlowOnly with ResNet-50 into ``slow_r50``; TSN with ResNet-50 (2-D),
+                                          as in the next row
     a 2-D ResNet-50 of torchvision        into ``slow_r50``: every filter becomes the middle frame of a 3-D filter,
                                           so that a still clip gives the features of the picture
     ====================================  ===================================================================
@@ -92,9 +94,15 @@ def begin_from(network: nn.Module, init: Path) -> str:
         detail = f"{name} {list(expected[name].shape)} is missing"
         if name in found:
             detail = f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
+        supported = ""
+        if any(_MMACTION.search(name) for name in given):
+            supported = (
+                ". The names are those of mmaction2, of which SlowOnly and TSN, with ResNet-50, can be loaded, both "
+                "into slow_r50; its other networks differ from those of PyTorchVideo in layers that names do not show"
+            )
         raise UserError(
             f"{init}: {len(missing)} of the {len(expected)} tensors of the network are missing from it or have another "
-            f"shape ({detail}); expected weights of the same network, see --network.name and --network.width"
+            f"shape ({detail}); expected weights of the same network, see --network.name and --network.width{supported}"
         )
     unused = [name for name in found if name not in taken and not name.startswith((head, *_HEADS))]
     network.load_state_dict({**expected, **taken})

@@ -63,7 +63,7 @@ def choose_neighbours(features: Tensor, labels: Tensor, num_classes: int, *, tem
         return 1
     unit = F.normalize(features.float(), dim=1)
     right = torch.zeros(len(numbers), dtype=torch.int64)
-    for rows in torch.arange(len(unit)).split(1024):
+    for rows in torch.split(torch.arange(len(unit)), 1024):
         similarity = unit[rows] @ unit.T
         similarity[torch.arange(len(rows)), rows] = -torch.inf
         similarity, neighbour = similarity.topk(numbers[-1], dim=1)

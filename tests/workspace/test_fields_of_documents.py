@@ -190,7 +190,7 @@ def test_no_field_of_a_run_raises_another_error_in_its_report(
 def test_no_field_of_the_data_of_a_run_raises_another_error(tmp_path: Path) -> None:
     """The hashes with which a resumed run and an evaluation recognise the data of training."""
     from ssl_medseg.io.label_map import LabelMap
-    from ssl_medseg.reports.evaluation import _seen
+    from ssl_medseg.reports.evaluation import cases_seen
     from ssl_medseg.training.data import keep_identity
 
     run: Any = SimpleNamespace(is_main=True, out=tmp_path)
@@ -199,7 +199,7 @@ def test_no_field_of_the_data_of_a_run_raises_another_error(tmp_path: Path) -> N
     keep_identity(run, seen, model="m")
 
     def read() -> None:
-        assert all("image" in found for found in _seen(tmp_path).values())
+        assert all("image" in found for found in cases_seen(tmp_path).values())
         keep_identity(run, seen, model="m")
 
     read()

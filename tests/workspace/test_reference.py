@@ -22,6 +22,16 @@ def test_every_public_name_has_an_entry(package: str) -> None:
 
 
 @pytest.mark.parametrize("program", ["ssl-vision", "ssl-medseg", "ssl-video"])
+def test_names_of_the_core_are_in_the_index_once(program: str) -> None:
+    module = program.replace("-", "_")
+    text = "\n".join(tools.docs.reference_files(program).values())
+    entry = re.search(rf":: {module}\.RunOptions\n((   :.*\n)*)", text)
+    assert entry is not None
+    assert ":no-index:" in entry[1]
+    assert "<contrastive_core.training.config.RunOptions>" in text
+
+
+@pytest.mark.parametrize("program", ["ssl-vision", "ssl-medseg", "ssl-video"])
 def test_every_command_and_flag_has_an_entry(program: str) -> None:
     files = tools.docs.reference_files(program)
     for name, verb in importlib.import_module(f"{program.replace('-', '_')}.cli").VERBS.items():

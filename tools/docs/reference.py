@@ -23,6 +23,7 @@ class Entry:
         kind: Kind of the object: class, function or data.
         summary: First sentence of the docstring.
         is_defined_here: Whether the folder or module of the page defines the name, rather than only exporting it.
+        target: Name to which links lead, if another package defines the name and has its index entry.
     """
 
     path: str
@@ -30,6 +31,7 @@ class Entry:
     kind: str
     summary: str
     is_defined_here: bool = False
+    target: str | None = None
 
 
 def pages(package: str) -> dict[str, str]:
@@ -59,7 +61,11 @@ def pages(package: str) -> dict[str, str]:
 def page(section: str, entries: list[Entry]) -> str:
     """Return the page of a folder or module with its docstring, a list of its names, and the entry of each name."""
     parts = [_heading(section, "="), _docstring(section)]
-    parts.append("\n".join(f"- `{each.path.rpartition('.')[2]} <{each.path}>`: {each.summary}" for each in entries))
+    parts.append(
+        "\n".join(
+            f"- `{each.path.rpartition('.')[2]} <{each.target or each.path}>`: {each.summary}" for each in entries
+        )
+    )
     for module in dict.fromkeys(each.module for each in entries):
         if module != section:
             parts += [_heading(module, "-"), _docstring(module)]
@@ -117,7 +123,9 @@ def _entry(path: str, value: object, section: str) -> Entry | None:
     summary = " ".join(doc.partition("\n\n")[0].split())
     kind = "class" if inspect.isclass(value) else "function"
     here = defined == section or defined.startswith(f"{section}.")
-    return Entry(path, defined if here else section, kind, summary, here)
+    is_foreign = defined.partition(".")[0] != path.partition(".")[0]
+    target = f"{defined}.{getattr(value, '__qualname__', '')}" if is_foreign else None
+    return Entry(path, defined if here else section, kind, summary, here, target)
 
 
 def _below(module: ModuleType) -> Iterator[ModuleType]:
@@ -134,7 +142,8 @@ def _is_in(value: object, sections: list[str]) -> bool:
 def _directive(entry: Entry) -> str:
     if entry.kind == "data":
         return f".. py:data:: {entry.path}"
-    return f".. auto{entry.kind}:: {entry.path}" + "\n   :members:" * (entry.kind == "class")
+    options = ["members"] * (entry.kind == "class") + ["no-index"] * (entry.target is not None)
+    return f".. auto{entry.kind}:: {entry.path}" + "".join(f"\n   :{option}:" for option in options)
 
 
 def _docstring(module: str) -> str:

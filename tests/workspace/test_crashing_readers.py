@@ -124,10 +124,10 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def pretrain(photos: Path, out: Path) -> list[str]:
+def pretrain(photos: Path, out: Path, *command: str) -> list[str]:
     line = "--epochs 3 --batch-size 4 --image-size 16 --encoder.width-multiplier 0.125"
-    line += " --workers 1 --load files --device cpu"
-    return ["pretrain", str(photos), str(out), *line.split(), "--checkpoint-every", "1", "--no-progress"]
+    line += " --workers 1 --load files --device cpu --checkpoint-every 1 --no-progress"
+    return [*(command or ["pretrain"]), str(photos), str(out), *line.split()]
 
 
 def train_videos(place: dict[str, Path], out: Path) -> list[str]:
@@ -240,12 +240,18 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("domain", ["ssl_vision", "ssl_video"])
-def test_a_killed_worker_loses_nothing(domain: str, photos: Path, places: Places, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["pretrain", "finetune", "distill", "train"])
+def test_a_killed_worker_loses_nothing(verb: str, photos: Path, places: Places, tmp_path: Path) -> None:
     def line(out: Path) -> list[str]:
-        return pretrain(photos, out) if domain == "ssl_vision" else train_videos(places("ssl_video"), out)
+        if verb == "train":
+            return train_videos(places("ssl_video"), out)
+        model = {"finetune": ["none"], "distill": [str(tmp_path / "teacher")]}.get(verb, [])
+        return pretrain(photos, out, verb, *model)
 
-    bad = "b/7.png" if domain == "ssl_vision" else "red/001.mkv"  # it has a label
+    domain = "ssl_video" if verb == "train" else "ssl_vision"
+    bad = "red/001.mkv" if verb == "train" else "b/7.png"  # it has a label
+    if verb == "distill":
+        assert run(domain, "none", pretrain(photos, tmp_path / "teacher", "finetune", "none")).returncode == 0
     done = run(domain, bad, line(tmp_path / "run"), signum=KILL, once=tmp_path / "killed")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr

@@ -232,7 +232,7 @@ def _write_compressed(root: Path, z: int, example: str) -> None:
     ds.Rows, ds.Columns = 20, 24
     if _COMPRESSED[example] == JPEGBaseline8Bit:
         ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7
-    stream = (root / "streams" / str(z)).read_bytes()
+    stream = (root / "streams" / str(z)).read_bytes().ljust(2, b"\0")  # the least that can be a fragment
     fragments = 2 if example == "JPEG in fragments" and len(stream) > 4 else 1
     ds.PixelData = encapsulate([stream], fragments_per_frame=fragments)
     ds["PixelData"].VR = "OB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import nibabel
@@ -11,6 +12,7 @@ import pytest
 
 from contrastive_core.errors import UserError
 from ssl_medseg.io import Grid, grid_difference, read_grid, read_label, read_volume, write_mask
+from ssl_medseg.io.itk import read_itk
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
@@ -234,3 +236,25 @@ def test_a_metaimage_of_more_axes_than_itk_has_room_for_is_refused(tmp_path: Pat
     (tmp_path / "x.mha").write_bytes(header.encode() + bytes(240))
     with pytest.raises(UserError, match=r"x\.mha: its header is damaged \(ndims is"):
         read_volume(ImageFile(tmp_path / "x.mha"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "another", "binary header", "open end"])
+def test_a_compressed_metaimage_that_does_not_decompress_is_refused(tmp_path: Path, damage: str) -> None:
+    """ITK returned arbitrary values for these, or wrote beyond its memory."""
+    sitk = pytest.importorskip("SimpleITK")
+    voxels = np.random.default_rng(0).integers(0, 1000, (6, 5, 4)).astype(np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "a.mha"), True)
+    assert np.array_equal(read_itk(tmp_path / "a.mha")[0], voxels.T)
+    content = (tmp_path / "a.mha").read_bytes()
+    start = content.index(b"LOCAL\n") + len(b"LOCAL\n")
+    header, stream = content[:start], content[start:]
+    damaged = {
+        "cut": header + stream[:-31],
+        "zeros": header + bytes(len(stream)),
+        "another": header + zlib.compress(bytes(100_000)),
+        "binary header": content.replace(b"BinaryDataByteOrderMSB", b"Binar\x00\x01\x00\x00aByteOrderMSB"),
+        "open end": header[:-1] + stream[:50] + b"\n" + stream[50:],
+    }[damage]
+    (tmp_path / "b.mha").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"b\.mha: its (compressed voxels are|header is damaged)"):
+        read_itk(tmp_path / "b.mha")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,15 +78,20 @@ def read_itk(path: Path, image: ImageFile | None = None) -> tuple[NDArray[Any], 
 
 
 _LINE, _LINES, _AXES, _VOXELS = 2000, 500, 16, 1 << 36
+_BLOCK = 1 << 20
 
 
 def _check_header(path: Path) -> None:
-    """Refuse headers that crash ITK's native readers: very long lines and impossible sizes.
+    """Refuse what crashes ITK's native readers or passes them unnoticed.
+
+    These are very long lines, bytes that are no text, impossible sizes, and compressed voxels of a MetaImage that do
+    not decompress, for which ITK returns arbitrary values.
 
     Raises:
-        UserError: The header is damaged.
+        UserError: The file is damaged.
     """
     damaged = f"{path}: its header is damaged ({{}}); copy or convert the file again"
+    is_compressed, voxels = False, 1
     with path.open("rb") as file:
         for _ in range(_LINES):
             line = file.readline(_LINE + 1)
@@ -93,6 +99,9 @@ def _check_header(path: Path) -> None:
                 raise UserError(damaged.format(f"a line of more than {_LINE} bytes"))
             key, _, value = line.replace(b"=", b":", 1).partition(b":")
             key = key.strip().lower()
+            if any(byte < 32 and byte not in b"\t\r\n" for byte in line):
+                raise UserError(damaged.format("it contains bytes that are no text"))
+            is_compressed |= key == b"compresseddata" and value.strip().lower()[:1] in (b"t", b"1")
             if key in (b"sizes", b"dimsize", b"dimension", b"ndims"):
                 numbers = value.split()
                 if not numbers or len(numbers) > _AXES or not all(n.isdigit() and len(n) <= 9 for n in numbers):
@@ -100,10 +109,29 @@ def _check_header(path: Path) -> None:
                 counts_axes = key in (b"dimension", b"ndims")
                 if counts_axes and (len(numbers) != 1 or int(numbers[0]) > _AXES):
                     raise UserError(damaged.format(f"{key.decode()} is {value.strip()[:40]!r}"))
+                voxels = max(voxels, math.prod(map(int, numbers)))
                 if math.prod(map(int, numbers)) not in range(1, _VOXELS + 1):
                     raise UserError(damaged.format(f"{key.decode()} is {value.strip()[:40]!r}"))
+            if key == b"elementdatafile" and is_compressed and value.strip() == b"LOCAL":
+                _check_compressed(path, file, most=64 * voxels)
             if not line or not line.strip() or key == b"elementdatafile":
                 return
+
+
+def _check_compressed(path: Path, file: BinaryIO, *, most: int) -> None:
+    """Refuse a compressed stream, from the position of the file to its end, that is damaged, incomplete or too long."""
+    stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib, as ITK writes it, or gzip
+    damaged = f"{path}: its compressed voxels are {{}}; copy or convert the file again"
+    count = 0
+    try:
+        while not stream.eof and (block := stream.unconsumed_tail or file.read(_BLOCK)):
+            count += len(stream.decompress(block, _BLOCK))
+            if count > most:
+                raise UserError(damaged.format(f"more than the {most:,} bytes that its size allows"))
+    except zlib.error as error:
+        raise UserError(damaged.format(f"damaged ({error})")) from error
+    if not stream.eof:
+        raise UserError(damaged.format("incomplete"))
 
 
 def write_itk(array: NDArray[Any], affine: NDArray[np.float64], path: Path, *, axes: int = 3) -> None:

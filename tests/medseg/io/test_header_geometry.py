@@ -236,7 +236,7 @@ def test_a_small_file_that_unpacks_to_much_is_refused_in_little_memory(tmp_path:
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
-def test_compressed_itk_files_are_unpacked_to_the_size_of_their_header(tmp_path: Path, ending: str) -> None:
+def test_compressed_itk_files_are_not_unpacked_beyond_the_size_of_their_header(tmp_path: Path, ending: str) -> None:
     sitk = pytest.importorskip("SimpleITK")
     path = tmp_path / f"bomb{ending}"
     sitk.WriteImage(sitk.GetImageFromArray(np.ones((4, 5, 6), np.int16)), str(path), True)
@@ -251,5 +251,11 @@ def test_compressed_itk_files_are_unpacked_to_the_size_of_their_header(tmp_path:
         assert size is not None
         path.write_bytes(content[:start].replace(size[0], b"CompressedDataSize = %d" % len(packed)) + packed)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert read_volume(ImageFile(path)).array.shape == (6, 5, 4)
+    if ending == ".nrrd":
+        assert read_volume(ImageFile(path)).array.shape == (6, 5, 4)
+    else:
+        with pytest.raises(
+            UserError, match=r"its compressed voxels are more than the 7,680 bytes that its size allows"
+        ):
+            read_volume(ImageFile(path))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # kB

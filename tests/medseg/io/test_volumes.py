@@ -258,3 +258,13 @@ def test_a_compressed_metaimage_that_does_not_decompress_is_refused(tmp_path: Pa
     (tmp_path / "b.mha").write_bytes(damaged)
     with pytest.raises(UserError, match=r"b\.mha: its (compressed voxels are|header is damaged)"):
         read_itk(tmp_path / "b.mha")
+
+
+def test_compressed_voxels_beside_a_metaimage_are_checked(tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    voxels = np.random.default_rng(0).integers(0, 1000, (6, 5, 4)).astype(np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "a.mhd"), True)
+    assert np.array_equal(read_itk(tmp_path / "a.mhd")[0], voxels.T)
+    (tmp_path / "a.zraw").write_bytes((tmp_path / "a.zraw").read_bytes()[:-31])
+    with pytest.raises(UserError, match=r"a\.zraw: its compressed voxels are incomplete"):
+        read_itk(tmp_path / "a.mhd")

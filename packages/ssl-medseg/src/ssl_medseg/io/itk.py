@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,11 @@ def _check_header(path: Path) -> None:
                     raise UserError(damaged.format(f"{key.decode()} is {value.strip()[:40]!r}"))
             if key == b"elementdatafile" and is_compressed and value.strip() == b"LOCAL":
                 _check_compressed(path, file, most=64 * voxels)
+            elif key == b"elementdatafile" and is_compressed:
+                beside = path.parent / os.fsdecode(value.strip())
+                if beside.is_file():
+                    with beside.open("rb") as stream:
+                        _check_compressed(beside, stream, most=64 * voxels)
             if not line or not line.strip() or key == b"elementdatafile":
                 return
 

@@ -88,3 +88,8 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.json")
     with pytest.raises(UserError, match=r"x\.json: is a pipe or device; expected a text file"):
         read_json(tmp_path / "x.json")
+
+
+def test_a_missing_file_is_not_called_badly_encoded(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.json: cannot be read, because there is no such file; expected a"):
+        read_text(tmp_path / "a.json", expected="a label file")

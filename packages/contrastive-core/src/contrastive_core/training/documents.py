@@ -80,6 +80,8 @@ def read_text(path: Path, *, largest: int = _LARGEST, expected: str = "a text fi
         UserError: The file cannot be read, is not text, or is larger than `largest` bytes.
     """
     with reading(path, "cannot be read as text in UTF-8", f"expected {expected}; save it again as UTF-8"):
+        if not path.exists():
+            raise UserError(f"{path}: cannot be read, because there is no such file; expected {expected}")
         if not str(path).startswith("/dev/"):  # a pipe from the shell, as in <(command), is intended
             check_regular(path, what="a text file")
         content = bytearray()

@@ -86,12 +86,12 @@ def cases() -> list[Case]:
         ("supcon", lambda z, y, gather: supcon(z, y, temperature=0.3, gather=gather)),
         (
             "suncet with unlabelled samples",
-            lambda z, y, gather: suncet(z, unlabelled(y), temperature=0.3, ignore_index=-1, gather=gather),
+            lambda z, y, gather: suncet(broken(z, y), unlabelled(y), temperature=0.3, ignore_index=-1, gather=gather),
         ),
         (
             "smoothed suncet with unlabelled samples",
             lambda z, y, gather: suncet(
-                z, unlabelled(y), temperature=0.3, label_smoothing=0.2, ignore_index=-1, gather=gather
+                broken(z, y), unlabelled(y), temperature=0.3, label_smoothing=0.2, ignore_index=-1, gather=gather
             ),
         ),
         (
@@ -101,7 +101,7 @@ def cases() -> list[Case]:
         (
             "paws with unlabelled supports",
             lambda z, y, gather: sum(
-                paws(z[::2], z[1::2], z, unlabelled(y), temperature=0.3, ignore_index=-1, gather=gather)
+                paws(z[::2], z[1::2], broken(z, y), unlabelled(y), temperature=0.3, ignore_index=-1, gather=gather)
             ),
         ),
     ]
@@ -110,6 +110,11 @@ def cases() -> list[Case]:
 def unlabelled(y: Tensor) -> Tensor:
     """Remove the labels of one class, of which the processes hold unequal numbers."""
     return y.masked_fill(y == 1, -1)
+
+
+def broken(z: Tensor, y: Tensor) -> Tensor:
+    """Fill the rows that `unlabelled` marks with NaN, which losses that exclude them must not read."""
+    return z.masked_fill((y == 1)[:, None], torch.nan)
 
 
 def penalty(

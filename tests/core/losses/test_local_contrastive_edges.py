@@ -86,6 +86,26 @@ def test_scale_zero_and_nan(differentiate: Differentiate) -> None:
     assert loss(embedding).isnan()
 
 
+@pytest.mark.parametrize("variant", ["inter", "intra"])
+def test_nan_in_ignored_pixels_has_no_effect(variant: Any, differentiate: Differentiate) -> None:
+    embedding, label = blobs()
+    label = label.clone()
+    label[:, ::2] = label[:, ::2].masked_fill(label[:, ::2] == 3, 255)
+    label[:, 0, 0] = 255  # the pixel that stands for anchors of absent classes
+
+    def loss(e: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return local_contrastive(
+            e, label, pairs=PAIRS, variant=variant, num_classes=6, ignore_index=255, generator=generator
+        )
+
+    ignored = (label == 255)[:, None]
+    found = differentiate(loss, embedding.masked_fill(ignored, math.nan))
+    torch.testing.assert_close(found, differentiate(loss, embedding), rtol=1e-12, atol=0)
+    assert (found[1].masked_select(ignored) == 0).all()
+    assert loss(embedding.masked_fill(~ignored, math.nan)).isnan()
+
+
 @pytest.mark.parametrize("reduction", ["pair_mean", "official"])
 @pytest.mark.parametrize("variant", ["inter", "intra"])
 def test_no_foreground_is_zero_with_zero_gradient(differentiate: Differentiate, variant: Any, reduction: Any) -> None:

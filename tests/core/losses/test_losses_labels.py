@@ -124,6 +124,31 @@ def test_unlabelled_samples(mark: int, t: float, formulas: Formulas, differentia
         assert f"ignore_index={mark}" in repr(module)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.usefixtures("small_tiles")
+def test_nan_in_unlabelled_rows_matters_only_to_candidates(
+    bad: float, dtype: torch.dtype, differentiate: Differentiate
+) -> None:
+    z, a, b = randn(10, 4).to(dtype), randn(3, 4, seed=1).to(dtype), randn(3, 4, seed=2).to(dtype)
+    broken = z.masked_fill(~LABELLED[:, None], bad)
+    excluding: list[Callable[..., Tensor]] = [
+        suncet,
+        functools.partial(suncet, label_smoothing=0.2),
+        functools.partial(suncet, temperature=0.02),
+        lambda z, y, ignore_index=None: sum(paws(a, b, z, y, ignore_index=ignore_index)),
+    ]
+    for loss in excluding:
+        value, grad = differentiate(lambda z: loss(z, MARKED, ignore_index=-1), broken)  # noqa: B023
+        alone, grad_alone = differentiate(lambda z: loss(z, MARKED[LABELLED]), z[LABELLED])  # noqa: B023
+        torch.testing.assert_close(value, alone)
+        torch.testing.assert_close(grad[LABELLED], grad_alone)
+        assert (grad[~LABELLED] == 0).all()
+        labelled_is_broken = z.index_fill(0, torch.tensor([3]), bad)
+        assert loss(labelled_is_broken, MARKED, ignore_index=-1).isnan()
+    assert supcon(broken, MARKED, ignore_index=-1).isnan()
+
+
 def test_unlabelled_supports_do_not_vote(differentiate: Differentiate) -> None:
     a, b, supports = randn(3, 4), randn(3, 4, seed=1), randn(10, 4, seed=2)
     found = differentiate(lambda s: sum(paws(a, b, s, MARKED, ignore_index=-1)), supports)

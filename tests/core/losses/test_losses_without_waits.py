@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -56,6 +57,17 @@ def test_unlabelled_samples(
     monkeypatch.undo()  # the host path, which other tests compare with the formulas
     for ours, loss in zip(found, losses, strict=True):
         torch.testing.assert_close(ours, differentiate(loss, z), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_nan_in_unlabelled_rows_has_no_effect(smoothing: float, differentiate: Differentiate) -> None:
+    z, unlabelled = randn(10, 4), MARKED == -1
+    loss = functools.partial(suncet, labels=MARKED, label_smoothing=smoothing, ignore_index=-1)
+    with Waits() as waits:
+        found = differentiate(loss, z.masked_fill(unlabelled[:, None], torch.nan))
+    assert not waits.found
+    torch.testing.assert_close(found, differentiate(loss, z), rtol=1e-12, atol=0)
+    assert (found[1][unlabelled] == 0).all()
 
 
 @pytest.mark.parametrize("labelled", [0, 1])

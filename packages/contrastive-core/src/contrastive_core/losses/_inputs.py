@@ -450,6 +450,19 @@ def class_numbers(
     return numbers if rows is None else numbers.to(rows.device)
 
 
+def without_ignored(rows: Tensor, labels: Tensor) -> Tensor:
+    """Replace rows labelled NO_CLASS by zeros, so that neither their values nor their gradients can be NaN.
+
+    A mask or a selection after the rows are normalised would not suffice: the backward pass multiplies the zero gradient
+    of an excluded row by the row itself, and 0 * NaN is NaN.
+
+    Args:
+        rows: Embeddings [N, D], not yet normalised.
+        labels: Labels from :func:`class_numbers`, int64 [N].
+    """
+    return rows.masked_fill((labels == NO_CLASS)[:, None], 0.0)
+
+
 def check_ignore_index(name: str, ignore_index: int | None, labels: Tensor | None = None) -> None:
     """Check that ignore_index is None, or an integer that the type of the labels can hold.
 

@@ -72,14 +72,16 @@ def local_contrastive(
         num_classes: Number of classes C, including the background. If None, it is taken from `anchors`, or else is the
             largest label + 1.
         ignore_index: Label of unlabelled pixels, usually 255. Like background pixels, they are not anchors and do not
-            contribute to a mean embedding. Because only means are candidates, they are not candidates either.
+            contribute to a mean embedding. Because only means are candidates, they are not candidates either. NaN in
+            these pixels has no effect, and their gradient is 0.
         reduction: "pair_mean" is the mean over pairs of S / N, where N is half the number of existing terms. "official"
             is the formula of the released code, where N counts all classes and each pair is divided by N once more for
             every pair that follows, so that the last pair counts most: (1 / Q) sum_b S_b N^-(Q - b + 1), b = 1 .. Q.
         generator: Generator for drawn anchors.
 
     Returns:
-        Scalar; float64 if the embedding is float64, else float32. NaN embeddings give NaN.
+        Scalar; float64 if the embedding is float64, else float32. NaN embeddings give NaN, unless their label is
+        ignore_index.
 
     Raises:
         ValueError: Shapes do not match, labels are outside 0 .. C-1, pairs are outside the batch, anchors are outside
@@ -111,6 +113,8 @@ def local_contrastive(
     dtype = result_dtype(embedding)
     # Convert once for anchors and prototypes, so that the sum of their gradients is rounded only once.
     embedding = embedding.to(dtype)
+    if ignored is not None:
+        embedding = embedding.masked_fill(ignored[:, None], 0.0)  # 0 * NaN would be NaN in the means
     prototypes, present = class_means(embedding, label, classes)
     if anchors is None:
         anchors = draw_anchors(label, num_classes=classes, anchors_per_class=anchors_per_class, generator=generator)

@@ -20,6 +20,7 @@ from contrastive_core.losses._inputs import (
     result_dtype,
     tensors_first,
     unit_rows,
+    without_ignored,
 )
 from contrastive_core.similarity.precision import exact_dtype
 from contrastive_core.similarity.reference import NO_CLASS
@@ -60,7 +61,7 @@ def paws(
         sharpening: Temperature of the targets; 0.25 in the paper.
         label_smoothing: Label smoothing in [0, 1); 0.1 in the paper.
         ignore_index: Label of unlabelled supports, usually -1. They are excluded as candidates, because they have no
-            label to contribute to the prediction.
+            label to contribute to the prediction. NaN in these rows has no effect, and their gradient is 0.
         gather: Whether to use the supports and the mean prediction of all processes. With parameter gradients averaged
             over processes, this is the loss of the union batch.
 
@@ -87,6 +88,8 @@ def paws(
     check_rows("paws", view_a=view_a, view_b=view_b, supports=supports)
     check_same_count("paws", view_a=view_a, view_b=view_b)
     labels = class_numbers("paws", labels, rows=supports, ignore_index=ignore_index, wait=True)
+    if ignore_index is not None:
+        supports = without_ignored(supports, labels)
     exact = exact_dtype(view_a)
     views = torch.cat([unit_rows(view_a, exact), unit_rows(view_b, exact)])
     candidates = unit_rows(supports, exact)

@@ -24,6 +24,7 @@ from contrastive_core.losses._inputs import (
     result_dtype,
     tensors_first,
     unit_rows,
+    without_ignored,
     working_dtype,
 )
 from contrastive_core.losses.nt_xent import softplus
@@ -70,14 +71,15 @@ def suncet(
         label_smoothing: Label smoothing in [0, 1); 0 in the paper.
         ignore_index: Label of unlabelled samples, usually -1. They are excluded as anchors, positives and candidates,
             so that the result is that of the labelled rows alone: the paper's sums run over the labelled mini-batch,
-            and whether an unlabelled neighbour has the anchor's class is unknown.
+            and whether an unlabelled neighbour has the anchor's class is unknown. NaN in these rows has no effect, and
+            their gradient is 0.
         gather: Whether the candidates are the samples of all processes; the anchors are those of this process. With
             parameter gradients averaged over processes, this is the loss of the union batch. "all" and "ring" select
             how rows are exchanged (see `how_to_gather`).
 
     Returns:
         Scalar; float64 if z is float64, else float32. A row of zeros has similarity 0 with every row and no gradient;
-        NaN embeddings give NaN.
+        NaN embeddings of labelled samples give NaN.
 
     Raises:
         ValueError: Shapes are wrong, there are fewer than two samples, the temperature is not positive and finite,
@@ -153,6 +155,8 @@ def _suncet(
     check_label_smoothing(name, label_smoothing)
     check_rows(name, z=z)
     labels = class_numbers(name, labels, rows=z, ignore_index=ignore_index)
+    if ignore_index is not None:
+        z = without_ignored(z, labels)
     rows = unit_rows(z, exact_dtype(z) if label_smoothing else working_dtype(z, temperature=t.value))
     way = how_to_gather(name, gather, rows)
     if label_smoothing and gather == "ring":

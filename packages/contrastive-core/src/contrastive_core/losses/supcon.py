@@ -57,14 +57,14 @@ def supcon(
             0.07 to 0.1 in the paper.
         ignore_index: Label of unlabelled samples, usually -1. They are neither anchors nor positives, but remain
             candidates: the paper's denominator runs over all other samples of the batch, and most unlabelled samples
-            are of another class.
+            are of another class. NaN in one of these rows therefore gives NaN; leave such rows out of the batch.
         gather: Whether the candidates are the samples of all processes; the anchors are those of this process. With
             parameter gradients averaged over processes, this is the loss of the union batch. "all" and "ring" select
             how rows are exchanged (see `how_to_gather`).
 
     Returns:
         Scalar, at least the mean of log(number of positives); float64 if z is float64, else float32. A row of zeros has
-        similarity 0 with every row and no gradient; NaN embeddings give NaN.
+        similarity 0 with every row and no gradient; NaN embeddings give NaN, those of unlabelled samples included.
 
     Raises:
         ValueError: Shapes are wrong, there are fewer than two samples, the temperature is not positive and finite, or

@@ -364,6 +364,16 @@ def test_bad_arguments_are_refused(teacher: Path, tmp_path: Path, arguments: dic
         distill(out=tmp_path / "run", run=QUIET, **settings)
 
 
+def test_labels_of_a_single_class_are_refused(teacher: Path, tmp_path: Path) -> None:
+    images, labels = open_images("digits"), tmp_path / "threes.txt"
+    labels.write_text("".join(f"{images.key(i)}\n" for i in range(100) if images.classes[images.labels()[i]] == "3"))
+    with pytest.raises(UserError, match=r"threes.txt: found labelled images of one class only \(3\)"):
+        distill(
+            str(teacher), "digits", tmp_path / "run", alpha=0.5, labels=labels,
+            training=DistillationOptions(epochs=1), run=QUIET,
+        )  # fmt: skip
+
+
 def test_labels_of_other_classes_are_refused(teacher: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     manifest = tmp_path / "cats.csv"

@@ -106,6 +106,13 @@ def test_images_of_a_new_class_change_no_other_choice(
     assert [image for image in new if image[1] != "ape"] == list(old)
 
 
+def test_a_single_class_is_refused(write, noise, tmp_path: Path) -> None:
+    data = write({f"photos/cat/{number}.png": noise(number) for number in range(4)}) / "photos"
+    with pytest.raises(UserError, match=r"photos: found labelled images of one class only \(cat\), expected at least"):
+        make_splits(str(data), tmp_path / "labels", draw=LabelDrawOptions(fractions=(0.5,), draws=1))
+    assert not (tmp_path / "labels").exists()
+
+
 def test_official_sizes() -> None:
     """The lists published with SimCLR: 12,811 and 128,116 images, 12 or 13 and 128 or 129 of every class."""
     sizes = {f"n{i:08d}": 732 + (i * 7919) % 569 for i in range(1000)}

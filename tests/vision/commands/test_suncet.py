@@ -187,6 +187,13 @@ def test_labelled_images_may_lie_elsewhere(tmp_path: Path) -> None:
         open_labelled(SuNCEtOptions(classes_per_batch=2), str(tmp_path / "photos"), split="train")
 
 
+def test_labels_of_a_single_class_are_refused(tmp_path: Path) -> None:
+    images, labels = open_images("digits"), tmp_path / "threes.txt"
+    labels.write_text("".join(f"{images.key(i)}\n" for i in range(100) if images.classes[images.labels()[i]] == "3"))
+    with pytest.raises(UserError, match=r"threes.txt: found labelled images of one class only \(3\)"):
+        open_labelled(SuNCEtOptions(labels=labels), "digits", split="train")
+
+
 def test_wrong_options_are_refused(tmp_path: Path) -> None:
     for settings, message in (
         ({"classes_per_batch": 1}, "classes_per_batch is 1"),

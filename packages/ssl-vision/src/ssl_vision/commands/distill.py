@@ -14,7 +14,14 @@ from contrastive_core.losses import distillation
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import ImageSet, open_images, skip_bad
 from ssl_vision.data.dataset import Load, UnlabelledReadOptions
-from ssl_vision.labels.subsets import check_classes, merge_fingerprints, training_set, validation_set, without
+from ssl_vision.labels.subsets import (
+    check_classes,
+    merge_fingerprints,
+    require_two_classes,
+    training_set,
+    validation_set,
+    without,
+)
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import (
     NONE,
@@ -111,6 +118,8 @@ def distill(
     for some in (scored, labelled):
         if some is not None:
             check_classes(some, found.classes, of=f"of {teacher}")
+    if labelled is not None:
+        require_two_classes(labelled, labels=labels)
     unlabelled = without(images, held_out)
     with Run(out, config=config, command="ssl-vision distill", options=run, free=FREE, resolved=resolved) as r:
         budget = plan_budget(len(unlabelled), epochs=epochs, batch_size=training.batch_size, world_size=r.world_size)

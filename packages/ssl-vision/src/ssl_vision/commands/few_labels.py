@@ -216,7 +216,7 @@ def few_labels(
     loaded = load_encoder(model, device=inference.device, encoder=encoder)
     images = open_images(data, split=part, channels=loaded.channels, read=read)
     train = training_set(images, labels)
-    require_two_classes(train)
+    require_two_classes(train, labels=labels)
     test = _test_images(data, part=part, test_part=test_part, images=images)
     share = 0.0 if test is None else validation_share(test, loaded.validated_on, part=test_part)
     x, y = extract(loaded, train, batch_size=inference.batch_size).cpu(), train.labels()

@@ -58,7 +58,7 @@ def linear(
     loaded = load_encoder(model, device=probe.device, encoder=encoder)
     before = module_hash(loaded.encoder)
     train = labelled_images(data, split=probe.train_part, labels=probe.labels, channels=loaded.channels, read=read)
-    require_two_classes(train)
+    require_two_classes(train, labels=probe.labels)
     test = evaluation_features(
         loaded, data, part=probe.test_part, batch_size=probe.batch_size, classes=train.classes, read=read
     )

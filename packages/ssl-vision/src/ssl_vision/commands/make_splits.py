@@ -17,6 +17,7 @@ from ssl_vision.data.dataset import map_images
 from ssl_vision.data.open import locate
 from ssl_vision.labels.choose import Balance, images_for, share_out, shuffled_by_class
 from ssl_vision.labels.files import LabelFile
+from ssl_vision.labels.subsets import require_two_classes
 
 VALIDATION = "validation.json"
 _SHOWN = 5
@@ -92,9 +93,13 @@ def make_splits(
 
     Returns:
         Content of the files.
+
+    Raises:
+        UserError: All images are of one class, or a class has too few images.
     """
     seed = draw.seed
     images = open_images(data, split=part)
+    require_two_classes(images)
     files = _Files(data, part, images, Path(out))
     groups = shuffled_by_class(images.labels(), images.classes, seed=derive(seed, "validation"))
     held_out: set[int] = set()

@@ -155,7 +155,7 @@ def labelled_features(
     """
     images = labelled_images(data, split=split, classes=classes, labels=labels, channels=model.channels, read=read)
     if classes is None:
-        require_two_classes(images)
+        require_two_classes(images, labels=labels)
     features = extract(model, images, batch_size=batch_size)
     return LabelledFeatures(
         features, images.labels().to(features.device), images.classes, module_hash(model.encoder), images.split

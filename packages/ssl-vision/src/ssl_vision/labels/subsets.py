@@ -147,8 +147,12 @@ def check_classes(images: ImageSet, expected: list[str], *, of: str) -> None:
         )
 
 
-def require_two_classes(images: ImageSet) -> None:
-    """Refuse to train a classifier on images of a single class.
+def require_two_classes(images: ImageSet, *, labels: Path | None = None) -> None:
+    """Refuse to learn classes from images of a single class.
+
+    Args:
+        images: Labelled images.
+        labels: Label file that lists them, for the message.
 
     Raises:
         UserError: All images are of one class.
@@ -157,8 +161,8 @@ def require_two_classes(images: ImageSet) -> None:
     if len(present) < 2:
         name = images.classes[present[0]] if present else "none"
         raise UserError(
-            f"{images.name}: found labelled images of one class only ({name}), expected at least two classes. Look at "
-            "the folders with `ssl-vision check`, or give labelled images of the other classes too"
+            f"{labels or images.name}: found labelled images of one class only ({name}), expected at least two "
+            "classes. Look at the folders with `ssl-vision check`, or give labelled images of the other classes too"
         )
 
 

@@ -109,7 +109,7 @@ def finetune(
     images = open_images(data, split=part, channels=start.architecture.encoder.image_channels, read=read)
     scored, held_out = validation_set(validation.validate_on, data, images)
     labelled = training_set(images, labels, held_out=held_out)
-    require_two_classes(labelled)
+    require_two_classes(labelled, labels=labels)
     targets = labelled.labels()
     size = start.architecture.image_size
     resolved = {"encoder": start.described(encoder), "training": replace(training, image_size=size, epochs=epochs)}

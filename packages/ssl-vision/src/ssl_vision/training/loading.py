@@ -21,7 +21,7 @@ from contrastive_core.training.samplers import StepLoader
 from ssl_vision.augment import CropFlip
 from ssl_vision.data import ImageSet, in_memory, open_images, skip_bad, small_in_memory
 from ssl_vision.data.dataset import Load, ReadOptions, UnlabelledReadOptions
-from ssl_vision.labels.subsets import training_set
+from ssl_vision.labels.subsets import require_two_classes, training_set
 from ssl_vision.training.options import SuNCEtOptions
 
 FREE = ("read.load",)
@@ -213,9 +213,13 @@ def open_labelled(
     """Open the labelled images of SuNCEt, in the order of their data set; labels of other images are not read.
 
     Raises:
-        UserError: There are no such data, no labels, or a label file that does not match the data.
+        UserError: There are no such data, no labels, labels of a single class, or a label file that does not match the
+            data.
     """
-    return training_set(open_images(options.data or data, split=split, channels=channels, read=read), options.labels)
+    images = open_images(options.data or data, split=split, channels=channels, read=read)
+    labelled = training_set(images, options.labels)
+    require_two_classes(labelled, labels=options.labels)
+    return labelled
 
 
 class Feed:

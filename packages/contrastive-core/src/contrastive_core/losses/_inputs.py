@@ -453,8 +453,8 @@ def class_numbers(
 def without_ignored(rows: Tensor, labels: Tensor) -> Tensor:
     """Replace rows labelled NO_CLASS by zeros, so that neither their values nor their gradients can be NaN.
 
-    A mask or a selection after the rows are normalised would not suffice: the backward pass multiplies the zero gradient
-    of an excluded row by the row itself, and 0 * NaN is NaN.
+    Rows that are excluded after they have been normalised would still get a gradient of NaN, because the backward pass
+    multiplies their zero gradient by the row itself.
 
     Args:
         rows: Embeddings [N, D], not yet normalised.

@@ -115,11 +115,7 @@ def distill(
     resolved = {"encoder": start.described(encoder), "training": replace(training, image_size=size)}
     scored, held_out = validation_set(validation.validate_on, data, images)
     labelled = None if alpha == 1 else training_set(images, labels, held_out=held_out)
-    for some in (scored, labelled):
-        if some is not None:
-            check_classes(some, found.classes, of=f"of {teacher}")
-    if labelled is not None:
-        require_two_classes(labelled, labels=labels)
+    _check_labels(scored, labelled, labels=labels, teacher=teacher, classes=found.classes)
     unlabelled = without(images, held_out)
     with Run(out, config=config, command="ssl-vision distill", options=run, free=FREE, resolved=resolved) as r:
         budget = plan_budget(len(unlabelled), epochs=epochs, batch_size=training.batch_size, world_size=r.world_size)
@@ -227,6 +223,17 @@ def _encoder_of(teacher: str, asked: EncoderOptions | None) -> EncoderOptions:
             f"or set --init {NONE}"
         )
     return own
+
+
+def _check_labels(
+    scored: ImageSet | None, labelled: ImageSet | None, *, labels: Path | None, teacher: str, classes: list[str]
+) -> None:
+    """Check that validation and labelled images have the teacher's classes, and the latter more than one of them."""
+    for some in (scored, labelled):
+        if some is not None:
+            check_classes(some, classes, of=f"of {teacher}")
+    if labelled is not None:
+        require_two_classes(labelled, labels=labels)
 
 
 def _check(training: DistillationOptions, *, alpha: float, temperature: float, labels: Path | None) -> None:

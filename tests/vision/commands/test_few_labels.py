@@ -17,7 +17,9 @@ from ssl_vision.commands.few_labels import Candidate, _recommended, _Tried, few_
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_vision.commands.pretrain import pretrain
+from ssl_vision.data import open_images
 from ssl_vision.evaluation.scores import ProbeOptions
+from ssl_vision.labels.choose import choose_per_class
 from ssl_vision.models import EncoderOptions
 from ssl_vision.training.options import AugmentOptions, OptimizerOptions, PretrainingOptions
 
@@ -89,40 +91,80 @@ def test_test_images_choose_nothing(pretrained: Path, labels: Path, tmp_path: Pa
 def test_with_one_label_per_class_nothing_is_validated(labels: Path, tmp_path: Path) -> None:
     file = labels / "1-per-class-draw0.json"
     result = few_labels("pixels", "digits", tmp_path, labels=file, methods=("linear", "knn"), inference=CPU)
-    assert [(c.validated, c.held_out) for c in result.candidates] == [(None, 0), (None, 0)]
+    assert [(c.validated, c.log_likelihood, c.held_out) for c in result.candidates] == [
+        (None, None, 0),
+        (None, None, 0),
+    ]
     assert result.recommended == "linear"
 
 
-def tried(method: str, right: int, held_out: int = 100, *, first: int = 0) -> _Tried:
-    """A method that is right on images `first` to ``first + right - 1`` of 100; the first ones are held out."""
+def tried(method: str, right: int, held_out: int = 100, *, first: int = 0, likely: float = -1.0) -> _Tried:
+    """A method that is right on images `first` to ``first + right - 1`` of 100; the first ones are held out.
+
+    The log-likelihood of an image is `likely`, one less or one more.
+    """
     number = torch.arange(100)
-    return _Tried(method, "", (number >= first) & (number < first + right), number < held_out, None)  # type: ignore[arg-type]
+    likelihood = likely + torch.where(number % 2 == 0, -1.0, 1.0) * (0.0 if method == "linear" else 1.0)
+    return _Tried(
+        method, "", (number >= first) & (number < first + right), likelihood.double(), number < held_out, None  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def test_a_cheaper_method_is_recommended_where_it_does_not_differ() -> None:
-    linear, tuned = tried("linear", 80), tried("finetune", 84)
+    linear, tuned = tried("linear", 80), tried("finetune", 84, likely=-0.95)
+    unlikely = tried("knn", 90, likely=-1.15)
     cases = {  # on the same images, and on four more: (84 - 80) > sqrt(4)
-        "its accuracy is 4.0 ± 2.0 points above that of the linear classifier": ([linear, tuned], tuned),
+        "its accuracy is 4.0 ± 2.0 points above that of the linear classifier (± standard error), and its mean "
+        "log-likelihood 0.05 ± 0.10.": ([linear, tuned], tuned),
+        "its accuracy is 1.0 ± 1.0 points above that of the linear classifier (± standard error), and its mean "
+        "log-likelihood 0.20 ± 0.10.": ([linear, tried("finetune", 81, likely=-0.8)], tried("finetune", 81)),
         "No other method classifies more of the 100": ([linear, tried("finetune", 80, first=1)], linear),
-        "fine-tuning is 1.0 ± 1.0 points more accurate, which is within": ([linear, tried("finetune", 81)], linear),
-        "is 4.0 ± 6.0 points more accurate": ([linear, tried("finetune", 84, first=16)], linear),
-        "nearest neighbours is 2.0 ± 1.4 points more accurate, which is within 1.64 standard errors": (
-            [linear, tried("knn", 82), tried("finetune", 80, first=1)], tried("linear", 80),
+        "fine-tuning is 1.0 ± 1.0 points more accurate, which is within the standard error, like": (
+            [linear, tried("finetune", 81, likely=-0.95)], linear,
         ),
-        "its accuracy is 3.0 ± 1.7 points above": (
-            [linear, tried("knn", 80, first=1), tried("finetune", 83)], tried("finetune", 83),
+        "is 4.0 ± 6.0 points more accurate, which": ([linear, tried("finetune", 84, first=16, likely=-0.95)], linear),
+        "nearest neighbours is 2.0 ± 1.4 points more accurate, which is within 1.64 standard errors": (
+            [linear, tried("knn", 82, likely=-0.95), tried("finetune", 80, first=1)], linear,
+        ),
+        "nearest neighbours is 10.0 ± 3.2 points more accurate, but its mean log-likelihood is 0.15 ± 0.10 lower": (
+            [linear, unlikely, tried("finetune", 80, likely=-0.5)], linear,
+        ),
+        "its accuracy is 3.0 ± 1.7 points above that of the linear": (
+            [linear, unlikely, tried("finetune", 83, likely=-0.9)], tried("finetune", 83),
+        ),
+        "its accuracy is 6.0 ± 2.4 points above that of the nearest neighbours": (
+            [linear, tried("knn", 90, likely=-0.9), tried("finetune", 96, likely=-0.8)], tried("finetune", 96),
+        ),
+        "its accuracy is 10.0 ± 3.2 points above that of the linear": (
+            [linear, tried("knn", 90, likely=-0.9), tried("finetune", 90, first=1, likely=-0.5)], tried("knn", 90),
         ),
         "On 20 held-out images, fine-tuning": (  # the images that both have held out
-            [tried("linear", 19), tried("finetune", 20, held_out=20)], tried("linear", 19),
+            [tried("linear", 19), tried("finetune", 20, held_out=20, likely=-0.95)], linear,
         ),
-        "no image can be held out": ([tried("linear", 80, held_out=0), tuned], tried("linear", 80, held_out=0)),
+        "no image can be held out": ([tried("linear", 80, held_out=0), tuned], linear),
         "No other method was compared": ([tuned], tuned),
     }  # fmt: skip
     for reason, (methods, expected) in cases.items():
         chosen, found = _recommended(methods)
         assert reason in found
         assert chosen.method == expected.method
-    assert tuned.candidate() == Candidate("finetune", "", 84.0, 100, None, pytest.approx(math.sqrt(84 * 16 / 100)))
+    error = pytest.approx(math.sqrt(84 * 16 / 100))
+    assert tuned.candidate() == Candidate("finetune", "", 84.0, 100, None, error, pytest.approx(-0.95))
+
+
+def test_a_class_without_a_second_image_does_not_count(tmp_path: Path) -> None:
+    """No method can predict it when it is held out, and neither its probability nor its absence tells them apart."""
+    images = open_images("digits")
+    chosen = choose_per_class(images.labels(), images.classes, 4, seed=0).sort().values.tolist()
+    lonely = images.labels()[chosen[0]]
+    file = tmp_path / "labels.txt"
+    kept = [i for i in chosen if images.labels()[i] != lonely or i == chosen[0]]
+    file.write_text("".join(f"{images.key(i)}\n" for i in kept))
+    result = few_labels("pixels", "digits", tmp_path / "out", labels=file, methods=("linear", "knn"), inference=CPU)
+    for candidate in result.candidates:
+        assert candidate.held_out == 37
+        assert candidate.log_likelihood is not None
+        assert -1 < candidate.log_likelihood < 0  # a logit of -30 for an unknown class would subtract 0.8
 
 
 def test_what_cannot_be_compared_is_refused(labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,8 @@ from ssl_vision.data import in_memory, open_images
 from ssl_vision.evaluation.probes import (
     NEIGHBOURS,
     PENALTIES,
+    SMOOTHINGS,
+    ChosenNeighbours,
     choose_logistic,
     choose_neighbours,
     fit_logistic,
@@ -167,15 +169,29 @@ def test_with_a_single_sample_of_every_class_nothing_is_validated() -> None:
     assert chosen.right is None
 
 
-def test_the_number_of_neighbours_is_the_best_of_leaving_one_out() -> None:
+def test_neighbours_are_the_most_likely_of_leaving_one_out() -> None:
+    """Against a loop over single samples; the only sample of a class does not count."""
     features, labels = clouds(90, dim=4, classes=3, seed=2)
-    right = {}
+    labels[7] = 5
+    counted = [i for i in range(90) if i != 7]
+    likelihoods = {}
     for k in (k for k in NEIGHBOURS if k < 90):
         stay = [torch.arange(90) != i for i in range(90)]
-        votes = [
-            knn_scores(features[i : i + 1], features[stay[i]], labels[stay[i]], num_classes=3, k=k) for i in range(90)
-        ]
-        right[k] = int((torch.cat(votes).argmax(dim=1) == labels).sum())
-    assert len(set(right.values())) > 2
-    assert choose_neighbours(features, labels, 3) == max(right, key=lambda k: right[k])
-    assert choose_neighbours(features[:1], labels[:1], 3) == 1
+        votes = torch.cat([
+            knn_scores(features[i : i + 1], features[stay[i]], labels[stay[i]], num_classes=6, k=k) for i in counted
+        ]).double()  # fmt: skip
+        shares = (votes / votes.sum(dim=1, keepdim=True)).gather(1, labels[counted, None])
+        for smoothing in SMOOTHINGS:
+            likelihoods[k, smoothing] = float(((1 - smoothing) * shares + smoothing / 4).log().mean())
+    found = choose_neighbours(features, labels)
+    assert (found.k, found.smoothing) == max(likelihoods, key=lambda settings: likelihoods[settings])
+    assert found.k > 1
+    assert found.classes == 4
+    assert choose_neighbours(features[:1], labels[:1]).k == 1
+    assert choose_neighbours(features[:3], torch.arange(3)).k == 1  # nothing can be right
+
+
+def test_the_likelihood_of_neighbours_is_finite() -> None:
+    scores = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 0.0]])
+    found = ChosenNeighbours(k=3, smoothing=0.2, classes=2).log_likelihood(scores, torch.tensor([0, 0]))
+    torch.testing.assert_close(found, torch.tensor([0.8 * 0.75 + 0.1, 0.1], dtype=torch.float64).log())

@@ -47,32 +47,68 @@ NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
 """Numbers of neighbours to choose from."""
 
 
-def choose_neighbours(features: Tensor, labels: Tensor, num_classes: int, *, temperature: float = 0.1) -> int:
-    """Return the number of `NEIGHBOURS` whose vote is right on most samples, each classified by all others.
+SMOOTHINGS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Smoothings of the vote to choose from."""
 
-    The smallest of equally good ones is returned, and 1 for a single sample. Memory is a block of similarities.
+
+@dataclass(frozen=True)
+class ChosenNeighbours:
+    """Settings of a vote of nearest neighbours that were chosen by leaving one sample out.
+
+    Attributes:
+        k: Number of neighbours.
+        smoothing: Share of the uniform distribution in the class probabilities.
+        classes: Number of classes among the samples.
+    """
+
+    k: int
+    smoothing: float
+    classes: int
+
+    def log_likelihood(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Compute the log-probability of the true class, float64 ``[Q]``, which the smoothing keeps finite.
+
+        ``p_c = (1 - smoothing) * score_c / sum of scores + smoothing / classes``
+
+        Args:
+            scores: Scores of `knn_scores`, ``[Q, C]``.
+            labels: Class numbers, int64 ``[Q]``.
+        """
+        scores = scores.double()
+        share = scores.gather(1, labels[:, None])[:, 0] / scores.sum(dim=1)
+        return ((1 - self.smoothing) * share + self.smoothing / self.classes).log()
+
+
+def choose_neighbours(features: Tensor, labels: Tensor, *, temperature: float = 0.1) -> ChosenNeighbours:
+    """Choose the number of neighbours and the smoothing of the best likelihood, each sample classified by all others.
+
+    The likelihood tells numbers apart that few samples do not by accuracy. The smallest number of equally good ones is
+    chosen, and 1 if no class has two samples. Memory is a block of similarities.
 
     Args:
         features: Features, ``[N, D]``.
         labels: Class numbers, int64 ``[N]``.
-        num_classes: Number of classes.
         temperature: Temperature of the vote, see `knn_scores`.
     """
+    _, number, count = torch.unique(labels, return_inverse=True, return_counts=True)
+    known = count[number] > 1  # others can be right on no sample of a class of its own
     numbers = [k for k in NEIGHBOURS if k < len(labels)]
-    if not numbers:
-        return 1
+    smoothing = torch.tensor(SMOOTHINGS, dtype=torch.float64, device=features.device)
+    if not known.any():
+        return ChosenNeighbours(1, SMOOTHINGS[-1], len(count))
     unit = F.normalize(features.float(), dim=1)
-    right = torch.zeros(len(numbers), dtype=torch.int64)
-    for rows in torch.split(torch.arange(len(unit)), 1024):
+    total = torch.zeros(len(numbers), len(smoothing), dtype=torch.float64, device=features.device)
+    for rows in torch.split(torch.nonzero(known).flatten(), 1024):
         similarity = unit[rows] @ unit.T
         similarity[torch.arange(len(rows)), rows] = -torch.inf
         similarity, neighbour = similarity.topk(numbers[-1], dim=1)
-        weight = ((similarity - similarity[:, :1]) / temperature).exp()
-        for place, k in enumerate(numbers):
-            votes = torch.zeros(len(rows), num_classes, device=unit.device)
-            votes.scatter_add_(1, labels[neighbour[:, :k]], weight[:, :k])
-            right[place] += int((votes.argmax(dim=1) == labels[rows]).sum())
-    return numbers[int(right.argmax())]
+        weight = ((similarity - similarity[:, :1]) / temperature).exp().double()
+        right = (weight * (labels[neighbour] == labels[rows, None])).cumsum(dim=1)
+        share = (right / weight.cumsum(dim=1))[:, [k - 1 for k in numbers], None]
+        total += ((1 - smoothing) * share + smoothing / len(count)).log().sum(dim=0)
+    best = total.amax(dim=1)
+    place = int(best.argmax())
+    return ChosenNeighbours(numbers[place], SMOOTHINGS[int(total[place].argmax())], len(count))
 
 
 class Cached:
@@ -244,11 +280,14 @@ class ChosenLogistic:
         accuracies: Accuracy in each fold with the chosen penalty; empty without cross-validation.
         right: Whether the class of each sample was predicted correctly when its fold was held out, with the chosen
             penalty, bool ``[N]``; None without cross-validation.
+        log_likelihood: Log-probability of the class of each sample when its fold was held out, float64 ``[N]``, 0 if
+            the class was missing from the other folds; None without cross-validation.
     """
 
     fit: LogisticFit
     accuracies: tuple[float, ...]
     right: Tensor | None = None
+    log_likelihood: Tensor | None = None
 
 
 def choose_logistic(
@@ -290,7 +329,7 @@ def choose_logistic(
     accuracies = torch.stack([right[:, held_out].double().mean(dim=1) for held_out in parts], dim=1)
     best = int(likelihood.sum(dim=1).argmax())
     fit = list(fit_logistic(features, labels, num_classes, penalties=PENALTIES[: best + 1]))[-1]
-    return ChosenLogistic(_rescaled(fit, scale), tuple(accuracies[best].tolist()), right[best])
+    return ChosenLogistic(_rescaled(fit, scale), tuple(accuracies[best].tolist()), right[best], likelihood[best])
 
 
 def stratified_folds(labels: Tensor, *, folds: int, seed: int) -> list[Tensor]:

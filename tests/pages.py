@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+_BOXES = {"wide", "panels"}  # classes of elements that scroll, or whose content shrinks to the page
 _VOID = {"meta", "img", "br", "link", "input", "hr", "base"}
 
 
@@ -19,6 +20,8 @@ class Page(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.open: list[str] = []
+        self.classes: list[set[str]] = []
+        self.loose: list[str] = []
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str, str]] = []
         self.words: list[str] = []
@@ -30,6 +33,10 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        classes = set((dict(attrs).get("class") or "").split())
+        is_wide = tag == "svg" or (tag == "table" and "settings" not in classes) or "picture" in classes
+        if is_wide and not any(outer & _BOXES for outer in self.classes):
+            self.loose.append(f"{tag} {' '.join(sorted(classes))}")
         self.attributes += [(tag, name, value or "") for name, value in attrs]
         if tag == "img":
             source = dict(attrs)["src"] or ""
@@ -41,12 +48,14 @@ class Page(HTMLParser):
             self.images.setdefault(self.heading, []).append(picture)
         if tag not in _VOID:
             self.open.append(tag)
+            self.classes.append(classes)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += [(tag, name, value or "") for name, value in attrs]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        self.classes.pop()
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] == "h2":
@@ -61,6 +70,13 @@ class Page(HTMLParser):
 
 def read(path: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
+
+
+def assert_fits_a_phone(page: Page) -> None:
+    """Tables, curves and pictures are in boxes that scroll or shrink, so that the page never scrolls sideways."""
+    assert page.loose == []
+    assert "table" in page.tags
+    assert "svg" in page.tags
 
 
 def assert_stands_alone(page: Page, source: str) -> None:

@@ -173,7 +173,7 @@ def test_no_field_of_a_run_raises_another_error_in_its_report(
     settings = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**settings, "data": str(tmp_path / "moved")}))
     for module in map(importlib.import_module, DRAWING[domain]):
-        for name in ("to_inline_svg", "training_figure", "rounds_figure", "bland_altman_figure"):
+        for name in ("to_inline_svg", "training_curves", "rounds_figure", "bland_altman_figure"):
             monkeypatch.setattr(module, name, lambda *_, **__: "", raising=False)
     report(run, out=tmp_path / "page.html")
 

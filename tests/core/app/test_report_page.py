@@ -1,10 +1,18 @@
-"""Report HTML keeps flags whole where a narrow screen breaks the lines of a command."""
+"""Report HTML on a narrow screen: flags stay whole, and what is wider than the page scrolls in a box."""
 
 from __future__ import annotations
 
 from importlib import resources
 
+import pytest
+
 from contrastive_core.app.report import page
+from contrastive_core.app.report.figures import RATE, Panel, training_curves
+from tests.pages import Page, assert_fits_a_phone
+
+
+def style() -> str:
+    return resources.files("contrastive_core.app.report").joinpath("page.css").read_text(encoding="utf-8")
 
 
 def test_flags_of_a_command_do_not_break() -> None:
@@ -16,5 +24,22 @@ def test_flags_of_a_command_do_not_break() -> None:
     assert page.paragraph("Use `train --init`, not -x.") == (
         '<p>Use <code>train <span class="flag">--init</span></code>, not -x.</p>'
     )
-    style = resources.files("contrastive_core.app.report").joinpath("page.css").read_text(encoding="utf-8")
-    assert ".flag { white-space: nowrap; }" in style
+    assert ".flag { white-space: nowrap; }" in style()
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+def test_curves_are_separate_figures_that_wrap(unit: str) -> None:
+    records = [
+        {"step": step, "loss": 1 / step, "lr": 0.1} | ({"epoch": step} if unit == "epoch" else {}) for step in (1, 2)
+    ]
+    curves = training_curves(records, [Panel("Loss <1>", {"loss": ""}), RATE], name="curves")
+    html = page.document("curves", [curves, page.table(["a", "b"], [["1", "2"]], kind="numbers")])
+    found = Page(html)
+    assert_fits_a_phone(found)
+    labels = [value for tag, name, value in found.attributes if (tag, name) == ("svg", "aria-label")]
+    assert labels == [f"Loss <1> by {unit}", f"Learning rate by {unit}"]
+    identifiers = [value for _, name, value in found.attributes if name == "id"]
+    assert len(identifiers) == len(set(identifiers)) > 2
+    rules = style()
+    assert "minmax(min(100%, 14rem), 1fr)" in rules  # a column is at most as wide as the page
+    assert "overflow-x: auto" in rules.partition(".wide {")[2].partition("}")[0]

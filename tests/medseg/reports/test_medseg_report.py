@@ -36,7 +36,7 @@ from ssl_medseg.reports.rounds import rounds_figure
 from ssl_medseg.reports.run_folder import Stage, open_run
 from ssl_medseg.training.recipe import TrainingOptions
 from ssl_medseg.training.supervised import train
-from tests.pages import assert_stands_alone, read
+from tests.pages import assert_fits_a_phone, assert_stands_alone, read
 
 ROUND = {
     "format": "ssl-medseg round 1", "step": 0, "made_by": "the segmenter", "cases": 2, "used": 2, "slices": 20,
@@ -84,6 +84,7 @@ def test_report_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     page = read(run / "report.html")
     assert_stands_alone(page, (run / "report.html").read_text())
+    assert_fits_a_phone(page)
     text = page.text
     assert "Segmentation of RV, myocardium, LV in Phantom" in text
     assert "Trained on 1 volume of 1 patient with labels, by supervised training" in text
@@ -159,6 +160,7 @@ def test_rounds_are_shown_with_their_warnings(run: Path) -> None:
         (run / "rounds" / f"round-{number:02d}.json").write_text(json.dumps(content))
     page = read(report(run))
     assert_stands_alone(page, (run / "report.html").read_text())
+    assert_fits_a_phone(page)
     for words in (
         "Pseudo-labels",
         "97.5 %",

@@ -37,6 +37,7 @@ from ssl_video.models import NetworkOptions
 from ssl_video.models.model_folder import load_recognizer
 from ssl_video.training.loader import Feed
 from ssl_video.training.options import InputOptions, OptimizerOptions, PseudoOptions, TrainingOptions
+from tests.pages import Page, assert_fits_a_phone
 
 RECIPES = sorted(file.name.removesuffix(".yaml") for file in files("ssl_video.configs").iterdir())
 CPU = RunOptions(device="cpu", threads=1, progress=False, log_every=1, checkpoint_every=3)
@@ -235,6 +236,7 @@ def test_a_report_shows_what_there_is(videos: Path, trained: Path, tmp_path: Pat
     page = report(trained, out=tmp_path / "before.html").read_text()
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert page.count("<svg") >= 3
+    assert_fits_a_phone(Page(page))
     assert "Views alone, on unlabelled clips" in page
     evaluate(
         str(trained),

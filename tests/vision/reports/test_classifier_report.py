@@ -29,7 +29,7 @@ from ssl_vision.reports.comparison import collect, compare_predictions, comparis
 from ssl_vision.reports.run_folder import count_labels, open_run, read_evaluations
 from ssl_vision.training.finetuning import finetune
 from ssl_vision.training.options import DistillationOptions, FinetuningOptions, OptimizerOptions
-from tests.pages import Page, assert_stands_alone, read
+from tests.pages import Page, assert_fits_a_phone, assert_stands_alone, read
 
 FAST = OptimizerOptions(name="sgd", lr=0.8, warmup_epochs=0.0, weight_decay=0.0)
 RUN = RunOptions(device="cpu", threads=1, progress=False, log_every=2)
@@ -85,8 +85,9 @@ def test_page_stands_alone(runs: Path, page: Page) -> None:
     source = (runs / "few" / "report.html").read_text(encoding="utf-8")
     assert len(source) < 1_000_000
     assert_stands_alone(page, source)
+    assert_fits_a_phone(page)
     assert page.tags.count("h1") == 1
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 6  # three curves, confusion, reliability, accuracy by number of labels
 
 
 def test_page_says_what_was_trained(page: Page) -> None:
@@ -176,7 +177,7 @@ def test_runs_of_as_many_labels_are_a_table(runs: Path, copy: Path) -> None:
     assert " Other runs on the same images Top-1 accuracy of 2 runs on digits, split test. " in page.text
     table = page.text[page.text.index("run trained labels top-1") :]
     assert table.index(f"200 {top1[best]:.1f} %") < table.index(f"200 {top1[other]:.1f} %")
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 5
 
 
 def test_teacher_and_student_agree_as_their_predictions_do(runs: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from contrastive_core.app.report import run_record
-from contrastive_core.app.report.figures import Panel, to_png, training_figure
+from contrastive_core.app.report.figures import Panel, to_png, training_figures
 from contrastive_core.app.report.page import to_image
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
@@ -35,7 +35,7 @@ from ssl_vision.reports.run_folder import open_run, read_scores
 from ssl_vision.reports.sections import accuracy_curves, by_protocol
 from ssl_vision.reports.sheets import choose_bank, choose_images, draw_views, find_neighbours, nearest
 from ssl_vision.training.options import AugmentOptions, MemoryOptions, PretrainingOptions, SuNCEtOptions
-from tests.pages import Page, assert_stands_alone, read
+from tests.pages import Page, assert_fits_a_phone, assert_stands_alone, read
 
 EPOCHS, BATCH = 3, 48
 
@@ -102,6 +102,7 @@ def test_page_stands_alone(recorded: tuple[Path, object], page: Page) -> None:
     file = recorded[0] / "report.html"
     assert file.stat().st_size < 3_000_000
     assert_stands_alone(page, file.read_text(encoding="utf-8"))
+    assert_fits_a_phone(page)
 
 
 @pytest.mark.parametrize(("reached", "warned"), [(1 / 64, True), (0.5, False)])
@@ -119,7 +120,7 @@ def test_page_says_what_was_run(page: Page) -> None:
     assert "SimCLR pre-training of resnet18 on few digits" in page.text
     assert "140 images without their labels" in page.text
     assert f"{EPOCHS} epochs in batches of {BATCH}, seed 5" in page.text
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 4  # three curves of training, and those of the evaluation
     headings = ["Training", "Evaluation", "What training sees", "Nearest neighbours", "Settings", "Environment"]
     positions = [page.text.index(f" {heading} ") for heading in headings]
     assert positions == sorted(positions)
@@ -319,7 +320,7 @@ def test_protocols_that_differ_stay_apart(data: str, copy: Path) -> None:
 def test_first_and_last_point_of_a_curve_are_drawn_whole() -> None:
     """The first and last marker lie on the edges of the axes, where half of each would be cut off."""
     records = [{"step": 10.0 * n, "epoch": float(n), "loss": 2.0 - n / 10, "lr": 0.1} for n in range(5)]
-    figure = training_figure(records, [Panel("Loss", {"loss": ""})])
+    (figure,) = training_figures(records, [Panel("Loss", {"loss": ""})])
     (axes,) = figure.axes
     pixels = np.asarray(Image.open(io.BytesIO(to_png(figure))).convert("RGB")).astype(int)
     blue, width = pixels[:, :, 2] - pixels[:, :, 0] > 60, pixels.shape[1]
@@ -342,7 +343,7 @@ def test_suncet_has_a_curve_of_its_own(batch_size: int, data: str, tmp_path: Pat
     assert f"{method} pre-training of resnet18 on few digits" in page.text
     assert ("exactly the pixels that the network receives" in page.text) == (batch_size > 0)
     records = open_run(tmp_path / "run").records
-    panels = training_figure(records, pretraining_panels(batch_size)).axes
+    panels = [figure.axes[0] for figure in training_figures(records, pretraining_panels(batch_size))]
     assert len(panels) == (3 if batch_size else 2)
     curves = [list(line.get_ydata()) for line in panels[0].lines if len(line.get_xdata()) == len(records)]
     names = ["nt_xent", "suncet"] if batch_size else ["suncet"]

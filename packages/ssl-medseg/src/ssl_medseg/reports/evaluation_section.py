@@ -54,7 +54,7 @@ def evaluation_section(evaluation: Evaluation, folder: Path, *, place: int = 0) 
         *_pictures(evaluation, folder),
         *_volumes(evaluation, summary, place=place),
         "<h3>Every case</h3>",
-        page.figure(_cases(evaluation)),
+        _cases(evaluation),
     ]
     return page.section(f"Evaluation: {evaluation.name}", *parts)
 
@@ -82,7 +82,7 @@ def stages_table(stages: Mapping[str, Evaluation]) -> str:
             f"{several(len(sets[0]), _part_case(list(stages.values())[-1].part))}."
         ),
         page.warnings(_worse(means)),
-        page.figure(page.table(head, rows, kind="numbers")),
+        page.table(head, rows, kind="numbers"),
     )
 
 
@@ -125,7 +125,7 @@ def _structures(evaluation: Evaluation, summary: Summary) -> str:
                 of = "" if found.n in (0, summary.cases) else f", n = {found.n}"
                 cells.append(_unbroken(write(measure, found)) + of)
             rows.append([structure.structure, *cells])
-        tables.append(page.figure(page.table([name, *head[1:]], rows, kind="numbers tight")))
+        tables.append(page.table([name, *head[1:]], rows, kind="numbers tight"))
     return "\n".join(tables)
 
 
@@ -190,7 +190,7 @@ def _volumes(evaluation: Evaluation, summary: Summary, *, place: int) -> list[st
     rows = [_agreement(structure) for structure in summary.structures]
     head = ["structure", "bias, mL", "95 % interval", "limits of agreement, mL", "n"]
     parts += [
-        page.figure(page.table(head, rows, kind="numbers")),
+        page.table(head, rows, kind="numbers"),
         page.paragraph(
             "Bland-Altman plot: each point is a case, plotted at the error of its volume. With "
             f"at least {LEAST_PAIRS} cases, about 95 % of the errors of new cases are expected between the dashed "

@@ -49,7 +49,7 @@ def rounds_section(rounds: Sequence[Round], *, name: str = "") -> str:
         page.paragraph(text),
         page.warnings(warned),
         page.figure(figure),
-        page.figure(page.table(head, rows, kind="numbers tight")),
+        page.table(head, rows, kind="numbers tight"),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import ssl_medseg
 from contrastive_core.app.report import page, sections
-from contrastive_core.app.report.figures import Panel, to_inline_svg, training_figure
+from contrastive_core.app.report.figures import Panel, training_curves
 from contrastive_core.text import duration, several
 from ssl_medseg.evaluation.summary import summarise
 from ssl_medseg.evaluation.text import failures, number
@@ -136,7 +136,7 @@ def learnt_from(run: Reported) -> str:
         rows = [
             [part, str(len({p for _, p in pairs})), str(len(pairs)), uses[part]] for part, pairs in run.split.items()
         ]
-        parts.append(page.figure(page.table(["part", "patients", "volumes", "use"], rows, kind="parts")))
+        parts.append(page.table(["part", "patients", "volumes", "use"], rows, kind="parts"))
         parts.append(page.paragraph("All volumes of a patient are in the same part.", kind="note"))
     stated = run.last.card
     if "labels" in stated:
@@ -174,7 +174,7 @@ def _preparation(run: Reported) -> list[str]:
     head = ["volume", "part", "stored", "voxels", "voxel, mm", "slices", "remarks"]
     return [
         "<h3>Every volume</h3>",
-        page.figure(page.table(head, rows, kind="tight")),
+        page.table(head, rows, kind="tight"),
         page.paragraph("Stored: the directions in which the axes of the file grow, such as L to the patient's left, "
                        "P to the back, S to the head.", kind="note"),
     ]  # fmt: skip
@@ -219,9 +219,8 @@ def training(run: Reported) -> str:
             continue
         if len(run.stages) > 1:
             parts.append(f"<h3>{escape(stage.name)}: {escape(in_words(stage.method))}</h3>")
-        label = "Loss and validation Dice by step"
-        figure = training_figure(stage.record.records, panels(stage, run.structures))
-        parts.append(page.figure(to_inline_svg(figure, name=f"training-{stage.name or 'run'}", label=label)))
+        name = f"training-{stage.name or 'run'}"
+        parts.append(training_curves(stage.record.records, panels(stage, run.structures), name=name))
         parts += _validation_pictures(stage)
         kept = stage.card.get("details", {}).get("weights")
         if kept:

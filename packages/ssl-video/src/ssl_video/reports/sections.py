@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_core.app.report import page
-from contrastive_core.app.report.figures import RATE, Panel, confusion_figure, to_inline_svg, training_figure
+from contrastive_core.app.report.figures import RATE, Panel, confusion_figure, to_inline_svg, training_curves
 from contrastive_core.app.report.run_record import RunRecord
 from contrastive_core.text import duration, several
 from contrastive_core.training.documents import read_json, reading
@@ -100,11 +100,7 @@ def training(record: RunRecord) -> str:
         )
         rows.append([Panel("Views alone, on unlabelled clips", views, share=True)])
     rows = [[panel for panel in row if recorded & {*panel.lines}] for row in rows]
-    figures = [
-        page.figure(to_inline_svg(training_figure(record.records, row), name=f"training{i}", label=row[0].title))
-        for i, row in enumerate(rows)
-        if row
-    ]
+    figures = [training_curves(record.records, row, name=f"training{i}") for i, row in enumerate(rows) if row]
     return page.section("Training", text, *figures)
 
 

@@ -16,7 +16,7 @@ from contrastive_core.app.report.figures import (
     confusion_figure,
     running_mean_note,
     to_inline_svg,
-    training_figure,
+    training_curves,
 )
 from contrastive_core.errors import UserError
 from contrastive_core.text import decimal
@@ -190,7 +190,6 @@ def training(run: RunFolder, *, classes: int | None) -> str:
     panels: tuple[Panel, ...] = PANELS[run.settings.kind]
     if classes and run.settings.kind == "finetune":
         panels = tuple(replace(p, chance=1 / classes) if p.title == "Accuracy" else p for p in panels)
-    figure = training_figure(run.records, panels)
     batches = {
         "finetune": "Training accuracy is measured on single batches of cropped and flipped images during training."
         + (" Dashed: guessing." if classes else ""),
@@ -199,7 +198,7 @@ def training(run: RunFolder, *, classes: int | None) -> str:
     note = f"{batches[run.settings.kind]} {running_mean_note(run.records, panels)}".rstrip()
     return page.section(
         "Training",
-        page.figure(to_inline_svg(figure, name="training", label="Loss, accuracy and learning rate by epoch")),
+        training_curves(run.records, panels, name="training"),
         page.paragraph(note, kind="note"),
     )
 
@@ -225,7 +224,7 @@ def evaluation(
             ),
         )
     first = evaluations[0]
-    parts = [page.figure(_numbers(evaluations))]
+    parts = [_numbers(evaluations)]
     if model_hash and any(e.score.model_hash != model_hash for e in evaluations):
         stale = ", ".join(e.name for e in evaluations if e.score.model_hash != model_hash)
         parts.append(
@@ -245,8 +244,8 @@ def evaluation(
     parts += [
         f'<div class="beside">{page.figure(confusion)}{page.figure(reliability)}</div>',
         page.paragraph(
-            f"{first.name}. Left: confusion matrix, true classes in rows, predicted classes in columns; blue is "
-            "correct, orange wrong. Right: reliability diagram; points on the dashed line are calibrated, points "
+            f"{first.name}. Confusion matrix: true classes in rows, predicted classes in columns; blue is "
+            "correct, orange wrong. Reliability diagram: points on the dashed line are calibrated, points "
             f"below it are overconfident. The calibration error is the mean distance to the line over "
             f"{len(score.calibration.bins)} bins of equal width, weighted by images.",
             kind="note",
@@ -301,5 +300,5 @@ def _classes(score: ClassifierScore) -> list[str]:
     more = f", the weakest {_LISTED} of {len(present)}" if len(present) > _LISTED else ", the weakest first"
     return [
         f"<h3>Classes{more}</h3>",
-        page.figure(page.table(["class", "images", "accuracy", "most often predicted as"], rows, kind="numbers")),
+        page.table(["class", "images", "accuracy", "most often predicted as"], rows, kind="numbers"),
     ]

@@ -114,7 +114,7 @@ def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
             f"On {found.images:,} images of {first.name}, by their most likely class. Of the teacher's {wrong:,} "
             f"mistakes the student repeats {found.same_mistake:,} and corrects {found.student_only:,}."
         ),
-        page.figure(page.table(["", "images", "share"], rows, kind="numbers")),
+        page.table(["", "images", "share"], rows, kind="numbers"),
     )
 
 
@@ -220,7 +220,7 @@ def comparison(run: RunFolder, evaluated: Evaluated, points: Sequence[Point]) ->
             "Accuracy by number of labels" if several else "Other runs on the same images",
             *parts,
             page.paragraph(f"Top-1 accuracy of {len(points)} runs on {evaluated.name}. {note}", kind="note"),
-            page.figure(page.table(["run", "trained", "labels", "top-1"], rows, kind="runs")),
+            page.table(["run", "trained", "labels", "top-1"], rows, kind="runs"),
         )
     ]
 

@@ -9,7 +9,7 @@ from html import escape
 
 import ssl_vision
 from contrastive_core.app.report import page, sections
-from contrastive_core.app.report.figures import running_mean_note, to_inline_svg, training_figure
+from contrastive_core.app.report.figures import running_mean_note, to_inline_svg, training_curves
 from contrastive_core.text import decimal, duration, several
 from ssl_vision.evaluation.scores import Score
 from ssl_vision.reports.figures import accuracy_figure, pretraining_panels
@@ -89,12 +89,9 @@ def training(run: RunFolder) -> str:
     if not run.records:
         return nothing_logged()
     panels = pretraining_panels(run.settings.batch_size, memory=run.settings.memory)
-    figure = training_figure(run.records, panels)
     return page.section(
         "Training",
-        page.figure(
-            to_inline_svg(figure, name="training", label="Loss, contrastive accuracy and learning rate by epoch")
-        ),
+        training_curves(run.records, panels, name="training"),
         page.paragraph(
             "The loss of each method is shown separately. Contrastive accuracy is the share of first views whose most "
             "similar second view in the batch is their own. Dashed: the SimCLR loss of a network that cannot tell "
@@ -282,7 +279,7 @@ def scores_section(
         chance = 100 / classes.pop() if len(classes) == 1 else None
         figure = accuracy_figure(curves, baselines, chance=chance)
         parts.append(page.figure(to_inline_svg(figure, name="accuracy", label="Top-1 accuracy by epoch")))
-    parts.append(page.figure(_table(run, protocols)))
+    parts.append(_table(run, protocols))
     notes = [f"{p.name}: {_conditions(p)}." for p in protocols]
     final = [p.by_epoch[run.settings.epochs] for p in protocols if run.settings.epochs in p.by_epoch]
     if encoder_hash and any(s.score.encoder_hash != encoder_hash for s in final):

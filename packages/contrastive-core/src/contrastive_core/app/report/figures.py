@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from types import MappingProxyType
 
 import numpy as np
@@ -170,11 +171,30 @@ def draw_training(axes: Sequence[Axes], records: Sequence[Record], panels: Seque
             place.set_ylim(bottom=0)
 
 
-def training_figure(records: Sequence[Record], panels: Sequence[Panel]) -> Figure:
-    """Create a figure with the panels of `draw_training` side by side."""
-    figure = new_figure(9.6, 2.7)
-    draw_training(list(figure.subplots(1, len(panels), squeeze=False)[0]), records, panels)
-    return figure
+def training_figures(records: Sequence[Record], panels: Sequence[Panel]) -> list[Figure]:
+    """Create a figure for each panel of `draw_training`; side by side they fill the width of a page."""
+    figures = []
+    for panel in panels:
+        figure = new_figure(min(9.6 / len(panels), 4.8), 2.7)
+        draw_training([figure.subplots()], records, [panel])
+        figures.append(figure)
+    return figures
+
+
+def training_curves(records: Sequence[Record], panels: Sequence[Panel], *, name: str) -> str:
+    """Render `training_figures` for an HTML page: side by side, or one below the other on a narrow screen.
+
+    Args:
+        records: Logged values.
+        panels: Panels to draw.
+        name: Prefix that makes the identifiers of the curves unique on the page.
+    """
+    unit = "epoch" if any("epoch" in record for record in records) else "step"
+    drawn = [
+        to_inline_svg(figure, name=f"{name}-{number}", label=escape(f"{panel.title} by {unit}"))
+        for number, (figure, panel) in enumerate(zip(training_figures(records, panels), panels, strict=True))
+    ]
+    return '<figure class="panels">\n' + "\n".join(drawn) + "\n</figure>"
 
 
 def running_mean_note(records: Sequence[Record], panels: Sequence[Panel]) -> str:

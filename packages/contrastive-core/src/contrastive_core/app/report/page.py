@@ -89,7 +89,7 @@ def _whole_flags(code: str) -> str:
 
 
 def figure(content: str) -> str:
-    """Return a figure that scrolls on a small screen, so that its text remains readable."""
+    """Return a box that scrolls if its content is wider than the page, so that text remains readable on a phone."""
     return f'<figure class="wide">\n{content}\n</figure>'
 
 
@@ -111,7 +111,7 @@ def settings_table(values: Mapping[str, str], *, changed: Iterable[str] = ()) ->
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], *, kind: str) -> str:
-    """Return a table of plain text whose first column holds the row headings."""
+    """Return a table of plain text, in a box that scrolls; its first column holds the row headings."""
     header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = ""
     for row in rows:
@@ -119,7 +119,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], *, kind: str) -> s
         body += (
             f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
         )
-    return f'<table class="{kind}"><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>'
+    return figure(f'<table class="{kind}"><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>')
 
 
 def picture(png: bytes, *, label: str) -> str:

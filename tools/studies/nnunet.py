@@ -4,15 +4,18 @@
     ssl-medseg evaluate runs/nnunet/masks data/acdc --split 2-labelled-draw1.json --part test --name nnunet
 
 The script runs in a separate environment with nnunetv2, without the packages of this repository. Plans, preprocessing,
-network, loss, augmentation, optimiser and mirrored prediction are those of nnU-Net. The only change is that the
-learning rate decays to 0 over the given CPU time of the training loop instead of 1,000 epochs. The last weights are
-used.
+network, loss, augmentation, optimiser and mirrored prediction are those of nnU-Net. The learning rate decays to 0 over
+the given CPU time of the training loop instead of 1,000 epochs. The last weights are used.
+
+nnU-Net's plan for such data, two slices of full size per step, suits a GPU. `--pixels 96 --batch_size 12` edits it
+to the sizes that ssl-medseg uses on a CPU; nnU-Net resamples the images and its masks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import time
@@ -42,6 +45,23 @@ def prepare(data: Path, split: dict[str, Any], out: Path) -> dict[str, Any]:
     }
     (raw / "dataset.json").write_text(json.dumps(content))
     return content
+
+
+def shrink(plans: Path, pixels: int, batch_size: int) -> None:
+    """Edit nnU-Net's 2-D plan: smaller slices, a batch size, and as many stages as leave 6 pixels at the bottom."""
+    content = json.loads(plans.read_text())
+    plan = content["configurations"]["2d"]
+    factor = max(plan["median_image_size_in_voxels"]) / pixels
+    plan["spacing"] = [side * factor for side in plan["spacing"]]
+    plan["median_image_size_in_voxels"] = [side / factor for side in plan["median_image_size_in_voxels"]]
+    plan["patch_size"] = [16 * math.ceil(side / 16) for side in plan["median_image_size_in_voxels"]]
+    plan["batch_size"] = batch_size
+    network = plan["architecture"]["arch_kwargs"]
+    network["n_stages"] = stages = min(network["n_stages"], int(math.log2(pixels / 6)) + 1)
+    for name in ("features_per_stage", "strides", "kernel_sizes", "n_conv_per_stage"):
+        network[name] = network[name][:stages]
+    network["n_conv_per_stage_decoder"] = network["n_conv_per_stage_decoder"][: stages - 1]
+    plans.write_text(json.dumps(content))
 
 
 def train(folder: Path, dataset: dict[str, Any], cases: list[str], *, seconds: float, every: int) -> Any:
@@ -95,6 +115,8 @@ def main() -> None:
     parser.add_argument("--split", type=Path, required=True, help="split file of ssl-medseg make-splits")
     parser.add_argument("--out", type=Path, required=True, help="folder for all outputs")
     parser.add_argument("--cpu_seconds", type=float, required=True, help="CPU seconds of the training loop")
+    parser.add_argument("--pixels", type=int, help="longer side of the median slice; by default that of the images")
+    parser.add_argument("--batch_size", type=int, default=12, help="slices per step if --pixels is given")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=int, default=10, help="number of steps between two lines of output")
     arguments = parser.parse_args()
@@ -118,6 +140,8 @@ def main() -> None:
 
     extract_fingerprints([1], num_processes=1)
     plan_experiments([1])
+    if arguments.pixels is not None:
+        shrink(out / "preprocessed" / _NAME / "nnUNetPlans.json", arguments.pixels, arguments.batch_size)
     preprocess([1], configurations=("2d",), num_processes=(1,))
     cases = [case for case, _ in split["labelled"]]
     os.environ |= {

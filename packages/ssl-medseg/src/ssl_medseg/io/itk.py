@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from ssl_medseg.io.file_types import content_of
-from ssl_medseg.io.volume import Grid, ImageFile, check_voxel_size, checked_affine, import_extra
+from ssl_medseg.io.volume import Grid, ImageFile, check_rest, check_voxel_size, checked_affine, import_extra
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 
@@ -80,19 +80,33 @@ def read_itk(path: Path, image: ImageFile | None = None) -> tuple[NDArray[Any], 
 
 _LINE, _LINES, _AXES, _VOXELS = 2000, 500, 16, 1 << 36
 _BLOCK = 1 << 20
+_BYTES = {
+    **dict.fromkeys(("char", "signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
+    **dict.fromkeys(("short", "short int", "signed short", "int16", "int16_t", "signed short int"), 2),
+    **dict.fromkeys(("ushort", "unsigned short", "uint16", "uint16_t", "unsigned short int"), 2),
+    **dict.fromkeys(
+        ("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"), 4
+    ),
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "int64", "int64_t", "double"), 8),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "uint64", "uint64_t", "unsigned long long int"), 8),
+    **dict.fromkeys(("met_char", "met_uchar"), 1),
+    **dict.fromkeys(("met_short", "met_ushort"), 2),
+    **dict.fromkeys(("met_int", "met_uint", "met_float"), 4),
+    **dict.fromkeys(("met_long_long", "met_ulong_long", "met_double"), 8),
+}  # bytes per number, by the names of types in NRRD and MetaImage; others are left to ITK
 
 
 def _check_header(path: Path) -> None:
     """Refuse what crashes ITK's native readers or passes them unnoticed.
 
-    These are very long lines, bytes that are no text, impossible sizes, and compressed voxels of a MetaImage that do
-    not decompress, for which ITK returns arbitrary values.
+    These are very long lines, bytes that are no text, impossible sizes, compressed voxels that do not decompress, for
+    which ITK returns arbitrary values, and more voxels than the header states, of which ITK reads the first.
 
     Raises:
         UserError: The file is damaged.
     """
     damaged = f"{path}: its header is damaged ({{}}); copy or convert the file again"
-    is_compressed, voxels = False, 1
+    fields: dict[str, str] = {}
     with path.open("rb") as file:
         for _ in range(_LINES):
             line = file.readline(_LINE + 1)
@@ -102,7 +116,6 @@ def _check_header(path: Path) -> None:
             key = key.strip().lower()
             if any(byte < 32 and byte not in b"\t\r\n" for byte in line):
                 raise UserError(damaged.format("it contains bytes that are no text"))
-            is_compressed |= key == b"compresseddata" and value.strip().lower()[:1] in (b"t", b"1")
             if key in (b"sizes", b"dimsize", b"dimension", b"ndims"):
                 numbers = value.split()
                 if not numbers or len(numbers) > _AXES or not all(n.isdigit() and len(n) <= 9 for n in numbers):
@@ -110,33 +123,69 @@ def _check_header(path: Path) -> None:
                 counts_axes = key in (b"dimension", b"ndims")
                 if counts_axes and (len(numbers) != 1 or int(numbers[0]) > _AXES):
                     raise UserError(damaged.format(f"{key.decode()} is {value.strip()[:40]!r}"))
-                voxels = max(voxels, math.prod(map(int, numbers)))
                 if math.prod(map(int, numbers)) not in range(1, _VOXELS + 1):
                     raise UserError(damaged.format(f"{key.decode()} is {value.strip()[:40]!r}"))
-            if key == b"elementdatafile" and is_compressed and value.strip() == b"LOCAL":
-                _check_compressed(path, file, most=64 * voxels)
-            elif key == b"elementdatafile" and is_compressed:
-                beside = path.parent / os.fsdecode(value.strip())
-                if beside.is_file():
-                    with beside.open("rb") as stream:
-                        _check_compressed(beside, stream, most=64 * voxels)
+            fields[os.fsdecode(key)] = os.fsdecode(value.strip())
             if not line or not line.strip() or key == b"elementdatafile":
-                return
+                break
+        else:
+            return  # without an end in so many lines, this is no header; ITK says so
+        _check_voxels(path, file, fields)
 
 
-def _check_compressed(path: Path, file: BinaryIO, *, most: int) -> None:
-    """Refuse a compressed stream, from the position of the file to its end, that is damaged, incomplete or too long."""
+def _check_voxels(path: Path, file: BinaryIO, fields: dict[str, str]) -> None:
+    """Compare the stored bytes, behind the header or in a file beside it, with the size in the header.
+
+    Raises:
+        UserError: There are too many bytes, or a compressed stream is damaged or incomplete.
+    """
+    if "dimsize" in fields:
+        packed = fields.get("compresseddata", "").lower()[:1] in ("t", "1")
+        plain = not packed and "headersize" not in fields and fields.get("binarydata", "").lower()[:1] in ("t", "1")
+        name, channels = fields.get("elementdatafile", ""), fields.get("elementnumberofchannels", "1")
+        sizes, kind = fields["dimsize"], fields.get("elementtype", "")
+        is_inside = name == "LOCAL"
+    else:
+        skips = any(key in fields for key in ("line skip", "lineskip", "byte skip", "byteskip"))
+        packed = fields.get("encoding", "").lower() in ("gzip", "gz") and not skips
+        plain = fields.get("encoding", "").lower() == "raw" and not skips
+        name, channels = fields.get("data file", fields.get("datafile", "")), "1"
+        sizes, kind = fields.get("sizes", ""), fields.get("type", "")
+        is_inside = not name
+    numbers = [int(n) for n in sizes.split()]
+    if not numbers or not (packed or plain) or not channels.isdigit():
+        return  # left to ITK
+    width = _BYTES.get(kind.lower())
+    whole = math.prod(numbers) * int(channels) * (width or 64)
+    limit = whole + math.ceil(whole / numbers[-1]) - 1 if width else whole  # less than a slice more is padding
+    beside = path.parent / name
+    if not is_inside and not beside.is_file():
+        return  # a list, a pattern or a missing file: left to ITK
+    with path.open("rb") if is_inside else beside.open("rb") as stream:
+        stream.seek(file.tell() if is_inside else 0)
+        if packed:
+            _check_compressed(path if is_inside else beside, stream, whole=whole if width else None, limit=limit)
+        elif width and os.fstat(stream.fileno()).st_size - stream.tell() > limit:
+            stream.seek(whole, os.SEEK_CUR)
+            check_rest(stream.read(_REST), whole, path if is_inside else beside)
+
+
+_REST = 64 << 20
+
+
+def _check_compressed(path: Path, file: BinaryIO, *, whole: int | None, limit: int) -> None:
+    """Refuse a compressed stream, from the position of the file on, that is damaged, incomplete or too long."""
     stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib, as ITK writes it, or gzip
     damaged = f"{path}: its compressed voxels are {{}}; copy or convert the file again"
     count = 0
     try:
         while not stream.eof and (block := stream.unconsumed_tail or file.read(_BLOCK)):
             count += len(stream.decompress(block, _BLOCK))
-            if count > most:
-                raise UserError(damaged.format(f"more than the {most:,} bytes that its size allows"))
+            if count > limit:
+                raise UserError(damaged.format(f"more than the {whole or limit:,} bytes that its size allows"))
     except zlib.error as error:
         raise UserError(damaged.format(f"damaged ({error})")) from error
-    if not stream.eof:
+    if not stream.eof or (whole is not None and count < whole):
         raise UserError(damaged.format("incomplete"))
 
 

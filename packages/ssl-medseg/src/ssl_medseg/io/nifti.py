@@ -22,7 +22,7 @@ from contrastive_core.text import several
 from contrastive_core.training.documents import reading
 from contrastive_core.training.files import write_atomic
 from ssl_medseg.io.file_types import content_of
-from ssl_medseg.io.volume import Grid, ImageFile, by, check_voxel_size, checked_affine
+from ssl_medseg.io.volume import Grid, ImageFile, by, check_rest, check_voxel_size, checked_affine
 
 _KINDS = "the file is damaged, truncated or of another format"
 _DISAGREE = 0.01
@@ -134,7 +134,13 @@ def _voxels(opened: Any, path: Path) -> Any:
     if name.endswith(".nii.gz") and math.prod(opened.shape[3:]) == 1:
         content = _unpacked(path, most=_needed(lazy) + _BEYOND)
         _see_all(lazy, len(content))
+        if len(content) - _needed(lazy) >= _slice(lazy):
+            check_rest(content[_needed(lazy) :], _needed(lazy), path)
         return ArrayProxy(io.BytesIO(content), (lazy.shape, lazy.dtype, lazy.offset, lazy.slope, lazy.inter))
+    if not is_packed and stored - _needed(lazy) >= _slice(lazy):
+        with holder.open("rb") as file:
+            file.seek(_needed(lazy))
+            check_rest(file.read(_BEYOND), _needed(lazy), holder)
     return lazy
 
 
@@ -183,6 +189,11 @@ def _unpacked(path: Path, *, most: int) -> bytes:
 def _needed(lazy: Any) -> int:
     """Return the number of bytes up to the last voxel, according to the header."""
     return int(lazy.offset) + math.prod(map(int, lazy.shape)) * int(lazy.dtype.itemsize)
+
+
+def _slice(lazy: Any) -> int:
+    """Return the number of bytes of a slice of the last axis."""
+    return int(math.prod(map(int, lazy.shape[:-1])) * lazy.dtype.itemsize)
 
 
 def _see_all(lazy: Any, size: int) -> None:

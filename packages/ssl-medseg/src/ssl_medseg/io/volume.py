@@ -200,6 +200,26 @@ def check_voxel_size(grid: Grid, source: object, *, unit: str = "mm") -> None:
         )
 
 
+def check_rest(rest: bytes, stated: int, source: object) -> None:
+    """Refuse bytes behind the voxels of a file, unless they are zeros.
+
+    A header that states fewer slices than the file holds would cut the volume silently.
+
+    Args:
+        rest: Bytes after the last voxel, at least as many as a slice has; fewer are padding and not passed here.
+        stated: Number of bytes that the size in the header accounts for.
+        source: File to name in errors.
+
+    Raises:
+        UserError: Some of the bytes are not zero.
+    """
+    if rest.strip(b"\0"):
+        raise UserError(
+            f"{source}: {len(rest):,} bytes follow the {stated:,} that its header states, at least one slice; the "
+            "header was changed, or the file was joined with another one. Export it again"
+        )
+
+
 def grid_difference(first: Grid, second: Grid) -> str:
     """Describe the difference between two grids as a phrase; empty if they are equal.
 

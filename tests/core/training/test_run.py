@@ -16,6 +16,7 @@ from torch import nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Interrupted, load_model, recorder
+from contrastive_core.training.launch import settled
 from tests.core.training.toy_runs import content, go, start
 
 
@@ -147,6 +148,32 @@ def test_reduced_precision_resumes_exactly(tmp_path: Path) -> None:
     whole, part = content(tmp_path / "whole"), content(tmp_path / "part")
     for name in ("metrics.jsonl", "checkpoints/step-000008/tensors.safetensors", "checkpoints/step-000008/state.json"):
         assert whole[name] == part[name]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [({"avx512_bf16": True}, "bf16-mixed"), ({"amx_bf16": True}, "bf16-mixed"), ({"avx512_f": True}, "32-true")],
+)
+def test_automatic_precision_follows_the_processor(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert settled("auto", torch.device("cpu")) == expected
+    assert settled("32-true", torch.device("cpu")) == "32-true"
+    assert settled("auto", torch.device("mps")) == "32-true"
+
+
+def test_a_run_records_its_automatic_precision_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine, `auto` would continue the run with other numbers."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    train_line(tmp_path / "stated", precision="bf16-mixed")
+    with pytest.raises(Interrupted):
+        train_line(tmp_path / "auto", precision="auto", stop_at=3)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with pytest.raises(UserError, match=r'run.precision: "bf16-mixed" -> "32-true"'):
+        train_line(tmp_path / "auto", precision="auto", resume=True)
+    train_line(tmp_path / "auto", precision="bf16-mixed", resume=True)
+    assert content(tmp_path / "auto")["metrics.jsonl"] == content(tmp_path / "stated")["metrics.jsonl"]
 
 
 @pytest.mark.gpu

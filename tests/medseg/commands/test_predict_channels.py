@@ -20,7 +20,7 @@ from tests.medseg.dicom_series import write_series
 from tests.medseg.small_models import LABELS, random_segmenter
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
 
-CPU = InferenceOptions(device="cpu")
+CPU = InferenceOptions(device="cpu", precision="32-true")
 
 SHAPE, MATRIX = (40, 36, 4), affine((1.2, 1.2, 6.0), letters="LPS")
 P = Preprocessing(size=(32, 32), spacing=(1.5, 1.5), orientation="LPS", channels=("T2", "ADC"))

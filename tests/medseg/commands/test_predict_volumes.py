@@ -73,6 +73,30 @@ def test_how_slices_are_batched_changes_nothing() -> None:
         np.testing.assert_array_equal(part.probabilities, whole.probabilities)
 
 
+def test_bfloat16_changes_probabilities_only_by_rounding(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    write_nifti(tmp_path / "images" / "a.nii.gz", phantom((90, 101, 5))[0], affine((1.2, 1.2, 8)))
+    found = {}
+    for name, precision, machine in (
+        ("float32", "32-true", {"avx512_bf16": True}),
+        ("bfloat16", "bf16-mixed", {}),
+        ("new machine", "auto", {"avx512_bf16": True}),
+        ("old machine", "auto", {}),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda machine=machine: machine)
+        inference = InferenceOptions(device="cpu", precision=precision)
+        predict(str(model), tmp_path / "images", tmp_path / name, probabilities=True, inference=inference)
+        maps = sorted((tmp_path / name).glob("*prob*"))
+        assert maps
+        found[name] = np.stack([np.asarray(nibabel.load(path).dataobj) for path in maps])
+    np.testing.assert_array_equal(found["new machine"], found["bfloat16"])
+    np.testing.assert_array_equal(found["old machine"], found["float32"])
+    difference = np.abs(found["bfloat16"] - found["float32"])
+    assert 0 < difference.max() < 0.05
+
+
 def test_slices_are_restored_a_batch_at_a_time() -> None:
     sizes = []
 

@@ -28,7 +28,7 @@ from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.small_models import LABELS, random_segmenter
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
 
-CPU = InferenceOptions(device="cpu")
+CPU = InferenceOptions(device="cpu", precision="32-true")
 
 P = Preprocessing(size=(96, 64), spacing=(1.3, 1.3), orientation="LPS", usual_spacing=(1.2, 1.2))
 

@@ -38,6 +38,16 @@ def test_what_is_given_comes_first() -> None:
     assert "recipe strong, effort minutes: 100 steps of 12 labelled slices, unet of width 16" in str(chosen)
 
 
+def test_only_the_strong_recipe_uses_bfloat16_without_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert choose(device="cpu").precision == "bf16-mixed"
+    assert choose(TrainingOptions("paper"), device="cpu").precision == "32-true"
+    assert choose(TrainingOptions("paper"), device="cpu", precision="bf16-mixed").precision == "bf16-mixed"
+    assert choose(device="cpu", precision="32-true").precision == "32-true"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert choose(device="cpu").precision == "32-true"
+
+
 def test_a_short_run_is_averaged_over_its_last_tenth() -> None:
     assert choose(TrainingOptions(effort="hour", steps=50), device="cpu").ema == pytest.approx(0.8)
     assert choose(TrainingOptions(effort="hour", steps=5), device="cpu").ema == 0

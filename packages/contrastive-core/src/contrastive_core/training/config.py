@@ -41,8 +41,11 @@ FREE_ON_RESUME = frozenset(
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 """Device to run on; auto selects CUDA, else MPS, else the CPU."""
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+FixedPrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
 """Number format of the model: float32, or automatic mixed precision."""
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+"""Number format of the model, or auto, which selects bfloat16 where it is fast."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class RunOptions:
         seed: Seed of all random draws.
         device: Device to run on: auto, cpu, cuda or mps. auto takes CUDA, then MPS, then the CPU. Results differ by
             rounding between devices.
-        precision: Number format of the model: 32-true is float32, the others are automatic mixed precision.
+        precision: Number format of the model: 32-true is float32; bf16-mixed and 16-mixed are automatic mixed
+            precision; auto selects bf16-mixed on devices with bfloat16 arithmetic, and 32-true elsewhere.
         compile: Whether to compile the model with torch.compile.
         workers: Number of data loading processes; 0 loads in the training process. The result does not depend on it.
         threads: Number of CPU threads; 0 keeps torch's default. Results differ by rounding between numbers of threads.
@@ -82,7 +86,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_counts(self, seed=0, workers=0, threads=0, log_every=1, checkpoint_every=1, keep_checkpoints=1)
-        _check_choices(self, device=DeviceName, precision=Precision)
+        check_choices(self, device=DeviceName, precision=Precision)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class InferenceOptions:
 
     def __post_init__(self) -> None:
         check_counts(self, batch_size=1)
-        _check_choices(self, device=DeviceName)
+        check_choices(self, device=DeviceName)
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,12 @@ def check_fields(options: object, group: str, **rules: tuple[bool, str]) -> None
             raise UserError(f"{group}.{name} is {getattr(options, name)}; expected {expected}")
 
 
-def _check_choices(options: object, **kinds: object) -> None:
+def check_choices(options: object, **kinds: object) -> None:
+    """Check that fields of a dataclass have one of the values of a Literal.
+
+    Raises:
+        UserError: A value is not allowed.
+    """
     for name, kind in kinds.items():
         value = getattr(options, name)
         if value not in get_args(kind):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.config import RunOptions
+from contrastive_core.training.config import FixedPrecision, Precision, RunOptions
 from contrastive_core.training.sync_batchnorm import convert_sync_batchnorm
 
 
@@ -36,6 +37,24 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def settled(precision: Precision, device: torch.device) -> FixedPrecision:
+    """Return the precision that `auto` selects on a device: bf16-mixed if it has bfloat16 arithmetic, else 32-true."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        is_fast = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16-mixed" if is_fast else "32-true"
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which a network computes predictions with a precision."""
+    kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(settled(precision, device))
+    return nullcontext() if kind is None else torch.autocast(device.type, kind)
+
+
 def make_fabric(options: RunOptions) -> Fabric:
     """Launch Fabric on the device that the options select.
 
@@ -48,14 +67,15 @@ def make_fabric(options: RunOptions) -> Fabric:
         UserError: The device does not exist on this machine, or it lacks a requested feature.
     """
     device = _device(options.device)
-    if device == "cpu" and options.precision == "16-mixed":
+    precision = settled(options.precision, torch.device(device))
+    if device == "cpu" and precision == "16-mixed":
         raise UserError(
             "precision 16-mixed (float16) is not supported on a CPU; use 32-true or bf16-mixed, or a CUDA device"
         )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
-        fabric = Fabric(accelerator=device, devices=1, precision=options.precision, plugins=[LightningEnvironment()])
+        fabric = Fabric(accelerator=device, devices=1, precision=precision, plugins=[LightningEnvironment()])
     else:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         if device == "mps":
@@ -72,7 +92,7 @@ def make_fabric(options: RunOptions) -> Fabric:
             accelerator=device,
             devices=local,
             num_nodes=world_size // local,
-            precision=options.precision,
+            precision=precision,
             strategy=DDPStrategy(**_no_buffer_broadcast()),
             plugins=[TorchElasticEnvironment()],
         )

@@ -114,7 +114,7 @@ def demo(
     errors = [finding for finding in examine(str(data)).findings if finding.level == "error"]
     if errors:
         raise UserError(f"{data}: {errors[0]}; the data were changed after they were generated. Remove the folder")
-    options = RunOptions(seed=seed, device=device, resume=True, checkpoint_every=100)
+    options = RunOptions(seed=seed, device=device, precision="auto", resume=True, checkpoint_every=100)
     baseline, joint = out / "baseline", out / "selftrain"
     again = f"ssl-medseg demo --out {shlex.quote(str(out))} --steps {steps} --seed {seed} --device {device}"
     with stages_of("ssl-medseg demo", out, again=again):

@@ -132,7 +132,7 @@ def next_cases(
     done: list[tuple[RankedCase, Case]] = []
     for case in track(cases, total=len(cases), what="volumes"):
         try:
-            ranked = _examine(case, read_volume(case.image), segmenter, baseline, batch_size=inference.batch_size)
+            ranked = _examine(case, read_volume(case.image), segmenter, baseline, inference)
         except UserError as error:
             ranked = RankedCase(case.name, case.patient, error=without_paths(error, case.image.paths))
         done.append((ranked, case))
@@ -149,7 +149,7 @@ def next_cases(
         write_atomic(out / "next.json", (json.dumps(card, indent=1) + "\n").encode())
         write_atomic(out / "next.csv", _csv(ranking, segmenter.labels.structures).encode())
         for _, case in drawn:
-            _draw(case, segmenter, sheets[case.name], batch_size=inference.batch_size)
+            _draw(case, segmenter, sheets[case.name], inference)
     return ranking
 
 
@@ -191,14 +191,14 @@ def _unlabelled(
 
 
 def _examine(
-    case: Case, volume: Volume, segmenter: Segmenter, baseline: Segmenter | None, *, batch_size: int
+    case: Case, volume: Volume, segmenter: Segmenter, baseline: Segmenter | None, inference: InferenceOptions
 ) -> RankedCase:
-    found = _segment(volume, segmenter, batch_size=batch_size, uncertainty=True)
+    found = _segment(volume, segmenter, inference, uncertainty=True)
     structures = segmenter.labels.structures
     views = found.agreement or ()
     mirrored, between = quality(views), None
     if baseline is not None:
-        before = _segment(volume, baseline, batch_size=batch_size)
+        before = _segment(volume, baseline, inference)
         between = quality(agreement([before.classes, found.classes], classes=len(structures) + 1))
     return RankedCase(
         case.name,
@@ -210,10 +210,12 @@ def _examine(
     )
 
 
-def _segment(volume: Volume, segmenter: Segmenter, *, batch_size: int, uncertainty: bool = False) -> Segmented:
+def _segment(
+    volume: Volume, segmenter: Segmenter, inference: InferenceOptions, *, uncertainty: bool = False
+) -> Segmented:
     return segment(
-        volume, segmenter.network, segmenter.preprocessing, batch_size=batch_size, refinement=segmenter.refinement,
-        uncertainty=uncertainty,
+        volume, segmenter.network, segmenter.preprocessing, batch_size=inference.batch_size,
+        precision=inference.precision, refinement=segmenter.refinement, uncertainty=uncertainty,
     )  # fmt: skip
 
 
@@ -229,11 +231,11 @@ def _csv(ranking: Ranking, structures: tuple[str, ...]) -> str:
     return text.getvalue()
 
 
-def _draw(case: Case, segmenter: Segmenter, target: Path, *, batch_size: int) -> None:
+def _draw(case: Case, segmenter: Segmenter, target: Path, inference: InferenceOptions) -> None:
     from contrastive_core.app.report.figures import to_png  # noqa: PLC0415 - the ranking needs no matplotlib
     from ssl_medseg.reports.overlay import mask_sheet  # noqa: PLC0415
 
     volume = read_volume(case.image)
-    found = _segment(volume, segmenter, batch_size=batch_size)
+    found = _segment(volume, segmenter, inference)
     figure = mask_sheet(volume, found.classes, name=case.name, structures=segmenter.labels.structures)
     write_atomic(target, to_png(figure, dpi=110))

@@ -202,6 +202,7 @@ def predict(
                     segmenter.network,
                     segmenter.preprocessing,
                     batch_size=inference.batch_size,
+                    precision=inference.precision,
                     probabilities=probabilities,
                     refinement=refinement,
                     uncertainty=uncertainty,

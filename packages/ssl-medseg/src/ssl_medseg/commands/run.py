@@ -52,7 +52,7 @@ def run(
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
     opening: DataOptions = DataOptions(),  # noqa: B008
     cache: Path | None = None,
-    run: RunOptions = RunOptions(),  # noqa: B008
+    run: RunOptions = RunOptions(precision="auto"),  # noqa: B008
 ) -> Path:
     """Train a segmenter on a data set in which only a few volumes are labelled.
 
@@ -85,7 +85,8 @@ def run(
         preprocessing: Preprocessing settings; unset ones are derived from the data.
         opening: Options for opening the data set.
         cache: Folder for preprocessed volumes; by default ``OUT/cache``.
-        run: Execution of the run: seed, device, precision, checkpoints, logs.
+        run: Execution of the run: seed, device, precision, checkpoints, logs. Precision ``auto`` means float32 in the
+            paper's recipe.
 
     Returns:
         The folder of the trained segmenter.

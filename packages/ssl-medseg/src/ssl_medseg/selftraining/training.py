@@ -49,7 +49,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     opening: DataOptions = DataOptions(),  # noqa: B008
     cache: Path | None = None,
     score_withheld: bool = False,
-    run: RunOptions = RunOptions(),  # noqa: B008
+    run: RunOptions = RunOptions(precision="auto"),  # noqa: B008
 ) -> Path:
     """Continue training a segmenter with unlabelled volumes.
 
@@ -89,7 +89,8 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         cache: Folder for preprocessed volumes, which several runs can share.
         score_withheld: After training, open the labels of unlabelled cases, where they exist, and add the Dice of the
             pseudo-labels to the statistics of the rounds, for studies of the method.
-        run: Execution of the run: seed, device, precision, checkpoints, logs.
+        run: Execution of the run: seed, device, precision, checkpoints, logs. Precision ``auto`` means float32 in the
+            paper's recipe.
 
     Returns:
         The folder of the trained segmenter.
@@ -97,7 +98,10 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     config = dict(locals())
     found = load_segmenter(model, device="cpu")
     training = replace(training, recipe=training.recipe or found.details.get("recipe", "paper"))
-    chosen = choose(training, optimizer, device=run.device, network=found.options, augment=augment)
+    chosen = choose(
+        training, optimizer, device=run.device, network=found.options, augment=augment, precision=run.precision
+    )
+    run = replace(run, precision=chosen.precision)
     how = selftraining.settled(chosen)
     in_rounds, contrast = how.method == "rounds", how.contrast
     if in_rounds and training.steps is None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal, TypeVar
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.launch import choose_device
+from contrastive_core.training.config import FixedPrecision, Precision
+from contrastive_core.training.launch import choose_device, settled
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models.network import AUTO, NetworkOptions
 from ssl_medseg.training.optim import Schedule
@@ -38,6 +39,7 @@ class Recipe:
         augment: Kind of augmentation.
         test_time: Whether to choose mirroring and the largest component on the validation cases.
         keep: Weights to keep by default.
+        precision: Number format of the network if none is given.
     """
 
     network: str
@@ -49,11 +51,12 @@ class Recipe:
     augment: Literal["strong", "paper"]
     test_time: bool
     keep: Keep
+    precision: Precision
 
 
 RECIPES: dict[str, Recipe] = {
-    "strong": Recipe("plain-unet", "dice-ce", 3e-3, 1e-2, 0.99, 0.5, "strong", test_time=True, keep="last"),
-    "paper": Recipe("unet", "dice", 1e-2, 0.0, 0.0, 0.0, "paper", test_time=False, keep="auto"),
+    "strong": Recipe("plain-unet", "dice-ce", 3e-3, 1e-2, 0.99, 0.5, "strong", True, "last", "auto"),
+    "paper": Recipe("unet", "dice", 1e-2, 0.0, 0.0, 0.0, "paper", False, "auto", "32-true"),
 }
 """`strong`: loss, norm and augmentation as in nnU-Net, AdamW and averaged weights. `paper`: as in the released code,
 except for the learning rate, which is constant at 1e-3 there."""
@@ -176,6 +179,7 @@ class Settings:
         largest: Largest size of the slices in pixels; 0 for no limit.
         network: Network.
         augment: Augmentation of the labelled slices.
+        precision: Number format of the network.
     """
 
     recipe: RecipeName
@@ -195,6 +199,7 @@ class Settings:
     largest: int
     network: NetworkOptions
     augment: AugmentOptions
+    precision: FixedPrecision
 
     @property
     def values(self) -> dict[str, object]:
@@ -212,7 +217,7 @@ class Settings:
         return (
             f"recipe {self.recipe}{effort}: {self.steps:,} steps of {self.batch_size} labelled slices, "
             f"{self.network.name} of width {self.network.width}, loss {self.loss}, learning rate {self.lr:g}, "
-            f"{self.augment.kind} augmentation"
+            f"{self.augment.kind} augmentation, precision {self.precision}"
         )
 
 
@@ -223,6 +228,7 @@ def choose(
     device: str,
     network: NetworkOptions = AUTO,
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
+    precision: Precision = "auto",
 ) -> Settings:
     """Complete the options with the values of the recipe and the effort.
 
@@ -232,6 +238,7 @@ def choose(
         device: Device: auto, cpu, cuda or mps.
         network: Network; name `auto` and width 0 leave the choice to recipe and effort.
         augment: Augmentation; kind `auto` leaves the choice to the recipe.
+        precision: Number format of the network; `auto` leaves the choice to recipe and device.
 
     Raises:
         UserError: A number is out of range.
@@ -264,6 +271,7 @@ def choose(
             width=network.width or size.width,
         ),
         augment=replace(augment, kind=base.augment if augment.kind == "auto" else augment.kind),
+        precision=settled(base.precision if precision == "auto" else precision, choose_device(device)),
     )
     _check(chosen)
     return chosen

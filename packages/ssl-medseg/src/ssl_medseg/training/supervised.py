@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
     opening: DataOptions = DataOptions(),  # noqa: B008
     cache: Path | None = None,
-    run: RunOptions = RunOptions(),  # noqa: B008
+    run: RunOptions = RunOptions(precision="auto"),  # noqa: B008
 ) -> Path:
     """Train a segmenter on the labelled volumes of a split only: the baseline and the start of self-training.
 
@@ -64,7 +65,8 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         preprocessing: Preprocessing settings; unset ones are derived from the data.
         opening: Options for opening the data set.
         cache: Folder for preprocessed volumes, which several runs can share.
-        run: Execution of the run: seed, device, precision, checkpoints, logs.
+        run: Execution of the run: seed, device, precision, checkpoints, logs. Precision ``auto`` means float32 in the
+            paper's recipe.
 
     Returns:
         The folder of the trained segmenter.
@@ -72,8 +74,10 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     config = dict(locals())
     begun = None if init is None else load_trunk(init)
     chosen = choose(
-        training, optimizer, device=run.device, network=network if begun is None else begun.options, augment=augment
-    )
+        training, optimizer, device=run.device, network=network if begun is None else begun.options, augment=augment,
+        precision=run.precision,
+    )  # fmt: skip
+    run = replace(run, precision=chosen.precision)
     seen = open_training_data(
         data, split, opening=opening, preprocessing=preprocessing if begun is None else begun.preprocessing,
         unlabelled=False, cache=cache, largest=chosen.largest,

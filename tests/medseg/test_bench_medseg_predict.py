@@ -36,5 +36,5 @@ def test_it_measures_both_and_their_masks_agree(
     )
     said = capsys.readouterr().out.removesuffix(f"wrote {out}\n")
     assert validate(out) == []
-    assert len(re.findall(r"[\d.]+ s per volume", said)) == 4
+    assert len(re.findall(r"[\d.]+ s per volume", said)) == 6
     assert float(said.split()[-1]) > 0.99

@@ -6,7 +6,7 @@ r"""Measure seconds per volume of `ssl-medseg predict`, compared with a MONAI sc
 
 Times are from file to mask. The script follows MONAI's tutorials: LoadImaged, ScaleIntensityRangePercentilesd,
 Spacingd, ResizeWithPadOrCropd, SliceInferer, softmax, Invertd, argmax, SaveImaged. It runs with 1, 4 and 16 slices at a
-time.
+time, and with one also in bfloat16, which `predict` uses on processors that have it.
 `--nnunet` adds nnU-Net's predictor (which must be installed) with the same network and its own reading, normalisation,
 cubic resampling, tiles and writing; choose a `--size` that covers a slice, because it does not crop. Rounds alternate
 between the programs, the first round is not counted, and medians are printed with the share of equal voxels. The time
@@ -37,7 +37,7 @@ from ssl_medseg.io import read_volume, write_mask
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
 from ssl_medseg.models import NetworkOptions, build_network
-from ssl_medseg.prediction import segment
+from ssl_medseg.prediction import InferencePrecision, segment
 from ssl_medseg.preprocessing import Preprocessing
 from tools.bench import nnunet as nnunet_predictor
 from tools.results import provenance, write_result
@@ -61,12 +61,12 @@ def generated(folder: Path, shape: tuple[int, int, int]) -> list[Path]:
     return paths
 
 
-def ours(network: nn.Module, p: Preprocessing) -> Contestant:
-    """Return a function that segments one image as the command does."""
+def ours(network: nn.Module, p: Preprocessing, precision: InferencePrecision) -> Contestant:
+    """Return a function that segments one image as the command does, where `auto` is the default."""
 
     def run(image: Path, mask: Path) -> None:
         volume = read_volume(ImageFile(image))
-        write_mask(segment(volume, network, p).classes, volume, mask, LABELS)
+        write_mask(segment(volume, network, p, precision=precision).classes, volume, mask, LABELS)
 
     return run
 
@@ -113,6 +113,16 @@ def nnunet(network: nn.Module, p: Preprocessing) -> Contestant:
     return partial(nnunet_predictor.predict, found)
 
 
+def in_bfloat16(run: Contestant) -> Contestant:
+    """Return the same function, whose network computes in mixed precision."""
+
+    def mixed(image: Path, mask: Path) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            run(image, mask)
+
+    return mixed
+
+
 def seconds_to_import(code: str) -> float:
     begun = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -126,9 +136,11 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, float], float]:
     p = Preprocessing(size=(arguments.size, arguments.size), spacing=(SPACING[0], SPACING[1]))
     network = build_network(NetworkOptions(width=arguments.width), len(LABELS)).eval()
     network = network.to(memory_format=torch.channels_last)
-    contestants = {"predict": ours(network, p)}
+    contestants = {"predict, float32": ours(network, p, "32-true")}
     contestants |= {f"MONAI, {size:2} at once": monai_script(network, p, size) for size in SLICES_AT_ONCE}
-    count = len(contestants)  # these masks are equal; nnU-Net normalises differently
+    count = len(contestants)  # these masks are equal; bfloat16 rounds, and nnU-Net normalises differently
+    contestants["predict"] = ours(network, p, "auto")
+    contestants["MONAI,  1 at once, bfloat16"] = in_bfloat16(monai_script(network, p, 1))
     if arguments.nnunet:
         contestants["nnU-Net"] = nnunet(network, p)
     with tempfile.TemporaryDirectory() as scratch:
@@ -164,8 +176,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
     found, equal = measure(arguments)
+    found = dict(sorted(found.items(), key=lambda pair: not pair[0].startswith("predict")))
     for name, seconds in found.items():
-        print(f"{name:18} {seconds:7.3f} s per volume, {seconds / found['predict']:5.2f} of predict's")
+        print(f"{name:27} {seconds:7.3f} s per volume, {seconds / found['predict']:5.2f} of predict's")
     imports = {name: seconds_to_import(code) for name, code in IMPORTS.items()}
     for name, seconds in imports.items():
         print(f"{name:18} {seconds:7.3f} s to import")
@@ -186,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "table": {
                     "columns": ["program", "s per volume", "of predict's"],
                     "rows": [
-                        ["ssl-medseg predict" if name == "predict" else name, round(value, 3),
+                        [f"ssl-medseg {name}" if name.startswith("predict") else name, round(value, 3),
                          round(value / found["predict"], 2)]
                         for name, value in found.items()
                     ],
@@ -196,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{arguments.width} and slices of {arguments.size} x {arguments.size} pixels, "
                     f"{arguments.threads or 'all'} thread(s). "
                     "The MONAI script uses SliceInferer and the transforms of MONAI's tutorials. "
-                    f"{nnunet_words if arguments.nnunet else ''}{equal:.2%} of the voxels are equal"
+                    f"{nnunet_words if arguments.nnunet else ''}In float32, {equal:.2%} of the voxels are equal"
                     f"{', except for nnU-Net' if arguments.nnunet else ''}. Importing, once per process, takes "
                     + " and ".join(f"{seconds:.1f} s ({name})" for name, seconds in imports.items())
                     + "."

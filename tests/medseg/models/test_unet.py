@@ -190,3 +190,19 @@ def test_the_plain_unet_is_monais_dynamic_unet_but_for_names() -> None:
 def test_a_network_that_no_recipe_has_chosen_is_refused() -> None:
     with pytest.raises(UserError, match="the network is auto of width 0"):
         build_network(NetworkOptions("auto", 0), 4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_plain_unet_computes_in_one_memory_format(channels: int) -> None:
+    """In the other format, training on several channels in bfloat16 took 3.6 times as long."""
+    torch.manual_seed(0)
+    network = build_network(NetworkOptions("plain-unet", width=4), 2, channels=channels)
+    formats: list[bool] = []
+    for part in network.modules():
+        if isinstance(part, nn.GroupNorm):
+            part.register_forward_hook(lambda _, inputs, __: formats.append(inputs[0].is_contiguous()))
+    x = torch.randn(2, channels, 32, 32)
+    stored = network(x)
+    torch.testing.assert_close(network(x.contiguous(memory_format=torch.channels_last)), stored, rtol=0, atol=0)
+    assert formats
+    assert all(formats)

@@ -220,6 +220,9 @@ class PlainUNet(nn.Module):
                     nn.init.zeros_(part.bias)
 
     def forward(self, x: Tensor, drop: ChannelDrop | None = None) -> Tensor:
+        # Batches are channels last. With several channels, convolutions would keep this format, in which group norm in
+        # bfloat16 takes several times as long.
+        x = x.contiguous()
         maps: list[Tensor] = []
         for level in self.down:
             x = level(x)
@@ -449,7 +452,7 @@ def build_network(options: NetworkOptions, classes: int, *, channels: int = 1) -
     if options.name == "unet":
         return _channels_last(SegmentationNetwork(UNet(channels, options.width), classes))
     if options.name == "plain-unet":
-        # Not channels last, in which the gradient of group norm is several times slower.
+        # Not channels last, see its `forward`.
         return SegmentationNetwork(PlainUNet(channels, options.width), classes)
     return _channels_last(SegmentationNetwork(MonaiTrunk(options, channels), classes))
 

@@ -3,54 +3,61 @@
     python -m tools.bench.video_train --videos data/ucf101_10/train --out docs/results/video_train_speed.json
 
 The views are frames alone (FixMatch), frames and temporal gradient (the default), and frames, flow and gradient. Rounds
-alternate between a fixed batch and batches that are read and augmented as in the command. The first round is not
-counted, and medians are printed. The ratio is the share of the speed that remains with loading.
+alternate between a fixed batch, batches that are read and augmented as in the command, the same with `--cache`, and,
+where flow is a view, with `--flow-cache` in addition. The caches are filled and the videos indexed before, as after the
+first epoch of a run. Medians over rounds are printed; the ratio is the share of the speed that remains with loading.
 
 On a CPU without loader processes, CPU time is measured, so that the ratio is also valid on a busy machine. With
-`--workers`, wall time is measured, and no other programs should run on the machine.
+`--workers`, wall time is measured, and no other programs should run on the machine. A round then consists of several
+steps, the first of which use up the batches that were loaded in the meantime and are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from contrastive_core.training import Run, RunOptions
-from ssl_video import ClipAugment, MultiviewPseudoLabel
+from ssl_video import ClipAugment, MultiviewPseudoLabel, flow
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
+from ssl_video.data.frame_cache import FrameCache
 from ssl_video.models import NetworkOptions
 from ssl_video.models.networks import build_network
+from ssl_video.optical_flow.cache import FlowCache
 from ssl_video.training.loader import Feed
 from ssl_video.training.options import OptimizerOptions, build_optimizer
+from ssl_video.views import needs_following
 from tools.results import provenance, write_result
 
 VIEWS = {"frames": ("rgb",), "frames, gradient": ("rgb", "tg"), "frames, flow, gradient": ("rgb", "flow", "tg")}
+FIXED, LOADED, CACHED, FLOW_CACHED = "a fixed batch", "with loading", "with --cache", "with --cache, --flow-cache"
+LOADING = (LOADED, CACHED, FLOW_CACHED)
+_QUEUED = 2  # batches that each loader process holds ready
+_STEPS = 10  # steps of a round with loader processes
 
 
 def contestant(
-    run: Run, videos: VideoSet, views: tuple[str, ...], arguments: argparse.Namespace, *, loading: bool
+    run: Run, data: ClipDataset, views: tuple[str, ...], arguments: argparse.Namespace, *, loading: bool
 ) -> Callable[[int], None]:
     """Return a function that executes one training step, on a fixed batch or on the batches of the command."""
-    data = ClipDataset(videos, ClipSpec(frames=arguments.frames, stride=64 / arguments.frames), following=True)
     feed = Feed(
         run, data, data, ClipAugment(arguments.size, views=views),
-        batch_size=arguments.batch_size, mu=arguments.mu, total_steps=10_000, first_unlabelled=0,
+        batch_size=arguments.batch_size, mu=arguments.mu, total_steps=100_000, first_unlabelled=0,
     )  # fmt: skip
-    classes = len(videos.classes)
+    classes = len(data.videos.classes)
     network = build_network(NetworkOptions("small_slow", width=arguments.width, dropout=0.0), classes)
     method = MultiviewPseudoLabel(network, classes=classes, views=views, threshold=0.6, bn="split")
     wrapped, optimizer = run.setup(method, build_optimizer(network, OptimizerOptions(), lr=1e-3))
-    fixed = feed.batch(0)
+    fixed = None if loading else feed.batch(0)
 
     def step(number: int) -> None:
-        batch = feed.batch(number) if loading else fixed
+        batch = fixed or feed.batch(number)
         losses = wrapped(batch.labelled, batch.labels, batch.weak, batch.strong, step=number)
         optimizer.zero_grad()
         run.fabric.backward(losses.loss)
@@ -60,27 +67,63 @@ def contestant(
     return step
 
 
-def measure(videos: VideoSet, arguments: argparse.Namespace) -> dict[tuple[str, bool], float]:
-    """Measure the clips per second for all views, with and without loading."""
-    steps: dict[tuple[str, bool], Callable[[int], None]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for (name, views), loading in itertools.product(VIEWS.items(), (False, True)):
-            options = RunOptions(
-                device=arguments.device, threads=arguments.threads, workers=arguments.workers, progress=False
-            )
-            with Run(Path(folder) / f"{name}-{loading}", config={}, command="bench", options=options) as run:
-                steps[name, loading] = contestant(run, videos, views, arguments, loading=loading)
-        torch.set_num_threads(arguments.threads or torch.get_num_threads())
-        seconds: dict[tuple[str, bool], list[float]] = {name: [] for name in steps}
-        clock = time.perf_counter if arguments.workers or arguments.device != "cpu" else time.process_time
-        for number in range(1, arguments.rounds + 2):
-            for which, step in steps.items():
-                begun = clock()
-                step(number)
-                if number > 1:  # the first round prepares kernels
-                    seconds[which].append(clock() - begun)
+def contestants(
+    videos: VideoSet, views: tuple[str, ...], arguments: argparse.Namespace, folder: Path
+) -> dict[str, Callable[[int], None]]:
+    """Return the training steps that are compared for some views, with filled caches."""
+    spec = ClipSpec(frames=arguments.frames, stride=64 / arguments.frames)
+    frames, steps = FrameCache(folder / "frames"), {}
+    for name in (FIXED, *LOADING):
+        if name == FLOW_CACHED and "flow" not in views:
+            continue
+        stored = FlowCache.open(folder / "flow", method="dis") if name == FLOW_CACHED else None
+        data = ClipDataset(
+            videos, spec, following=needs_following(views, stored), flow=stored,
+            frames=frames if name in (CACHED, FLOW_CACHED) else None,
+        )  # fmt: skip
+        for place in range(len(videos)):  # fills the cache, and indexes the videos
+            data.clip(place, seed=0)
+        workers = 0 if name == FIXED else arguments.workers
+        options = RunOptions(device=arguments.device, threads=arguments.threads, workers=workers, progress=False)
+        with Run(folder / f"{len(views)}-{name}", config={}, command="bench", options=options) as run:
+            steps[name] = contestant(run, data, views, arguments, loading=name != FIXED)
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    return steps
+
+
+def measure(steps: dict[str, Callable[[int], None]], videos: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Measure the clips per second of each contestant."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    workers = arguments.workers
+    clock = time.perf_counter if workers or arguments.device != "cpu" else time.process_time
     clips = arguments.batch_size * (1 + arguments.mu)
+    first = 3 * max(1, workers) * videos // clips if workers else 1  # until every process has indexed most videos
+    number = dict.fromkeys(steps, 0)
+    for turn in range(arguments.rounds + 1):
+        for name, step in steps.items():
+            unused = _QUEUED * workers + 1 if workers and turn else 0 if turn else first
+            counted = (_STEPS if workers else 1) if turn else 0
+            _advance(step, number, name, unused)
+            begun = clock()
+            _advance(step, number, name, counted)
+            if turn:
+                seconds[name].append((clock() - begun) / counted)
     return {name: clips / statistics.median(found) for name, found in seconds.items()}
+
+
+def _advance(step: Callable[[int], None], number: dict[str, int], name: str, times: int) -> None:
+    for _ in range(times):
+        step(number[name])
+        number[name] += 1
+
+
+def table(speeds: Iterable[tuple[str, dict[str, float]]]) -> list[list[object]]:
+    """Return the rows of the published table: views, way of loading, clips per second, share of the fixed batch."""
+    return [
+        [views, name, round(speed, 1), round(speed / found[FIXED], 2)]
+        for views, found in speeds
+        for name, speed in found.items()
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -93,27 +136,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mu", type=int, default=4)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
+    parser.add_argument("--count", type=int, default=0, help="number of videos; 0 for all")
+    parser.add_argument("--views", nargs="+", default=list(VIEWS), choices=list(VIEWS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args(argv)
-    speeds = measure(open_videos(arguments.videos), arguments)
-    rows: list[list[object]] = []
-    for views in VIEWS:
-        fixed, loaded = speeds[views, False], speeds[views, True]
-        rows.append([views, round(fixed, 1), round(loaded, 1), round(loaded / fixed, 2)])
-        print(f"{views}: {fixed:.1f} clips/s without loading, {loaded:.1f} with: {loaded / fixed:.3f}", flush=True)
+    videos = open_videos(arguments.videos)
+    if arguments.count:
+        videos = videos.subset(range(0, len(videos), max(1, len(videos) // arguments.count)))
+    speeds: list[tuple[str, dict[str, float]]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        flow(str(arguments.videos), Path(scratch) / "flow", short_side=round(arguments.size * 256 / 224), workers=1)
+        for views in arguments.views:
+            steps = contestants(videos, VIEWS[views], arguments, Path(scratch))
+            speeds.append((views, measure(steps, len(videos), arguments)))
+            for row in table(speeds[-1:]):
+                print(*row, sep="\t", flush=True)
     if arguments.out:
         place = (
             f"in {arguments.workers} loader processes" if arguments.workers else "in the training process (CPU time)"
         )
-        names = ("frames", "size", "width", "batch_size", "mu", "threads", "workers", "rounds", "device")
+        names = ("frames", "size", "width", "batch_size", "mu", "threads", "workers", "count", "rounds", "device")
         write_result(
             arguments.out,
             {
                 "name": arguments.out.stem, **provenance(), "seeds": [0],
                 "config": {name: getattr(arguments, name) for name in names},
-                "table": {"columns": ["views", "clips/s, a fixed batch", "with loading", "ratio"], "rows": rows},
+                "table": {"columns": ["views", "batches", "clips/s", "ratio"], "rows": table(speeds)},
                 "notes": [
                     "Labelled and unlabelled clips per second of the median step of MvPL: `small_slow` of width "
                     f"{arguments.width}, clips of {arguments.frames} frames at {arguments.size} pixels, read and "

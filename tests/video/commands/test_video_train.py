@@ -20,7 +20,7 @@ from PIL import Image
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
-from ssl_video import TolerantReadOptions
+from ssl_video import TrainingReadOptions
 from ssl_video.augment import ClipAugment, StrongOptions
 from ssl_video.cli import main
 from ssl_video.commands.demo import demo
@@ -437,9 +437,29 @@ def test_bad_files_are_skipped_up_to_a_share(videos: Path, tmp_path: Path) -> No
     run = settings(videos, data=str(tmp_path / "clips.csv"))
     with pytest.raises(UserError, match=r"1 of 9 videos cannot be read, and 0 may be skipped"):
         train(out=tmp_path / "a", **run)
-    train(out=tmp_path / "b", read=TolerantReadOptions(max_bad=0.2), **run)
+    train(out=tmp_path / "b", read=TrainingReadOptions(max_bad=0.2), **run)
     listed = [json.loads(line) for line in (tmp_path / "b/bad_files.jsonl").read_text().splitlines()]
     assert [line["path"].endswith(victim) for line in listed] == [True]
+
+
+def test_training_with_a_cache_ends_with_the_same_bytes(
+    trained: Path, videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cached = TrainingReadOptions(cache=tmp_path / "frames")
+    train(out=tmp_path / "a", read=cached, **settings(videos, diagnose=True, validate_every=3))
+    assert weights(tmp_path / "a") == weights(trained)
+    stored = {file.name: file.read_bytes() for file in (tmp_path / "frames").iterdir()}
+    assert len(stored) == 9  # validation and test videos are not stored
+    assert f"cache {tmp_path / 'frames'}: 157 kB of at most 20 GB, all 9 videos" in capfd.readouterr().err
+    # A run that was interrupted without a cache continues with one, in a loader process.
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b/model")
+    shutil.rmtree(tmp_path / "b/checkpoints/step-000006")
+    resumed = dataclasses.replace(CPU, resume=True, workers=1)
+    again = TrainingReadOptions(cache=tmp_path / "other", cache_size=1.0)
+    train(out=tmp_path / "b", read=again, **settings(videos, diagnose=True, validate_every=3, run=resumed))
+    assert weights(tmp_path / "b") == weights(trained)
+    assert {file.name for file in (tmp_path / "other").iterdir()} <= set(stored)
 
 
 def test_a_bad_validation_video_does_not_end_the_run(
@@ -455,7 +475,7 @@ def test_a_bad_validation_video_does_not_end_the_run(
     run = settings(videos, data=str(tmp_path / "clips.csv"), steps=2, validate_every=1)
     with pytest.raises(UserError, match=r"1 of 3 videos cannot be read; see --max-bad"):
         train(out=tmp_path / "a", **run)
-    train(out=tmp_path / "b", read=TolerantReadOptions(max_bad=0.4), **run)
+    train(out=tmp_path / "b", read=TrainingReadOptions(max_bad=0.4), **run)
     assert (tmp_path / "b/model/model.json").is_file()
     assert capfd.readouterr().err.count(f"skipped in validation: {tmp_path / victim}") == 1
     records = [json.loads(line) for line in (tmp_path / "b/metrics.jsonl").read_text().splitlines()]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ssl_video.commands.report import report
     from ssl_video.commands.train import train
     from ssl_video.data import ClipSpec
-    from ssl_video.data.reader import ReadOptions, TolerantReadOptions
+    from ssl_video.data.reader import ReadOptions, TolerantReadOptions, TrainingReadOptions
     from ssl_video.evaluation import SamplingOptions
     from ssl_video.models import NetworkOptions
     from ssl_video.models.networks import recalibrate_bn
@@ -33,7 +33,7 @@ _ELSEWHERE = {
     "ssl_video.augment": ("ClipAugment", "StrongOptions", "WeakOptions"),
     "ssl_video.commands.make_splits": ("LabelDrawOptions",),
     "ssl_video.data": ("ClipSpec",),
-    "ssl_video.data.reader": ("ReadOptions", "TolerantReadOptions"),
+    "ssl_video.data.reader": ("ReadOptions", "TolerantReadOptions", "TrainingReadOptions"),
     "ssl_video.evaluation": ("SamplingOptions",),
     "ssl_video.models": ("NetworkOptions",),
     "ssl_video.models.networks": ("recalibrate_bn",),
@@ -57,6 +57,7 @@ __all__ = [
     "StrongOptions",
     "TolerantReadOptions",
     "TrainingOptions",
+    "TrainingReadOptions",
     "WeakOptions",
     "check",
     "demo",

@@ -117,10 +117,10 @@ def _manifest(facts: Sequence[Facts], folder: Path) -> str:
         video, index = fact.video, fact.index
         row: dict[str, object] = {
             "path": safe_cell(Path(os.path.relpath(video.path.absolute(), folder.absolute())).as_posix(), path=True),
-            "class": video.label or "",
-            "split": video.part or "",
-            "group": video.group or "",
-            "problem": fact.problem or "",
+            "class": safe_cell(video.label or ""),
+            "split": safe_cell(video.part or ""),
+            "group": safe_cell(video.group or ""),
+            "problem": safe_cell(fact.problem or ""),
         }
         if index is not None:
             row |= {

@@ -200,7 +200,7 @@ def _listed(videos: VideoSet, works: Sequence[Work], problems: Mapping[str, str]
     writer.writerow(["path", "flow", "problem"])
     for video in videos.videos:
         problem = problems.get(video.key, "")
-        writer.writerow([safe_cell(video.key, path=True), "" if problem else files[video.key], problem])
+        writer.writerow([safe_cell(video.key, path=True), "" if problem else files[video.key], safe_cell(problem)])
     return text.getvalue()
 
 

@@ -18,7 +18,8 @@ from contrastive_core.optim import WarmupCosine
 from contrastive_core.training import Run, RunOptions
 from ssl_video.augment import REORDERING, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
-from ssl_video.data.reader import TolerantReadOptions
+from ssl_video.data.frame_cache import GB, FrameCache
+from ssl_video.data.reader import TrainingReadOptions
 from ssl_video.data.splits import read_split, select, select_labelled
 from ssl_video.evaluation import classify, classify_readable
 from ssl_video.models import NetworkOptions
@@ -26,7 +27,7 @@ from ssl_video.models.model_folder import Recipe, Recognizer, save_recognizer
 from ssl_video.models.networks import build_network, check_clip
 from ssl_video.models.pretrained import begin_from
 from ssl_video.mvpl.method import MultiviewPseudoLabel
-from ssl_video.optical_flow.cache import open_flow
+from ssl_video.optical_flow.cache import FlowCache, open_flow
 from ssl_video.training.inference_model import make_tested
 from ssl_video.training.loader import Feed
 from ssl_video.training.options import (
@@ -60,7 +61,7 @@ def train(
     weak: WeakOptions = WeakOptions(),  # noqa: B008
     strong: StrongOptions = StrongOptions(),  # noqa: B008
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
-    read: TolerantReadOptions = TolerantReadOptions(),  # noqa: B008
+    read: TrainingReadOptions = TrainingReadOptions(),  # noqa: B008
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> Path:
     """Train a network to recognise actions from a few labelled videos and many unlabelled ones.
@@ -88,7 +89,7 @@ def train(
         weak: Weak augmentation.
         strong: Strong augmentation.
         optimizer: Optimiser, learning rate, and moving average of the network.
-        read: Stored optical flow, the decoder of the frames, and the limit for unreadable videos.
+        read: Stored optical flow and frames, the decoder of the frames, and the limit for unreadable videos.
         run: Seed, device, precision, checkpoints, logs.
 
     Returns:
@@ -102,7 +103,7 @@ def train(
     found = _open(data, split, pseudo, validate=training.validate_every > 0)
     labelled, learned, validated, truth = found.labelled, found.learned, found.validated, found.truth
     check_clip(network, frames=clip.frames, size=inputs.image_size)
-    stored = open_flow(read.flow_cache, method=inputs.flow, views=views, of=(labelled, learned), max_bad=read.max_bad)
+    stored, frames = _caches(read, inputs, (labelled, learned))
     described = Recipe(network, labelled.classes, clip, inputs.image_size, views, inputs.flow, inputs.tg_gain)
     with Run(out, config=config, command="ssl-video train", options=run, free=_FREE) as r:
         try:
@@ -119,7 +120,7 @@ def train(
 
         def clips(of: VideoSet, log: str, *, by_class: bool) -> ClipDataset:
             return ClipDataset(
-                of, clip, following=needs_following(views, stored), audio="audio" in views, flow=stored,
+                of, clip, following=needs_following(views, stored), audio="audio" in views, flow=stored, frames=frames,
                 reader=read.reader, max_bad=read.max_bad, log=r.out / log, by_class=by_class,
             )  # fmt: skip
 
@@ -143,10 +144,13 @@ def train(
 
         def tested(count: int) -> Recognizer:
             size_, seed = max(feed.batch_size, 16), r.seed("recalibrate")
-            kept = make_tested(
-                mvpl.tested, described, unknown, weak=weak, count=count, batch_size=size_, seed=seed, device=r.device
-            )
-            return Recognizer(kept, described, r.device, {})
+            return Recognizer(
+                make_tested(
+                    mvpl.tested, described, unknown, weak=weak, count=count, batch_size=size_, seed=seed,
+                    device=r.device,
+                ),
+                described, r.device, {},
+            )  # fmt: skip
 
         unread: set[str] = set()
         for step in r.steps(steps, samples_per_step=feed.clips):
@@ -177,6 +181,7 @@ def train(
                         say=r.say,
                     )
                 )
+        _say_cache(frames, (labelled, learned), say=r.say)
         seen = {video.path: video for of in (labelled, learned) for video in of.videos}.values()
         about = {
             "method": method, "steps": steps, "split": found.digest, "labelled": len(labelled), "bn": training.bn,
@@ -199,7 +204,7 @@ def _finite(step: int, loss: Tensor) -> Iterator[None]:
         ) from error
 
 
-_FREE = ("data", "split", "read.flow_cache", "read.reader", "read.max_bad")
+_FREE = ("data", "split", "read.flow_cache", "read.reader", "read.max_bad", "read.cache", "read.cache_size")
 """Settings that a resumed run may change: the place of the data, and how to read them. The split must be the same."""
 
 
@@ -244,6 +249,18 @@ def _open(data: str, split: Path, pseudo: PseudoOptions, *, validate: bool) -> _
     number = {name: place for place, name in enumerate(chosen.classes)}
     truth = torch.tensor([number.get(str(video.label), -1) for video in learned.videos]) if pseudo.diagnose else None
     return _Videos(labelled, learned, validated, truth, chosen.digest)
+
+
+def _caches(
+    read: TrainingReadOptions, inputs: InputOptions, videos: Sequence[VideoSet]
+) -> tuple[FlowCache | None, FrameCache | None]:
+    stored = open_flow(read.flow_cache, method=inputs.flow, views=inputs.views, of=videos, max_bad=read.max_bad)
+    return stored, None if read.cache is None else FrameCache(read.cache, limit=round(read.cache_size * GB))
+
+
+def _say_cache(frames: FrameCache | None, videos: Sequence[VideoSet], *, say: Callable[[str], None]) -> None:
+    if frames is not None:
+        say(frames.summary(videos))
 
 
 def _network(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.config import SkipOptions, allowed_bad
+from contrastive_core.training.config import SkipOptions, allowed_bad, check_fields
 from contrastive_core.training.documents import read_json_lines, reading
 from contrastive_core.training.files import append_line
 from ssl_video.data import torchcodec_reader
@@ -57,6 +58,32 @@ class TolerantReadOptions(SkipOptions, ReadOptions):
     """How to read clips, and how many videos may be unreadable."""
 
 
+@dataclass(frozen=True)
+class TrainingReadOptions(TolerantReadOptions):
+    """How to read clips for training, where every video is read again and again.
+
+    Attributes:
+        cache: Folder for decoded frames, which several runs can share; by default every clip is decoded. A video takes
+            3 bytes per pixel and frame, as much as 45 MB for 200 frames of 320x240 pixels.
+        cache_size: Largest size of the folder `cache` in gigabytes; videos that do not fit, or take more than 1/20 of
+            it, are decoded for every clip.
+    """
+
+    cache: Path | None = None
+    cache_size: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, "read", cache_size=(0 < self.cache_size < math.inf, "a number of gigabytes above 0"))
+
+
+class StoredFrames(Protocol):
+    """Source of decoded frames, see `ssl_video.data.frame_cache`."""
+
+    def read(self, path: str | Path, index: VideoIndex, frames: Sequence[int]) -> Picture | None:
+        """Return these frames of a video, uint8 ``[T, 3, H, W]``; None if they have to be decoded."""
+
+
 class StoredFlow(Protocol):
     """Source of precomputed optical flow, see `ssl_video.optical_flow.cache`."""
 
@@ -72,6 +99,7 @@ def read_clip(
     following: bool = False,
     audio: bool = False,
     flow: StoredFlow | None = None,
+    frames: StoredFrames | None = None,
     reader: ReaderName = "pyav",
 ) -> Clips:
     """Read the clip of a video that starts at a given time, as a batch of one.
@@ -88,6 +116,7 @@ def read_clip(
         audio: Also read the sound of the clip, silence if there is none; `Clips.has_audio` tells which.
         flow: Source of the displacements to the frame after each frame, which is then not read itself; the clip ends
             one frame earlier too.
+        frames: Source of decoded frames, equal to those that are decoded here.
         reader: ``pyav``, or ``torchcodec``, whose frames are the same; files whose frames or colours would differ are
             read with PyAV, see `torchcodec_reader.decode`.
 
@@ -101,24 +130,32 @@ def read_clip(
         wanted = [min(frame, max(0, len(index) - 2)) for frame in wanted]
     if following:
         after = [min(frame + 1, len(index) - 1) for frame in wanted]
-    needed = sorted({*wanted, *after})
-    pictures = None
-    if reader == "torchcodec":
-        pictures = torchcodec_reader.decode(path, needed, index)
+    pictures = None if frames is None else frames.read(path, index, [*wanted, *after])
     if pictures is None:
-        pictures = read_frames(path, needed)
+        pictures = _decode(path, [*wanted, *after], index, reader)
+    shown = torch.from_numpy(pictures)[None]
     samples, has_audio = None, None
     if audio:
         found = read_audio(path, start, spec.duration) if index.has_audio else None
         has_audio = torch.tensor([found is not None])
         samples = torch.zeros(1, round(spec.duration * 16000)) if found is None else torch.from_numpy(found)[None]
     return Clips(
-        _stacked(pictures, wanted),
-        _stacked(pictures, after) if following else None,
+        shown[:, : len(wanted)],
+        shown[:, len(wanted) :] if following else None,
         samples,
         has_audio,
         None if flow is None else flow.read(path, wanted)[None],
     )
+
+
+def _decode(path: str | Path, frames: Sequence[int], index: VideoIndex, reader: ReaderName) -> Picture:
+    """Decode frames of a video, which may repeat, uint8 ``[T, 3, H, W]``."""
+    needed, found = sorted(set(frames)), None
+    if reader == "torchcodec":
+        found = torchcodec_reader.decode(path, needed, index)
+    if found is None:
+        found = read_frames(path, needed)
+    return np.ascontiguousarray(np.stack([found[frame] for frame in frames]).transpose(0, 3, 1, 2))
 
 
 def read_frames(path: str | Path, frames: list[int]) -> dict[int, Picture]:
@@ -148,8 +185,12 @@ def read_frames(path: str | Path, frames: list[int]) -> dict[int, Picture]:
     raise _lost(path, missing, index)
 
 
-def every_frame(path: str | Path) -> Iterator[Picture]:
+def every_frame(path: str | Path, *, intact: bool = False) -> Iterator[Picture]:
     """Yield all frames of a video in order, uint8 ``[H, W, 3]`` each, as displayed and all of one size.
+
+    Args:
+        path: Path of the file.
+        intact: Also raise an error for damaged frames that the decoder concealed.
 
     Raises:
         UserError: The file cannot be read, or a frame is missing.
@@ -157,7 +198,7 @@ def every_frame(path: str | Path) -> Iterator[Picture]:
     index = index_video(path)
     expected = 0
     for number, frame in _walk(path, index):
-        if number > expected:
+        if number > expected or (intact and frame.is_corrupt):
             raise _lost(path, expected, index)
         if number == expected:
             yield _picture(frame, index, path)
@@ -334,13 +375,6 @@ def _as_displayed(picture: Picture, orientation: Orientation) -> Picture:
     return picture[:: -1 if orientation.upend else 1, :: -1 if orientation.mirror else 1]
 
 
-def _stacked(pictures: dict[int, Picture], frames: list[int]) -> Tensor:
-    return torch.from_numpy(np.stack([pictures[frame] for frame in frames])).permute(0, 3, 1, 2).contiguous()[None]
-
-
-_NAMED = 3
-
-
 def resize_short(frames: Tensor, short: int) -> Tensor:
     """Resize frames ``[..., 3, H, W]`` to a short side of `short`."""
     size = short_size(frames.shape[-2], frames.shape[-1], short)
@@ -371,6 +405,7 @@ class ClipDataset(Dataset[Sample]):
         following: See `read_clip`.
         audio: See `read_clip`.
         flow: See `read_clip`.
+        frames: See `read_clip`.
         reader: See `read_clip`.
         max_bad: Share of the files that may be unreadable, ``0 <= max_bad < 1``.
         log: File for JSON lines with index, path and reason; None: no file.
@@ -388,6 +423,7 @@ class ClipDataset(Dataset[Sample]):
         following: bool = False,
         audio: bool = False,
         flow: StoredFlow | None = None,
+        frames: StoredFrames | None = None,
         reader: ReaderName = "pyav",
         max_bad: float = 0.0,
         log: Path | None = None,
@@ -395,7 +431,7 @@ class ClipDataset(Dataset[Sample]):
     ) -> None:
         check_reader(reader)
         self.videos, self.spec, self.following, self.audio, self.flow = videos, spec, following, audio, flow
-        self.reader: ReaderName = reader
+        self.frames, self.reader = frames, reader
         self._allowed, self._log, self._by_class = allowed_bad(max_bad, len(videos)), log, by_class
         self._bad: set[int] = set()
 
@@ -424,6 +460,7 @@ class ClipDataset(Dataset[Sample]):
                     following=self.following,
                     audio=self.audio,
                     flow=self.flow,
+                    frames=self.frames,
                     reader=self.reader,
                 )
                 return Sample(clip, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections import Counter
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
+from contrastive_core.training.files import sha256
 from contrastive_core.training.names import check_labels
 from contrastive_core.training.split_names import canonical_split
 
@@ -60,6 +62,24 @@ def content_mark(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); expected a video file") from error
     return digest.hexdigest()
+
+
+def digest_of(path: str | Path) -> str:
+    """Return the SHA-256 hash of a file, cached until its time or size changes.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        now = Path(path).stat()
+        return _digest(str(path), now.st_mtime_ns, now.st_size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); expected a file") from error
+
+
+@functools.lru_cache(maxsize=300_000)
+def _digest(path: str, changed: int, size: int) -> str:
+    return sha256(Path(path))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ hash of the video, so that outdated flow of a changed video is never used.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +21,9 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.training.config import allowed_bad, from_plain
 from contrastive_core.training.documents import read_json, reading
-from contrastive_core.training.files import sha256, write_atomic
+from contrastive_core.training.files import write_atomic
 from ssl_video.data.video_index import index_video
-from ssl_video.data.videos import Video, VideoSet
+from ssl_video.data.videos import Video, VideoSet, digest_of
 from ssl_video.optical_flow.methods import BOUND_SHARE
 
 FORMAT = "ssl-video flow 1"
@@ -211,21 +210,3 @@ def identity(method: str) -> tuple[str, str]:
     """
     name, _, weights = method.partition(":")
     return name, digest_of(weights) if weights else ""
-
-
-def digest_of(path: str | Path) -> str:
-    """Return the SHA-256 hash of a file, cached until its time or size changes.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        now = Path(path).stat()
-        return _digest(str(path), now.st_mtime_ns, now.st_size)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); expected a file") from error
-
-
-@functools.lru_cache(maxsize=300_000)
-def _digest(path: str, changed: int, size: int) -> str:
-    return sha256(Path(path))

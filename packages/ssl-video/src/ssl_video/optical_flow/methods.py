@@ -28,7 +28,7 @@ _PRESETS = {
     "dis_fast": "DISOPTICAL_FLOW_PRESET_FAST",
     "dis_ultrafast": "DISOPTICAL_FLOW_PRESET_ULTRAFAST",
 }
-_GRAY = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+_GRAY = (0.299, 0.587, 0.114)
 _RAFT_SIDE = 128
 _OPENCV_SIDE = 16
 
@@ -89,9 +89,10 @@ def _on_gray(cv2: Any, make: Callable[[], Callable[[Gray, Gray, None], Any]]) ->
         with _one_thread(cv2):
             calc = make()
             # None: DIS would start its search at the displacements in a given output array.
-            found = [calc(a, b, None) for a, b in zip(_gray(before, pad), _gray(after, pad), strict=True)]
-        stacked = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)[..., :height, :width]
-        return stacked.to(before.device, torch.float32).contiguous()
+            found = np.empty((len(before), 2, height, width), np.float32)
+            for into, a, b in zip(found, _gray(before, pad), _gray(after, pad), strict=True):
+                into[:] = calc(a, b, None)[:height, :width].transpose(2, 0, 1)
+        return torch.from_numpy(found).to(before.device)
 
     return flow
 
@@ -109,7 +110,8 @@ def _one_thread(cv2: Any) -> Iterator[None]:
 
 
 def _gray(frames: Tensor, pad: tuple[int, int, int, int]) -> Gray:
-    gray = (frames.cpu().to(torch.float32) * _GRAY).sum(dim=1).round()
+    red, green, blue = (channel * weight for channel, weight in zip(frames.cpu().unbind(1), _GRAY, strict=True))
+    gray = red.add_(green).add_(blue).round_()
     if any(pad):
         gray = F.pad(gray[:, None], pad, mode="replicate")[:, 0]
     return gray.to(torch.uint8).numpy()

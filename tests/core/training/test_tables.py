@@ -10,7 +10,7 @@ import pytest
 from contrastive_core.errors import UserError
 from contrastive_core.training.documents import read_text
 from contrastive_core.training.split_names import canonical_split, find_splits, split_word
-from contrastive_core.training.tables import find_columns, is_missing, local_path, refuse_drives
+from contrastive_core.training.tables import check_local, find_columns, is_missing, local_path, plain_cell, safe_cell
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -37,9 +37,17 @@ def test_paths_are_found_however_they_are_written(tmp_path: Path) -> None:
     assert local_path(f"{unicodedata.normalize('NFC', split_up)}\\1.mp4", tmp_path) == f"{split_up}/1.mp4"
     assert local_path("a\\b.mp4", tmp_path) == "a\\b.mp4"
     assert local_path("a\\c.mp4", tmp_path) == "a/c.mp4"
-    refuse_drives(tmp_path, [(2, "a/b.mp4"), (3, "c:name.mp4")])
+    check_local(tmp_path, [(2, "a/b.mp4"), (3, "c:name.mp4")])
     with pytest.raises(UserError, match=r"Windows drive \(D:/a\.mp4, line 3 and 1 more\)"):
-        refuse_drives(tmp_path, [(2, "a.mp4"), (3, "D:/a.mp4"), (4, "D:\\b.mp4")])
+        check_local(tmp_path, [(2, "a.mp4"), (3, "D:/a.mp4"), (4, "D:\\b.mp4")])
+    for address in ("https://host/a.mp4", "s3://bucket/a.mp4", "gs://b/a.mp4", "file:///a.mp4"):
+        with pytest.raises(UserError, match=r"found addresses \(.*a\.mp4, line 3\), .*; download the files"):
+            check_local(tmp_path, [(2, "a.mp4"), (3, address)])
+
+
+@pytest.mark.parametrize("text", ["=1+1", "-1", "+a", "@b", "\t=c", "cat", "'quoted'", "", "a=b"])
+def test_escaped_cells_are_read_as_they_were(text: str) -> None:
+    assert plain_cell(safe_cell(text)) == text
 
 
 def test_columns_are_found_by_their_meaning(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from ssl_video.commands.predict import predict
 from ssl_video.commands.report import report
 from ssl_video.commands.train import train
 from ssl_video.data import ClipDataset, ClipSpec, open_videos, read_clip
-from ssl_video.data.reader import TolerantReadOptions
+from ssl_video.data.reader import TrainingReadOptions
 from ssl_video.evaluation import SamplingOptions
 from ssl_video.models import NetworkOptions
 from ssl_video.optical_flow import compute, methods
@@ -293,7 +293,7 @@ def test_training_and_testing_read_it(
         "run": RunOptions(device="cpu", threads=1, progress=False, log_every=1),
     }
     cached(folder, tmp_path / "flow")
-    read = TolerantReadOptions(tmp_path / "flow")
+    read = TrainingReadOptions(tmp_path / "flow")
     train(str(folder), tmp_path / "computed", **same)
     monkeypatch.setattr(methods, "flow_method", None)  # nobody computes flow now
     train(str(folder), tmp_path / "stored", read=read, **same)

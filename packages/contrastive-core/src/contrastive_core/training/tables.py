@@ -11,6 +11,7 @@ from contrastive_core.errors import UserError
 
 _MISSING = frozenset({"", "nan", "<na>", "n/a", "null"})  # written by other programs for missing values
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def is_missing(text: str) -> bool:
@@ -79,21 +80,43 @@ def safe_cell(text: str, *, path: bool = False) -> str:
     return text
 
 
-def refuse_drives(file: Path, paths: Iterable[tuple[int, str]]) -> None:
-    """Raise an error for paths on a Windows drive, such as ``C:``, on other systems.
+def plain_cell(text: str) -> str:
+    """Undo `safe_cell` for text that is not a path.
+
+    >>> plain_cell("'=1+1"), plain_cell("'quoted'")
+    ('=1+1', "'quoted'")
+    """
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+
+
+def check_local(file: Path, paths: Iterable[tuple[int, str]]) -> None:
+    """Raise an error for addresses such as ``https://`` and ``s3://``, and for paths on a Windows drive elsewhere.
 
     Args:
         file: Path of the list, for the error message.
         paths: Line number and path of each row.
 
     Raises:
-        UserError: A path is on a Windows drive, and this is another system.
+        UserError: A path is not on this computer.
     """
-    elsewhere = [(line, path) for line, path in paths if _DRIVE.match(path)]
-    if elsewhere and Path("/").anchor == "/":
-        line, path = elsewhere[0]
-        more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
-        raise UserError(
-            f"{file}: found paths on a Windows drive ({path}, line {line}{more}), expected paths on this computer; "
-            "make them relative to the list"
-        )
+    remote, drives = [], []
+    for line, path in paths:
+        if is_address(path):
+            remote.append((line, path))
+        elif _DRIVE.match(path) and Path("/").anchor == "/":
+            drives.append((line, path))
+    for elsewhere, what, advice in (
+        (remote, "addresses", "download the files, and list their paths"),
+        (drives, "paths on a Windows drive", "make them relative to the list"),
+    ):
+        if elsewhere:
+            line, path = elsewhere[0]
+            more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
+            raise UserError(
+                f"{file}: found {what} ({path}, line {line}{more}), expected paths on this computer; {advice}"
+            )
+
+
+def is_address(path: str) -> bool:
+    """Return whether a path is an address such as ``https://host/file`` or ``s3://bucket/file``."""
+    return _ADDRESS.match(path) is not None

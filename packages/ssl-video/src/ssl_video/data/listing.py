@@ -15,7 +15,14 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading
 from contrastive_core.training.split_names import find_splits
-from contrastive_core.training.tables import find_columns, is_missing, local_path, refuse_drives
+from contrastive_core.training.tables import (
+    check_local,
+    find_columns,
+    is_address,
+    is_missing,
+    local_path,
+    plain_cell,
+)
 from ssl_video.data.videos import SUFFIXES, Video, VideoSet, canonical_part
 
 _UCF_GROUP = re.compile(r"_(g\d+)_c\d+")
@@ -61,6 +68,8 @@ def open_videos(data: str | Path, *, part: str | None = None) -> VideoSet:
     Raises:
         UserError: The path does not exist, holds no videos or no such part, or is a list that cannot be read.
     """
+    if is_address(str(data)):
+        raise UserError(f"{data}: found an address, expected a path on this computer; download the videos first")
     place = Path(data).expanduser()
     notes: list[str] = []
     if place.is_dir():
@@ -217,7 +226,7 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
         path = local_path(found["path"].strip('"'), file.parent)
         lines.append((number, path))
         entries.append((path, None if label is None else label.strip('"')))
-    refuse_drives(file, lines)
+    check_local(file, lines)
     return entries
 
 
@@ -284,7 +293,7 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
         raise UserError(
             f"{file}: found rows without a path (line {some_of(pathless)}), expected one in each; remove them"
         )
-    refuse_drives(file, paths)
+    check_local(file, paths)
     return rows
 
 
@@ -304,12 +313,12 @@ def _in_table(file: Path, rows: Sequence[Mapping[str, str]], notes: list[str]) -
             f"{several(len(unnamed), 'video')} with the class {unnamed[0]}, a missing value, used as unlabelled"
         )
     for row in rows:
-        path, part = Path(row["path"]), row.get("split") or None
+        path, part = Path(row["path"]), plain_cell(row.get("split") or "") or None
         yield Video(
             path.as_posix(),
             file.parent / path,
-            _label(row.get("class")),
-            row.get("group") or group_of(path.as_posix()),
+            _label(plain_cell(row.get("class") or "")),
+            plain_cell(row.get("group") or "") or group_of(path.as_posix()),
             None if part is None else canonical_part(part),
         )
 

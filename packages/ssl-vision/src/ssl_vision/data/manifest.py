@@ -13,7 +13,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading
 from contrastive_core.training.split_names import canonical_split
-from contrastive_core.training.tables import find_columns, is_missing, local_path, refuse_drives
+from contrastive_core.training.tables import check_local, find_columns, is_missing, local_path
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.data.decode import FileImages
 from ssl_vision.data.listing import printable
@@ -142,7 +142,7 @@ def read_manifest(manifest: Path) -> Manifest:
         raise UserError(
             f"{manifest}: found rows without a path ({_lines(pathless)}), expected one in each; remove them"
         )
-    refuse_drives(manifest, ((row.line, row.path) for row in rows))
+    check_local(manifest, ((row.line, row.path) for row in rows))
     if missing:
         notes.append(
             f"{several(len(missing), 'row')} with a missing value as label ({_lines(missing)}), taken as unlabelled"

@@ -200,3 +200,11 @@ def test_labels_under_vmap_and_compile() -> None:
         torch.testing.assert_close(together[0], loss(z, MARKED, ignore_index=-1))
         with pytest.raises(ValueError, match="the smallest label is -1"):
             torch.vmap(lambda y: loss(z, y))(many - 1)  # noqa: B023
+    counting: list[Callable[[Tensor], Tensor]] = [
+        lambda y: suncet(z, y, ignore_index=-1),
+        lambda y: suncet(z, y, label_smoothing=0.1),
+        lambda y: paws(z, z, z, y)[0],
+    ]
+    for loss in counting:
+        with pytest.raises(RuntimeError, match=r"(suncet|paws): torch\.vmap cannot run over these labels, because"):
+            torch.vmap(loss)(many)

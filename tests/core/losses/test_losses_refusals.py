@@ -12,6 +12,7 @@ from torch import nn
 
 from contrastive_core import (
     InfoNCELoss,
+    MemoryBank,
     NTXentLoss,
     PAWSLoss,
     SuNCEtLoss,
@@ -64,6 +65,51 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: paws(ones(2, 3), ones(2, 3), ones(2, 4), torch.tensor([0, 1])),
         ValueError,
         "supports .* same width",
+    ),
+    "sparse": (
+        lambda: supcon(ones(2, 3).to_sparse(), torch.tensor([0, 0])),
+        TypeError,
+        r"supcon: z is torch.sparse_coo, expected a dense tensor; convert it with .to_dense\(\)",
+    ),
+    "8 bits": (
+        lambda: nt_xent(ones(2, 3).to(torch.float8_e4m3fn), ones(2, 3)),
+        TypeError,
+        r"view_a is torch.float8_e4m3fn, expected at least 16 bits; convert it with .float\(\)",
+    ),
+    "array": (
+        lambda: nt_xent(ones(2, 3).numpy(), ones(2, 3)),  # type: ignore[arg-type]
+        TypeError,
+        "view_a is ndarray, expected a floating-point tensor; convert it with torch.from_numpy",
+    ),
+    "bank without its rows": (
+        lambda: info_nce(ones(2, 3), ones(2, 3), MemoryBank(4, 3)),  # type: ignore[arg-type]
+        TypeError,
+        "info_nce: bank is MemoryBank, expected a floating-point tensor; pass its rows",
+    ),
+    "views in a dimension of their own": (
+        lambda: supcon(ones(2, 2, 3), torch.tensor([0, 1])),
+        ValueError,
+        r"z has shape \[2, 2, 3\], expected \[N, D\]; for several views \[N, views, D\], pass x.flatten\(0, 1\)",
+    ),
+    "labels in a column": (
+        lambda: supcon(ones(2, 3), torch.tensor([[0], [0]])),
+        ValueError,
+        r"labels have shape \[2, 1\], expected \[2\], one per embedding; remove the dimension with squeeze\(1\)",
+    ),
+    "one-hot labels": (
+        lambda: supcon(ones(2, 3), torch.eye(2).long()),
+        ValueError,
+        r"labels have shape \[2, 2\].*turn one-hot labels into numbers with argmax\(1\)",
+    ),
+    "integer temperature": (
+        lambda: nt_xent(ones(2, 3), ones(2, 3), temperature=torch.tensor(1)),
+        TypeError,
+        "temperature is a Tensor, expected a number, not a tensor of torch.int64",
+    ),
+    "learned temperature of a loss that has none": (
+        lambda: paws(ones(2, 3), ones(2, 3), ones(2, 3), torch.tensor([0, 1]), temperature=torch.tensor(0.1)),  # type: ignore[arg-type]
+        TypeError,
+        "temperature is a Tensor, expected a number .this loss cannot learn its temperature",
     ),
     "one pair": (lambda: nt_xent(ones(1, 3), ones(1, 3)), ValueError, r"got 1 sample\(s\), expected at least 2"),
     "no pair": (lambda: nt_xent(ones(0, 3), ones(0, 3)), ValueError, r"got 0 sample\(s\)"),

@@ -83,8 +83,11 @@ def check_temperature(name: str, temperature: float) -> None:
         ValueError: The temperature or its inverse is not positive and finite.
     """
     if isinstance(temperature, (bool, str, Tensor)) or not hasattr(temperature, "__float__"):
-        found = type(temperature).__name__
-        raise TypeError(f"{name}: temperature is a {found}, expected a number (this loss cannot learn its temperature)")
+        hint = ""
+        if isinstance(temperature, Tensor):
+            is_float = temperature.is_floating_point()
+            hint = " (this loss cannot learn its temperature)" if is_float else f", not a tensor of {temperature.dtype}"
+        raise TypeError(f"{name}: temperature is a {type(temperature).__name__}, expected a number{hint}")
     # Comparisons, because torch.compile does not support math.isfinite for a symbolic number.
     if not (0 < temperature < math.inf and 1 / temperature < math.inf):
         raise ValueError(
@@ -93,11 +96,22 @@ def check_temperature(name: str, temperature: float) -> None:
 
 
 def check_floating(name: str, **tensors: Tensor) -> None:
-    """Raise TypeError unless every argument is a floating-point tensor."""
+    """Raise TypeError unless every argument is a dense floating-point tensor of at least 16 bits."""
     for argument, x in tensors.items():
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{name}: {argument} is {kind}, expected a floating-point tensor")
+            raise TypeError(f"{name}: {argument} is {kind}, expected a floating-point tensor{_hint(x)}")
+        if x.element_size() < 2:
+            raise TypeError(f"{name}: {argument} is {x.dtype}, expected at least 16 bits; convert it with .float()")
+        if x.layout != torch.strided:
+            raise TypeError(f"{name}: {argument} is {x.layout}, expected a dense tensor; convert it with .to_dense()")
+
+
+def _hint(found: object) -> str:
+    """Return how to make a tensor of an object that is often passed in place of one."""
+    if hasattr(found, "__array_interface__"):
+        return "; convert it with torch.from_numpy"
+    return "; pass its rows" if hasattr(found, "rows") else ""
 
 
 def check_rows(name: str, **rows: Tensor) -> None:
@@ -110,7 +124,10 @@ def check_rows(name: str, **rows: Tensor) -> None:
     check_floating(name, **rows)
     for argument, x in rows.items():
         if x.ndim != 2:
-            raise ValueError(f"{name}: {argument} has shape {list(x.shape)}, expected [N, D]; flatten other dimensions")
+            hint = "flatten other dimensions"
+            if x.ndim == 3:
+                hint = "for several views [N, views, D], pass x.flatten(0, 1), and repeat each label for its views"
+            raise ValueError(f"{name}: {argument} has shape {list(x.shape)}, expected [N, D]; {hint}")
     widths, devices = {x.shape[1] for x in rows.values()}, {x.device for x in rows.values()}
     if len(widths) > 1:
         found = ", ".join(f"{argument} {list(x.shape)}" for argument, x in rows.items())
@@ -433,7 +450,13 @@ def class_numbers(
         raise TypeError(f"{name}: labels are {found}, expected an integer tensor [N] of class numbers")
     expected = "[N]" if rows is None else f"[{len(rows)}], one per embedding"
     if labels.ndim != 1 or (rows is not None and len(labels) != len(rows)):
-        hint = "; turn one-hot labels into numbers with argmax(1)" if labels.ndim == 2 else ""
+        hint = ""
+        if labels.ndim == 2:  # argmax would turn a column of class numbers into zeros
+            hint = (
+                "; remove the dimension with squeeze(1)"
+                if labels.shape[1] == 1
+                else ("; turn one-hot labels into numbers with argmax(1)")
+            )
         raise ValueError(f"{name}: labels have shape {list(labels.shape)}, expected {expected}{hint}")
     check_ignore_index(name, ignore_index, labels)
     read = wait or free_to_read(labels)  # before labels on the host are moved to the device
@@ -517,6 +540,21 @@ def _map_class_numbers(info: object, in_dims: tuple[int, ...], labels: Tensor, *
 
 
 _class_numbers.register_vmap(_map_class_numbers)
+
+
+def refuse_vmap_over_labels(name: str, labels: Tensor) -> None:
+    """Raise RuntimeError under torch.vmap over the labels, for losses whose sizes depend on their values."""
+    if torch.compiler.is_compiling() or not free_to_read(labels):
+        return
+    try:
+        count_labelled(labels)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{name}: torch.vmap cannot run over these labels, because the loss counts classes or unlabelled samples; "
+            "call the loss once for each element instead"
+        ) from error
 
 
 def count_labelled(labels: Tensor) -> int:

@@ -17,6 +17,7 @@ from contrastive_core.losses._inputs import (
     check_same_count,
     check_temperature,
     class_numbers,
+    refuse_vmap_over_labels,
     result_dtype,
     tensors_first,
     unit_rows,
@@ -88,6 +89,7 @@ def paws(
     check_rows("paws", view_a=view_a, view_b=view_b, supports=supports)
     check_same_count("paws", view_a=view_a, view_b=view_b)
     labels = class_numbers("paws", labels, rows=supports, ignore_index=ignore_index, wait=True)
+    refuse_vmap_over_labels("paws", labels)
     if ignore_index is not None:
         supports = without_ignored(supports, labels)
     exact = exact_dtype(view_a)

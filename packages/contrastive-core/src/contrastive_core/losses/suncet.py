@@ -21,6 +21,7 @@ from contrastive_core.losses._inputs import (
     count_labelled,
     find_positives,
     lse_by_class,
+    refuse_vmap_over_labels,
     result_dtype,
     tensors_first,
     unit_rows,
@@ -155,6 +156,8 @@ def _suncet(
     check_label_smoothing(name, label_smoothing)
     check_rows(name, z=z)
     labels = class_numbers(name, labels, rows=z, ignore_index=ignore_index)
+    if label_smoothing or ignore_index is not None:
+        refuse_vmap_over_labels(name, labels)
     if ignore_index is not None:
         z = without_ignored(z, labels)
     rows = unit_rows(z, exact_dtype(z) if label_smoothing else working_dtype(z, temperature=t.value))

@@ -16,8 +16,9 @@ import pytest
 
 from contrastive_core.errors import UserError
 from ssl_video.cli import main
-from ssl_video.data import ClipSpec, index_video, read_clip
+from ssl_video.data import ClipSpec, index_video, open_videos, read_clip
 from ssl_video.data.audio_reader import read_audio
+from ssl_video.data.check import examine
 from ssl_video.data.reader import every_frame, read_frames
 
 FFMPEG = shutil.which("ffmpeg")
@@ -367,3 +368,46 @@ def test_frames_larger_than_any_camera_makes_are_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr("ssl_video.data.video_index._LARGEST", 64 * 47)
     with pytest.raises(UserError, match=r"large\.mp4: its frames have 64x48 pixels; expected at most 3,008"):
         index_video(tmp_path / "large.mp4")
+
+
+@pytest.mark.parametrize("how", ["mp4", "mkv", "avi", "avi sound", "mkv sound"])
+def test_a_file_without_its_end_is_noted(tmp_path: Path, how: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The first part of the file is read, and the missing rest is reported once; whole files are not reported."""
+    suffix, _, sound = how.partition(" ")
+    (tmp_path / "set").mkdir()
+    whole, cut = tmp_path / f"set/whole.{suffix}", tmp_path / f"set/cut.{suffix}"
+    codec = ("-c:v", "mpeg4") if suffix == "avi" else X264
+    extra = ("-f", "lavfi", "-i", "sine=duration=4") if sound else ()
+    front = ("-movflags", "+faststart") if suffix == "mp4" else ()
+    ffmpeg(*source(4, size="96x64"), *extra, *codec, "-g", 12, *front, whole)
+    content = whole.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    index = index_video(cut)
+    assert index_video(whole).stated == 0
+    assert index.stated == pytest.approx(4, abs=0.1)
+    assert index.duration < 3.4
+    for _ in range(2):
+        read_clip(cut, 0.0, ClipSpec(frames=2, stride=2))
+        read_clip(whole, 0.0, ClipSpec(frames=2, stride=2))
+    said = capfd.readouterr().err
+    assert said.count("note: ") == 1
+    assert f"note: {cut}: ends after {round(index.duration, 2):g} s of the 4" in said
+    _, findings = examine(open_videos(tmp_path / "set"), decode=False)
+    (found,) = [finding for finding in findings if finding.kind == "shortened"]
+    assert found.items[0].files == [cut.name]
+
+
+@pytest.mark.parametrize("how", ["longer sound", "edit list", "late video", "slow last frame"])
+def test_whole_files_do_not_seem_to_lack_their_end(tmp_path: Path, how: str) -> None:
+    path, video, sound = tmp_path / "a.mkv", source(2, rate=10), ("-f", "lavfi", "-i", "sine=duration=6")
+    if how == "longer sound":
+        ffmpeg(*video, *sound, *X264, path)
+    elif how == "edit list":
+        path = tmp_path / "a.mp4"
+        ffmpeg(*video, *X264, tmp_path / "source.mp4")
+        ffmpeg("-ss", 1.35, "-i", tmp_path / "source.mp4", "-c", "copy", path)
+    elif how == "late video":
+        ffmpeg("-itsoffset", 3, *video, *sound, *X264, path)
+    else:
+        ffmpeg(*video, "-vf", "setpts='if(eq(N,19),50,N)/10/TB'", "-fps_mode", "vfr", *X264, path)
+    assert index_video(path).stated == 0

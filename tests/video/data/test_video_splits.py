@@ -6,12 +6,21 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from contrastive_core.errors import UserError
 from ssl_video.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_video.data import open_videos
 from ssl_video.data.splits import Split, read_split, select_labelled, write_split
+from tests.video.conftest import Write
+
+
+@pytest.fixture(autouse=True)
+def empty_files(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let empty files stand for videos, except in tests of unreadable ones."""
+    if "unreadable" not in request.node.name:
+        monkeypatch.setattr("ssl_video.commands.make_splits.unreadable", lambda _: {})
 
 
 @pytest.fixture
@@ -328,3 +337,39 @@ def test_other_parts_of_a_list_are_not_trained_on(tmp_path: Path) -> None:
     (tmp_path / "folds.csv").write_text("path,class,split\n1.mp4,a,fold1\n2.mp4,b,fold2\n")
     with pytest.raises(UserError, match="found the parts fold1, fold2 and no training part"):
         make_splits(str(tmp_path / "folds.csv"), tmp_path)
+
+
+def test_unreadable_videos_are_named_and_left_out(write_video: Write, tmp_path: Path) -> None:
+    still = np.zeros((2, 16, 16, 3), np.uint8)
+    for label in ("a", "b"):
+        for number in range(4):
+            still[:] = 20 * number + (label == "b")
+            write_video(f"data/{label}/{number}.mp4", still)
+    (tmp_path / "data/a/1.mp4").write_bytes(b"")
+    (tmp_path / "data/b/2.mp4").write_text("no video")
+    (tmp_path / "data/c").mkdir()
+    (tmp_path / "data/c/0.mp4").symlink_to(tmp_path / "gone.mp4")
+    draw = LabelDrawOptions(fractions=(), per_class=(1,), draws=1, validation_fraction=0)
+    said = make_splits(str(tmp_path / "data"), tmp_path / "s", draw=draw, by="clip", test_fraction=0)
+    assert "6 training videos, 2 classes" in said
+    assert "note: 3 videos left out, because they cannot be read: a/1.mp4 is empty, " in said
+    assert "b/2.mp4 cannot be read as a video" in said
+    assert "c/0.mp4 " in said
+    assert "no videos remain of 1 class: c" in said
+    split = read_split(tmp_path / "s/1each-draw0.json")
+    assert split.classes == ("a", "b")
+    assert sorted(split.train) == ["a/0.mp4", "a/2.mp4", "a/3.mp4", "b/0.mp4", "b/1.mp4", "b/3.mp4"]
+    # An official list may name them.
+    (tmp_path / "train.txt").write_text("".join(f"{label}/{n}.mp4 1\n" for label in "ab" for n in range(3)))
+    (tmp_path / "test.txt").write_text("a/3.mp4 1\nb/3.mp4 2\n")
+    lists = {"train_list": tmp_path / "train.txt", "test_list": tmp_path / "test.txt"}
+    make_splits(str(tmp_path / "data"), tmp_path / "t", draw=draw, by="clip", **lists)
+    split = read_split(tmp_path / "t/1each-draw0.json")
+    assert sorted(split.train) == ["a/0.mp4", "a/2.mp4", "b/0.mp4", "b/1.mp4"]
+    assert [key for key, _ in split.test] == ["a/3.mp4", "b/3.mp4"]
+
+
+def test_a_set_of_unreadable_videos_is_an_error(ucf: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none of its 40 videos can be read; the first: Dive/.*avi is empty"):
+        make_splits(str(ucf), tmp_path / "s")
+    assert not (tmp_path / "s").exists()

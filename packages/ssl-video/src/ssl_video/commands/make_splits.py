@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import av.logging
+
 from contrastive_core.app.checks import most_first
-from contrastive_core.errors import UserError
+from contrastive_core.errors import UserError, without_path
 from contrastive_core.text import several, some_of
 from contrastive_core.training.config import DrawOptions
+from contrastive_core.training.progress import track
 from ssl_video.data import VideoSet, open_videos
 from ssl_video.data.official_lists import read_list
 from ssl_video.data.splits import (
@@ -26,7 +31,8 @@ from ssl_video.data.splits import (
     ranked,
     write_splits,
 )
-from ssl_video.data.videos import PARTS, distinct_contents
+from ssl_video.data.video_index import open_video
+from ssl_video.data.videos import PARTS, Video, distinct_contents
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def make_splits(
     without a class are used for training without labels, and never for labels, validation or testing. Of the n training
     videos of every class, ``max(1, round(fraction * n))`` are labelled, group by group; a smaller selection is part of
     the larger ones of the same draw. Every file states a hash of its lists; an existing file with other content is an
-    error.
+    error. Every video is opened, but not decoded; those that are empty or cannot be opened are left out and named.
 
     Args:
         data: Folder of class folders, CSV file with a column path, or list of lines ``path class``.
@@ -86,7 +92,7 @@ def make_splits(
     """
     _check(draw, blocks=blocks, test=test_fraction)
     seed = draw.seed
-    parts = _parts(open_videos(data), train_list, test_list, labelled_list)
+    parts = _readable(_parts(open_videos(data), train_list, test_list, labelled_list))
     videos, notes = parts.videos, parts.notes
     if len(videos.classes) < 2:
         raise UserError(
@@ -300,6 +306,55 @@ def _parts(videos: VideoSet, train_list: Path | None, test_list: Path | None, la
     return _Parts(
         VideoSet(videos.name, relabelled), train, held["validation"], held["test"], is_official, listed, notes
     )
+
+
+def _readable(parts: _Parts) -> _Parts:
+    """Leave out videos that cannot be opened.
+
+    Raises:
+        UserError: None of them can.
+    """
+    videos = parts.videos
+    bad = unreadable(videos)
+    if not bad:
+        return parts
+    if len(bad) == len(videos):
+        place, reason = next(iter(bad.items()))
+        raise UserError(
+            f"{videos.name}: none of its {several(len(videos), 'video')} can be read; the first: {videos[place].key} "
+            f"{reason}"
+        )
+    kept = [place for place in range(len(videos)) if place not in bad]
+    number = {place: count for count, place in enumerate(kept)}
+    rest = VideoSet(videos.name, [videos[place] for place in kept])
+    named = some_of([f"{videos[place].key} {reason}" for place, reason in bad.items()], 3)
+    note = f"{several(len(bad), 'video')} left out, because they cannot be read: {named}"
+    lost = [label for label in videos.classes if label not in rest.classes]
+    if lost:
+        note += f"; no videos remain of {several(len(lost), 'class', 'classes')}: {some_of(lost, 3)}"
+    train, validation, test, listed = (
+        [number[place] for place in places or () if place in number]
+        for places in (parts.train, parts.validation, parts.test, parts.listed)
+    )
+    return parts._replace(
+        videos=rest, train=train, validation=validation, test=test,
+        listed=None if parts.listed is None else listed, notes=[*parts.notes, note],
+    )  # fmt: skip
+
+
+def unreadable(videos: VideoSet) -> dict[int, str]:
+    """Open all videos without decoding them; return the positions of those that fail, each with the reason."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        problems = list(track(pool.map(_problem, videos.videos), total=len(videos), what="opening videos"))
+    return {place: problem for place, problem in enumerate(problems) if problem is not None}
+
+
+def _problem(video: Video) -> str | None:
+    try:
+        with av.logging.Capture(local=True), open_video(video.path):
+            return None
+    except UserError as error:
+        return without_path(error, video.path).partition(";")[0]
 
 
 def _pairs(videos: VideoSet, places: Sequence[int]) -> Labelled:

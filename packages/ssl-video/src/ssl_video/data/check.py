@@ -51,9 +51,9 @@ def examine(videos: VideoSet, *, decode: bool = True) -> tuple[list[Facts], list
 
     Errors: files that cannot be opened or lose frames when decoded; one file in two classes. Warnings: sound that
     cannot be decoded, duplicate files, classes with a single video. Notes: damaged frames that the decoder concealed,
-    variable frame rates, files without seekable times, cut or joined streams, changing picture sizes, rotations that
-    are not multiples of 90 degrees, files without sound among files with sound, videos shorter than a clip of 8 x 8
-    frames at 30 frames per second.
+    files whose end is missing, variable frame rates, files without seekable times, cut or joined streams, changing
+    picture sizes, rotations that are not multiples of 90 degrees, files without sound among files with sound, videos
+    shorter than a clip of 8 x 8 frames at 30 frames per second.
 
     Args:
         videos: Data set.
@@ -178,6 +178,11 @@ def _peculiar(facts: Sequence[Facts]) -> Iterator[Finding]:
         return [fact for fact, index in good if holds(index)]
 
     for kind, found, what in (
+        (
+            "shortened",
+            those(lambda index: index.stated),
+            "that end clearly before the duration that they state: the rest of the file is missing",
+        ),
         ("variable", those(lambda index: index.is_variable), "with a variable frame rate: frames are found by time"),
         (
             "timeless",

@@ -6,6 +6,7 @@ Only the requested frames are converted to pictures. Pictures are turned for dis
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.config import SkipOptions, allowed_bad, check_fields
@@ -124,6 +125,8 @@ def read_clip(
         UserError: The file cannot be read, or ends before a frame that is needed; torchcodec cannot be loaded.
     """
     index = index_video(path)
+    if index.stated:
+        _say_cut(str(path), round(index.duration, 2), round(index.stated, 2))
     wanted = index.frames_at(spec.times(start))
     after: list[int] = []
     if following or flow is not None:
@@ -146,6 +149,15 @@ def read_clip(
         has_audio,
         None if flow is None else flow.read(path, wanted)[None],
     )
+
+
+@functools.lru_cache(maxsize=10_000)
+def _say_cut(path: str, duration: float, stated: float) -> None:
+    """Report a file without its end, once."""
+    worker = get_worker_info()
+    if worker is None or worker.id == 0:  # every loader process reads every video sooner or later
+        text = f"note: {path}: ends after {duration:g} s of the {stated:g} s that it states; the rest is missing"
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _decode(path: str | Path, frames: Sequence[int], index: VideoIndex, reader: ReaderName) -> Picture:

@@ -30,6 +30,9 @@ _DEFAULT = 0x1  # AV_DISPOSITION_DEFAULT
 _USUAL_RATE = 30.0
 _LARGEST = 15360 * 8640  # pixels of a frame: 16K
 _BROADCAST = frozenset({"mpegts", "mpeg", "vob"})
+_STATE_DURATION = frozenset({"mov", "matroska", "avi"})
+"""Containers that state their duration in front, so that it tells whether the end of a file is missing."""
+_CUT_SHARE, _CUT_SECONDS = 0.1, 0.2  # of the stated duration, and seconds: smaller parts may be missing in good files
 _LONGEST_PAUSE = 10.0  # seconds; FFmpeg's dts_delta_threshold
 _VERIFIED = 500  # frames decoded to find out whether the stated times are in decoding order
 _PLACEHOLDER = 16  # bytes; a packet of MPEG-4 without a picture takes 1 to 8
@@ -94,6 +97,8 @@ class VideoIndex:
         jumps: Numbers of the frames at which the file's clock goes back, as in joined streams.
         matrix: Number of the colour matrix as the file states it (ITU-T H.273): 1 for BT.709, 2 for none.
         tilt: Angle in degrees between the stated rotation and `orientation`, which is a multiple of 90 degrees.
+        stated: Duration in seconds that the file states, if its video and all its other streams end clearly before: the
+            file was cut. 0 otherwise.
     """
 
     times: Seconds
@@ -113,6 +118,7 @@ class VideoIndex:
     jumps: tuple[int, ...] = ()
     matrix: int = 2
     tilt: float = 0.0
+    stated: float = 0.0
 
     def __len__(self) -> int:
         return len(self.times)
@@ -180,7 +186,8 @@ def open_file(path: str | Path, what: str) -> Iterator[Any]:
         UserError: Reading fails for any reason.
     """
     try:
-        check_regular(path, what="a video file")
+        if not check_regular(path, what="a video file"):
+            raise UserError(f"{path}: is empty; expected a video file")
         # "file:": a colon in a name does not make it a protocol. Metadata may be in any encoding, and are not used.
         with native_reader(path), av.open(f"file:{path}", metadata_errors="replace") as container:
             yield container
@@ -297,6 +304,45 @@ class _Listed(NamedTuple):
 
 @functools.lru_cache(maxsize=20_000)
 def _index(path: str, changed: int, size: int) -> VideoIndex:
+    index = _indexed(path)
+    if index.stated and _ends_before(index.duration, index.stated):
+        with open_video(path) as (container, _):
+            if _ends_before(_end(container), index.stated):
+                return index
+    return dataclasses.replace(index, stated=0.0)
+
+
+def _stated_duration(container: Any, stream: Any) -> float:
+    """Return the duration of the video that a file states, in seconds; 0 if it states none."""
+    name = container.format.name
+    if not set(name.split(",")) & _STATE_DURATION:
+        return 0.0
+    if name == "avi":  # FFmpeg shortens the duration of a file that was cut, but not its number of frames
+        return float(stream.frames * stream.time_base)
+    of_stream = math.inf if not stream.duration else float(stream.duration * stream.time_base)
+    of_file = math.inf if not container.duration else container.duration / av.time_base
+    shorter = min(of_stream, of_file)  # an edit list shortens one of them
+    return shorter if shorter < math.inf else 0.0
+
+
+def _ends_before(end: float, stated: float) -> bool:
+    return end < (1 - _CUT_SHARE) * stated and stated - end > _CUT_SECONDS
+
+
+def _end(container: Any) -> float:
+    """Return the end of the last packet of any stream, in seconds since the start of the file."""
+    start = (container.start_time or 0) / av.time_base
+    last = 0.0
+    try:
+        for packet in container.demux():
+            if packet.pts is not None and packet.size:
+                last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base) - start)
+    except av.error.FFmpegError:  # the file ends within a packet
+        pass
+    return last
+
+
+def _indexed(path: str) -> VideoIndex:
     listed: list[_Listed] = []
     first: Any = None
     last_duration, smallest = 0, sys.maxsize
@@ -328,6 +374,7 @@ def _index(path: str, changed: int, size: int) -> VideoIndex:
             interlaced=bool(getattr(first, "interlaced_frame", False)),
             matrix=int(first.colorspace),
             tilt=tilt,
+            stated=_stated_duration(container, stream),
         )
         base = float(stream.time_base or 0)
         rate = float(stream.guessed_rate or stream.average_rate or _USUAL_RATE)

@@ -58,6 +58,8 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, read: object, mon
     [
         ("gone.pth", None, "does not exist"),
         ("cut.pth", b"PK\x03\x04cut", "cannot be read as weights"),
+        ("empty.pth", b"", "cannot be read as weights: the file is empty"),
+        ("text.pth", b"hello", "cannot be read as weights: it is no file of torch.save"),
         ("cut.safetensors", b"\xff" * 30, "damaged or not a safetensors file"),
     ],
 )

@@ -247,6 +247,9 @@ def test_nothing_to_open_is_said(write, tmp_path: Path) -> None:
         open_images(root)
     with pytest.raises(UserError, match=r"notes\.txt: found a file, expected a folder of images or a manifest"):
         open_images(root / "notes.txt")
+    for nothing in ("", " "):
+        with pytest.raises(UserError, match="the name of the data is empty"):
+            open_images(nothing)
     with pytest.raises(UserError, match="there is no such folder or file, and no data set of that name"):
         open_images(tmp_path / "missing")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -103,6 +104,10 @@ def _read(file: Path) -> Any:
     except Exception as error:  # the exceptions of the unpickler, the zip reader and the checks have no common class
         reason = str(error).strip().splitlines() or [type(error).__name__]
         refused = next((line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
+        if not file.stat().st_size:
+            refused = "the file is empty"
+        elif not re.search("[A-Za-z]", refused):  # such as the byte at which the unpickler failed
+            refused = "it is no file of torch.save"
         raise UserError(
             f"{file} cannot be read as weights: {refused[:300]}\nOnly tensors, numbers, text and namespaces of these "
             "are read, because other objects could run code that the file contains. If the file is damaged, download "

@@ -93,6 +93,8 @@ def locate(spec: str | os.PathLike[str]) -> tuple[str, Path]:
         UserError: It is neither the name of a data set nor an existing folder or manifest.
     """
     text = os.fspath(spec)
+    if not text.strip():  # an unset variable of the shell; as a path it would be the current folder
+        raise UserError("the name of the data is empty; expected a folder, a manifest or the name of a data set")
     name, colon, place = text.partition(":")
     path = Path(text).expanduser()
     if text == "digits" or (colon and place and name in NAMED):

@@ -110,6 +110,11 @@ def read_label_file(file: Path) -> LabelFile | list[str]:
         UserError: There is no such file, it is not text, not a label file, or was changed after it was written.
     """
     text = read_text(file, expected="a label file, as written by `ssl-vision make-splits`")
+    if re.match(r"\s*\[\s*[\"{\[\]]", text):
+        raise UserError(
+            f"{file}: found a JSON list, expected a label file of `make-splits`, or text with one path or file name "
+            "per line"
+        )
     if not text.lstrip().startswith("{"):
         return [name for line in text.splitlines() if (name := line.strip())]
     with reading(file, "is not a label file", "write it again with `make-splits`"):

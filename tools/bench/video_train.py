@@ -15,6 +15,7 @@ steps, the first of which use up the batches that were loaded in the meantime an
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -168,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "Labelled and unlabelled clips per second of the median step of MvPL: `small_slow` of width "
                     f"{arguments.width}, clips of {arguments.frames} frames at {arguments.size} pixels, read and "
                     f"augmented {place}; {arguments.threads or 'all'} thread(s).",
+                    f"{len(videos)} videos, whose frames and flow are in the caches. The load average of the machine "
+                    f"was {os.getloadavg()[1]:.1f} during the measurement.",
                 ],
             },
         )  # fmt: skip

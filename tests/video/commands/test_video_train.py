@@ -462,6 +462,14 @@ def test_training_with_a_cache_ends_with_the_same_bytes(
     assert {file.name for file in (tmp_path / "other").iterdir()} <= set(stored)
 
 
+def test_a_cache_among_the_videos_and_weights_elsewhere_are_refused(videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"contains the videos; choose another folder for their frames"):
+        train(out=tmp_path / "a", read=TrainingReadOptions(cache=videos / "red"), **settings(videos))
+    with pytest.raises(UserError, match=r"https://host/w\.pth: found an address, .*download the weights first"):
+        train(out=tmp_path / "a", init="https://host/w.pth", **settings(videos))
+    assert not list(videos.rglob("*.npy"))
+
+
 def test_a_bad_validation_video_does_not_end_the_run(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

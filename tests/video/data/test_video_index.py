@@ -397,7 +397,7 @@ def test_a_file_without_its_end_is_noted(tmp_path: Path, how: str, capfd: pytest
     assert found.items[0].files == [cut.name]
 
 
-@pytest.mark.parametrize("how", ["longer sound", "edit list", "late video", "slow last frame"])
+@pytest.mark.parametrize("how", ["longer sound", "edit list", "late video", "late start", "slow last frame"])
 def test_whole_files_do_not_seem_to_lack_their_end(tmp_path: Path, how: str) -> None:
     path, video, sound = tmp_path / "a.mkv", source(2, rate=10), ("-f", "lavfi", "-i", "sine=duration=6")
     if how == "longer sound":
@@ -408,6 +408,8 @@ def test_whole_files_do_not_seem_to_lack_their_end(tmp_path: Path, how: str) -> 
         ffmpeg("-ss", 1.35, "-i", tmp_path / "source.mp4", "-c", "copy", path)
     elif how == "late video":
         ffmpeg("-itsoffset", 3, *video, *sound, *X264, path)
+    elif how == "late start":
+        ffmpeg(*video, "-vf", "setpts=PTS+3/TB", "-copyts", *X264, path)
     else:
         ffmpeg(*video, "-vf", "setpts='if(eq(N,19),50,N)/10/TB'", "-fps_mode", "vfr", *X264, path)
     assert index_video(path).stated == 0

@@ -16,6 +16,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.metrics import top_k_accuracy
 from contrastive_core.optim import WarmupCosine
 from contrastive_core.training import Run, RunOptions
+from contrastive_core.training.tables import is_address
 from ssl_video.augment import REORDERING, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
 from ssl_video.data.frame_cache import GB, FrameCache
@@ -255,7 +256,14 @@ def _caches(
     read: TrainingReadOptions, inputs: InputOptions, videos: Sequence[VideoSet]
 ) -> tuple[FlowCache | None, FrameCache | None]:
     stored = open_flow(read.flow_cache, method=inputs.flow, views=inputs.views, of=videos, max_bad=read.max_bad)
-    return stored, None if read.cache is None else FrameCache(read.cache, limit=round(read.cache_size * GB))
+    if read.cache is None:
+        return stored, None
+    folder = read.cache.resolve()
+    if any(folder in video.path.resolve().parents for part in videos for video in part.videos):
+        raise UserError(
+            f"{read.cache} contains the videos; choose another folder for their frames, such as {folder.name}-frames"
+        )
+    return stored, FrameCache(read.cache, limit=round(read.cache_size * GB))
 
 
 def _say_cache(frames: FrameCache | None, videos: Sequence[VideoSet], *, say: Callable[[str], None]) -> None:
@@ -268,6 +276,8 @@ def _network(
 ) -> nn.Module:
     network = build_network(options, len(classes))
     if init is not None:
+        if is_address(init):
+            raise UserError(f"{init}: found an address, expected a path on this computer; download the weights first")
         say(begin_from(network, Path(init)))
     return network
 

@@ -330,13 +330,12 @@ def _ends_before(end: float, stated: float) -> bool:
 
 
 def _end(container: Any) -> float:
-    """Return the end of the last packet of any stream, in seconds since the start of the file."""
-    start = (container.start_time or 0) / av.time_base
+    """Return the end of the last packet of any stream in seconds, on the file's clock, which may start after 0."""
     last = 0.0
     try:
         for packet in container.demux():
             if packet.pts is not None and packet.size:
-                last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base) - start)
+                last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
     except av.error.FFmpegError:  # the file ends within a packet
         pass
     return last

@@ -15,7 +15,6 @@ VERBS = {
         "ssl_video.commands.make_splits:make_splits",
         "draw labelled, validation and test videos and write split files",
         alone=True,
-        restart=True,
     ),
     "flow": Verb(
         "ssl_video.commands.flow:flow", "compute the optical flow of all videos once", alone=True, restart=True

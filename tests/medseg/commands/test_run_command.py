@@ -10,16 +10,18 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 from nibabel.processing import resample_from_to, resample_to_output
 
 from contrastive_core.errors import UserError
-from contrastive_core.training import Run, RunOptions
+from contrastive_core.training import Run, RunOptions, config
 from contrastive_core.training.recorder import read
 from ssl_medseg import predict
 from ssl_medseg.cli import main
@@ -90,6 +92,23 @@ def test_a_stopped_run_goes_on_where_it_was(data: Path, tmp_path: Path, monkeypa
     run(str(data), tmp_path / "part", **grouped(**{**SHORT, "run": RunOptions(**{**vars(RUN), "resume": True})}))
     models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "part")]
     assert models[0] == models[1]
+
+
+def test_a_run_goes_on_in_its_precision_on_another_machine(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*words: Any, **named: Any) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "selftrain", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(str(data), tmp_path, **grouped(**{**SHORT, "run": replace(RUN, precision="auto")}))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    main(["run", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path), "--resume"])
+    for folder in (tmp_path, tmp_path / "baseline", tmp_path / "selftrain"):
+        assert config.read(folder / "config.yaml")["run"]["precision"] == "bf16-mixed"
 
 
 def test_splits_by_labels(data: Path, tmp_path: Path) -> None:

@@ -91,7 +91,10 @@ def run(
     Returns:
         The folder of the trained segmenter.
     """
-    resolved = config.resolve(dict(locals()), run, free=("baseline_floor", *PLACES))
+    given = dict(locals())
+    planned = choose(training, optimizer, device=run.device, precision=run.precision)
+    run = replace(run, precision=planned.precision)  # recorded, so that a resumed run keeps it on another machine
+    resolved = config.resolve(given, run, free=("baseline_floor", *PLACES))
     if not 0 <= baseline_floor < 1:
         raise UserError(f"--baseline-floor is {baseline_floor:g}; expected a Dice from 0 to below 1")
     if split is not None and (labelled or validation):
@@ -110,10 +113,9 @@ def run(
     with stages_of("ssl-medseg run", out):
         if not processes.on_main(lambda: _is_done(baseline)):
             # Prepare the unlabelled volumes now, so that an unusable one stops the run before the baseline is trained.
-            largest = choose(training, optimizer, device=run.device).largest
             open_training_data(
                 data, chosen, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache,
-                largest=largest,
+                largest=planned.largest,
             ).slices()  # fmt: skip
             train(
                 data, baseline, split=chosen, training=replace(training, steps=baseline_steps), optimizer=optimizer,

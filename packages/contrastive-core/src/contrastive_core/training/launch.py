@@ -27,13 +27,13 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: The device cannot be used on this machine.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = _device(name)
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {name!r} cannot be used here: {error}. Use auto, cpu, cuda or mps") from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the device {name!r} cannot be used here: {reason}. Use auto, cpu, cuda or mps") from error
     return device
 
 

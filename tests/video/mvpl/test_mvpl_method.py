@@ -326,6 +326,10 @@ def test_the_output_of_a_sigmoid_is_refused() -> None:
         step(network, classes=40)
 
 
+def test_logits_of_few_classes_may_lie_between_0_and_1() -> None:
+    step(nn.Sequential(small(), nn.Sigmoid()))
+
+
 def test_labels_may_be_a_list_and_must_be_classes() -> None:
     network = small()
     assert torch.equal(step(network, [0, 1]), step(network, torch.tensor([0, 1])))

@@ -268,3 +268,37 @@ def test_compressed_voxels_beside_a_metaimage_are_checked(tmp_path: Path) -> Non
     (tmp_path / "a.zraw").write_bytes((tmp_path / "a.zraw").read_bytes()[:-31])
     with pytest.raises(UserError, match=r"a\.zraw: its compressed voxels are incomplete"):
         read_itk(tmp_path / "a.mhd")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b"CompressedDataSize = ", b"CompressedDataSize = -", r"its header is damaged \(compresseddatasize is "),
+        (b"= a.zraw", b"= b.zraw", r"the file with its voxels, 'b\.zraw', is missing"),
+        (b"= a.zraw", b"= " + b"b" * 400, r"the file with its voxels, 'b+', is missing"),
+        (b"4 5 6", b"40000 5 6", r"its compressed voxels are incomplete"),
+    ],
+)
+def test_a_header_that_does_not_fit_its_voxels_is_refused_before_they_are_read(
+    tmp_path: Path, old: bytes, new: bytes, said: str
+) -> None:
+    """ITK reserves memory by the header first."""
+    sitk = pytest.importorskip("SimpleITK")
+    voxels = np.random.default_rng(0).integers(0, 1000, (6, 5, 4)).astype(np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "a.mhd"), True)
+    header = (tmp_path / "a.mhd").read_bytes()
+    assert old in header
+    (tmp_path / "a.mhd").write_bytes(header.replace(old, new))
+    with pytest.raises(UserError, match=said):
+        read_itk(tmp_path / "a.mhd")
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd", ".mhd"])
+def test_a_truncated_image_states_how_much_is_there(tmp_path: Path, ending: str) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    path = tmp_path / f"a{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((6, 5, 4), np.int16)), str(path), False)
+    holder = path.with_suffix(".raw") if ending == ".mhd" else path
+    holder.write_bytes(holder.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"cannot be read as an image; it is truncated to 140 of the 240 bytes"):
+        read_itk(path)

@@ -159,13 +159,28 @@ def _check_voxels(path: Path, file: BinaryIO, fields: dict[str, str]) -> None:
     whole = math.prod(numbers) * int(channels) * (width or 64)
     limit = whole + math.ceil(whole / numbers[-1]) - 1 if width else whole  # less than a slice more is padding
     beside = path.parent / name
-    if not is_inside and not beside.is_file():
-        return  # a list, a pattern or a missing file: left to ITK
+    if not is_inside and not os.path.isfile(beside):  # noqa: PTH113 - also false for names that are too long
+        if name.upper().startswith("LIST") or "%" in name:
+            return  # several files: left to ITK
+        raise UserError(
+            f"{path}: cannot be read as an image; the file with its voxels, {name[:80]!r}, is missing. Copy that, too"
+        )
     with path.open("rb") if is_inside else beside.open("rb") as stream:
         stream.seek(file.tell() if is_inside else 0)
+        stored = os.fstat(stream.fileno()).st_size - stream.tell()
+        if packed and not fields.get("compresseddatasize", "0").isdigit():
+            raise UserError(
+                f"{path}: its header is damaged (compresseddatasize is {fields['compresseddatasize'][:40]!r}); copy or "
+                "convert the file again"
+            )
+        if width and not packed and stored < whole:
+            raise UserError(
+                f"{path}: cannot be read as an image; it is truncated to {stored:,} of the {whole:,} bytes that its "
+                "header states. Copy or convert it again"
+            )
         if packed:
             _check_compressed(path if is_inside else beside, stream, whole=whole if width else None, limit=limit)
-        elif width and os.fstat(stream.fileno()).st_size - stream.tell() > limit:
+        elif width and stored > limit:
             stream.seek(whole, os.SEEK_CUR)
             check_rest(stream.read(_REST), whole, path if is_inside else beside)
 

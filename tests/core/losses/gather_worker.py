@@ -39,6 +39,8 @@ def labels(world: int) -> dict[str, Tensor]:
     first_only[:ROWS] = torch.tensor([0, 0, 1, 1, 1, 2])
     across = lonely.clone()
     across[[1, ROWS + 1]] = 5
+    first_without = torch.arange(n) % 3
+    first_without[:ROWS] = 1  # which `unlabelled` removes
     draws = torch.randint(0, 4, (n,), generator=torch.Generator().manual_seed(2))
     named = {
         "interleaved": torch.arange(n) % 3,
@@ -46,6 +48,7 @@ def labels(world: int) -> dict[str, Tensor]:
         "one class": torch.zeros(n, dtype=torch.int64),
         "positives on the first process only": first_only,
         "one positive pair across processes": across,
+        "one class on the first process": first_without,
         "no positives": lonely,
     }
     return {name: y.view(world, ROWS) for name, y in named.items()}

@@ -188,6 +188,10 @@ def test_negative_labels_are_refused_unless_they_are_named(loss: Callable[..., T
             loss(z, torch.tensor([0, 0, 1, 255], dtype=torch.uint8), ignore_index=number)
     with pytest.raises(ValueError, match="the smallest label is -1"):
         count_skipped_anchors(labels)
+    largest = torch.tensor([0, 0, 2**63 - 1, 1])
+    with pytest.raises(ValueError, match="the largest label is 9223372036854775807, which marks unlabelled samples"):
+        loss(z, largest)
+    torch.testing.assert_close(loss(z, largest, ignore_index=2**63 - 1), loss(z, labels, ignore_index=-1))
 
 
 def test_labels_under_vmap_and_compile() -> None:

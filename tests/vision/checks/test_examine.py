@@ -110,6 +110,14 @@ def test_classes_that_lack_images(write, clean, noise) -> None:
     assert report.classes["test"] == {"cat": 2, "dog": 2, "owl": 0, "fox": 1}
 
 
+def test_folders_with_other_files_alone_are_no_missing_classes(write, clean) -> None:
+    """Label files of make-splits among the class folders, for example."""
+    root = write(clean | {"train/labels/10percent-draw0.json": "{}", "train/run/model/model.json": "{}"})
+    report = examine(root)
+    assert found(report)["no_class"] == [(["train/labels", "train/run"], "")]
+    assert not report.errors
+
+
 def test_a_split_without_images(write, clean, tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     report = examine(write(clean))

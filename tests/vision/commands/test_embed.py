@@ -118,6 +118,15 @@ def test_missing_pyarrow_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch
         embed("no such model", "no such data", tmp_path / "f.parquet")
 
 
+def test_a_map_is_not_written_among_the_images(photos: Path, tmp_path: Path) -> None:
+    for out in (photos / "map.png", photos / "maps" / "map.PNG"):
+        with pytest.raises(
+            UserError, match=r"map.* would be one of the images in .* from then on, which `ssl-vision embed`"
+        ):
+            embed("pixels", str(photos), out, inference=CPU)
+        assert not out.parent.joinpath("map.png").exists()
+
+
 def test_unknown_ending_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'\.csv', expected one of \.npz, \.parquet, \.png, \.svg"):
         embed("pixels", "digits", tmp_path / "f.csv")

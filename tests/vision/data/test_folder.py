@@ -227,6 +227,58 @@ def test_links_are_followed_once(write, dot) -> None:
         images.read(3)
 
 
+def test_a_link_to_another_class_is_refused_and_one_within_a_class_named(write, dot) -> None:
+    root = write({"cat/old/1.png": dot, "dog/2.png": dot})
+    (root / "cat/new").symlink_to(root / "cat/old")
+    images = open_images(root)
+    assert len(images) == 3
+    assert images.notes == (
+        f"{root}: cat/new and cat/old are the same folder, because of a link; its images are counted 2 times",
+    )
+    (root / "nested").mkdir()
+    (root / "nested/too").symlink_to(root / "dog")
+    with pytest.raises(UserError, match=r"dog and nested/too are the same folder, .* classes dog and nested at once"):
+        open_images(root)
+    (root / "nested/too").unlink()
+    (root / "tabby").symlink_to(root / "cat")
+    with pytest.raises(
+        UserError, match=r"cat and tabby are the same folder, because of a link, and its images would be"
+    ):
+        open_images(root)
+    # Without classes there is no contradiction.
+    (root / "3.png").symlink_to(root / "dog/2.png")
+    assert not open_images(root).is_labelled
+
+
+@pytest.mark.parametrize("link", ["test", "test/cat", "validation/tabby"])
+def test_training_images_linked_into_another_split_are_refused(write, dot, link: str) -> None:
+    root = write({"train/cat/1.png": dot, "train/dog/2.png": dot, "validation/cat/3.png": dot})
+    (root / link).parent.mkdir(exist_ok=True)
+    (root / link).symlink_to(root / "train" if "/" not in link else root / "train/cat")
+    with pytest.raises(
+        UserError, match=rf"train.* and {link} are the same folder, .* training images would be in split"
+    ):
+        open_images(root)
+
+
+def test_one_folder_for_validation_and_test_is_named(write, dot) -> None:
+    root = write({"train/cat/1.png": dot, "val/cat/3.png": dot})
+    (root / "test").symlink_to("val")
+    images = open_images(root, split="test")
+    assert (len(images), images.split) == (1, "test")
+    assert "val and test are the same folder, because of a link; a model that is validated on val" in images.notes[0]
+
+
+def test_a_folder_called_like_a_split_without_images_is_none(write, dot) -> None:
+    """Results written to a folder called val beside the classes hide none of them."""
+    root = write({"cat/1.png": dot, "dog/2.png": dot, "val/10percent-draw0.json": "{}"})
+    images = open_images(root)
+    assert (images.classes, images.notes) == (
+        ["cat", "dog"],
+        (f"{root}: val is not used as a split, because it holds no images",),
+    )
+
+
 def test_names_that_are_no_text(write, dot) -> None:
     root = write({"a.png": dot})
     try:

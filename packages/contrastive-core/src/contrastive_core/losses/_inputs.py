@@ -511,6 +511,11 @@ def check_ignore_index(name: str, ignore_index: int | None, labels: Tensor | Non
 
 def _as_class_numbers(labels: Tensor, name: str, ignore_index: int | None, read: bool) -> Tensor:
     numbers = labels.to(torch.int64, copy=True, memory_format=torch.contiguous_format)
+    if read and labels.dtype == torch.int64 and labels.numel() and int(labels.amax()) == NO_CLASS != ignore_index:
+        raise ValueError(
+            f"{name}: the largest label is {NO_CLASS}, which marks unlabelled samples internally; expected smaller "
+            "class numbers"
+        )
     if ignore_index is not None:
         numbers.masked_fill_(labels == ignore_index, NO_CLASS)
     if read and labels.dtype != torch.uint8 and labels.numel():

@@ -52,7 +52,8 @@ def self_lse(
         scale: One over the temperature.
         skip: Offset of further rows to exclude, i + skip and i - skip; for two stacked views, the other view of the
             same sample.
-        classes: Class numbers [N] in ascending order, required by `among`.
+        classes: Class numbers [N] in ascending order and below 2^63 - 1, required by `among`. Omit rows without a
+            class.
         among: "same" restricts C(i) to the rows of i's class, "other" to the rows of other classes.
         max_norm: Upper bound on the lengths of the vectors (1 for unit vectors), which is not checked. With it, the
             data need not be read, which would synchronise with a GPU, and tensor cores can be used.

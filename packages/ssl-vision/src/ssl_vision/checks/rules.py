@@ -196,10 +196,16 @@ def _in_split(folder: Path, *, root: Path, split: str) -> Iterator[Finding]:
         yield Finding("warning", "beside_classes", title, item(beside))
     for note in same_folders_in_classes(listing):
         yield Finding("warning", "nested_classes", f"in {split}, {note}")
-    empty = [] if beside else _empty_classes(listing)
+    without = [] if beside else _folders_without_images(listing)
+    # A folder with other files is often not meant as a class: label files, a run, results.
+    used = [name for name in without if any(path.startswith(f"{name}/") for path in listing.others)]
+    empty = [name for name in without if name not in used]
     if empty:
         title = f"{several(len(empty), 'folder')} in {split} without an image: a class is missing"
         yield Finding("error", "empty_class", title, item(empty))
+    if used:
+        title = f"{several(len(used), 'folder')} in {split} with other files but no image, not used as a class"
+        yield Finding("warning", "no_class", title, item(used))
     if listing.unread:
         title = (
             f"{several(len(listing.unread), 'image')} in {split} of an unsupported kind ({_endings(listing.unread)}): "
@@ -224,7 +230,7 @@ def _beside_splits(layout: Layout) -> Iterator[Finding]:
         yield Finding("note", "beside_splits", title, [Item(beside)])
 
 
-def _empty_classes(listing: Listing) -> list[str]:
+def _folders_without_images(listing: Listing) -> list[str]:
     full = {class_of(path) for path in listing.images}
     return [folder for folder in listing.folders if "/" not in folder and folder not in full]
 

@@ -15,6 +15,7 @@ from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
 from ssl_vision.data import ImageSet, Subset, input_files, open_images
 from ssl_vision.data.dataset import ReadOptions
+from ssl_vision.data.open import refuse_new_images
 from ssl_vision.evaluation.features import extract, import_pyarrow, write_npz, write_parquet
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import load_encoder
@@ -63,6 +64,7 @@ def embed(
         raise UserError(f"{out}: found the suffix {ending!r}, expected one of {', '.join([*_FILES, *_PICTURES])}")
     if ending == ".parquet":
         import_pyarrow()
+    refuse_new_images([out], data, command="ssl-vision embed")
     planned = Outputs(
         [out], command="ssl-vision embed", inputs=input_files(data, *run_files(model)), overwrite=overwrite
     )

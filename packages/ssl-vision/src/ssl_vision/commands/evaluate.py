@@ -18,6 +18,7 @@ from contrastive_core.training.names import check_file_name
 from contrastive_core.training.outputs import Outputs, run_files
 from ssl_vision.data import ImageSet, input_files
 from ssl_vision.data.dataset import ReadOptions
+from ssl_vision.data.open import refuse_new_images
 from ssl_vision.evaluation.features import evaluation_batches, labelled_images, outputs
 from ssl_vision.evaluation.predictions import Predictions, make_predictions, write_predictions
 from ssl_vision.evaluation.scores import ClassifierScore, evaluation_folder, score_classifier, to_json
@@ -89,8 +90,10 @@ def evaluate(
     stem = check_file_name(
         name or f"{data_name(data).removesuffix('.csv')}-{images.split}", what="name of the files", source="--name"
     )
+    targets = [folder / f"{stem}{end}" for end in _ENDINGS]
+    refuse_new_images(targets, data, command="ssl-vision evaluate")
     planned = Outputs(
-        [folder / f"{stem}{end}" for end in _ENDINGS], command="ssl-vision evaluate",
+        targets, command="ssl-vision evaluate",
         inputs=input_files(data, *run_files(model)), overwrite=overwrite,
     )  # fmt: skip
     needed = len(images) * (_ROW + 4 * len(loaded.classes)) + _PICTURES

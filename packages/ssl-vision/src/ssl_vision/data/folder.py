@@ -14,7 +14,7 @@ from contrastive_core.text import several, some_of
 from contrastive_core.training.split_names import SPLITS, canonical_split, find_splits, split_word
 from ssl_vision.data.dataset import ADD_LABELS, ReadOptions
 from ssl_vision.data.decode import FileImages
-from ssl_vision.data.listing import EXTENSIONS, Listing, holds_image, is_image, list_folder, printable
+from ssl_vision.data.listing import EXTENSIONS, Listing, holds_image, identity_of, is_image, list_folder, printable
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def folder_layout(root: Path) -> Layout:
     holds images directly, beside at least two others that do, is a class.
 
     Raises:
-        UserError: There are two folders for one split, or a folder that could be a split or a class.
+        UserError: There are two folders for one split, a folder that could be a split or a class, or training images
+            that are linked into another split.
     """
     notes: list[str] = []
     folder = _without_wrapping(root)
@@ -52,6 +53,10 @@ def folder_layout(root: Path) -> Layout:
     if not splits:
         return Layout(folder, {}, tuple(notes))
     beside = [name for name in names if name not in splits.values() and holds_image(folder / name)]
+    if beside and not any(holds_image(folder / name) for name in splits.values()):
+        # The results of a command, for example, in a folder called val beside the classes.
+        notes += [f"{printable(name)} is not used as a split, because it holds no images" for name in splits.values()]
+        return Layout(folder, {}, tuple(notes))
     if len(splits) == 1 and beside and _is_class(folder, *splits.values(), beside=beside):
         (name,) = splits.values()
         notes.append(
@@ -66,6 +71,7 @@ def folder_layout(root: Path) -> Layout:
     for split in SPLITS:
         if split in splits:
             paths[split] = _without_repetition(folder / splits[split])
+    notes += _shared_by_splits(folder, paths)
     return Layout(folder, paths, tuple(notes))
 
 
@@ -103,6 +109,11 @@ def open_folder(
     if listing.unread:
         notes.append(f"{folder}: {unread_text(listing.unread)}")
     _refuse_splits_in_classes(folder, listing)
+    notes += [
+        f"{folder}: {printable(' and '.join(paths))} are the same folder, because of a link; its images are counted "
+        f"{len(paths)} times"
+        for paths in listing.same
+    ]
     beside = beside_classes(listing)
     if beside:
         reason = (
@@ -112,6 +123,7 @@ def open_folder(
             str(folder), folder, listing.images, unlabelled=f"found {reason}, {ADD_LABELS}", split=found, notes=notes,
             unread=listing.unread, channels=channels, options=read,
         )  # fmt: skip
+    _refuse_shared_by_classes(folder, listing)
     names = [class_of(path) for path in listing.images]
     notes += [f"{folder}: {note}" for note in same_folders_in_classes(listing)]
     training = set() if found not in layout.splits or found == "train" else _training_classes(layout)
@@ -175,6 +187,42 @@ def same_folders_in_classes(listing: Listing) -> list[str]:
         f"{printable(some_of(sorted(inside)))} are used as the classes, and each contains the same folders, "
         f"{printable(some_of(sorted(folders)))}; if those are the classes, give a CSV manifest, or one folder per class"
     ]
+
+
+def _refuse_shared_by_classes(folder: Path, listing: Listing) -> None:
+    for paths in listing.same:
+        classes = sorted({class_of(f"{path}/") for path in paths})
+        if len(classes) > 1 and any(path.startswith(f"{paths[0]}/") for path in listing.images):
+            raise UserError(
+                f"{folder}: {printable(' and '.join(paths))} are the same folder, because of a link, and its images "
+                f"would be in the classes {printable(' and '.join(classes))} at once; remove the link, or give a CSV "
+                "manifest"
+            )
+
+
+def _shared_by_splits(folder: Path, splits: Mapping[str, Path]) -> list[str]:
+    """Describe folders that links make part of two splits.
+
+    Raises:
+        UserError: One of the splits is the training split.
+    """
+    owner: dict[tuple[int, int], tuple[str, Path]] = {}
+    notes = []
+    for split, path in splits.items():
+        for place in (path, *(path / name for name in _subfolders(path))):
+            first, other = owner.setdefault(identity_of(place), (split, place))
+            if first == split:
+                continue
+            same = f"{_relative(other, folder)} and {_relative(place, folder)} are the same folder, because of a link"
+            if first == "train":
+                raise UserError(
+                    f"{folder}: {same}, so that training images would be in split {split}, too; remove the link, or "
+                    "give a CSV manifest"
+                )
+            notes.append(f"{same}; a model that is validated on {first} cannot be tested on {split}")
+            if place == path:
+                break
+    return notes
 
 
 def unread_text(unread: Sequence[str]) -> str:

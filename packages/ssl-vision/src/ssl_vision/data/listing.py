@@ -33,6 +33,9 @@ def is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in EXTENSIONS
 
 
+Identity = tuple[int, int]
+
+
 @dataclass
 class Listing:
     """Everything below a folder, in sorted lists of relative paths with ``/`` as separator.
@@ -43,6 +46,7 @@ class Listing:
         others: All other files.
         hidden: Files and folders whose name begins with a dot; these folders are not searched.
         folders: Folders, including links to folders.
+        same: Groups of paths that lead to the same folder by links; folders inside of them are not listed again.
     """
 
     images: list[str] = field(default_factory=list)
@@ -50,6 +54,7 @@ class Listing:
     others: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
+    same: list[list[str]] = field(default_factory=list)
 
 
 def list_folder(folder: Path) -> Listing:
@@ -59,19 +64,37 @@ def list_folder(folder: Path) -> Listing:
         UserError: A folder cannot be read.
     """
     listing = Listing()
-    for kind, path in _walk(folder, "", frozenset({_identity(folder)})):
+    visited: dict[str, Identity] = {}
+    for kind, path in _walk(folder, "", frozenset({identity_of(folder)}), visited):
         getattr(listing, kind).append(path)
     for paths in (listing.images, listing.unread, listing.others, listing.hidden, listing.folders):
         paths.sort()
+    listing.same = _same_folders(visited)
     return listing
+
+
+def _same_folders(visited: dict[str, Identity]) -> list[list[str]]:
+    groups: dict[Identity, list[str]] = {}
+    for path, identity in visited.items():
+        groups.setdefault(identity, []).append(path)
+    same = []
+    for paths in groups.values():
+        parents = {path.rpartition("/")[0] for path in paths}
+        # Folders of the same name in folders that are the same themselves follow from the group of the latter.
+        follows = len(parents) == len(paths) and len({visited.get(parent, parent) for parent in parents}) == 1
+        if len(paths) > 1 and not follows:
+            same.append(sorted(paths))
+    return sorted(same)
 
 
 def holds_image(folder: Path) -> bool:
     """Whether there is an image below a folder, stopping at the first."""
-    return any(kind == "images" for kind, _ in _walk(folder, "", frozenset({_identity(folder)})))
+    return any(kind == "images" for kind, _ in _walk(folder, "", frozenset({identity_of(folder)}), {}))
 
 
-def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str]]:
+def _walk(
+    folder: Path, prefix: str, above: frozenset[Identity], visited: dict[str, Identity]
+) -> Iterator[tuple[str, str]]:
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
@@ -81,17 +104,19 @@ def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Itera
         if entry.name.startswith("."):
             yield "hidden", path
         elif entry.is_dir():
-            identity = _identity(Path(entry.path))
+            identity = identity_of(Path(entry.path))
             if identity not in above:  # a link to a parent would be followed forever
+                visited[path] = identity
                 yield "folders", path
-                yield from _walk(Path(entry.path), path + "/", above | {identity})
+                yield from _walk(Path(entry.path), path + "/", above | {identity}, visited)
         elif is_image(entry.name):
             yield "images", path
         else:
             yield "unread" if PurePosixPath(entry.name).suffix.lower() in UNREAD else "others", path
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def identity_of(folder: Path) -> Identity:
+    """Return the device and the number of a folder; equal for all paths that lead to it by links."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from contrastive_core.errors import UserError
 from ssl_vision.data.dataset import ImageSet, ReadOptions
 from ssl_vision.data.folder import folder_splits, open_folder
+from ssl_vision.data.listing import is_image
 from ssl_vision.data.manifest import manifest_splits, open_manifest, read_manifest
 from ssl_vision.data.named import NAMED, open_named
 
@@ -77,6 +78,26 @@ def input_files(spec: str | os.PathLike[str], *others: Path | str | None) -> Ite
         yield root
     if root.is_file():
         yield from (root.parent / row.path for row in read_manifest(root).rows)
+
+
+def refuse_new_images(targets: Iterable[Path], data: str | os.PathLike[str], *, command: str) -> None:
+    """Check that a command does not write pictures among the images that it reads, to which they would then belong.
+
+    Raises:
+        UserError: One of the targets is a picture in the image folder.
+    """
+    name, root = locate(data)
+    if name not in _FOLDERS or not root.is_dir():
+        return
+    inside = [path for path in targets if is_image(path.name) and root.resolve() in path.resolve().parents]
+    if inside:
+        raise UserError(
+            f"{inside[0]} would be one of the images in {root} from then on, which `{command}` reads; choose an output "
+            "outside of this folder"
+        )
+
+
+_FOLDERS = ("", "imagenet")  # data whose images are all those below a folder
 
 
 def _warn_once(note: str) -> None:

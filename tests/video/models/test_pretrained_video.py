@@ -229,19 +229,6 @@ def test_tsn_of_mmaction2_is_the_2d_network_that_it_contains(tmp_path: Path) -> 
     assert all(torch.equal(both[0][name], tensor) for name, tensor in both[1].items())
 
 
-@pytest.mark.parametrize("change", ["tsm", "r2plus1d", "i3d"])
-def test_other_networks_of_mmaction2_are_refused_by_name(tmp_path: Path, change: str) -> None:
-    flat = random_statistics(torchvision.models.resnet50(num_classes=7))
-    state = mmaction_names(flat.state_dict())
-    wrapper = {"tsm": "net.", "r2plus1d": "conv_s.", "i3d": ""}[change]
-    state = {re.sub(r"(layer\d\.\d+\.conv1\.conv\.)", rf"\1{wrapper}", name): tensor for name, tensor in state.items()}
-    if change == "i3d":  # its filters are 3-D, and those of the stem see five frames
-        state["backbone.conv1.conv.weight"] = torch.zeros(64, 3, 5, 7, 7)
-    torch.save({"state_dict": state}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"of mmaction2, of which SlowOnly and TSN, with ResNet-50, can be loaded"):
-        begin_from(build_network(NetworkOptions("slow_r50"), 5), tmp_path / "other.pth")
-
-
 def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path: Path) -> None:
     ours = build_network(NetworkOptions("small_slow", width=4), 5)
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}

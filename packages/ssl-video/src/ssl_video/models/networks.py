@@ -27,14 +27,19 @@ NetworkName = Literal[
     "r3d_18",
     "r2plus1d_18",
     "slowfast_r50",
+    "slowfast_r50_mm",
+    "i3d_r50_mm",
     "r2plus1d_r50",
     "csn_r101",
+    "csn_r50_mm",
+    "csn_r152_mm",
     "mvit_b",
+    "mvit_v2_s",
 ]
 NETWORKS: tuple[NetworkName, ...] = get_args(NetworkName)
 
 _X3D = {"x3d_xs": (4, 160), "x3d_s": (13, 160)}
-_FIXED = {"mvit_b": (16, 224)}
+_FIXED = {"mvit_b": (16, 224), "mvit_v2_s": (16, 224)}
 """Frames and side of the clips for networks with one embedding per position."""
 
 
@@ -51,22 +56,27 @@ class NetworkOptions:
         mean: Mean of the normalisation of pictures in [0, 1]: one number or three.
         std: Standard deviation of the normalisation: one number or three.
 
-    ================  =====================================================  =======================================
-    name              network                                                designed for (frames x stride, size)
-    ================  =====================================================  =======================================
-    ``small_slow``    the Slow pathway in 10 layers, for CPUs                any
-    ``slow_r50``      Slow pathway of SlowFast, ResNet-50 (PyTorchVideo)     8 x 8, 224 pixels
-    ``slowfast_r50``  SlowFast, ResNet-50 (PyTorchVideo)                     32 x 2, 224; Slow sees every fourth frame
-    ``x3d_xs``        X3D-XS (PyTorchVideo)                                  4 x 12, 160
-    ``x3d_s``         X3D-S (PyTorchVideo)                                   13 x 6, 160
-    ``r2plus1d_r50``  R(2+1)D, ResNet-50 (PyTorchVideo)                      16 x 4, 224
-    ``csn_r101``      CSN, ResNet-101 (PyTorchVideo)                         32 x 2, 224
-    ``mvit_b``        MViT-B (PyTorchVideo)                                  16 x 4, 224; no others
-    ``r3d_18``        3-D ResNet-18 (torchvision)                            16 x 2, 112
-    ``r2plus1d_18``   R(2+1)D-18 (torchvision)                               16 x 2, 112
-    ================  =====================================================  =======================================
+    ===================  ==================================================  =======================================
+    name                 network                                             designed for (frames x stride, size)
+    ===================  ==================================================  =======================================
+    ``small_slow``       the Slow pathway in 10 layers, for CPUs             any
+    ``slow_r50``         Slow pathway of SlowFast, ResNet-50 (PyTorchVideo)  8 x 8, 224 pixels
+    ``slowfast_r50``     SlowFast, ResNet-50 (PyTorchVideo)                  32 x 2, 224; Slow sees every fourth frame
+    ``slowfast_r50_mm``  the same with the lateral connections of mmaction2  32 x 2, 224
+    ``x3d_xs``           X3D-XS (PyTorchVideo)                               4 x 12, 160
+    ``x3d_s``            X3D-S (PyTorchVideo)                                13 x 6, 160
+    ``i3d_r50_mm``       I3D, ResNet-50, with the strides of mmaction2       32 x 2, 224
+    ``r2plus1d_r50``     R(2+1)D, ResNet-50 (PyTorchVideo)                   16 x 4, 224
+    ``csn_r101``         CSN, ResNet-101 (PyTorchVideo)                      32 x 2, 224
+    ``csn_r50_mm``       CSN, ResNet-50, with the batch norm of mmaction2    32 x 2, 224
+    ``csn_r152_mm``      the same with ResNet-152                            32 x 2, 224
+    ``mvit_b``           MViT-B (PyTorchVideo)                               16 x 4, 224; no others
+    ``mvit_v2_s``        MViTv2-S (torchvision)                              16 x 4, 224; no others
+    ``r3d_18``           3-D ResNet-18 (torchvision)                         16 x 2, 112
+    ``r2plus1d_18``      R(2+1)D-18 (torchvision)                            16 x 2, 112
+    ===================  ==================================================  =======================================
 
-    All except ``mvit_b`` accept clips of any length and size.
+    All except ``mvit_b`` and ``mvit_v2_s`` accept clips of any length and size.
     """
 
     name: str = "slow_r50"
@@ -123,9 +133,14 @@ def build_network(options: NetworkOptions, classes: int) -> nn.Module:
         "r3d_18": _torchvision,
         "r2plus1d_18": _torchvision,
         "slowfast_r50": _slowfast,
+        "slowfast_r50_mm": _slowfast_mm,
+        "i3d_r50_mm": _i3d_mm,
         "r2plus1d_r50": _r2plus1d,
         "csn_r101": _csn,
+        "csn_r50_mm": _csn_mm,
+        "csn_r152_mm": _csn_mm,
         "mvit_b": _mvit,
+        "mvit_v2_s": _mvit_v2,
     }
     network = makers.get(options.name, _x3d)(options, classes)
     if options.name not in _CHANNELS_LAST:
@@ -229,6 +244,69 @@ def _slowfast(options: NetworkOptions, classes: int) -> nn.Module:
     return SlowFast(made.blocks)
 
 
+def _slowfast_mm(options: NetworkOptions, classes: int) -> nn.Module:
+    """Build SlowFast 8x8 as in mmaction2, whose lateral connections are convolutions without batch norm and ReLU."""
+    from pytorchvideo.models.hub import slowfast_r50  # noqa: PLC0415 - heavy
+    from pytorchvideo.models.slowfast import FastToSlowFusionBuilder  # noqa: PLC0415 - heavy
+
+    lateral = FastToSlowFusionBuilder(
+        slowfast_channel_reduction_ratio=8,
+        conv_fusion_channel_ratio=2,
+        conv_kernel_size=(7, 1, 1),
+        conv_stride=(_SLOW, 1, 1),
+        norm=None,
+        activation=None,
+    )
+    made = slowfast_r50(
+        pretrained=False,
+        model_num_class=classes,
+        dropout_rate=options.dropout,
+        head_pool=nn.AdaptiveAvgPool3d,
+        fusion_builder=lateral.create_module,
+    )
+    return SlowFast(made.blocks)
+
+
+def _i3d_mm(options: NetworkOptions, classes: int) -> nn.Module:
+    """Build I3D as in mmaction2, whose stem and first pooling halve the number of frames."""
+    from pytorchvideo.models.resnet import create_resnet  # noqa: PLC0415 - heavy
+
+    made = create_resnet(
+        model_depth=50,
+        model_num_class=classes,
+        dropout_rate=options.dropout,
+        stem_conv_kernel_size=(5, 7, 7),
+        stem_conv_stride=(2, 2, 2),
+        stem_pool_stride=(2, 2, 2),
+        stage1_pool=nn.MaxPool3d,
+        stage_conv_a_kernel_size=(
+            (3, 1, 1),
+            [(3, 1, 1), (1, 1, 1)],
+            [(3, 1, 1), (1, 1, 1)],
+            [(1, 1, 1), (3, 1, 1)],
+        ),
+        head_pool=_global_pool,
+    )
+    return I3D(made.blocks)
+
+
+def _csn_mm(options: NetworkOptions, classes: int) -> nn.Module:
+    """Build CSN as in mmaction2, whose batch norms add 1e-3 to the variance."""
+    from pytorchvideo.models.csn import create_csn  # noqa: PLC0415 - heavy
+
+    network: nn.Module = create_csn(
+        model_depth=50 if options.name == "csn_r50_mm" else 152,
+        model_num_class=classes,
+        dropout_rate=options.dropout,
+        stem_pool=nn.MaxPool3d,
+        head_pool=_global_pool,
+    )
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm3d):
+            part.eps = 1e-3
+    return network
+
+
 def _r2plus1d(options: NetworkOptions, classes: int) -> nn.Module:
     from pytorchvideo.models.r2plus1d import create_r2plus1d  # noqa: PLC0415 - heavy
 
@@ -242,6 +320,14 @@ def _csn(options: NetworkOptions, classes: int) -> nn.Module:
     network: nn.Module = csn_r101(
         pretrained=False, model_num_class=classes, dropout_rate=options.dropout, head_pool=_global_pool
     )
+    return network
+
+
+def _mvit_v2(options: NetworkOptions, classes: int) -> nn.Module:
+    from torchvision.models.video import mvit_v2_s  # noqa: PLC0415 - heavy
+
+    network: nn.Module = mvit_v2_s(weights=None)
+    network.head = nn.Sequential(nn.Dropout(options.dropout), _last(768, classes))
     return network
 
 
@@ -270,6 +356,27 @@ class SlowFast(nn.Module):
         for block in self.blocks:
             x = block(x)
         return cast(Tensor, x)
+
+
+class I3D(nn.Module):
+    """I3D with the strides of mmaction2.
+
+    Args:
+        stages: Blocks of PyTorchVideo's ResNet. They have another name than there, because weights of PyTorchVideo's
+            I3D, whose strides differ, have the same shapes.
+
+    Shapes: ``[N, 3, T, H, W]`` -> ``[N, classes]``.
+    """
+
+    def __init__(self, stages: nn.ModuleList) -> None:
+        super().__init__()
+        self.stages = stages
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = clips
+        for stage in self.stages:
+            x = stage(x)
+        return x
 
 
 def _global_pool(**_: object) -> nn.Module:

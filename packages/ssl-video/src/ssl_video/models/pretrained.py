@@ -8,22 +8,24 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 from contrastive_core.training.weights import read_state_dict
+from ssl_video.models.mmaction import recognize, translate
 from ssl_video.models.model_folder import load_recognizer
 from ssl_video.models.networks import join_batchnorm, last_layer
 
-# Parts of a bottleneck, named as in PyTorchVideo, in torchvision's 2-D ResNet and in mmaction2.
+# Parts of a bottleneck, named as in PyTorchVideo and in torchvision's 2-D ResNet.
 _BLOCK = (
-    ("branch2.conv_a.", "conv1.", "conv1.conv."),
-    ("branch2.norm_a.", "bn1.", "conv1.bn."),
-    ("branch2.conv_b.", "conv2.", "conv2.conv."),
-    ("branch2.norm_b.", "bn2.", "conv2.bn."),
-    ("branch2.conv_c.", "conv3.", "conv3.conv."),
-    ("branch2.norm_c.", "bn3.", "conv3.bn."),
-    ("branch1_conv.", "downsample.0.", "downsample.conv."),
-    ("branch1_norm.", "downsample.1.", "downsample.bn."),
+    ("branch2.conv_a.", "conv1."),
+    ("branch2.norm_a.", "bn1."),
+    ("branch2.conv_b.", "conv2."),
+    ("branch2.norm_b.", "bn2."),
+    ("branch2.conv_c.", "conv3."),
+    ("branch2.norm_c.", "bn3."),
+    ("branch1_conv.", "downsample.0."),
+    ("branch1_norm.", "downsample.1."),
 )
-_STEM = (("blocks.0.conv.", "conv1.", "conv1.conv."), ("blocks.0.norm.", "bn1.", "conv1.bn."))
+_STEM = (("blocks.0.conv.", "conv1."), ("blocks.0.norm.", "bn1."))
 _LAYER = re.compile(r"layer(\d)\.(\d+)\.(.+)")
 # Names in torchvision's MViT -> names in PyTorchVideo's.
 _MVIT = tuple(
@@ -43,7 +45,7 @@ _MVIT = tuple(
         (r"^head\.1\.", "head.proj."),
     )
 )
-_MMACTION = re.compile(r"^cls_head\.|\.conv\.(conv_[st]\.|net\.)?weight$")
+_PAGE = "docs/ssl-video/kinetics-weights.md"
 _HEADS = ("fc.", "cls_head.", "head.", "classifier.")
 
 
@@ -54,10 +56,13 @@ def begin_from(network: nn.Module, init: Path) -> str:
     a run or model folder                 of `ssl-video train`, with the batch norm of its first view
     weights of PyTorchVideo               into ``slow_r50``, ``slowfast_r50``, ``x3d_xs``, ``x3d_s``, ``r2plus1d_r50``,
                                           ``csn_r101``, ``mvit_b``
-    weights of torchvision                ``r3d_18``, ``r2plus1d_18`` and ``mvit_v1_b`` of torchvision.models.video into
-                                          ``r3d_18``, ``r2plus1d_18`` and ``mvit_b``
-    weights of mmaction2                  SlowOnly with ResNet-50 into ``slow_r50``; TSN with ResNet-50 (2-D),
-                                          as in the next row
+    weights of torchvision                ``r3d_18``, ``r2plus1d_18``, ``mvit_v1_b`` and ``mvit_v2_s`` of
+                                          torchvision.models.video into ``r3d_18``, ``r2plus1d_18``, ``mvit_b`` and
+                                          ``mvit_v2_s``
+    weights of mmaction2                  SlowOnly, SlowFast 8x8 and I3D with ResNet-50, ir-CSN with ResNet-50 or 152,
+                                          X3D-S and X3D-M, and MViTv2-S into ``slow_r50``, ``slowfast_r50_mm``,
+                                          ``i3d_r50_mm``, ``csn_r50_mm``, ``csn_r152_mm``, ``x3d_s`` and ``mvit_v2_s``;
+                                          TSN with ResNet-50 (2-D), as in the next row
     a 2-D ResNet-50 of torchvision        into ``slow_r50``: every filter becomes the middle frame of a 3-D filter,
                                           so that a still clip gives the features of the picture
     ====================================  ===================================================================
@@ -79,38 +84,53 @@ def begin_from(network: nn.Module, init: Path) -> str:
         given = read_state_dict(init)
     expected = network.state_dict()
     head = last_layer(network)
-    if "cls_positional_encoding.cls_token" in expected:
+    trunk = [name for name in expected if not name.startswith(head) and not name.endswith("num_batches_tracked")]
+    theirs = None if all(name in given for name in trunk) else recognize(given)
+    if theirs and not theirs.fits:
+        raise UserError(
+            f"{init} contains {theirs.name} of mmaction2, which fits none of the networks of ssl-video: "
+            f"{theirs.reason}. Choose other weights, or let mmaction2 build the network, with --network.name "
+            f"package.module:function ({_PAGE} shows how)"
+        )
+    if theirs:
+        given = translate(given, expected, head=head)
+    elif "cls_positional_encoding.cls_token" in expected:
         given = _pytorchvideo_mvit(given, expected)
     found = {_our_name(name, expected): tensor for name, tensor in given.items()}
     found = {name: _inflated(tensor, expected.get(name)) for name, tensor in found.items()}
-    taken: dict[str, Tensor] = {}
-    for name, tensor in expected.items():
-        if name in found and found[name].shape == tensor.shape:
-            taken[name] = found[name]
-    missing = [name for name in expected if name not in taken and not name.startswith(head)]
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    taken = {
+        name: found[name] for name, tensor in expected.items() if name in found and found[name].shape == tensor.shape
+    }
+    missing = [name for name in trunk if name not in taken]
+    unused = [name for name in found if name not in taken and not name.startswith((head, *_HEADS))]
     if missing:
         name = next((name for name in missing if name in found), missing[0])
         detail = f"{name} {list(expected[name].shape)} is missing"
         if name in found:
             detail = f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
-        supported = ""
-        if any(_MMACTION.search(name) for name in given):
-            supported = (
-                ". The names are those of mmaction2, of which SlowOnly and TSN, with ResNet-50, can be loaded, both "
-                "into slow_r50; its other networks differ from those of PyTorchVideo in layers that names do not show"
-            )
+        fits = f". It contains {theirs.name} of mmaction2, which fits --network.name {theirs.fits}" if theirs else ""
         raise UserError(
             f"{init}: {len(missing)} of the {len(expected)} tensors of the network are missing from it or have another "
-            f"shape ({detail}); expected weights of the same network, see --network.name and --network.width{supported}"
+            f"shape ({detail}); expected weights of the same network, see --network.name and --network.width{fits}"
         )
-    unused = [name for name in found if name not in taken and not name.startswith((head, *_HEADS))]
+    places = {_place(name) for name in trunk}
+    further = [name for name in unused if _LAYER.fullmatch(name) or _place(name) in places]
+    if further:
+        raise UserError(
+            f"{init}: its network has layers that the given network does not have ({some_of(further, 3)}), so it is a "
+            "deeper or another one; expected weights of the same network, see --network.name"
+        )
     network.load_state_dict({**expected, **taken})
     kept = any(name.startswith(head) for name in taken)
     told = f"initialised from {init}: {len(taken)} of {len(expected)} tensors"
     if not kept:
         told += "; the last layer is new, because the classes differ"
     return f"{told}; {len(unused)} tensors of the file are not used ({unused[0]})" if unused else told
+
+
+def _place(name: str) -> str:
+    """Return the part of a network that a tensor belongs to, such as ``blocks.3``."""
+    return ".".join(name.split(".")[:2])
 
 
 def _our_name(name: str, expected: dict[str, Tensor]) -> str:
@@ -120,16 +140,14 @@ def _our_name(name: str, expected: dict[str, Tensor]) -> str:
     plain = name.removeprefix("backbone.")
     layer = _LAYER.fullmatch(plain)
     if layer:
-        for ours, two_d, mm in _BLOCK:
-            for theirs in (mm, two_d):
-                if layer[3].startswith(theirs):
-                    candidate = f"blocks.{layer[1]}.res_blocks.{layer[2]}.{ours}{layer[3].removeprefix(theirs)}"
-                    if candidate in expected:
-                        return candidate
-    for ours, two_d, mm in _STEM:
-        for theirs in (mm, two_d):
-            if plain.startswith(theirs) and f"{ours}{plain.removeprefix(theirs)}" in expected:
-                return f"{ours}{plain.removeprefix(theirs)}"
+        for ours, theirs in _BLOCK:
+            if layer[3].startswith(theirs):
+                candidate = f"blocks.{layer[1]}.res_blocks.{layer[2]}.{ours}{layer[3].removeprefix(theirs)}"
+                if candidate in expected:
+                    return candidate
+    for ours, theirs in _STEM:
+        if plain.startswith(theirs) and f"{ours}{plain.removeprefix(theirs)}" in expected:
+            return f"{ours}{plain.removeprefix(theirs)}"
     return name
 
 

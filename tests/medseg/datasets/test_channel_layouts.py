@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,81 @@ def test_every_layout_has_all_channels_in_order(layout, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             open_dataset(source, channels=wrong)
+
+
+def folders(root: Path, *, endings: tuple[str, str], nested: bool = False) -> Path:
+    for case in NAMES:
+        for channel, ending in enumerate(endings):
+            put(
+                root / "images" / (f"{case}/{ending}.nii.gz" if nested else f"{case}_{ending}.nii.gz"),
+                image(case, channel),
+            )
+        put(root / "labels" / f"{case}_seg.nii.gz", phantom(SHAPE)[1])
+    (root / "labels.json").write_text(json.dumps(MAP))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("endings", "nested", "channels"),
+    [
+        (("T2", "ADC"), False, ("T2", "ADC")),
+        (("t2", "adc"), True, ("T2", "ADC")),
+        (("ep2d diff", "t2_tse"), False, ("T2=ep2d diff", "ADC=T2_tse")),
+        (("0000", "0001"), False, ("T2", "ADC")),
+    ],
+)
+def test_folders_may_have_a_file_per_channel(
+    endings: tuple[str, str], nested: bool, channels: tuple[str, ...], tmp_path: Path
+) -> None:
+    data = folders(tmp_path, endings=endings, nested=nested)
+    put(data / "unlabelled" / (f"p1/{endings[0]}.nii.gz" if nested else f"u1_{endings[0]}.nii.gz"), image("p1", 0))
+    first = ("T2=0",) if endings[0] == "0000" else channels[:1]
+    with pytest.raises(UserError, match=r"1 case without a channel that others have \(T2, ADC\).*\n +[pu]1: lacks ADC"):
+        open_dataset(data, channels=channels)
+    shutil.rmtree(data / "unlabelled")
+    found = open_dataset(data, channels=channels)
+    assert (found.names, found.channels) == (NAMES, ("T2", "ADC"))
+    for case in found.cases:
+        assert case.label == data / "labels" / f"{case.name}_seg.nii.gz"
+        for number, array in enumerate(read_volume(case.image).channels.values()):
+            np.testing.assert_array_equal(array, image(case.name, number))
+    single = open_dataset(data, channels=first)
+    assert (single.names, single.channels, single.notes) == (NAMES, ("T2",), ())
+    np.testing.assert_array_equal(read_volume(single.cases[0].image).array, image("p1", 0))
+
+
+def test_numbered_files_in_folders_are_channels_if_the_labels_have_no_number(tmp_path: Path) -> None:
+    data = folders(tmp_path, endings=("0000", "0001"))
+    assert (open_dataset(data).names, open_dataset(data).channels) == (NAMES, ("0", "1"))
+    for case in NAMES:
+        (data / "labels" / f"{case}_seg.nii.gz").rename(data / "labels" / f"{case}_0000.nii.gz")
+        (data / "images" / f"{case}_0001.nii.gz").unlink()
+    assert open_dataset(data).names == ("p1_0000", "p2_0000")
+
+
+def test_a_label_may_be_named_after_the_first_channel(tmp_path: Path) -> None:
+    data = folders(tmp_path, endings=("T2", "ADC"))
+    for case in NAMES:
+        (data / "labels" / f"{case}_seg.nii.gz").rename(data / "labels" / f"{case}_T2_seg.nii.gz")
+    found = open_dataset(data, channels=("T2", "ADC"))
+    assert [case.label for case in found.cases] == [data / "labels" / f"{case}_T2_seg.nii.gz" for case in NAMES]
+    with pytest.raises(UserError, match="label file"):
+        open_dataset(data, channels=("ADC", "T2"))  # ADC would define the grid
+
+
+def test_files_that_may_be_channels_are_suggested_and_doubled_ones_refused(tmp_path: Path) -> None:
+    data = folders(tmp_path / "ends", endings=("T2", "ADC"))
+    with pytest.raises(UserError, match=r"if p1_ADC and p1_T2 are the channels of its image: --channels ADC,T2"):
+        open_dataset(data)
+    with pytest.raises(UserError, match=r"if p1/ADC and p1/T2 are the channels of its image: --channels ADC,T2"):
+        open_dataset(folders(tmp_path / "nested", endings=("T2", "ADC"), nested=True))
+    put(data / "images" / "p1_t2.nii.gz", image("p1", 0))
+    with pytest.raises(UserError, match=r"several files for the same channel.*\n +p1_T2.nii.gz, p1_t2.nii.gz"):
+        open_dataset(data, channels=("T2", "ADC"))
+    (data / "images" / "p1_t2.nii.gz").unlink()
+    put(data / "images" / "p3.nii.gz", image("p1", 0))  # an image of its own, without channels
+    with pytest.raises(UserError, match=r"\n +p3: lacks T2; ADC"):
+        open_dataset(data, channels=("T2", "ADC"), allow_unlabelled=True)
 
 
 def test_a_case_that_lacks_a_channel_is_refused_by_name(tmp_path: Path) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from contrastive_core.errors import UserError
-from ssl_medseg.datasets.channels import choose_series, fit_channels, parse_channels
+from ssl_medseg.datasets.channels import choose_series, fit_channels, parse_channels, split_ending, split_number
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.dicom import Series, list_series
 from ssl_medseg.io.read import volumes_in
 from ssl_medseg.io.volume import ImageFile, join_channels
-
-_NUMBERED = re.compile(r"(.+)_(\d{4})$")
 
 
 @dataclass(frozen=True)
@@ -81,12 +78,11 @@ def _of_files(files: Sequence[Wanted], pairs: Sequence[tuple[str, str]], opening
     numbered: dict[str, dict[int, Wanted]] = defaultdict(dict)
     cases = []
     for wanted in files:
-        match = _NUMBERED.match(wanted.name)
-        if (ending := _ending(wanted.name, pairs)) is not None:
+        if (ending := split_ending(wanted.name, pairs)) is not None:
             case, name = ending
             named[case][name] = wanted
-        elif match is not None:
-            numbered[match[1]][int(match[2])] = wanted
+        elif (number := split_number(wanted.name)) is not None:
+            numbered[number[0]][number[1]] = wanted
         else:
             cases.append(_of_volumes(wanted, opening))
     for case, there in named.items():
@@ -102,20 +98,6 @@ def _of_files(files: Sequence[Wanted], pairs: Sequence[tuple[str, str]], opening
         error = f"has only the channels {has}, while other cases have {most} channels" if short else ""
         cases.append(Wanted(case, join_channels(images), False, error=error))
     return cases
-
-
-def _ending(name: str, pairs: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
-    """Split a file name into case and channel; the longest matching channel name is used."""
-    folder, _, own = name.rpartition("/")
-    for asked, channel in sorted(pairs, key=lambda pair: -len(pair[0])):
-        if asked.isdecimal():
-            continue
-        if own.casefold() == asked.casefold() and folder:
-            return folder, channel
-        start = own[: -len(asked)]
-        if own.casefold().endswith(asked.casefold()) and start[-1:] in ("_", "-", ".", " ") and start.strip("_-. "):
-            return f"{folder}/{start[:-1]}" if folder else start[:-1], channel
-    return None
 
 
 def _of_volumes(wanted: Wanted, opening: DataOptions) -> Wanted:

@@ -20,6 +20,8 @@ from ssl_medseg.io.file_types import is_series, walk
 from ssl_medseg.io.read import volumes_in
 from ssl_medseg.io.volume import ImageFile, join_channels
 
+_NUMBERED = re.compile(r"(.+)_(\d{4})$")
+
 UNNAMED = "image"
 """Name of the only channel of single-channel images without a stated name."""
 
@@ -40,6 +42,41 @@ def parse_channels(wanted: Sequence[str]) -> list[tuple[str, str]]:
     for name in names:
         check_label(name, what="channel", source="--channels")
     return pairs
+
+
+def split_number(name: str) -> tuple[str, int] | None:
+    """Split a file name that ends in a channel number, as in nnU-Net, into case and number; None if it does not.
+
+    >>> split_number("case_0001")
+    ('case', 1)
+    """
+    match = _NUMBERED.match(name)
+    return None if match is None else (match[1], int(match[2]))
+
+
+def split_ending(name: str, pairs: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    """Split the relative name of a file into case and channel; None if it names no channel.
+
+    The channel is the end of the name or, in a folder of the case, the whole name. Case is ignored, and the longest
+    channel name that fits is used.
+
+    Args:
+        name: Relative name without extension.
+        pairs: Name in the data, name of the channel, as returned by `parse_channels`.
+
+    >>> split_ending("case_t2", [("T2", "T2"), ("ADC", "ADC")])
+    ('case', 'T2')
+    """
+    folder, _, own = name.rpartition("/")
+    for asked, channel in sorted(pairs, key=lambda pair: -len(pair[0])):
+        if asked.isdecimal():
+            continue
+        if own.casefold() == asked.casefold() and folder:
+            return folder, channel
+        start = own[: -len(asked)]
+        if own.casefold().endswith(asked.casefold()) and start[-1:] in ("_", "-", ".", " ") and start.strip("_-. "):
+            return f"{folder}/{start[:-1]}" if folder else start[:-1], channel
+    return None
 
 
 def choose_channels(available: Mapping[int, str], wanted: Sequence[str], *, named: bool, source: str) -> dict[int, str]:

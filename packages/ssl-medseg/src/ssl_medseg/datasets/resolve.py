@@ -15,6 +15,8 @@ from contrastive_core.text import several
 from contrastive_core.training.documents import read_text
 from contrastive_core.training.names import check_file_name, check_label
 from ssl_medseg.datasets.dataset import Case
+from ssl_medseg.datasets.layouts.channel_files import continuations
+from ssl_medseg.datasets.layouts.folders import image_name
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.datasets.phases import phase_of
@@ -203,16 +205,26 @@ def _without_label(listing: Listing, options: DataOptions) -> Iterator[Finding]:
 def _left_over(listing: Listing) -> Iterator[Finding]:
     if listing.labels_without_image:
         bare = [entry.name for entry in listing.entries if entry.label is None or not entry.label.exists()]
-        items = []
-        for path in listing.labels_without_image:
-            match = difflib.get_close_matches(stem(path), bare, n=1, cutoff=0.7)
-            items.append(Item([_relative(path, listing)], f"does it belong to {match[0]}?" if match else ""))
+        items = [
+            Item([_relative(path, listing)], _image_of(path, bare, listing)) for path in listing.labels_without_image
+        ]
         title = f"{several(len(items), 'label file')} without an image: rename, list or remove them"
         yield Finding("error", "label_without_image", title, items)
     if listing.unlisted:
         files = [_relative(path, listing) for path in listing.unlisted]
         title = f"{several(len(files), 'image')} left out, because no list names them"
         yield Finding("warning", "unlisted", title, [Item(files)])
+
+
+def _image_of(label: Path, bare: Sequence[str], listing: Listing) -> str:
+    """Suggest the image, or the files of its channels, to which a label probably belongs; empty if there are none."""
+    in_folders = [f"{path.parent.name}/{stem(path)}" for path, _ in listing.unused if path.parent != label.parent]
+    name = image_name(label)
+    found = continuations(name, [*bare, *in_folders])
+    if len(found) > 1:
+        return f"if {' and '.join(found)} are the channels of its image: --channels {','.join(found.values())}"
+    match = list(found) or difflib.get_close_matches(name, bare, n=1, cutoff=0.7)
+    return f"does it belong to {match[0]}?" if match else ""
 
 
 def _not_used(listing: Listing) -> Iterator[Finding]:

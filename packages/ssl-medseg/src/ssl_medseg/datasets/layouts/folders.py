@@ -10,6 +10,7 @@ from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
 from contrastive_core.training.names import check_path
 from ssl_medseg.datasets.channels import choose_channels, unique_names
+from ssl_medseg.datasets.layouts.channel_files import ChannelCase, channel_files
 from ssl_medseg.datasets.layouts.listing import Entry, Listing, place
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.datasets.phases import phase_in_table
@@ -32,11 +33,18 @@ def label_folders(names: Iterable[str]) -> list[str]:
     return [name for name in (*LABELS, "labelsTs") if name in there] if there & {*IMAGES, "imagesTs"} else []
 
 
+def image_name(label: Path) -> str:
+    """Return the name of the image that a label belongs to, without ``_label``, ``_seg``, ``_mask`` or ``_gt``."""
+    return _without(stem(label), _LABEL_ENDINGS)
+
+
 def list_folders(root: Path, options: DataOptions) -> Listing:
     """List files and DICOM series in ``images``, with labels in ``labels``, and those in ``unlabelled`` without labels.
 
-    If `DataOptions.channels` names series by their descriptions, a folder with the series of a study, or with a folder
-    for each series, is one image.
+    An image has one file, or one per channel: numbered as in nnU-Net (``CASE_0000``, ``CASE_0001``), or with the names
+    in `DataOptions.channels` (``CASE_T2``, ``CASE_ADC``, or ``CASE/T2``, ``CASE/ADC``); its label has the name of the
+    case or of the file of the first channel. If the option names DICOM series by their descriptions, a folder with the
+    series of a study, or with a folder for each series, is one image.
 
     A label has the name of its image, with an optional ``_label``, ``_seg``, ``_mask`` or ``_gt`` at the end; an
     ``_image`` at the end of the image name is ignored. The label map is read from labels.json, labels.csv or
@@ -45,7 +53,7 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
     labels: dict[str, list[Path]] = {}
     for path in _all(root, LABELS):
         if not (path.parent / "predictions.json").is_file():  # masks written by `predict`
-            labels.setdefault(_short(path, _LABEL_ENDINGS), []).append(path)
+            labels.setdefault(image_name(path), []).append(path)
     label_of = {name: paths[0] for name, paths in labels.items()}
     several_labels = [
         Finding(
@@ -55,14 +63,23 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
         for name, paths in labels.items()
         if len(paths) > 1
     ]  # fmt: skip
-    entries = []
-    for path in sorted([*_all(root, IMAGES), *_studies(root, IMAGES, options)]):
-        name = _short(path, _IMAGE_ENDINGS)
-        image = options.image(path)
-        entries.append(Entry(name, image, label_of.pop(name, None), "training"))
-    for path in [*_all(root, UNLABELLED), *_studies(root, UNLABELLED, options)]:
-        image = options.image(path)
-        entries.append(Entry(_short(path, _IMAGE_ENDINGS), image, None, "unlabelled", is_unlabelled=True))
+    entries: list[Entry] = []
+    unused: list[Path] = []
+    images, unlabelled = ([*_named(root, part), *_in_case_folders(root, part)] for part in (IMAGES, UNLABELLED))
+    channels = channel_files([name for name, _ in (*images, *unlabelled)], labels, options, source=root.name)
+    for part, listed in ((IMAGES, "training"), (UNLABELLED, "unlabelled")):
+        is_unlabelled = listed == "unlabelled"
+        if channels is None:
+            found = sorted([*_named(root, part), *_named_studies(root, part, options)], key=lambda pair: pair[1])
+            cases = [ChannelCase(_without(name, _IMAGE_ENDINGS), options.image(path), ()) for name, path in found]
+        else:
+            cases, others, twice = channels.cases(unlabelled if is_unlabelled else images)
+            unused += others
+            several_labels += twice
+        for case in cases:
+            names = [] if is_unlabelled else [case.name, stem(case.image.path)]
+            label = next((label_of.pop(name) for name in names if name in label_of), None)
+            entries.append(Entry(case.name, case.image, label, listed, is_unlabelled, lacks=case.lacks))
     return Listing(
         root.resolve().name,
         root,
@@ -70,8 +87,9 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
         entries,
         own_label_map(root),
         labels_without_image=list(label_of.values()),
+        channels=[] if channels is None else channels.names,
         findings=several_labels,
-        set_aside=[path for paths in labels.values() for path in paths[1:]],
+        set_aside=[*unused, *(path for paths in labels.values() for path in paths[1:])],
     )
 
 
@@ -88,18 +106,38 @@ def _all(root: Path, folders: Iterable[str]) -> list[Path]:
     return [path for folder in folders for path in images_in(root / folder)]
 
 
-def _studies(root: Path, folders: Iterable[str], options: DataOptions) -> list[Path]:
-    """Find folders with a subfolder per series of a DICOM study, for the selection of channels."""
-    if not options.channels:
-        return []
-    inside = [path for name in folders if (root / name).is_dir() for path in sorted((root / name).iterdir())]
+def _named(root: Path, folders: Iterable[str]) -> list[tuple[str, Path]]:
+    """List the images in folders, with their names without extension."""
+    return [(stem(path), path) for path in _all(root, folders)]
+
+
+def _in_case_folders(root: Path, folders: Iterable[str]) -> list[tuple[str, Path]]:
+    """List the images in folders of cases, with their names: folder and file, without extension."""
     return [
-        path for path in inside if path.is_dir() and not is_series(path) and any(map(is_series, sorted(path.iterdir())))
+        (f"{folder.name}/{stem(path)}", path)
+        for folder in _subfolders(root, folders)
+        if not is_series(folder)
+        for path in images_in(folder, series=False)
     ]
 
 
-def _short(path: Path, endings: Iterable[str]) -> str:
-    name = stem(path)
+def _named_studies(root: Path, folders: Iterable[str], options: DataOptions) -> list[tuple[str, Path]]:
+    """List folders with a subfolder per series of a DICOM study, for the selection of channels."""
+    if not options.channels:
+        return []
+    return [
+        (stem(path), path)
+        for path in _subfolders(root, folders)
+        if not is_series(path) and any(map(is_series, sorted(path.iterdir())))
+    ]
+
+
+def _subfolders(root: Path, folders: Iterable[str]) -> list[Path]:
+    inside = [path for name in folders if (root / name).is_dir() for path in sorted((root / name).iterdir())]
+    return [path for path in inside if path.is_dir()]
+
+
+def _without(name: str, endings: Iterable[str]) -> str:
     return next((name[: -len(ending)] for ending in endings if name.lower().endswith(ending)), name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +10,13 @@ from typing import Any
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.text import several
 from contrastive_core.training.documents import read_object
-from ssl_medseg.datasets.channels import choose_channels, unique_names
+from ssl_medseg.datasets.channels import choose_channels, split_number, unique_names
 from ssl_medseg.datasets.layouts.decathlon import channel_names
 from ssl_medseg.datasets.layouts.listing import Entry, Listing
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.io.file_types import images_in, stem
 from ssl_medseg.io.label_map import label_map_of
 from ssl_medseg.io.volume import join_channels
-
-_CHANNEL = re.compile(r"(.+)_(\d{4})$")
 
 
 def list_nnunet(root: Path, options: DataOptions) -> Listing:
@@ -72,18 +69,18 @@ def list_nnunet(root: Path, options: DataOptions) -> Listing:
 
 def has_channel_suffix(path: Path) -> bool:
     """Return whether a file name ends in a channel number."""
-    return _CHANNEL.match(stem(path)) is not None
+    return split_number(stem(path)) is not None
 
 
 def _by_case(folder: Path, findings: list[Finding]) -> dict[str, dict[int, Path]]:
     found: dict[str, dict[int, Path]] = {}
     bare = []
     for path in images_in(folder):
-        match = _CHANNEL.match(stem(path))
-        if match is None:
+        parts = split_number(stem(path))
+        if parts is None:
             bare.append(path.name)
         else:
-            found.setdefault(match[1], {})[int(match[2])] = path
+            found.setdefault(parts[0], {})[parts[1]] = path
     if bare:
         title = f"{several(len(bare), 'file')} in {folder.name} without a channel number (_0000), left out"
         findings.append(Finding("error", "no_channel_number", title, [Item(bare)]))

@@ -78,6 +78,32 @@ def test_from_a_folder_to_a_segmenter(data: Path, tmp_path: Path) -> None:
         run(str(data), out, **grouped(**{**SHORT, "rounds": 3, "run": RunOptions(**{**vars(RUN), "resume": True})}))
 
 
+def test_a_start_that_failed_before_training_leaves_nothing_in_the_way(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match="no patient 'nobody'"):
+        run(str(data), out, labelled=("nobody",), **grouped(**SHORT))
+    patients = list(open_dataset(data).patients)
+
+    def fail(*words: Any, **named: Any) -> None:
+        raise UserError("the volumes cannot be prepared")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "open_training_data", fail)
+        with pytest.raises(UserError, match="cannot be prepared"):
+            run(str(data), out, labelled=tuple(patients[:2]), **grouped(**SHORT))
+    assert sorted(path.name for path in out.iterdir() if path.suffix) == [".outputs.json", "config.yaml", "split.json"]
+    run(str(data), out, labelled=(patients[1],), **grouped(**{**SHORT, "rounds": 1}))
+    split = read_split(out / "split.json", open_dataset(data))
+    assert split.labelled == open_dataset(data).patients[patients[1]]
+    assert config.read(out / "config.yaml")["selftraining"]["rounds"] == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"not empty \(it contains notes.txt\)"):
+        run(str(data), tmp_path / "other", **grouped(**SHORT))
+
+
 def test_a_stopped_run_goes_on_where_it_was(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(str(data), tmp_path / "whole", **grouped(**SHORT))
 

@@ -230,28 +230,36 @@ def _begin(
     run: RunOptions,
 ) -> Path:
     """Create the run folder with split and settings, and return the split file."""
-    _check_folder(out, resolved, resume=run.resume)
-    chosen = _split(data, out, split, opening, labelled=labelled, validation=validation, quiet=not run.progress)
+    begun = _check_folder(out, resolved, resume=run.resume)
+    chosen = _split(
+        data, out, split, opening, labelled=labelled, validation=validation, keep=begun, quiet=not run.progress
+    )
     resolved.values["split"] = str(chosen)
     resolved.write(out / "config.yaml")
     return chosen
 
 
-def _check_folder(out: Path, resolved: config.Config, *, resume: bool) -> None:
-    """Check that the folder is new or holds the run to resume."""
+def _check_folder(out: Path, resolved: config.Config, *, resume: bool) -> bool:
+    """Check that the folder is new or holds the run to resume, and return whether its training has begun.
+
+    A start that failed before the first training step (for example by a mistyped flag) has left nothing to keep, so the
+    corrected command may use the folder without ``--resume``.
+    """
     settings = out / "config.yaml"
-    if not resume and out.is_dir() and any(out.iterdir()):
+    begun = any((out / "baseline" / name).exists() for name in ("metrics.jsonl", "checkpoints", "model"))
+    if not begun:
+        claim_folder(out, command="ssl-medseg run")
+        return False
+    if not resume:
         raise UserError(f"{out} is not empty; pass --resume to continue the run in it, or choose another --out")
-    if resume and settings.is_file():
-        before = config.read(settings)
-        if changed := resolved.differences(before):
-            raise UserError(
-                f"{out} contains a run with other settings:\n  "
-                + "\n  ".join(changed)
-                + "\nUse the same settings, or another --out"
-            )
-        return
+    if settings.is_file() and (changed := resolved.differences(config.read(settings))):
+        raise UserError(
+            f"{out} contains a run with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\nUse the same settings, or another --out"
+        )
     claim_folder(out, command="ssl-medseg run")
+    return True
 
 
 def _split(
@@ -262,16 +270,18 @@ def _split(
     *,
     labelled: tuple[str, ...],
     validation: tuple[str, ...],
+    keep: bool,
     quiet: bool,
 ) -> Path:
-    """Return the split file: the given one, or one derived from the cases that have labels."""
+    """Return the split file: the given one, that of the run if `keep`, or one derived from the cases with labels."""
     if split is not None:
         open_split(data, split, opening)
         return split
     file = out / "split.json"
-    if file.is_file():  # of a resumed run, whose data may have moved
+    if keep and file.is_file():  # of a resumed run, whose data may have moved
         open_split(data, file, opening)
         return file
+    file.unlink(missing_ok=True)  # of a start that failed before training, perhaps with other patients
     dataset = open_with(data, opening)
     made, reasons = split_by_labels(dataset, labelled=labelled, validation=validation)
     if not quiet:

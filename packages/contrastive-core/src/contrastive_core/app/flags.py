@@ -111,7 +111,7 @@ class Flags:
         key = re.search(r'Parser key "([\w.]+)"', message)
         value = re.search(r"(?:Got|Given) value: (.*)", message)
         if key and value and key[1] in self.types:
-            return f"{dashed(key[1])}: expected {in_words(self.types[key[1]])}, got {value[1]}"
+            return f"{dashed(self.short_name(key[1]))}: expected {in_words(self.types[key[1]])}, got {value[1]}"
         missing = re.search(r"the following arguments are required: ([\w, ]+)", message)
         return message if missing is None else f"missing: {', '.join(map(self._described, missing[1].split(', ')))}"
 

@@ -158,9 +158,10 @@ def test_automatic_precision_follows_the_processor(
     monkeypatch: pytest.MonkeyPatch, found: dict[str, bool], expected: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
-    assert settled("auto", torch.device("cpu")) == expected
-    assert settled("32-true", torch.device("cpu")) == "32-true"
-    assert settled("auto", torch.device("mps")) == "32-true"
+    assert settled("auto", "cpu") == expected
+    assert settled("32-true", "cpu") == "32-true"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert settled("auto", "mps") == "32-true"
 
 
 def test_a_run_records_its_automatic_precision_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

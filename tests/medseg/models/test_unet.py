@@ -194,7 +194,7 @@ def test_a_network_that_no_recipe_has_chosen_is_refused() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_plain_unet_computes_in_one_memory_format(channels: int) -> None:
-    """In the other format, training on several channels in bfloat16 took 3.6 times as long."""
+    """In the other format, training on several channels in bfloat16 took more than three times as long."""
     torch.manual_seed(0)
     network = build_network(NetworkOptions("plain-unet", width=4), 2, channels=channels)
     formats: list[bool] = []

@@ -462,6 +462,16 @@ def test_training_with_a_cache_ends_with_the_same_bytes(
     assert {file.name for file in (tmp_path / "other").iterdir()} <= set(stored)
 
 
+def test_the_summary_of_the_cache_counts_the_videos_that_recalibration_reads(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    short = settings(videos, steps=1, recalibrate=64)
+    train(out=tmp_path / "a", read=TrainingReadOptions(cache=tmp_path / "frames"), **short)
+    stored = len(list((tmp_path / "frames").glob("*.npy")))
+    said = "all 9 videos" if stored == 9 else f"{9 - stored} of 9 videos not stored"
+    assert said in capfd.readouterr().err
+
+
 def test_a_cache_among_the_videos_and_weights_elsewhere_are_refused(videos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"contains the videos; choose another folder for their frames"):
         train(out=tmp_path / "a", read=TrainingReadOptions(cache=videos / "red"), **settings(videos))

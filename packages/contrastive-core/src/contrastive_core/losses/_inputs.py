@@ -455,7 +455,7 @@ def class_numbers(
             hint = (
                 "; remove the dimension with squeeze(1)"
                 if labels.shape[1] == 1
-                else ("; turn one-hot labels into numbers with argmax(1)")
+                else "; turn one-hot labels into numbers with argmax(1)"
             )
         raise ValueError(f"{name}: labels have shape {list(labels.shape)}, expected {expected}{hint}")
     check_ignore_index(name, ignore_index, labels)

@@ -37,21 +37,30 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def settled(precision: Precision, device: torch.device) -> FixedPrecision:
-    """Return the precision that `auto` selects on a device: bf16-mixed if it has bfloat16 arithmetic, else 32-true."""
+def settled(precision: Precision, device: str) -> FixedPrecision:
+    """Replace the precision `auto` by bf16-mixed if the device has bfloat16 arithmetic, else by 32-true.
+
+    Args:
+        precision: Precision.
+        device: Name of the device: auto, cpu, cuda or mps.
+
+    Raises:
+        UserError: The device does not exist on this machine.
+    """
     if precision != "auto":
         return precision
-    if device.type == "cuda":
+    name = _device(device)
+    if name == "cuda":
         is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        is_fast = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        found = torch.cpu.get_capabilities() if name == "cpu" else {}
+        is_fast = any(found.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16-mixed" if is_fast else "32-true"
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Return the context in which a network computes predictions with a precision."""
-    kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(settled(precision, device))
+    kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(settled(precision, device.type))
     return nullcontext() if kind is None else torch.autocast(device.type, kind)
 
 
@@ -67,7 +76,7 @@ def make_fabric(options: RunOptions) -> Fabric:
         UserError: The device does not exist on this machine, or it lacks a requested feature.
     """
     device = _device(options.device)
-    precision = settled(options.precision, torch.device(device))
+    precision = settled(options.precision, device)
     if device == "cpu" and precision == "16-mixed":
         raise UserError(
             "precision 16-mixed (float16) is not supported on a CPU; use 32-true or bf16-mixed, or a CUDA device"

@@ -26,7 +26,7 @@ from contrastive_core.rng import derive
 from contrastive_core.training import config, files, model_file, recorder
 from contrastive_core.training.checkpoint import Position, Snapshots, Stateful
 from contrastive_core.training.config import RunOptions
-from contrastive_core.training.launch import choose_device, make_fabric, set_up, settled
+from contrastive_core.training.launch import make_fabric, set_up, settled
 from contrastive_core.training.outputs import claim_folder
 from contrastive_core.training.processes import Processes
 from contrastive_core.training.recorder import Recorder
@@ -188,8 +188,8 @@ class Run:
 
     def __enter__(self) -> Run:
         recorder.check_installed(self.options)
-        precision = settled(self.options.precision, choose_device(self.options.device))
-        self.options = replace(self.options, precision=precision)  # recorded, so that a resumed run keeps it
+        # `auto` is replaced before the options are recorded, so that a resumed run keeps the precision.
+        self.options = replace(self.options, precision=settled(self.options.precision, self.options.device))
         self._config = config.resolve(self._given, self.options, free=self._free, resolved=self._resolved)
         self.fabric = make_fabric(self.options)
         self.device, self.rank, self.world_size = self.fabric.device, self.fabric.global_rank, self.fabric.world_size

@@ -168,24 +168,24 @@ def _check_voxels(path: Path, file: BinaryIO, fields: dict[str, str]) -> None:
     with path.open("rb") if is_inside else beside.open("rb") as stream:
         stream.seek(file.tell() if is_inside else 0)
         stored = os.fstat(stream.fileno()).st_size - stream.tell()
-        if packed and not fields.get("compresseddatasize", "0").isdigit():
-            raise UserError(
-                f"{path}: its header is damaged (compresseddatasize is {fields['compresseddatasize'][:40]!r}); copy or "
-                "convert the file again"
-            )
-        if width and not packed and stored < whole:
+        if packed:
+            if not (length := fields.get("compresseddatasize", "0")).isdigit():
+                raise UserError(
+                    f"{path}: its header is damaged (compresseddatasize is {length[:40]!r}); copy or convert the file "
+                    "again"
+                )
+            _check_compressed(path if is_inside else beside, stream, whole=whole if width else None, limit=limit)
+        elif width and stored < whole:
             raise UserError(
                 f"{path}: cannot be read as an image; it is truncated to {stored:,} of the {whole:,} bytes that its "
                 "header states. Copy or convert it again"
             )
-        if packed:
-            _check_compressed(path if is_inside else beside, stream, whole=whole if width else None, limit=limit)
         elif width and stored > limit:
             stream.seek(whole, os.SEEK_CUR)
             check_rest(stream.read(_REST), whole, path if is_inside else beside)
 
 
-_REST = 64 << 20
+_REST = 64 << 20  # bytes behind the voxels that are searched for other values than zeros
 
 
 def _check_compressed(path: Path, file: BinaryIO, *, whole: int | None, limit: int) -> None:

@@ -55,8 +55,10 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "strong": Recipe("plain-unet", "dice-ce", 3e-3, 1e-2, 0.99, 0.5, "strong", True, "last", "auto"),
-    "paper": Recipe("unet", "dice", 1e-2, 0.0, 0.0, 0.0, "paper", False, "auto", "32-true"),
+    "strong": Recipe(
+        "plain-unet", "dice-ce", 3e-3, 1e-2, 0.99, 0.5, "strong", test_time=True, keep="last", precision="auto"
+    ),
+    "paper": Recipe("unet", "dice", 1e-2, 0.0, 0.0, 0.0, "paper", test_time=False, keep="auto", precision="32-true"),
 }
 """`strong`: loss, norm and augmentation as in nnU-Net, AdamW and averaged weights. `paper`: as in the released code,
 except for the learning rate, which is constant at 1e-3 there."""
@@ -271,7 +273,7 @@ def choose(
             width=network.width or size.width,
         ),
         augment=replace(augment, kind=base.augment if augment.kind == "auto" else augment.kind),
-        precision=settled(base.precision if precision == "auto" else precision, choose_device(device)),
+        precision=settled(base.precision if precision == "auto" else precision, device),
     )
     _check(chosen)
     return chosen

@@ -182,12 +182,15 @@ def train(
                         say=r.say,
                     )
                 )
-        _say_cache(frames, (labelled, learned), say=r.say)
+        final = tested(training.recalibrate).network
+        _say_cache(frames, (labelled, learned), say=r.say)  # after recalibration, which reads further videos
         seen = {video.path: video for of in (labelled, learned) for video in of.videos}.values()
-        about = {
-            "method": method, "steps": steps, "split": found.digest, "labelled": len(labelled), "bn": training.bn,
-        }  # fmt: skip
-        return save_recognizer(r, tested(training.recalibrate).network, described, learned_from=seen, about=about)
+        return save_recognizer(
+            r, final, described, learned_from=seen,
+            about={
+                "method": method, "steps": steps, "split": found.digest, "labelled": len(labelled), "bn": training.bn,
+            },
+        )  # fmt: skip
 
 
 @contextmanager

@@ -40,10 +40,8 @@ Pictures = Mapping[str, Tensor]
 """By view, float ``[N, T, 3, H, W]`` on the scale 0 to 255, as `views.make_views` returns."""
 
 
-_MANY, _MANY_CLASSES = (
-    32,
-    10,
-)  # the logits of an untrained network for 3 classes are all between 0 and 1 in 4 % of cases
+# Below these numbers of values and classes, the logits of an untrained network may all lie between 0 and 1 by chance.
+_MANY, _MANY_CLASSES = 32, 10
 _ONE = 1e-3  # tolerance for the sum of a row of probabilities, in half precision
 
 

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -60,6 +61,14 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, read: object, mon
         ("cut.pth", b"PK\x03\x04cut", "cannot be read as weights"),
         ("empty.pth", b"", "cannot be read as weights: the file is empty"),
         ("text.pth", b"hello", "cannot be read as weights: it is no file of torch.save"),
+        ("words.pth", b"What it is", "cannot be read as weights: it is no file of torch.save"),
+        ("pointer.pth", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, .* `git lfs pull`"),
+        ("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        ("empty.safetensors", b"", "the file is empty"),
+        ("page.pth", b"\n<!DOCTYPE html><html>404</html>", "a web page or XML, probably an error message"),
+        ("model.safetensors.index.json", b'{"weight_map": {}}', "it is JSON; expected the file of weights that it"),
+        ("keras.h5", b"\x89HDF\r\n\x1a\n" + bytes(100), "a file of HDF5"),
+        ("net.onnx", b"\x08\x07\x12\x07pytorch", "a model in ONNX; save only the weights"),
         ("cut.safetensors", b"\xff" * 30, "damaged or not a safetensors file"),
     ],
 )
@@ -68,6 +77,19 @@ def test_missing_and_damaged_files_are_refused(tmp_path: Path, name: str, conten
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_state_dict(tmp_path / name)
+
+
+def test_archives_of_other_programs_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "jax.npz", kernel=np.zeros(3))
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        for member in ("data.pkl", "constants.pkl", "code/__torch__.py"):
+            archive.writestr(f"script/{member}", b"")
+    for name, message in (
+        ("jax.npz", "arrays of NumPy"),
+        ("script.pt", r"a TorchScript program, .* torch\.save\(model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_tensors(tmp_path / name)
 
 
 def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:

@@ -131,6 +131,18 @@ def test_release_of_suncet_did_not_normalise(tmp_path: Path) -> None:
     assert card["left_out"] == ["encoder.fc.fc1.weight", "encoder.fc.fc2.weight"]
 
 
+def test_a_teacher_and_its_student_are_chosen_by_prefix(tmp_path: Path) -> None:
+    student, teacher = narrow(), prefixed(bare(narrow()), "backbone.")
+    state = {"student": prefixed(bare(student), "module.backbone.") | {"module.head.mlp.0.bias": torch.zeros(3)}}
+    torch.save(state | {"teacher": teacher}, tmp_path / "dino.pth")
+    with pytest.raises(UserError, match=r"choose one with --prefix; DINO and similar methods evaluate the teacher"):
+        import_checkpoint(tmp_path / "dino.pth", tmp_path / "out")
+    said = import_checkpoint(tmp_path / "dino.pth", tmp_path / "out", prefix="student.module.backbone")
+    got = load_encoder(str(tmp_path / "out"), device="cpu").encoder(IMAGES)
+    torch.testing.assert_close(got, features(student, IMAGES), rtol=1e-4, atol=1e-4)
+    assert "left out 121 tensors: teacher (120), student (1)" in said
+
+
 @pytest.mark.parametrize(("program", "stem"), [("solo", "cifar-pad2"), ("lightly", "cifar-no-relu"), ("own", "cifar")])
 def test_small_stems_are_as_in_the_program_they_come_from(tmp_path: Path, program: str, stem: str) -> None:
     net = narrow(small=True, padding=2 if program == "solo" else 1)
@@ -215,8 +227,9 @@ def test_files_that_would_run_code_are_refused(tmp_path: Path) -> None:
         (b"\x00" * 50, "cannot be read as weights"),
         ({"epoch": 3}, "contains a dict without tensors"),
         ({"weight": torch.zeros(2)}, "found no ResNet"),
+        ({"vit.encoder.layer.0.attention.weight": torch.zeros(2)}, r"found no ResNet .*--architecture timm:"),
         (prefixed(torchvision.models.resnet18().state_dict(), "net.") | {"net.conv1.weight": torch.zeros(64, 1, 7, 7)},
-         r"conv1\.weight is \[64, 1, 7, 7\], expected \[64, 3, 7, 7\]"),
+         r"a network for images of 1 channels, whose weights do not show .* set --normalize none"),
     ],
 )  # fmt: skip
 def test_other_files_are_refused(tmp_path: Path, content: object, message: str) -> None:
@@ -226,6 +239,24 @@ def test_other_files_are_refused(tmp_path: Path, content: object, message: str) 
         torch.save(content, tmp_path / "a.pt")
     with pytest.raises(UserError, match=message):
         import_checkpoint(tmp_path / "a.pt", tmp_path / "out")
+
+
+@pytest.mark.parametrize("architecture", ["", "torchvision:resnet18"])
+def test_networks_for_other_than_three_channels(tmp_path: Path, architecture: str) -> None:
+    """Multispectral networks, for example, take images in [0, 1] as they are."""
+    net = torchvision.models.resnet18() if architecture else narrow()
+    net.conv1 = nn.Conv2d(13, net.conv1.out_channels, 7, 2, 3, bias=False)
+    torch.save({"state_dict": prefixed(bare(net.eval()), "module.encoder_q.")}, tmp_path / "satellite.pth")
+    with pytest.raises(UserError, match="--normalize imagenet is for 3 channels"):
+        import_checkpoint(tmp_path / "satellite.pth", tmp_path / "out", architecture=architecture, normalize="imagenet")
+    said = import_checkpoint(tmp_path / "satellite.pth", tmp_path / "out", architecture=architecture, normalize="none")
+    assert "13 channels" in said
+    loaded = load_encoder(str(tmp_path / "out"), device="cpu")
+    images = torch.rand(2, 13, 48, 48, generator=torch.Generator().manual_seed(0))
+    net.fc = nn.Identity()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encoder(images), net(images), rtol=1e-4, atol=1e-4)
+    assert loaded.channels == 13
 
 
 def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:

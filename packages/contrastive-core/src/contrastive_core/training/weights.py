@@ -96,7 +96,12 @@ def _read(file: Path) -> Any:
         raise UserError(f"{file} does not exist; expected weights as .safetensors, .pt, .pth or .ckpt")
     if file.suffix == ".safetensors":
         with reading(file, "is damaged or not a safetensors file", "download it again"):
-            return safetensors.torch.load_file(file)
+            try:
+                return safetensors.torch.load_file(file)
+            except Exception as error:
+                if another := _another_kind(file):
+                    raise UserError(f"{file} cannot be read as weights: {another}") from error
+                raise
     _check_unpacked(file)
     try:
         with torch.serialization.safe_globals(_HARMLESS):
@@ -104,16 +109,46 @@ def _read(file: Path) -> Any:
     except Exception as error:  # the exceptions of the unpickler, the zip reader and the checks have no common class
         reason = str(error).strip().splitlines() or [type(error).__name__]
         refused = next((line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
-        if not file.stat().st_size:
-            refused = "the file is empty"
-        elif not re.search("[A-Za-z]", refused):  # such as the byte at which the unpickler failed
+        if another := _another_kind(file):
+            raise UserError(f"{file} cannot be read as weights: {another}") from error
+        if re.match("Unsupported operand", refused) or not re.search("[A-Za-z]", refused):  # of a pickle, at some byte
             refused = "it is no file of torch.save"
         raise UserError(
             f"{file} cannot be read as weights: {refused[:300]}\nOnly tensors, numbers, text and namespaces of these "
             "are read, because other objects could run code that the file contains. If the file is damaged, download "
-            "it again. If you trust it, save only the weights in the program that wrote it: "
-            "torch.save(model.state_dict(), 'weights.pt')"
+            f"it again. If you trust it, {_SAVE}"
         ) from error
+
+
+_SAVE = "save only the weights in the program that wrote it: torch.save(model.state_dict(), 'weights.pt')"
+_KINDS: list[tuple[bytes, str]] = [
+    (b"version https://git-lfs", "it is a pointer of Git LFS, not the file itself; fetch the file with `git lfs pull`"),
+    (b"<", "it is a web page or XML, probably an error message in place of the download; download it again"),
+    (b"{", "it is JSON; expected the file of weights that it describes"),
+    (b"\x89HDF", "it is a file of HDF5, as written by Keras; expected weights of a PyTorch program"),
+]
+"""First bytes of files that are often given in place of weights, and what to do."""
+
+
+def _another_kind(file: Path) -> str:
+    """Describe a file that holds no weights by its first bytes or its members; empty if they do not tell."""
+    with file.open("rb") as opened:
+        begins = opened.read(64).lstrip()
+    members: list[str] = []
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            members = archive.namelist()
+    described = [
+        ("the file is empty; download it again", not file.stat().st_size),
+        *((description, begins.startswith(start)) for start, description in _KINDS),
+        (f"it is a model in ONNX; {_SAVE}", file.suffix.lower() == ".onnx"),
+        (
+            "it holds arrays of NumPy, as written by JAX programs; expected weights of a PyTorch program",
+            any(name.endswith(".npy") for name in members),
+        ),
+        (f"it is a TorchScript program, which contains code; {_SAVE}", any("/code/" in name for name in members)),
+    ]
+    return next((description for description, applies in described if applies), "")
 
 
 def _check_unpacked(file: Path) -> None:

@@ -18,11 +18,15 @@ from contrastive_core.training.outputs import Outputs
 from ssl_vision.importing.imported import Imported
 from ssl_vision.importing.simclr import read_simclr
 from ssl_vision.importing.tensorflow import is_bundle
-from ssl_vision.importing.torch_resnets import read_resnet
+from ssl_vision.importing.torch_resnets import (
+    ImportedNormalization,
+    read_resnet,
+    require_unnormalized,
+    unit_statistics,
+)
 from ssl_vision.models import EncoderOptions
-from ssl_vision.models.encoder import Normalization
 from ssl_vision.models.model_folder import Architecture, classifier_card, encoder_card
-from ssl_vision.models.pretrained import load_weights
+from ssl_vision.models.pretrained import channels_in, load_weights
 from ssl_vision.models.resnet import Stem
 
 
@@ -33,7 +37,7 @@ def import_checkpoint(
     architecture: str = "",
     prefix: str = "",
     stem: Stem | Literal["auto"] = "auto",
-    normalize: Normalization | Literal["auto"] = "auto",
+    normalize: ImportedNormalization = "auto",
     image_size: int = 0,
     classifier_layer: int | None = None,
     classes: Path | None = None,
@@ -130,17 +134,22 @@ def _import_named(
     name: str,
     *,
     prefix: str,
-    normalize: Normalization | Literal["auto"],
+    normalize: ImportedNormalization,
     image_size: int,
 ) -> str:
     statistics = "none" if normalize == "auto" else normalize
     options = EncoderOptions(name=name, weights=source, normalize=statistics)
+    channels = channels_in(options, prefix=prefix)
+    if channels != 3:
+        require_unnormalized(normalize, channels, source)
+        options = replace(options, image_channels=channels, **unit_statistics(channels))
     encoder, options, size, notes = load_weights(options, image_size=image_size or None, prefix=prefix)
     state = {f"encoder.{key}": tensor for key, tensor in encoder.state_dict().items()}
     save_model(out / "model", state, encoder_card(options, image_size=size, head=None))
     said = {"source": str(source), "encoder": asdict(options), "assumed": notes, "left_out": []}
     write_atomic(out / "import.json", (json.dumps(said, indent=1) + "\n").encode())
-    lines = [f"{source}: an encoder; {name}, {encoder.feature_dim} features, {size} px"]
+    kind = "" if channels == 3 else f", {channels} channels"
+    lines = [f"{source}: an encoder; {name}, {encoder.feature_dim} features, {size} px{kind}"]
     return "\n".join([*lines, *(f"assumed: {note}" for note in notes), f"written to {out}"])
 
 
@@ -178,6 +187,7 @@ def _summary(source: Path, out: Path, imported: Imported, written: str) -> str:
     options = imported.options
     parts = [f"{options.name}, width {options.width_multiplier:g}, {options.stem} stem"]
     parts += [f"selective kernels {options.sk_ratio:g}"] if options.sk_ratio else []
+    parts += [f"{options.image_channels} channels"] if options.image_channels != 3 else []
     parts += [f"{options.variant}'s variant", f"normalisation {options.normalize}", f"{imported.image_size} px"]
     lines = [f"{source}: {written}; {', '.join(parts)}"]
     lines += [f"assumed: {note}" for note in imported.notes]
@@ -189,7 +199,11 @@ def _summary(source: Path, out: Path, imported: Imported, written: str) -> str:
 
 
 def _kind(name: str) -> str:
-    """Return a short name for related tensors: optimiser slots, or the first part of the name."""
+    """Return a short name for related tensors: optimiser slots, or the first part of the name within its container."""
     if name.endswith("/Momentum") or ".OPTIMIZER_SLOT" in name:
         return "optimiser"
-    return name.partition("/")[0].partition(".")[0]
+    parts = name.partition("/")[0].split(".")
+    return next((part for part in parts[:-1] if part not in _CONTAINERS), parts[0])
+
+
+_CONTAINERS = ("state_dict", "model", "classy_state_dict", "base_model", "module")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from contrastive_core.errors import UserError
 from contrastive_core.heads import ProjectionHead
 from ssl_vision.models import Classifier, EncoderOptions, build_encoder
+from ssl_vision.models.encoder import core_network
 
 
 @dataclass
@@ -39,8 +40,7 @@ class Imported:
     def build_encoder(self) -> nn.Module:
         """Build the encoder with its weights, in inference mode."""
         encoder = build_encoder(self.options, image_size=self.image_size)
-        net = encoder if self.options.normalize == "none" else encoder.get_submodule("net")
-        net.load_state_dict(self.encoder)
+        core_network(encoder).load_state_dict(self.encoder)
         return encoder.eval()
 
     def build_head(self) -> ProjectionHead | None:

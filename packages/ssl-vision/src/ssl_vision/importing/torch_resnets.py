@@ -25,6 +25,13 @@ from ssl_vision.models.encoder import Normalization
 from ssl_vision.models.pretrained import SECOND, second_network
 from ssl_vision.models.resnet import LAYOUTS, BasicBlock, Stem
 
+ImportedNormalization = Literal["auto", "none", "imagenet", "cifar10", "cifar100"]
+"""Statistics that normalised the images of a network in training; ``auto`` infers them from the file."""
+
+_NAMED = (
+    "Name any other network, such as a transformer or a wide, grouped, ResNet-D or squeeze-and-excitation ResNet, as "
+    "in --architecture timm:wide_resnet50_2"
+)
 _GROUPS = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -53,7 +60,7 @@ def read_resnet(
     *,
     prefix: str = "",
     stem: Stem | Literal["auto"] = "auto",
-    normalize: Normalization | Literal["auto"] = "auto",
+    normalize: ImportedNormalization = "auto",
 ) -> Imported:
     """Read a ResNet from a ``.safetensors`` file or a file written by `torch.save`.
 
@@ -74,12 +81,15 @@ def read_resnet(
     others = [other.prefix for other in nets if other is not net]
     notes = [second_network(net.prefix, others)] if others and not prefix else []
     padding = _stem(net, tensors, stem, notes=notes, source=source)
+    channels = weights["conv1.weight"].shape[1]
     options = EncoderOptions(
         name=f"resnet{depth}",
         width_multiplier=width,
         stem=padding,
         variant="torchvision",
         normalize=_normalization(net, tensors, normalize, stem=padding, notes=notes, source=source),
+        image_channels=channels,
+        **unit_statistics(channels),
     )
     state = _state(weights, options, source)
     imported = Imported(options, 224 if options.stem == "imagenet" else 32, state, notes=notes)
@@ -124,7 +134,7 @@ def _choose(nets: list[Net], prefix: str, tensors: Mapping[str, Tensor], source:
         names = ", ".join(list(tensors)[:3])
         raise UserError(
             f"{source}: found no ResNet as in torchvision (conv1.weight, layer1.0.conv1.weight, ... under some "
-            f"prefix) among {len(tensors)} tensors: {names}, ..."
+            f"prefix) among {len(tensors)} tensors: {names}, ... {_NAMED}"
         )
     known = ", ".join(repr(net.prefix) for net in nets)
     if prefix:
@@ -134,7 +144,9 @@ def _choose(nets: list[Net], prefix: str, tensors: Mapping[str, Tensor], source:
         return chosen[0]
     first = [net for net in nets if not SECOND.search(net.prefix)] or nets
     if len(first) > 1:
-        raise UserError(f"{source} contains several networks, under {known}; choose one with --prefix")
+        teacher = any("teacher" in net.prefix for net in first)
+        hint = "; DINO and similar methods evaluate the teacher" if teacher else ""
+        raise UserError(f"{source} contains several networks, under {known}; choose one with --prefix{hint}")
     return first[0]
 
 
@@ -154,7 +166,13 @@ def _size(weights: Mapping[str, Tensor], source: Path) -> tuple[int, float]:
 def _state(weights: Mapping[str, Tensor], options: EncoderOptions, source: Path) -> dict[str, Tensor]:
     depth = int(options.name.removeprefix("resnet"))
     with torch.device("meta"):
-        expected = resnet(depth, width=options.width_multiplier, stem=options.stem, variant="torchvision").state_dict()
+        expected = resnet(
+            depth,
+            width=options.width_multiplier,
+            stem=options.stem,
+            variant="torchvision",
+            channels=options.image_channels,
+        ).state_dict()
     counters = {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith("num_batches_tracked")}
     state = counters | dict(weights)
     problems = [f"{name} is missing" for name in expected if name not in state]
@@ -169,7 +187,7 @@ def _state(weights: Mapping[str, Tensor], options: EncoderOptions, source: Path)
             f"{source}: this is not torchvision's {options.name} at width {options.width_multiplier:g}: "
             + "; ".join(problems[:3])
             + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
-            + ". Wide, grouped, ResNet-D and squeeze-and-excitation variants are not supported"
+            + f". {_NAMED}"
         )
     return state
 
@@ -199,12 +217,15 @@ def _stem(
 def _normalization(
     net: Net,
     tensors: Mapping[str, Tensor],
-    said: Normalization | Literal["auto"],
+    said: ImportedNormalization,
     *,
     stem: Stem,
     notes: list[str],
     source: Path,
 ) -> Normalization:
+    channels = tensors[net.names["conv1.weight"]].shape[1]
+    if channels != 3:
+        return require_unnormalized(said, channels, source)
     if said != "auto":
         return said
     if f"{net.prefix}fc.fc1.weight" in tensors and f"{net.prefix}fc.fc3.weight" not in tensors:
@@ -218,6 +239,30 @@ def _normalization(
     raise UserError(
         f"{source}: a network for small images, whose weights do not show how its images were normalised; "
         "set --normalize none, imagenet, cifar10 or cifar100 (lightly uses imagenet, solo-learn the data set's)"
+    )
+
+
+def unit_statistics(channels: int) -> dict[str, tuple[float, ...]]:
+    """Return the mean and deviation that leave images of other than three channels unchanged."""
+    return {} if channels == 3 else {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+
+
+def require_unnormalized(said: ImportedNormalization, channels: int, source: Path) -> Literal["none"]:
+    """Return ``none``, the only normalisation that can be stated for images of other than three channels.
+
+    Raises:
+        UserError: Another one is stated, or none.
+    """
+    if said == "none":
+        return "none"
+    raise UserError(
+        f"{source}: a network for images of {channels} channels, "
+        + (
+            "whose weights do not show how its images were normalised"
+            if said == "auto"
+            else f"but --normalize {said} is for 3 channels"
+        )
+        + "; set --normalize none if it takes images in [0, 1]"
     )
 
 

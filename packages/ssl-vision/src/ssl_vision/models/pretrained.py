@@ -59,6 +59,29 @@ def load_weights(
     return encoder.eval(), resolved, size, notes
 
 
+def channels_in(options: EncoderOptions, *, prefix: str = "") -> int:
+    """Return the number of channels for which the network in `options.weights` was trained, by its first convolution.
+
+    Returns:
+        The number in the options, if the file does not contain the convolution of this network in any width.
+    """
+    if options.weights is None or ":" not in options.name:
+        return options.image_channels
+    net = core_network(build_encoder(replace(options, weights=None), image_size=default_image_size(options)))
+    first = next((name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)), None)
+    if first is None:
+        return options.image_channels
+    name, shape = f"{first}.weight", net.get_parameter(f"{first}.weight").shape
+    start = f"{plain_name(prefix.rstrip('.'))}." if prefix else ""
+    found = {
+        tensor.shape[1]
+        for key, tensor in read_tensors(Path(options.weights)).items()
+        if key.startswith(start) and (key == name or key.endswith(f".{name}"))
+        if tensor.shape[:1] + tensor.shape[2:] == shape[:1] + shape[2:]
+    }
+    return found.pop() if len(found) == 1 else options.image_channels
+
+
 def match_names(
     tensors: Mapping[str, Tensor], net: nn.Module, source: Path, *, prefix: str = ""
 ) -> tuple[dict[str, Tensor], list[str]]:

@@ -119,9 +119,9 @@ def test_missing_pyarrow_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_map_is_not_written_among_the_images(photos: Path, tmp_path: Path) -> None:
-    for out in (photos / "map.png", photos / "maps" / "map.PNG"):
+    for out in (photos / "train" / "map.png", photos / "train" / "maps" / "map.PNG"):
         with pytest.raises(
-            UserError, match=r"map.* would be one of the images in .* from then on, which `ssl-vision embed`"
+            UserError, match=r"map.* would be one of the images of .* from then on, which `ssl-vision embed`"
         ):
             embed("pixels", str(photos), out, inference=CPU)
         assert not out.parent.joinpath("map.png").exists()

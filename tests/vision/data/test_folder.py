@@ -46,7 +46,7 @@ def test_splits_and_classes(write, noise) -> None:
 def test_val_stands_for_test_but_not_for_train(write, dot) -> None:
     root = write({"val/a/1.png": dot})
     assert len(open_images(root, split="test")) == len(open_images(root, split="val")) == 1
-    with pytest.raises(UserError, match=r"found the folders val, expected .*train; name another split"):
+    with pytest.raises(UserError, match=r"found the folder val, expected .*train; name another split"):
         open_images(root)
 
 
@@ -194,6 +194,27 @@ def test_a_class_of_the_test_split_alone_shows(write, dot) -> None:
     root = write({"train/a/1.png": dot, "train/c/1.png": dot, "test/b/1.png": dot, "test/.h/1.png": dot})
     assert open_images(root).classes == ["a", "c"]
     assert open_images(root, split="test").classes == ["a", "b", "c"]
+
+
+def test_one_folder_of_all_images_beside_classes_for_training_is_no_class(write, dot) -> None:
+    """Tiny ImageNet has its validation images in val/images."""
+    root = write({"train/n1/images/1.png": dot, "train/n2/images/1.png": dot, "val/images/2.png": dot})
+    val = open_images(root, split="val")
+    assert (val.is_labelled, len(val)) == (False, 1)
+    with pytest.raises(UserError, match="all images in the folder images, which is not a class of the training images"):
+        val.labels()
+    # A class of this name is one.
+    classes = write({"x/train/images/1.png": dot, "x/train/drawings/1.png": dot, "x/val/images/2.png": dot}) / "x"
+    assert open_images(classes, split="val").classes == ["drawings", "images"]
+
+
+def test_other_folders_beside_the_splits_are_opened_by_name(write, dot) -> None:
+    root = write({"train/a/1.png": dot, "train/b/1.png": dot, "test/a/1.png": dot, "unlabeled/7.png": dot})
+    unlabelled = open_images(root, split="unlabeled")
+    assert (len(unlabelled), unlabelled.split, unlabelled.is_labelled) == (1, "unlabeled", False)
+    for name in ("nowhere", "..", "train/a", ""):
+        with pytest.raises(UserError, match="found the folders train, test, expected"):
+            open_images(root, split=name)
 
 
 def test_order_is_of_names_not_of_the_file_system(write, dot, monkeypatch: pytest.MonkeyPatch) -> None:

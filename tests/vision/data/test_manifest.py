@@ -137,7 +137,7 @@ def test_a_missing_file_is_named_when_read(manifest, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "found the columns an empty file, expected path"),
+        ("", "the file is empty, expected path"),
         ("where,label\na.png,x\n", r"found the columns where, label, expected path\[,label\]"),
         ("path label\na.png x\n", r"found the columns path label, expected path\[,label\]\[,split\] separated by"),
         ("path,label,label\na.png,x,y\n", "found the column label twice, expected it once"),
@@ -159,3 +159,43 @@ def test_what_is_wrong_is_named(manifest, text: str | bytes, message: str) -> No
 def test_lines_are_counted_over_quoted_line_breaks(manifest) -> None:
     with pytest.raises(UserError, match=r"line 4\)"):
         open_images(manifest('path,label\na.png,"two\nlines"\n,x\n'))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "path,label,set\na.png,x,Training\nsub/b c.png,y,TEST\n",
+            r"names of splits in the column set \(test, training\)",
+        ),
+        ("path,label,is_valid\na.png,x,False\nsub/b c.png,y,True\n", r"column is_valid with the values false and true"),
+        ("path,label,test\na.png,x,0\nsub/b c.png,y,1\n", r"column test with the values 0 and 1"),
+    ],
+)
+def test_splits_in_a_column_of_another_name_are_refused(manifest, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"found .*{message} but no column split, so that all rows would be training"):
+        open_images(manifest(text))
+
+
+def test_other_columns_are_no_splits(manifest) -> None:
+    text = "path,label,test,centre,split\na.png,x,positive,train,train\nsub/b c.png,y,negative,test,val\n"
+    assert len(open_images(manifest(text))) == 1
+    assert len(open_images(manifest("path,label,test,fold\na.png,x,positive,1\nsub/b c.png,y,negative,2\n"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "note"),
+    [
+        (
+            "a.png,x,train\n./a.png,y,train\n",
+            "1 image listed again with another label (line 3); an image has one class",
+        ),
+        ("a.png,x,train\n./a.png,x,test\n", "1 image listed again in another split (line 3); a test would not be"),
+        ("a.png,x,train\na.png,x,train\na.png,x,train\n", "1 image listed again in the same split (line 3)"),
+        ("a.png,,train\na.png,x,labelled\n", ""),
+    ],
+)
+def test_images_that_are_listed_again_are_named(manifest, rows: str, note: str) -> None:
+    path = manifest(f"path,label,split\n{rows}sub/b c.png,z,train\n")
+    found = [text for text in open_images(path).notes if "listed again" in text]
+    assert [text.removeprefix(f"{path}: ").startswith(note) for text in found] == ([True] if note else [])

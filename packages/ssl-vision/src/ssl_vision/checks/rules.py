@@ -142,10 +142,12 @@ def uneven_classes(classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding
         unseen = [label for label in counts if counts[label] and not trained.get(label)]
         untested = [label for label in trained if trained[label] and not counts.get(label)]
         if unseen:
-            title = f"{several(len(unseen), 'class')} of {split} without an image in train: cannot be learned"
+            title = (
+                f"{several(len(unseen), 'class', 'classes')} of {split} without an image in train: cannot be learned"
+            )
             yield Finding("error", "unseen_class", title, [Item(unseen)])
         if untested:
-            title = f"{several(len(untested), 'class')} of train without an image in {split}: not tested"
+            title = f"{several(len(untested), 'class', 'classes')} of train without an image in {split}: not tested"
             yield Finding("warning", "untested_class", title, [Item(untested)])
 
 

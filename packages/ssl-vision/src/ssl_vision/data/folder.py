@@ -87,7 +87,7 @@ def open_folder(
     Images have classes if all of them lie in subfolders; the class names are the names of these folders, in Unicode's
     composed form (NFC). Hidden files and folders are skipped, links are followed. The order is that of the sorted
     relative paths, on every file system. If there is no test split, ``val`` is used in its place. See `folder_layout`
-    for the accepted names of splits.
+    for the accepted names of splits; beside them, any other folder is opened by its name (``unlabeled``).
 
     Labels number the sorted class names of the training split and of this split. A class without test images therefore
     keeps the number it had in training, and a class without training images is still listed.
@@ -126,13 +126,30 @@ def open_folder(
     _refuse_shared_by_classes(folder, listing)
     names = [class_of(path) for path in listing.images]
     notes += [f"{folder}: {note}" for note in same_folders_in_classes(listing)]
-    training = set() if found not in layout.splits or found == "train" else _training_classes(layout)
+    training = set() if found == "train" else _training_classes(layout)
+    if training and names[0] not in training and set(names) == {names[0]} and names[0].lower() in _NO_CLASS_NAMES:
+        # Tiny ImageNet, for example, has val/images beside train/<class>/images.
+        reason = f"found all images in the folder {names[0]}, which is not a class of the training images"
+        notes.append(f"{folder}: {printable(reason.removeprefix('found '))}, so that they have no labels")
+        return FileImages(
+            str(folder), folder, listing.images, unlabelled=f"{reason}, {ADD_LABELS}", split=found, notes=notes,
+            unread=listing.unread, channels=channels, options=read,
+        )  # fmt: skip
     classes = sorted(training.union(names))
     number = {name: label for label, name in enumerate(classes)}
     return FileImages(
         str(folder), folder, listing.images, labels=[number[name] for name in names], classes=classes, split=found,
         notes=notes, unread=listing.unread, channels=channels, options=read,
     )  # fmt: skip
+
+
+_NO_CLASS_NAMES = frozenset(
+    {
+        *("images", "image", "imgs", "img", "jpg", "jpeg", "jpegimages", "png", "pictures", "photos", "data", "files"),
+        *("all", "unknown", "unlabeled", "unlabelled"),
+    }
+)
+"""Names of folders that hold images of all classes."""
 
 
 def folder_splits(root: Path) -> list[str]:
@@ -158,9 +175,11 @@ def split_folder(root: Path, layout: Layout, split: str) -> tuple[str, Path]:
     for name in (split, "val") if split == "test" else (split,):
         if name in layout.splits:
             return name, layout.splits[name]
+    if split in _subfolders(layout.root) and holds_image(layout.root / split):  # such as unlabeled
+        return split, layout.root / split
     raise UserError(
-        f"{root}: found the folders {', '.join(present.values())}, expected {root / split}; name another split or add "
-        "the folder"
+        f"{root}: found {'the folder' if len(present) == 1 else 'the folders'} {', '.join(present.values())}, expected "
+        f"{root / split}; name another split or add the folder"
     )
 
 

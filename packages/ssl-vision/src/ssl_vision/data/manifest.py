@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading
-from contrastive_core.training.split_names import canonical_split
+from contrastive_core.training.split_names import canonical_split, split_word
 from contrastive_core.training.tables import check_local, find_columns, is_missing, local_path
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.data.decode import FileImages
@@ -20,7 +21,7 @@ from ssl_vision.data.listing import printable
 
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path"),
-    "label": ("label", "class", "class_name", "category"),
+    "label": ("label", "class", "class_name", "category", "labels"),
     "split": ("split", "subset", "partition"),
 }
 """Accepted names of each column; if a file has several of them, the first listed here is used."""
@@ -143,6 +144,9 @@ def read_manifest(manifest: Path) -> Manifest:
             f"{manifest}: found rows without a path ({_lines(pathless)}), expected one in each; remove them"
         )
     check_local(manifest, ((row.line, row.path) for row in rows))
+    if "split" not in place:
+        _refuse_other_splits(manifest, columns, [row for _, row in cells])
+    notes += _repeated(rows)
     if missing:
         notes.append(
             f"{several(len(missing), 'row')} with a missing value as label ({_lines(missing)}), taken as unlabelled"
@@ -154,8 +158,8 @@ def _places(manifest: Path, columns: Sequence[str]) -> tuple[dict[str, int], lis
     """Return the position of each kind of column, and notes on ignored columns."""
     place, notes = find_columns(manifest, columns, COLUMNS)
     if "path" not in place:
-        found = ", ".join(columns) or "an empty file"
-        raise UserError(f"{manifest}: found the columns {found}, expected path[,label][,split] separated by commas")
+        found = f"found the columns {', '.join(columns)}" if columns else "the file is empty"
+        raise UserError(f"{manifest}: {found}, expected path[,label][,split] separated by commas")
     others = [name for number, name in enumerate(columns) if name and number not in place.values()]
     if "label" not in place and others:
         notes.append(
@@ -163,6 +167,56 @@ def _places(manifest: Path, columns: Sequence[str]) -> tuple[dict[str, int], lis
             f"{printable(some_of(others))}"
         )
     return place, notes
+
+
+_BOOLEAN = ("is_valid", "is_val", "is_validation", "is_test", "is_train", "valid", "train", "test", "val")
+_TRUTH = frozenset({"true", "false", "0", "1", "yes", "no", "t", "f", "y", "n"})
+
+
+def _refuse_other_splits(manifest: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Raise an error if a column of another name than split contains splits, because all rows would be trained on."""
+    for number, name in enumerate(columns):
+        values = {row[number].strip().lower() for row in rows} - {""}
+        words = {word.split for value in values if (word := split_word(value)) is not None}
+        if name in _BOOLEAN and len(values) == 2 and values <= _TRUTH:
+            found = f"the column {name} with the values {' and '.join(sorted(values))}"
+        elif len(words) > 1 and all(split_word(value) is not None for value in values):
+            found = f"the names of splits in the column {name} ({some_of(sorted(values))})"
+        else:
+            continue
+        raise UserError(
+            f"{manifest}: found {found} but no column split, so that all rows would be training images; add a column "
+            "split with the values train, val and test, or remove this column"
+        )
+
+
+def _repeated(rows: Sequence[Row]) -> list[str]:
+    """Describe images that are listed with several labels, in several splits, or several times."""
+    by_path: dict[str, list[Row]] = {}
+    for row in rows:
+        by_path.setdefault(os.path.normpath(row.path), []).append(row)
+    labels: list[int] = []
+    leaked: list[int] = []
+    again: list[int] = []
+    for same in by_path.values():
+        if len(same) == 1:
+            continue
+        splits = {row.split for row in same}
+        if len({row.label for row in same if row.label}) > 1:
+            labels.append(same[1].line)
+        elif len(splits & {"train", "val", "test"}) > 1:
+            leaked.append(same[1].line)
+        elif len(same) > len(splits):
+            again.append(same[1].line)
+    return [
+        f"{several(len(lines), 'image')} listed {how} ({_lines(lines)}){advice}"
+        for lines, how, advice in (
+            (labels, "again with another label", "; an image has one class, so keep one of the rows"),
+            (leaked, "again in another split", "; a test would not be one of unseen images"),
+            (again, "again in the same split", ""),
+        )
+        if lines
+    ]
 
 
 def manifest_splits(rows: Sequence[Row]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from ssl_vision.data.dataset import ImageSet, ReadOptions
-from ssl_vision.data.folder import folder_splits, open_folder
+from ssl_vision.data.folder import folder_layout, folder_splits, open_folder
 from ssl_vision.data.listing import is_image
 from ssl_vision.data.manifest import manifest_splits, open_manifest, read_manifest
 from ssl_vision.data.named import NAMED, open_named
@@ -83,21 +83,21 @@ def input_files(spec: str | os.PathLike[str], *others: Path | str | None) -> Ite
 def refuse_new_images(targets: Iterable[Path], data: str | os.PathLike[str], *, command: str) -> None:
     """Check that a command does not write pictures among the images that it reads, to which they would then belong.
 
+    Pictures beside the folders of splits are accepted.
+
     Raises:
         UserError: One of the targets is a picture in the image folder.
     """
     name, root = locate(data)
-    if name not in _FOLDERS or not root.is_dir():
+    if name or not root.is_dir():
         return
-    inside = [path for path in targets if is_image(path.name) and root.resolve() in path.resolve().parents]
+    places = [folder.resolve() for folder in folder_layout(root).splits.values()] or [root.resolve()]
+    inside = [path for path in targets if is_image(path.name) and set(places) & set(path.resolve().parents)]
     if inside:
         raise UserError(
-            f"{inside[0]} would be one of the images in {root} from then on, which `{command}` reads; choose an output "
+            f"{inside[0]} would be one of the images of {root} from then on, which `{command}` reads; choose an output "
             "outside of this folder"
         )
-
-
-_FOLDERS = ("", "imagenet")  # data whose images are all those below a folder
 
 
 def _warn_once(note: str) -> None:

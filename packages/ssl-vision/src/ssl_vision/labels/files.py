@@ -62,7 +62,7 @@ def read_labelled(file: Path, images: ImageSet) -> Tensor:
 
     Images are found by their path within the set, by a longer path that ends in it and names the same file
     (``train/cat/1.png``, or an absolute path), or by their file name if it is unique. A text file can also be a table
-    of paths and classes separated by commas, semicolons or tabs. Only labels of the listed images are read, and
+    of paths and classes separated by commas, semicolons, tabs or spaces. Only labels of the listed images are read, and
     compared with those in the file.
 
     Args:
@@ -120,6 +120,11 @@ def read_label_file(file: Path) -> LabelFile | list[str]:
     with reading(file, "is not a label file", "write it again with `make-splits`"):
         content = json.loads(text)
         kind = content.pop("format", None)
+        if kind is None:
+            raise UserError(
+                f"{file}: found JSON of another kind, expected a label file of `make-splits`, or text with one path or "
+                "file name per line"
+            )
         if kind != FORMAT:
             raise UserError(f"{file}: found format {kind!r}, expected {FORMAT!r}; write it again with `make-splits`")
         pairs = tuple((str(name), str(label)) for name, label in content.pop("images"))
@@ -195,6 +200,10 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
     if len(lines) > 1 and lines[0].lower() in COLUMNS["path"] and place.of(lines[0], file) is None:
         lines = lines[1:]  # the header of a single column
     delimiter = next((d for d in ",;\t" if lines and d in lines[0]), None)
+    if delimiter is None and lines and place.of(lines[0], file) is None:
+        spaced = [line.rsplit(None, 1) for line in lines]
+        if all(len(parts) == 2 and place.of(parts[0], file) is not None for parts in spaced):  # path and class number
+            return [(path, None if label.isdigit() else label) for path, label in spaced]
     if delimiter is None or place.of(lines[0], file) is not None:
         return [(_unquoted(line, place, file), None) for line in lines]
     with reading(file, "cannot be read as CSV", "export it again"):

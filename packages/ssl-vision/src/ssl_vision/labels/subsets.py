@@ -139,12 +139,21 @@ def check_classes(images: ImageSet, expected: list[str], *, of: str) -> None:
         UserError: The class names or their order differ.
     """
     if images.classes != expected:
-        only = sorted(set(images.classes) ^ set(expected))
+        here, there = (sorted(set(a) - set(b)) for a, b in ((images.classes, expected), (expected, images.classes)))
+        differences = [f"{some_of(here)} only in these images"] if here else []
+        differences += [f"{some_of(there)} only among those {of}"] if there else []
+        alike = {_folded(name): name for name in expected}
+        pairs = [(name, alike[_folded(name)]) for name in here if _folded(name) in alike]
+        hint = f" ({pairs[0][0]!r} is {pairs[0][1]!r} in another spelling)" if pairs else ""
         raise UserError(
             f"{images.name}: its classes differ from those {of}"
-            + (f" ({some_of(only)} on one side only)" if only else " in their order")
+            + (f": {'; '.join(differences)}{hint}" if differences else " in their order")
             + "; both need the same class names"
         )
+
+
+def _folded(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())
 
 
 def require_two_classes(images: ImageSet, *, labels: Path | None = None) -> None:

@@ -283,9 +283,9 @@ class Wrapped(nn.Module):
             "other mapping": lambda: {"features": logits},
             "text": lambda: "logits",
             "time": lambda: logits[:, None].expand(-1, 3, -1),
-            "probabilities": lambda: logits.softmax(dim=1),
+            "probabilities": lambda: logits.exp() / logits.exp().sum(dim=1, keepdim=True),
             "nothing": lambda: None,
-            "sigmoid": lambda: logits.repeat(1, 10).sigmoid(),
+            "written sigmoid": lambda: 1 / (1 + (-logits).exp()),
         }[self.form]()
 
 
@@ -320,14 +320,56 @@ def test_outputs_that_hold_none_are_refused(network: nn.Module, said: str) -> No
         step(network)
 
 
-def test_the_output_of_a_sigmoid_is_refused() -> None:
-    network = Wrapped("sigmoid", 4)
-    with pytest.raises(UserError, match=r"returned 160 values between 0 and 1, as after a sigmoid; expected logits"):
-        step(network, classes=40)
+@pytest.mark.parametrize("bn", ["split", "joint"])
+@pytest.mark.parametrize(
+    "last",
+    [
+        nn.Sigmoid(),
+        nn.Softmax(dim=1),
+        nn.Sequential(nn.Unflatten(1, (3, 1, 1, 1)), nn.Sigmoid(), nn.AdaptiveAvgPool3d(1), nn.Flatten()),
+        nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Sigmoid(), nn.Flatten()),
+    ],
+    ids=["sigmoid", "softmax", "pooled sigmoid", "reshaped sigmoid"],
+)
+def test_an_activation_at_the_end_is_refused_for_few_classes(last: nn.Module, bn: str) -> None:
+    with pytest.raises(UserError, match=r"the network ends in a (sigmoid|softmax).*; expected logits .* for classes=3"):
+        step(nn.Sequential(small(3), last), classes=3, bn=bn)
 
 
-def test_logits_of_few_classes_may_lie_between_0_and_1() -> None:
-    step(nn.Sequential(small(), nn.Sigmoid()))
+def test_an_activation_at_the_end_is_refused_under_autocast_and_after_the_warm_up() -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match="the network ends in a sigmoid"):
+        step(nn.Sequential(small(), nn.Sigmoid()))
+    with pytest.raises(UserError, match="the network ends in a sigmoid"):
+        step(nn.Sequential(small(), nn.Sigmoid()), warmup_steps=1)
+
+
+def test_an_unknown_operation_between_0_and_1_is_refused_for_many_classes_only() -> None:
+    step(Wrapped("written sigmoid", 4))
+    with pytest.raises(UserError, match=r"returned 320 values between 0 and 1, as after a sigmoid; expected logits"):
+        step(Wrapped("written sigmoid", 40), classes=40)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 40])
+def test_logits_of_a_linear_layer_may_lie_between_0_and_1(classes: int) -> None:
+    network = small(classes)
+    nn.init.uniform_(network.fc.weight, 0.0, 1e-3)
+    nn.init.constant_(network.fc.bias, 0.5)
+    step(network, classes=classes)
+    nn.init.zeros_(network.fc.weight)
+    nn.init.constant_(network.fc.bias, 1 / classes)  # rows that sum to 1
+    step(network, classes=classes)
+
+
+def test_a_scaled_sigmoid_is_no_probability() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = small(3)
+
+        def forward(self, clips: Tensor) -> Tensor:
+            return 8 * self.network(clips).sigmoid()
+
+    step(Scaled(), classes=3)
 
 
 def test_labels_may_be_a_list_and_must_be_classes() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (2, 2, 2, 2): 18}
+_DEPTHS: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (2, 2, 2, 2): 18}
 _STAGE = re.compile(r"(blocks|stages)\.(\d+)\.(?:multipathway_blocks\.\d\.)?res_blocks\.")  # of our networks
 _LAYER = re.compile(r"layer(\d)\.(\d+)\.")
 _X3D_S = (3, 5, 11, 7)  # blocks
@@ -183,7 +183,7 @@ def translate(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, he
         return {_mvit_name(name): t.flatten() if name == "cls_token" else t for name, t in plain.items()}
     if "conv1_s.conv.weight" in plain:
         return {_x3d_name(name): _fitting(t, expected.get(_x3d_name(name))) for name, t in _without_norm(plain).items()}
-    stages = sorted({(found[1], int(found[2])) for name in expected if (found := _STAGE.match(name))})
+    stages = sorted({(part[1], int(part[2])) for name in expected if (part := _STAGE.match(name))})
     found = {_resnet_name(name, stages, head): tensor for name, tensor in plain.items()}
     if "slow_path.conv1.conv.weight" in plain and f"{head}weight" in found:
         # The classifier sees the fast pathway first in mmaction2, the slow one first in PyTorchVideo.

@@ -11,10 +11,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from contrastive_core.errors import UserError
 from contrastive_core.optim.average import MovingAverage
 from contrastive_core.synchronization import free_to_read
-from ssl_video.models.networks import labelling, last_layer, logits_in, split_batchnorm, views_in_batch
+from ssl_video.models.networks import labelling, last_layer, split_batchnorm, views_in_batch
 from ssl_video.mvpl.losses import (
     TARGETS,
     TargetKind,
@@ -26,6 +25,7 @@ from ssl_video.mvpl.losses import (
     supervised_loss,
 )
 from ssl_video.mvpl.mixing import Mix, draw_mix, tube_mix
+from ssl_video.mvpl.network_output import check_unbounded, logits_of
 from ssl_video.mvpl.state import (
     AdaptiveThreshold,
     Diagnostics,
@@ -38,15 +38,6 @@ from ssl_video.views import MEAN, STD, check_views, normalize
 
 Pictures = Mapping[str, Tensor]
 """By view, float ``[N, T, 3, H, W]`` on the scale 0 to 255, as `views.make_views` returns."""
-
-
-# Below these numbers of values and classes, the logits of an untrained network may all lie between 0 and 1 by chance.
-_MANY, _MANY_CLASSES = 32, 10
-_ONE = 1e-3  # tolerance for the sum of a row of probabilities, in half precision
-
-
-class NetworkOutputError(UserError, ValueError):
-    """The output of a network is not one row of logits per clip."""
 
 
 class Losses(NamedTuple):
@@ -367,30 +358,11 @@ class MultiviewPseudoLabel(nn.Module):
         return given.long()
 
     def _logits(self, output: Any, clips: int) -> Tensor:
-        """Return the logits in the output of the network."""
-        found = logits_in(output)
-        expected = f"expected logits [{clips}, {self.classes}] for classes={self.classes}"
-        if found is None:
-            entries = f" with the entries {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
-            raise NetworkOutputError(
-                f"the network returned a {type(output).__name__}{entries}, without logits; {expected}"
-            )
-        if found.shape != (clips, self.classes):
-            raise NetworkOutputError(f"the network returned {list(found.shape)}; {expected}")
-        if not self._looked_at_logits:
+        """Return the logits in the output of the network; the first ones with a gradient are checked."""
+        found = logits_of(output, clips=clips, classes=self.classes)
+        if found.requires_grad and not self._looked_at_logits:
             self._looked_at_logits = True
-            values = found.detach().float()
-            if clips > 1 and (values >= 0).all() and (values.sum(dim=1) - 1).abs().max() < _ONE:
-                raise NetworkOutputError(
-                    f"the network returned probabilities: every row sums to 1; {expected}. Remove its last softmax "
-                    "(for PyTorchVideo's X3D: head_activation=None)"
-                )
-            is_large = values.numel() >= _MANY and self.classes >= _MANY_CLASSES
-            if is_large and (values >= 0).all() and (values <= 1).all():
-                raise NetworkOutputError(
-                    f"the network returned {values.numel()} values between 0 and 1, as after a sigmoid; {expected}. "
-                    "Remove its last activation"
-                )
+            check_unbounded(found)
         return found
 
     def _present(self, pictures: Pictures, present: Pictures | None) -> Tensor:

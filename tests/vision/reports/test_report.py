@@ -330,6 +330,17 @@ def test_first_and_last_point_of_a_curve_are_drawn_whole() -> None:
     assert blue[:, right + 3].any()
 
 
+@pytest.mark.parametrize("highest", [0.03, 0.1, 0.26, 0.6, 1.0])
+def test_ticks_of_shares_are_whole_percents(highest: float) -> None:
+    """Rounded labels would be wrong: ticks at 2.5 % and 7.5 % were labelled 2 % and 8 %."""
+    records = [{"step": 10.0 * n, "epoch": float(n), "accuracy": highest * n / 4, "lr": 0.1} for n in range(5)]
+    (figure,) = training_figures(records, [Panel("Accuracy", {"accuracy": ""}, share=True)])
+    to_png(figure)
+    ticks = figure.axes[0].get_yticks() * 100
+    np.testing.assert_allclose(ticks, ticks.round(), atol=1e-9)
+    assert len(ticks) > 2
+
+
 @pytest.mark.parametrize("batch_size", [48, 0], ids=["beside SimCLR", "alone"])
 def test_suncet_has_a_curve_of_its_own(batch_size: int, data: str, tmp_path: Path) -> None:
     pretrain(

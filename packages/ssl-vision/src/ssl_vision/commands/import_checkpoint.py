@@ -58,7 +58,8 @@ def import_checkpoint(
         prefix: Prefix of the network's names, if the checkpoint holds several: ``ema_model/`` for the moving average
             in a TensorFlow 1 checkpoint, ``encoder_k`` for MoCo's second encoder.
         stem: Stem of a network whose first convolution is 3x3; the weights do not show its padding.
-        normalize: Normalisation of the images in training, which becomes part of the encoder.
+        normalize: Normalisation of the images in training, which becomes part of the encoder; for other than three
+            channels, ``none``.
         image_size: Side of the images in pixels; 0 for 224, or 32 with a small stem.
         classifier_layer: Layer of the projection head that the classifier reads: 0 for the features (linear evaluation,
             and fine-tuning on all labels), 1 for SimCLRv2 fine-tuned on 1 % or 10 %. Needed only if the checkpoint also

@@ -232,6 +232,8 @@ def _readable(value: object) -> str:
 
 FORMAT = "ssl-vision evaluation 1"
 _NAMED = 3
+_CONSTANT = 0.9  # share of one predicted class from which a classifier is considered constant
+_CHANCE = 1.1  # factor of the accuracy of guessing up to which a classifier is considered no better
 
 
 @dataclass(frozen=True)
@@ -295,6 +297,7 @@ class ClassifierScore:
             f"equal width); negative log-likelihood {decimal(self.nll, 4)}",
         ]
         lines += validation_notes(self.validation_share)
+        lines += [f"warning: {self.warning}"] if self.warning else []
         imperfect = [c for c in present if c.right < c.images]
         weakest = sorted(imperfect, key=lambda c: (c.right / c.images, c.name))[:_NAMED]
         if weakest:
@@ -307,6 +310,23 @@ class ClassifierScore:
         if mistakes:
             lines.append("most frequent mistakes: " + ", ".join(mistakes))
         return "\n".join(lines)
+
+    @property
+    def warning(self) -> str:
+        """Warning about a classifier that nearly always predicts one class or is no better than chance, or nothing."""
+        taken = [sum(row[column] for row in self.confusion) for column in range(len(self.classes))]
+        present = [c for c in self.per_class if c.images]
+        most = max(range(len(taken)), key=taken.__getitem__)
+        largest = max(c.images for c in present) / self.images
+        share = taken[most] / self.images
+        if len(present) > 1 and share > max(_CONSTANT, largest + (1 - largest) / 2):
+            return (
+                f"{100 * share:.0f} % of the images are predicted as class {self.label(self.classes[most])}; the "
+                "classifier has collapsed. Lower the learning rate, train longer, or look at the labels."
+            )
+        if len(present) > 1 and self.mean_per_class < 100 / len(present) * _CHANCE:
+            return "The accuracy is no better than chance; look at the training curves and the labels."
+        return ""
 
     @property
     def classes(self) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -116,8 +117,6 @@ def _check(images: ImageSet, predictions: Predictions, chosen: Sequence[Mistake]
 
 
 _LISTED = 30
-_CONSTANT = 0.9  # share of one predicted class from which a classifier is considered constant
-_CHANCE = 1.1  # factor of the accuracy of guessing up to which a classifier is considered no better
 
 PANELS = {
     "finetune": (
@@ -158,29 +157,12 @@ def header(run: RunFolder, evaluations: Sequence[Evaluated], *, labelled: int | 
         numbers[f"accuracy, {evaluated.name}"] = f"{evaluated.score.top1:.1f} %"
     warning = ""
     if evaluations:
-        warning = constant_prediction(evaluations[0].score)
+        warning = evaluations[0].score.warning
         numbers["chance"] = f"{100 / len([c for c in evaluations[0].score.per_class if c.images]):.3g} %"
         numbers["calibration error"] = f"{100 * evaluations[0].score.calibration.ece:.1f} %"
     if labelled:
         numbers["labelled images" if s.kind == "finetune" else "labels of the teacher"] = f"{labelled:,}"
     return opening(run, title(s), text, numbers, warning=warning)
-
-
-def constant_prediction(score: ClassifierScore) -> str:
-    """Return a warning if a classifier nearly always predicts one class, or is no better than chance; else nothing."""
-    taken = [sum(row[column] for row in score.confusion) for column in range(len(score.classes))]
-    present = [c for c in score.per_class if c.images]
-    most = max(range(len(taken)), key=taken.__getitem__)
-    largest = max(c.images for c in present) / score.images
-    share = taken[most] / score.images
-    if len(present) > 1 and share > max(_CONSTANT, largest + (1 - largest) / 2):
-        return (
-            f"{100 * share:.0f} % of the images are predicted as class {score.label(score.classes[most])}; the "
-            "classifier has collapsed. Lower the learning rate, train longer, or look at the labels."
-        )
-    if len(present) > 1 and score.mean_per_class < 100 / len(present) * _CHANCE:
-        return "The accuracy is no better than chance; look at the training curves and the labels."
-    return ""
 
 
 def training(run: RunFolder, *, classes: int | None) -> str:
@@ -219,8 +201,9 @@ def evaluation(
         return page.section(
             "Evaluation",
             page.paragraph(
-                f"This classifier has not been evaluated. Run `ssl-vision evaluate {run.path} DATA` on labelled data, "
-                "then write the report again to see accuracies, confusion matrix, calibration and mistakes."
+                f"This classifier has not been evaluated. Run `ssl-vision evaluate {quote(str(run.path))} DATA` on "
+                "labelled data, then write the report again to see accuracies, confusion matrix, calibration and "
+                "mistakes."
             ),
         )
     first = evaluations[0]

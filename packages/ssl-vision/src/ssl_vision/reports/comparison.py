@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,9 +82,9 @@ def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
         return page.section(
             title,
             page.paragraph(
-                f"The teacher has not been evaluated on these images. `ssl-vision evaluate {teacher} "
-                f"{first.score.data} --part {first.score.split}` evaluates it; then write the report again to see "
-                "where the two agree."
+                f"The teacher has not been evaluated on these images. `ssl-vision evaluate {shlex.quote(str(teacher))} "
+                f"{shlex.quote(first.score.data)} --part {first.score.split}` evaluates it; then write the report "
+                "again to see where the two agree."
             ),
         )
     student, master = first.predictions(), taught.predictions()
@@ -240,7 +241,7 @@ def comparison_figure(points: Sequence[Point], this: Path) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("labelled images")
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(100, decimals=0))
     axes.margins(x=0.06, y=0.12)
     _name_groups(axes, ends)

@@ -55,7 +55,7 @@ def draw_accuracies(
         plain_axes(axes, textwrap.fill(f"Accuracy, {name}", width))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(100, decimals=0))
         epochs = sorted(curve)
         axes.plot(epochs, [curve[e] for e in epochs], color=SERIES[0], linewidth=1.8, marker="o", markersize=4)

@@ -265,11 +265,12 @@ def scores_section(
 ) -> str:
     """Return the section of scores; `encoder_hash` identifies the model in the folder."""
     if not protocols:
+        path = shlex.quote(str(run.path))
         return page.section(
             title,
             page.paragraph(
-                f"This run has not been evaluated. Run `ssl-vision knn {run.path} DATA` or `ssl-vision linear "
-                f"{run.path} DATA` on labelled data, then write the report again to see the accuracies."
+                f"This run has not been evaluated. Run `ssl-vision knn {path} DATA` or `ssl-vision linear {path} DATA` "
+                "on labelled data, then write the report again to see the accuracies."
             ),
         )
     parts = []

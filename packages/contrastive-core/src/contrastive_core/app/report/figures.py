@@ -166,6 +166,7 @@ def draw_training(axes: Sequence[Axes], records: Sequence[Record], panels: Seque
         highest = max(float(y.max()) for _, y in found.values())
         if panel.share:
             place.set_ylim(0, max(0.1, highest * 1.1) if highest < 0.85 else 1.02)
+            place.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))  # whole percents
             place.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         elif panel.from_zero:
             place.set_ylim(bottom=0)

@@ -75,6 +75,19 @@ def test_half_types_and_autocast(dtype: torch.dtype, differentiate: Differentiat
     assert torch.equal(grad, exact_grad.to(dtype))
 
 
+def test_excluded_classes_contribute_nothing(differentiate: Differentiate) -> None:
+    """Logits of -inf in both networks, as for classes that a sample cannot have."""
+    student, teacher = randn(4, 6), randn(4, 6, seed=1)
+    excluded = torch.tensor([False, True, False, False, True, False])
+    found = differentiate(
+        lambda z: distillation(z.masked_fill(excluded, -torch.inf), teacher.masked_fill(excluded, -torch.inf)), student
+    )
+    alone = differentiate(lambda z: distillation(z[:, ~excluded], teacher[:, ~excluded]), student)
+    torch.testing.assert_close(found, alone)
+    # A class that only the student excludes makes its loss infinite.
+    assert distillation(student.masked_fill(excluded, -torch.inf), teacher) == torch.inf
+
+
 def test_nan_is_passed_on() -> None:
     student = randn(3, 4)
     student[1, 2] = math.nan

@@ -55,6 +55,16 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"paws: got 1 sample\(s\)",
     ),
+    "no views": (
+        lambda: paws(ones(0, 3), ones(0, 3), ones(2, 3), torch.tensor([0, 1])),
+        ValueError,
+        r"paws: got views of shape \[0, 3\], expected at least one row",
+    ),
+    "no features": (
+        lambda: nt_xent(ones(4, 0), ones(4, 0)),
+        ValueError,
+        r"nt_xent: view_a has shape \[4, 0\], expected at least one feature",
+    ),
     "sharpening": (
         lambda: paws(ones(2, 3), ones(2, 3), ones(2, 3), torch.tensor([0, 1]), sharpening=0.0),
         ValueError,

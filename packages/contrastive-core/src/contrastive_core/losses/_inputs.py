@@ -128,6 +128,8 @@ def check_rows(name: str, **rows: Tensor) -> None:
             if x.ndim == 3:
                 hint = "for several views [N, views, D], pass x.flatten(0, 1), and repeat each label for its views"
             raise ValueError(f"{name}: {argument} has shape {list(x.shape)}, expected [N, D]; {hint}")
+        if x.shape[1] == 0:
+            raise ValueError(f"{name}: {argument} has shape {list(x.shape)}, expected at least one feature")
     widths, devices = {x.shape[1] for x in rows.values()}, {x.device for x in rows.values()}
     if len(widths) > 1:
         found = ", ".join(f"{argument} {list(x.shape)}" for argument, x in rows.items())

@@ -19,7 +19,8 @@ def distillation(
 
         loss = mean over samples of   - sum_c softmax(teacher / temperature)_c log softmax(student / temperature)_c
 
-    The teacher receives no gradient. The loss is computed in float32 or better regardless of autocast.
+    The teacher receives no gradient. Classes to which the teacher gives probability 0, such as those with a logit of -inf,
+    contribute 0. The loss is computed in float32 or better regardless of autocast.
 
     Args:
         student_logits: Logits [N, C] of the student.
@@ -52,7 +53,9 @@ def distillation(
         )
     dtype = result_dtype(student_logits, teacher_logits)
     student, teacher = (_over_temperature(x.to(dtype), temperature) for x in (student_logits, teacher_logits.detach()))
-    losses = -(teacher.softmax(1) * student.log_softmax(1)).sum(1)
+    target = teacher.softmax(1)
+    # Classes that both exclude by logits of -inf contribute 0, not 0 * -inf.
+    losses = -(target * student.log_softmax(1).masked_fill(target == 0, 0.0)).sum(1)
     return losses.mean() * (temperature**2 if scale_by_temperature else 1.0)
 
 

@@ -72,7 +72,7 @@ def paws(
         confident of that class.
 
     Raises:
-        ValueError: Shapes differ, there are fewer than two labelled supports, a label other than ignore_index is
+        ValueError: Shapes differ, there is no view or fewer than two labelled supports, a label other than ignore_index is
             negative, temperature or sharpening is not positive, or label_smoothing is outside [0, 1); with `gather`,
             numbers of rows differ between processes.
         TypeError: Embeddings are not floating point, or labels are not integers.
@@ -88,6 +88,8 @@ def paws(
     _check_settings("paws", temperature, sharpening, label_smoothing)
     check_rows("paws", view_a=view_a, view_b=view_b, supports=supports)
     check_same_count("paws", view_a=view_a, view_b=view_b)
+    if len(view_a) == 0:
+        raise ValueError(f"paws: got views of shape {list(view_a.shape)}, expected at least one row")
     labels = class_numbers("paws", labels, rows=supports, ignore_index=ignore_index, wait=True)
     refuse_vmap_over_labels("paws", labels)
     if ignore_index is not None:

@@ -19,8 +19,8 @@ def distillation(
 
         loss = mean over samples of   - sum_c softmax(teacher / temperature)_c log softmax(student / temperature)_c
 
-    The teacher receives no gradient. Classes to which the teacher gives probability 0, such as those with a logit of -inf,
-    contribute 0. The loss is computed in float32 or better regardless of autocast.
+    The teacher receives no gradient. Classes to which the teacher gives probability 0, such as those with a logit of
+    -inf, contribute 0. The loss is computed in float32 or better regardless of autocast.
 
     Args:
         student_logits: Logits [N, C] of the student.

@@ -72,8 +72,8 @@ def paws(
         confident of that class.
 
     Raises:
-        ValueError: Shapes differ, there is no view or fewer than two labelled supports, a label other than ignore_index is
-            negative, temperature or sharpening is not positive, or label_smoothing is outside [0, 1); with `gather`,
+        ValueError: Shapes differ, there is no view or fewer than two labelled supports, a label other than ignore_index
+            is negative, temperature or sharpening is not positive, or label_smoothing is outside [0, 1); with `gather`,
             numbers of rows differ between processes.
         TypeError: Embeddings are not floating point, or labels are not integers.
 

@@ -29,7 +29,7 @@ from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.data import open_images
 from ssl_vision.evaluation.scores import ProbeOptions
 from ssl_vision.models import EncoderOptions, build_encoder
-from ssl_vision.models.encoder import Normalized
+from ssl_vision.models.encoder import Normalized, core_network
 from ssl_vision.models.model_folder import load_classifier, load_encoder, load_pretrained, open_start
 from ssl_vision.models.pretrained import load_weights
 from ssl_vision.training.finetuning import finetune
@@ -253,6 +253,30 @@ def test_position_embeddings_are_resampled_by_timm(tmp_path: Path) -> None:
     encoder, resolved, size, notes = load_weights(options, image_size=96)
     assert (size, resolved.weights, notes) == (96, None, [])
     assert encoder(torch.rand(1, 3, 96, 96)).shape == (1, 192)
+
+
+@pytest.mark.parametrize("prefix", ["", "teacher.backbone."])
+def test_numbers_of_chunks_in_names_of_blocks_do_not_matter(prefix: str, tmp_path: Path) -> None:
+    """DINOv2's training program numbers chunks of blocks: blocks.0.3.norm1.weight."""
+    net = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
+    names = {name: re.sub(r"^blocks\.(\d+)\.", r"blocks.0.\1.", name) for name in net.state_dict()}
+    torch.save({f"{prefix}{names[name]}": tensor for name, tensor in net.state_dict().items()}, tmp_path / "a.pth")
+    options = EncoderOptions(name="timm:vit_tiny_patch16_224", weights=tmp_path / "a.pth")
+    encoder, _, _, notes = load_weights(options, image_size=32)
+    for name, tensor in core_network(encoder).state_dict().items():
+        assert torch.equal(tensor, net.state_dict()[name])
+    assert notes == []
+
+
+def test_assumptions_about_a_named_network_are_stated(tmp_path: Path) -> None:
+    net = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    said = import_checkpoint(tmp_path / "a.pth", tmp_path / "out", architecture="timm:vit_tiny_patch16_224")
+    assert "pos_embed was resampled from [1, 5, 192] to [1, 197, 192]: the file is for another image size" in said
+    assert "normalised with mean (0.5, 0.5, 0.5) and deviation (0.5, 0.5, 0.5), as in the configuration of timm" in said
+    torch.save({"vit.embeddings.cls_token": torch.zeros(1, 1, 192)}, tmp_path / "hf.pth")
+    with pytest.raises(UserError, match="names of Hugging Face transformers; most of these models are also published"):
+        load_weights(EncoderOptions(name="timm:vit_tiny_patch16_224", weights=tmp_path / "hf.pth"), image_size=32)
 
 
 def test_other_weights_are_refused_with_what_is_missing(tmp_path: Path) -> None:

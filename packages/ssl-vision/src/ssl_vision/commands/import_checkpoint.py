@@ -25,6 +25,7 @@ from ssl_vision.importing.torch_resnets import (
     unit_statistics,
 )
 from ssl_vision.models import EncoderOptions
+from ssl_vision.models.encoder import STATISTICS
 from ssl_vision.models.model_folder import Architecture, classifier_card, encoder_card
 from ssl_vision.models.pretrained import channels_in, load_weights
 from ssl_vision.models.resnet import Stem
@@ -145,6 +146,13 @@ def _import_named(
         require_unnormalized(normalize, channels, source)
         options = replace(options, image_channels=channels, **unit_statistics(channels))
     encoder, options, size, notes = load_weights(options, image_size=image_size or None, prefix=prefix)
+    if normalize == "auto":
+        library = "the configuration of timm" if name.startswith("timm:") else "torchvision"
+        mean, std = (options.mean, options.std) if options.mean else STATISTICS[options.normalize]
+        notes = [
+            *notes,
+            f"images are normalised with mean {mean} and deviation {std}, as in {library}; otherwise set --normalize",
+        ]
     state = {f"encoder.{key}": tensor for key, tensor in encoder.state_dict().items()}
     save_model(out / "model", state, encoder_card(options, image_size=size, head=None))
     said = {"source": str(source), "encoder": asdict(options), "assumed": notes, "left_out": []}

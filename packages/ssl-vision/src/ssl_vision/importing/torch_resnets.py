@@ -22,7 +22,7 @@ from contrastive_core.training.weights import plain_name, read_tensors
 from ssl_vision.importing.imported import Imported
 from ssl_vision.models import EncoderOptions, resnet
 from ssl_vision.models.encoder import Normalization
-from ssl_vision.models.pretrained import SECOND, second_network
+from ssl_vision.models.pretrained import SECOND, second_network, teacher_hint
 from ssl_vision.models.resnet import LAYOUTS, BasicBlock, Stem
 
 ImportedNormalization = Literal["auto", "none", "imagenet", "cifar10", "cifar100"]
@@ -144,8 +144,7 @@ def _choose(nets: list[Net], prefix: str, tensors: Mapping[str, Tensor], source:
         return chosen[0]
     first = [net for net in nets if not SECOND.search(net.prefix)] or nets
     if len(first) > 1:
-        teacher = any("teacher" in net.prefix for net in first)
-        hint = "; DINO and similar methods evaluate the teacher" if teacher else ""
+        hint = teacher_hint([net.prefix for net in first])
         raise UserError(f"{source} contains several networks, under {known}; choose one with --prefix{hint}")
     return first[0]
 

@@ -54,7 +54,9 @@ def load_weights(
             resolved = replace(resolved, normalize="imagenet")
     encoder = build_encoder(resolved, image_size=size)
     net = core_network(encoder)
-    state, notes = match_names(read_tensors(Path(options.weights)), net, options.weights, prefix=prefix)
+    state, notes = match_names(
+        read_tensors(Path(options.weights)), net, options.weights, prefix=prefix, note_resampling=image_size is None
+    )
     net.load_state_dict(state)
     return encoder.eval(), resolved, size, notes
 
@@ -83,13 +85,13 @@ def channels_in(options: EncoderOptions, *, prefix: str = "") -> int:
 
 
 def match_names(
-    tensors: Mapping[str, Tensor], net: nn.Module, source: Path, *, prefix: str = ""
+    tensors: Mapping[str, Tensor], net: nn.Module, source: Path, *, prefix: str = "", note_resampling: bool = False
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Find the tensors of a network among those of a file, under a given prefix or any.
 
     Names are those of the network after a common prefix (``backbone.``, ``model.``); a timm network can have a function
     that translates the names of other releases and resamples position embeddings. Of a network and its moving average,
-    the network itself is taken, and a note names the other.
+    the network itself is taken, and a note names the other. With `note_resampling`, resampled tensors are noted, too.
 
     Raises:
         UserError: Tensors are missing, or have other shapes, or there are several such networks.
@@ -104,15 +106,19 @@ def match_names(
     places = ["", *_prefixes(tensors, wanted)]
     candidates = {place: below_prefix(tensors, place) for place in places}
     translate = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
-    states = list(candidates.values())
+    states = [*candidates.values(), *(joined for names in candidates.values() if (joined := _joined_chunks(names)))]
+    translated: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     if translate is not None and type(net).__module__.startswith("timm."):
-        states += [found for names in states if (found := _translated(translate, names, net))]
+        translated = [(names, found) for names in states if (found := _translated(translate, names, net))]
+        states += [found for _, found in translated]
 
     def fitting(state: Mapping[str, Tensor]) -> int:
         return sum(name in state and state[name].shape == tensor.shape for name, tensor in wanted.items())
 
     best = max(states, key=fitting)
     notes = _alternatives({place: fitting(state) for place, state in candidates.items()}, source)
+    if note_resampling:
+        notes += next((_resampled(names, found) for names, found in translated if found is best), [])
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")}
     state = counters | {name: best[name] for name in wanted if name in best}
     missing = [name for name in wanted if name not in state]
@@ -127,9 +133,36 @@ def match_names(
         raise UserError(
             f"{source}: does not contain the weights of {type(net).__name__} with these settings: "
             f"{'; '.join(problems[:_LISTED])}{more}. It contains {', '.join(list(tensors)[:_LISTED])}, ...; expected a "
-            "state dict of the network given by encoder.name"
+            f"state dict of the network given by encoder.name{_foreign(tensors)}"
         )
     return state, notes
+
+
+def _joined_chunks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without the number of the chunk in names of blocks, ``blocks.0.3.`` as in DINOv2, if any."""
+    if not any(_CHUNK.search(name) for name in tensors):
+        return {}
+    return {_CHUNK.sub(r"\1blocks.\2.", name): tensor for name, tensor in tensors.items()}
+
+
+_CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.")
+
+
+def _resampled(names: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Return a note on tensors that were resampled for another image size."""
+    changed = [
+        f"{name} was resampled from {list(names[name].shape)} to {list(tensor.shape)}"
+        for name, tensor in found.items()
+        if name in names and names[name].shape != tensor.shape and "pos" in name
+    ]
+    return [f"{', '.join(changed)}: the file is for another image size, which --image-size can set"] if changed else []
+
+
+def _foreign(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hint if names are those of Hugging Face transformers."""
+    if any(re.search(r"\.attention\.attention\.|(^|\.)embeddings\.|embedder\.", name) for name in tensors):
+        return ". These are the names of Hugging Face transformers; most of these models are also published for timm"
+    return ""
 
 
 def _alternatives(fitting: Mapping[str, int], source: Path) -> list[str]:
@@ -145,9 +178,14 @@ def _alternatives(fitting: Mapping[str, int], source: Path) -> list[str]:
     if len(first) > 1:
         raise UserError(
             f"{source} contains several networks of this kind, under {names}; choose one with `ssl-vision "
-            "import-checkpoint FILE OUT --architecture NAME --prefix PREFIX`"
+            f"import-checkpoint FILE OUT --architecture NAME --prefix PREFIX`{teacher_hint(first)}"
         )
     return [second_network(found[0], found[1:])] if len(found) > 1 else []
+
+
+def teacher_hint(prefixes: Sequence[str]) -> str:
+    """Return which of a student and a teacher to choose, or nothing."""
+    return "; DINO and similar methods evaluate the teacher" if any("teacher" in place for place in prefixes) else ""
 
 
 def second_network(taken: str, others: Sequence[str]) -> str:

@@ -320,21 +320,22 @@ def strong_augment(
     names = SETS[options.set_for(view)]
     draws = uniform(derive(seed, "strong", view), ids, 2 + _PER_OPERATION * options.num_ops).tolist()
     fill = [value / 255 for value in NEUTRAL[view]]
+    empty = pictures.new_tensor(fill, dtype=torch.float32).view(3, 1, 1)
     changed = torch.empty_like(pictures, dtype=torch.float32)
     for clip, draw, out in zip(pictures, draws, changed, strict=True):
-        result = clip / 255
+        result = torch.div(clip, 255, out=out)
         for first in range(2, len(draw), _PER_OPERATION):
             which, apply, level, sign = draw[first : first + _PER_OPERATION]
             if names and apply < options.probability:
                 strength = (1 + int(level * options.magnitude)) / 10 * (1 if sign < 0.5 else -1)
                 result = OPERATIONS[names[int(which * len(names))]](result, strength, fill)
         torch.clamp(result, 0, 1, out=out)
-        _cut(out, draw[0], draw[1], options.cutout, fill)
+        _cut(out, draw[0], draw[1], options.cutout, empty)
         out.mul_(255)
     return changed
 
 
-def _cut(pictures: Tensor, across: float, down: float, share: float, fill: list[float]) -> None:
+def _cut(pictures: Tensor, across: float, down: float, share: float, empty: Tensor) -> None:
     """Fill a square with a side of `share` of the short side, centred anywhere, in place."""
     height, width = pictures.shape[-2:]
     side = round(share * min(height, width))
@@ -342,7 +343,7 @@ def _cut(pictures: Tensor, across: float, down: float, share: float, fill: list[
         return
     top, left = round(down * height - side / 2), round(across * width - side / 2)
     hole = pictures[..., max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)]
-    hole[:] = pictures.new_tensor(fill).view(3, 1, 1)
+    hole[:] = empty
 
 
 Operation = Callable[[Tensor, float, Sequence[float]], Tensor]

@@ -7,6 +7,7 @@ has its name. Any of them can be deleted at any time.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -72,8 +73,7 @@ class FrameCache:
         Raises:
             UserError: The video cannot be read.
         """
-        key = json.dumps([_VERSION, av.__version__, digest_of(path)])
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        return self.folder / _name(digest_of(path))
 
     def read(self, path: str | Path, index: VideoIndex, frames: Sequence[int]) -> NDArray[np.uint8] | None:
         """Return frames of a video, uint8 ``[T, 3, H, W]``, and store all of them first if there is space.
@@ -162,6 +162,14 @@ class FrameCache:
         return total
 
 
+@functools.lru_cache(maxsize=300_000)
+def _name(digest: str) -> str:
+    """Return the name of the file for a video with this hash."""
+    key = json.dumps([_VERSION, av.__version__, digest])
+    return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+
+
+@functools.lru_cache
 def _header(count: int, shape: tuple[int, ...]) -> bytes:
     """Return the start of a file in NumPy's format."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {(count, *shape)}, }}"

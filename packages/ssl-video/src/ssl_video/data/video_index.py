@@ -137,7 +137,8 @@ class VideoIndex:
     def frames_at(self, times: list[float]) -> list[int]:
         """Return the frame shown at each of these times; the first or last frame outside the video."""
         found = np.searchsorted(self.times, np.asarray(times) + _TOLERANCE, side="right") - 1
-        return [int(i) for i in found.clip(0, len(self) - 1)]
+        places: list[int] = found.clip(0, len(self) - 1).tolist()
+        return places
 
     def on_clock(self, time: float) -> float:
         """Convert a time since the first frame to the file's own clock, in seconds."""

@@ -7,6 +7,7 @@ hash of the video, so that outdated flow of a changed video is never used.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -79,6 +80,7 @@ class FlowCache:
 
     def __init__(self, folder: Path, settings: FlowSettings) -> None:
         self.folder, self.settings = folder, settings
+        self._headers: dict[tuple[str, int, int], tuple[int, tuple[int, ...]]] = {}
 
     @classmethod
     def open(cls, folder: Path, *, method: str) -> FlowCache:
@@ -155,11 +157,29 @@ class FlowCache:
             UserError: The flow of the video is missing, for instance because the video has changed, or is damaged.
         """
         file = self.file(path)
-        if not file.is_file():
+        try:
+            with file.open("rb", buffering=0) as stored:
+                state = os.fstat(stored.fileno())
+                key = (str(file), state.st_mtime_ns, state.st_size)
+                if key not in self._headers:
+                    self._headers[key] = self._read_header(path, file)
+                start, shape = self._headers[key]
+                found = np.empty((len(frames), *shape), self.settings.dtype)
+                for flow, number in zip(found, frames, strict=True):
+                    stored.seek(start + number * flow.nbytes)
+                    if stored.readinto(flow.data) != flow.nbytes:
+                        raise UserError(f"{file}: ends before frame {number}; delete it and run `ssl-video flow` again")
+        except FileNotFoundError as error:
             raise UserError(
                 f"{path}: its flow is not in {self.folder}; the video is new or has changed. Run `ssl-video flow` on "
                 "this folder again"
-            )
+            ) from error
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read as flow ({error.strerror}); check its permissions") from error
+        return self.settings.decode(found)
+
+    def _read_header(self, path: str | Path, file: Path) -> tuple[int, tuple[int, ...]]:
+        """Check a file of flow, and return the position of its numbers and the shape of the flow of a frame."""
         with reading(file, "cannot be read as flow", "delete it and run `ssl-video flow` again"):
             stored = np.load(file, mmap_mode="r", allow_pickle=False)
         expected = max(1, len(index_video(path)) - 1)
@@ -168,7 +188,7 @@ class FlowCache:
                 f"{file}: found {stored.dtype} {stored.shape}, expected {self.settings.dtype} ({expected}, 2, h, w); "
                 "delete it and run `ssl-video flow` again"
             )
-        return self.settings.decode(stored[frames])
+        return stored.offset, stored.shape[1:]
 
 
 def open_flow(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 import unicodedata
@@ -27,11 +28,25 @@ from ssl_video.data.videos import SUFFIXES, Video, VideoSet, canonical_part
 
 _UCF_GROUP = re.compile(r"_(g\d+)_c\d+")
 _COLUMNS = {
-    "path": ("path", "file", "filename", "video", "video_path"),
-    "class": ("class", "label", "category", "action", "class_name", "label_name"),
+    "path": (
+        "path",
+        "file",
+        "filename",
+        "video",
+        "video_path",
+        "file_path",
+        "filepath",
+        "file_name",
+        "clip_path",
+        "video_name",
+        "video_file",
+    ),
+    "class": ("class", "label", "category", "action", "class_name", "label_name", "tag"),
     "split": ("split", "part", "subset"),
     "group": ("group",),
 }
+_MOMENTS = {f"{word}{unit}" for word in ("start", "end") for unit in ("", "_time", "_frame", "_sec", "_seconds")}
+"""Columns of lists of segments, which are not cut out of their videos."""
 _KINETICS = {"youtube_id", "time_start", "time_end"}
 _UNLABELLED = ("-1", "unlabelled", "unlabeled")
 _EXPECTED = "a list of videos"
@@ -79,7 +94,8 @@ def open_videos(data: str | Path, *, part: str | None = None) -> VideoSet:
     elif place.suffix.lower() in SUFFIXES:
         videos = [Video(place.name, place, None, group_of(place.name))]
     else:
-        videos = list(_in_list(place, notes))
+        videos = _located(place, list(_in_list(place, notes)), notes)
+    _note_spellings(videos, notes)
     if part is not None:
         there = most_first(Counter(video.part for video in videos if video.part is not None))
         wanted = canonical_part(part)
@@ -201,6 +217,52 @@ def _in_list(file: Path, notes: list[str]) -> Iterator[Video]:
         yield from _in_table(file, table, notes)
 
 
+def _located(file: Path, videos: list[Video], notes: list[str]) -> list[Video]:
+    """Find the videos of a list of which none lies where it says, relative to the list.
+
+    Other programs take paths as relative to their working directory or to a folder that is given elsewhere.
+
+    Raises:
+        UserError: The list is empty.
+    """
+    if not videos:
+        raise UserError(f"{file}: lists no videos; expected a video and its label per line, or a CSV file with rows")
+    if any(video.path.exists() for video in videos):
+        return videos
+    root = file.parent
+    by_name: dict[str, list[Path]] = {}
+    for path in _walk(root, (root.resolve(),)):
+        by_name.setdefault(path.name, []).append(path)
+        if path.suffix.lower() in SUFFIXES:
+            by_name.setdefault(path.stem, []).append(path)  # for lists without suffixes
+    slashed = [root / video.key.lstrip("/") for video in videos]
+    working = [Path(video.key) for video in videos]
+    named = [found[0] if len(found := by_name.get(path.name, [])) == 1 else path for path in working]
+    for paths, where in (
+        (slashed, f"in {root}, although their paths start with a slash"),
+        (working, "relative to the working directory"),
+        (named, f"below {root} by their file names, which are unique there"),
+    ):
+        if any(path.exists() for path in paths):
+            notes.append(f"the videos of the list were found {where}")
+            keys = [video.key.lstrip("/") if paths is slashed else video.key for video in videos]
+            return [
+                dataclasses.replace(video, key=key, path=path)
+                for video, key, path in zip(videos, keys, paths, strict=True)
+            ]
+    return videos
+
+
+def _note_spellings(videos: Sequence[Video], notes: list[str]) -> None:
+    """Add a sentence on classes whose names differ in case, spaces and underscores only."""
+    spellings: dict[str, set[str]] = {}
+    for label in {video.label for video in videos if video.label is not None}:
+        spellings.setdefault(re.sub(r"[\s_-]", "", label).casefold(), set()).add(label)
+    pairs = [" and ".join(sorted(names)) for names in spellings.values() if len(names) > 1]
+    if pairs:
+        notes.append(f"classes with nearly the same name: {some_of(sorted(pairs))}; they are different classes")
+
+
 def read_lines(file: Path) -> list[tuple[str, str | None]]:
     """Read a list with a video and its label per line, separated by spaces, a tab, a comma or a semicolon.
 
@@ -209,9 +271,9 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
     """
     entries, lines = [], []
     for number, line in enumerate(_text(file).split("\n"), start=1):
-        if not line.strip():
-            continue
         found = _LINE.fullmatch(line.strip())
+        if not line.strip() or (not found and line.lstrip().startswith("#")):
+            continue
         if not found:
             raise UserError(
                 f"{file}, line {number}: found {line.strip()[:80]!r}; expected a video and its label, for example "
@@ -252,8 +314,9 @@ def read_table(file: Path, notes: list[str] | None = None) -> list[dict[str, str
 
 def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
     text = _text(file)
+    before, text, stated = _without_preamble(text)
     first = text.partition("\n")[0]
-    for delimiter in (",", ";", "\t"):
+    for delimiter in stated or (",", ";", "\t"):
         names = [
             name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
         ]
@@ -269,6 +332,9 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
     if not set(places) & {"class", "split"} and len(names) > 1:
         others = some_of([name for name in names if name not in _COLUMNS["path"]])
         notes.append(f"no column is used as the class ({others} found; expected class or label)")
+    moments = [name for name in names if name in _MOMENTS]
+    if moments:
+        notes.append(f"the columns {some_of(moments)} are not used: the class of a row applies to its whole video")
     ours = {names[place]: name for name, place in places.items()}
     rows, paths = [], []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
@@ -277,16 +343,17 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
         if not any(cell.strip() for cell in row):
             continue
         if [cell.strip().lower() for cell in row] == names:
-            notes.append(f"line {reader.line_num} repeats the header and is left out")
+            notes.append(f"line {before + reader.line_num} repeats the header and is left out")
             continue
         if len(row) != len(names):
             raise UserError(
-                f"{file}, line {reader.line_num}: found {len(row)} columns; expected {len(names)}, as in the first line"
+                f"{file}, line {before + reader.line_num}: found {len(row)} columns; expected {len(names)}, as in the "
+                "header"
             )
         cells = {ours.get(name, name): cell.strip() for name, cell in zip(names, row, strict=True)}
         if "path" in cells:
             cells["path"] = local_path(cells["path"], file.parent)
-            paths.append((reader.line_num, cells["path"]))
+            paths.append((before + reader.line_num, cells["path"]))
         rows.append(cells)
     pathless = [str(line) for line, path in paths if not path]
     if pathless:
@@ -295,6 +362,21 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
         )
     check_local(file, paths)
     return rows
+
+
+def _without_preamble(text: str) -> tuple[int, str, str]:
+    """Remove lines before the header of a table: comments after #, blank lines, and a spreadsheet's ``sep=;``.
+
+    Returns:
+        Number of these lines, the rest, and the separator that ``sep=`` states, or an empty string.
+    """
+    lines, separator = text.split("\n"), ""
+    for number, line in enumerate(lines):
+        if line.lower().startswith("sep=") and len(line.strip("\r")) == len("sep=,"):
+            separator = line[4]
+        elif line.strip() and (not line.lstrip().startswith("#") or _LINE.fullmatch(line.strip())):
+            return number, "\n".join(lines[number:]), separator
+    return 0, text, separator
 
 
 def _text(file: Path) -> str:

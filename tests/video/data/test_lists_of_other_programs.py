@@ -1,0 +1,99 @@
+"""Lists of videos as spreadsheets, data sets and other programs write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from contrastive_core.errors import UserError
+from ssl_video.data import VideoSet, open_videos
+
+NAMES = {"Diving/a.mp4": "Diving", "Rowing/b.mp4": "Rowing", "Rowing/c.mp4": "Rowing"}
+
+
+def files(root: Path) -> Path:
+    for name in NAMES:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"video")
+    return root
+
+
+def labels(videos: VideoSet) -> dict[str, str | None]:
+    return {video.path.name: video.label for video in videos.videos}
+
+
+EXPECTED = {Path(name).name: label for name, label in NAMES.items()}
+ROWS = "".join(f"{name},{label}\n" for name, label in NAMES.items())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"sep=,\npath,class\n{ROWS}",
+        f"sep=;\r\npath;class\r\n{ROWS}".replace(",", ";"),
+        f"# made in March\n\n# by hand\npath,class\n{ROWS}",
+        f"#path,class\n{ROWS}",
+        f"# path and class\n{ROWS}".replace(",", " "),
+        f"clip_path,label\n{ROWS}",
+        f"video_name,tag\n{ROWS}",
+    ],
+    ids=["spreadsheet", "spreadsheet with semicolons", "comments", "header after #", "lines", "clip_path", "tag"],
+)
+def test_lines_before_the_header_and_other_names_of_columns(text: str, tmp_path: Path) -> None:
+    (files(tmp_path) / "list.csv").write_bytes(text.encode())
+    videos = open_videos(tmp_path / "list.csv")
+    assert labels(videos) == EXPECTED
+    assert all(video.path.is_file() for video in videos.videos)
+    assert videos.notes == ()
+
+
+def test_errors_count_the_lines_before_the_header(tmp_path: Path) -> None:
+    (files(tmp_path) / "list.csv").write_text(f"# one\nsep=,\npath,class\n{ROWS}Diving/d.mp4,Diving,more\n")
+    with pytest.raises(UserError, match=r"list\.csv, line 7: found 3 columns; expected 2"):
+        open_videos(tmp_path / "list.csv")
+
+
+def test_a_list_whose_videos_lie_elsewhere_finds_them_and_notes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lists").mkdir()
+    files(tmp_path / "videos")
+    lines = "".join(f"videos/{name} {label}\n" for name, label in NAMES.items())
+    for place, text, said in (
+        ("slash.txt", "".join(f"/videos/{name} {label}\n" for name, label in NAMES.items()), "start with a slash"),
+        ("lists/working.txt", lines, "relative to the working directory"),
+        ("names.csv", "file,label\n" + "".join(f"{Path(n).name},{label}\n" for n, label in NAMES.items()), "unique"),
+        ("stems.csv", "file,label\n" + "".join(f"{Path(n).stem},{label}\n" for n, label in NAMES.items()), "unique"),
+    ):
+        (tmp_path / place).write_text(text)
+        monkeypatch.chdir(tmp_path)
+        videos = open_videos(tmp_path / place)
+        assert labels(videos) == EXPECTED
+        assert all(video.path.is_file() for video in videos.videos)
+        assert said in videos.notes[-1]
+
+
+def test_a_list_of_missing_videos_keeps_their_paths(tmp_path: Path) -> None:
+    files(tmp_path / "one")
+    files(tmp_path / "two")  # every name twice
+    (tmp_path / "list.csv").write_text("file,label\na.mp4,Diving\nb.mp4,Rowing\n")
+    videos = open_videos(tmp_path / "list.csv")
+    assert [video.path for video in videos.videos] == [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    assert videos.notes == ()
+
+
+def test_segments_and_nearly_equal_classes_are_noted(tmp_path: Path) -> None:
+    (files(tmp_path) / "list.csv").write_text(
+        "path,class,start,end\nDiving/a.mp4,Long Jump,1,2\nRowing/b.mp4,long_jump,0,1\nRowing/c.mp4,Rowing,0,1\n"
+    )
+    notes = " ".join(open_videos(tmp_path / "list.csv").notes)
+    assert "the columns start, end are not used: the class of a row applies to its whole video" in notes
+    assert "nearly the same name: Long Jump and long_jump" in notes
+
+
+@pytest.mark.parametrize("text", ["", "path,class\n", "# nothing\n"])
+def test_an_empty_list_is_named_as_one(text: str, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match=r"list\.csv: lists no videos; expected a video and its label per line"):
+        open_videos(tmp_path / "list.csv")

@@ -7,7 +7,7 @@ from importlib import resources
 import pytest
 
 from contrastive_core.app.report import page
-from contrastive_core.app.report.figures import RATE, Panel, training_curves
+from contrastive_core.app.report.figures import RATE, Panel, new_figure, to_png, to_svg, training_curves
 from tests.pages import Page, assert_fits_a_phone
 
 
@@ -43,3 +43,11 @@ def test_curves_are_separate_figures_that_wrap(unit: str) -> None:
     rules = style()
     assert "minmax(min(100%, 14rem), 1fr)" in rules  # a column is at most as wide as the page
     assert "overflow-x: auto" in rules.partition(".wide {")[2].partition("}")[0]
+
+
+def test_names_in_other_scripts_print_no_warnings(recwarn: pytest.WarningsRecorder) -> None:
+    figure = new_figure(2, 1)
+    figure.add_subplot().set_title("\u65e5\u672c")
+    assert to_png(figure).startswith(b"\x89PNG")
+    assert "\u65e5".encode() in to_svg(figure)
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

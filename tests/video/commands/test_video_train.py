@@ -531,7 +531,7 @@ def test_a_low_threshold_is_said_once_where_it_matters(
     train(out=tmp_path / "a", **settings(videos, steps=1, pseudo=low))
     said = capfd.readouterr().err
     assert said.count("note: threshold 0.3 is below twice chance") == 1
-    assert "note: 1.0 labelled videos per class" in said
+    assert "note: 1 labelled video per class" in said
     train(out=tmp_path / "b", **settings(videos, steps=1, pseudo=low, method="supervised"))
     assert "note:" not in capfd.readouterr().err
     for name, chosen in (("c", PseudoOptions(threshold=0.8)), ("d", PseudoOptions())):  # the default with few labels

@@ -362,7 +362,9 @@ def _say_few(pseudo: PseudoOptions, threshold: float, labelled: VideoSet, *, say
     each = len(labelled) / len(labelled.classes)
     if each >= FEW:
         return
-    few = f"note: {each:.1f} labelled videos per class. With so few, most pseudo-labels may be wrong"
+    number = f"{each:.1f}".removesuffix(".0")
+    videos = "video" if number == "1" else "videos"
+    few = f"note: {number} labelled {videos} per class. With so few, most pseudo-labels may be wrong"
     compare = "also train with --method supervised, and compare the two"
     if pseudo.select != "fixed":
         say(f"{few}: {compare}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from types import MappingProxyType
@@ -57,10 +59,18 @@ def plain_axes(axes: Axes, title: str) -> None:
     axes.yaxis.label.set(color=MUTED, fontsize=8.5)
 
 
+@contextmanager
+def _file_font(settings: Mapping[str, str]) -> Iterator[None]:
+    """Draw with the font of files, which shows characters that it lacks as boxes, without a warning for each."""
+    with rc_context({"font.family": _FILE_FONT, **settings}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
     """Render the figure as PNG; equal figures give equal bytes."""
     file = io.BytesIO()
-    with rc_context({"font.family": _FILE_FONT}):
+    with _file_font({}):
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return file.getvalue()
 
@@ -68,7 +78,7 @@ def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
 def to_svg(figure: Figure) -> bytes:
     """Render the figure as an SVG file with text elements; equal figures give equal bytes."""
     file = io.BytesIO()
-    with rc_context({"font.family": _FILE_FONT, "svg.fonttype": "none", "svg.hashsalt": "report"}):
+    with _file_font({"svg.fonttype": "none", "svg.hashsalt": "report"}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 

@@ -180,6 +180,8 @@ def test_splits_in_a_column_of_another_name_are_refused(manifest, text: str, mes
 def test_other_columns_are_no_splits(manifest) -> None:
     text = "path,label,test,centre,split\na.png,x,positive,train,train\nsub/b c.png,y,negative,test,val\n"
     assert len(open_images(manifest(text))) == 1
+    everything = "path,label\ntrain/a.png,train\ntest/b.png,test\n"  # of both splits, to learn without labels
+    assert len(open_images(manifest(everything))) == 2
     assert len(open_images(manifest("path,label,test,fold\na.png,x,positive,1\nsub/b c.png,y,negative,2\n"))) == 2
 
 

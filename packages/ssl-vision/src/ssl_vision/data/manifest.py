@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +145,8 @@ def read_manifest(manifest: Path) -> Manifest:
         )
     check_local(manifest, ((row.line, row.path) for row in rows))
     if "split" not in place:
-        _refuse_other_splits(manifest, columns, [row for _, row in cells])
+        others = {number: name for number, name in enumerate(columns) if number not in place.values()}
+        _refuse_other_splits(manifest, others, [row for _, row in cells])
     notes += _repeated(rows)
     if missing:
         notes.append(
@@ -173,9 +174,9 @@ _BOOLEAN = ("is_valid", "is_val", "is_validation", "is_test", "is_train", "valid
 _TRUTH = frozenset({"true", "false", "0", "1", "yes", "no", "t", "f", "y", "n"})
 
 
-def _refuse_other_splits(manifest: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _refuse_other_splits(manifest: Path, columns: Mapping[int, str], rows: Sequence[Sequence[str]]) -> None:
     """Raise an error if a column of another name than split contains splits, because all rows would be trained on."""
-    for number, name in enumerate(columns):
+    for number, name in columns.items():
         values = {row[number].strip().lower() for row in rows} - {""}
         words = {word.split for value in values if (word := split_word(value)) is not None}
         if name in _BOOLEAN and len(values) == 2 and values <= _TRUTH:

@@ -20,9 +20,9 @@ from ssl_vision.importing.simclr import read_simclr
 from ssl_vision.importing.tensorflow import is_bundle
 from ssl_vision.importing.torch_resnets import (
     ImportedNormalization,
+    for_channels,
     read_resnet,
     require_unnormalized,
-    unit_statistics,
 )
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.encoder import STATISTICS
@@ -144,7 +144,7 @@ def _import_named(
     channels = channels_in(options, prefix=prefix)
     if channels != 3:
         require_unnormalized(normalize, channels, source)
-        options = replace(options, image_channels=channels, **unit_statistics(channels))
+        options = for_channels(options, channels)
     encoder, options, size, notes = load_weights(options, image_size=image_size or None, prefix=prefix)
     if normalize == "auto":
         library = "the configuration of timm" if name.startswith("timm:") else "torchvision"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -81,16 +81,14 @@ def read_resnet(
     others = [other.prefix for other in nets if other is not net]
     notes = [second_network(net.prefix, others)] if others and not prefix else []
     padding = _stem(net, tensors, stem, notes=notes, source=source)
-    channels = weights["conv1.weight"].shape[1]
     options = EncoderOptions(
         name=f"resnet{depth}",
         width_multiplier=width,
         stem=padding,
         variant="torchvision",
         normalize=_normalization(net, tensors, normalize, stem=padding, notes=notes, source=source),
-        image_channels=channels,
-        **unit_statistics(channels),
     )
+    options = for_channels(options, weights["conv1.weight"].shape[1])
     state = _state(weights, options, source)
     imported = Imported(options, 224 if options.stem == "imagenet" else 32, state, notes=notes)
     features = 512 * width * LAYOUTS[depth][0].expansion
@@ -241,9 +239,11 @@ def _normalization(
     )
 
 
-def unit_statistics(channels: int) -> dict[str, tuple[float, ...]]:
-    """Return the mean and deviation that leave images of other than three channels unchanged."""
-    return {} if channels == 3 else {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+def for_channels(options: EncoderOptions, channels: int) -> EncoderOptions:
+    """Return the options for images of a number of channels, which are not normalised if there are other than three."""
+    if channels == 3:
+        return options
+    return replace(options, image_channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
 def require_unnormalized(said: ImportedNormalization, channels: int, source: Path) -> Literal["none"]:

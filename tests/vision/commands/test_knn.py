@@ -78,3 +78,13 @@ def test_a_number_of_neighbours_beyond_the_images_is_said(tmp_path: Path) -> Non
 def test_impossible_settings_are_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(UserError, match="got k="):
         knn("pixels", "digits", **arguments)  # type: ignore[arg-type]
+
+
+def test_classes_in_another_spelling_are_named(write, noise) -> None:
+    root = write({f"{split}/{name}/{i}.png": noise(i) for split, name, i in (
+        ("train", "Cat", 1), ("train", "dog", 2), ("test", "cat", 3), ("test", "dog", 4)
+    )})  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"those trained on: cat only here \('cat' is 'Cat' in another spelling\); both"
+    ):
+        knn("pixels", str(root))

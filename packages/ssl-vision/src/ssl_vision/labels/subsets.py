@@ -140,8 +140,8 @@ def check_classes(images: ImageSet, expected: list[str], *, of: str) -> None:
     """
     if images.classes != expected:
         here, there = (sorted(set(a) - set(b)) for a, b in ((images.classes, expected), (expected, images.classes)))
-        differences = [f"{some_of(here)} only in these images"] if here else []
-        differences += [f"{some_of(there)} only among those {of}"] if there else []
+        differences = [f"{some_of(here)} only here"] if here else []
+        differences += [f"{some_of(there)} only there"] if there else []
         alike = {_folded(name): name for name in expected}
         pairs = [(name, alike[_folded(name)]) for name in here if _folded(name) in alike]
         hint = f" ({pairs[0][0]!r} is {pairs[0][1]!r} in another spelling)" if pairs else ""

@@ -10,7 +10,7 @@ import pytest
 
 from contrastive_core.errors import UserError
 from ssl_medseg.io import grid_difference, read_label, read_volume, write_mask
-from ssl_medseg.io.dicom import missing_for_seg, write_dicom_seg
+from ssl_medseg.io.dicom_seg import missing_for_seg, write_dicom_seg
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
 from ssl_medseg.prediction import find_images, unread_files

@@ -30,6 +30,7 @@ from ssl_medseg.io.file_types import (
     has_dicom_mark,
     is_companion,
     is_image,
+    is_segmentation,
     is_series,
     stem,
     walk,
@@ -131,7 +132,8 @@ def _walk(root: Path) -> list[tuple[str, Path]]:
         inside = folder.relative_to(root)
         if is_series(folder):
             found.append((stem(root.resolve()) if folder == root else inside.as_posix(), folder))
-        found += [((inside / stem(Path(name))).as_posix(), folder / name) for name in names if is_image(folder / name)]
+        images = [path for name in names if is_image(path := folder / name) and not is_segmentation(path)]
+        found += [((inside / stem(path)).as_posix(), path) for path in images]
     return found
 
 

@@ -260,7 +260,7 @@ def read_label_facts(
         others: Name -> grid of the further channels.
     """
     try:
-        array, grid = read_label_values(path)
+        array, grid = read_label_values(path, labels=labels, image=image)
     except UserError as error:
         return LabelFacts(without_path(error, path))
     whole, odd, rounded = _whole(array)

@@ -123,7 +123,7 @@ def _masks(case: Case, volume: Volume, labels: LabelMap | None) -> tuple[Mapping
     if case.label is None:
         return {}, []
     try:
-        array, grid = read_label_values(case.label)
+        array, grid = read_label_values(case.label, labels=labels, image=volume.grid)
     except UserError:
         return {}, []
     classes, structures = _classes(array, labels)

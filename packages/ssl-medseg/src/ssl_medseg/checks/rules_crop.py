@@ -81,7 +81,7 @@ def crop_of(
     for case in dataset.select(labelled):
         if case.label is not None:
             geometry, _ = slice_geometry(grids[case.name], chosen)
-            classes, _ = read_label(case.label, dataset.labels)
+            classes, _ = read_label(case.label, dataset.labels, image=grids[case.name])
             pixels, shares = prepare_label(classes, geometry)
             counts = erased_structures(classes, pixels, geometry)
             lost[case.name] = {

@@ -21,7 +21,7 @@ from ssl_medseg.datasets import DataOptions
 from ssl_medseg.datasets.channel_groups import Wanted
 from ssl_medseg.evaluation.uncertainty import quality
 from ssl_medseg.io import Volume, read_volume, write_mask
-from ssl_medseg.io.dicom import missing_for_seg, write_dicom_seg
+from ssl_medseg.io.dicom_seg import missing_for_seg, write_dicom_seg
 from ssl_medseg.io.file_types import DICOM_ENDINGS, ENDINGS, stem, without_paths
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import write_on_grid

@@ -19,6 +19,7 @@ from ssl_medseg.datasets.phases import phase_in_table
 from ssl_medseg.datasets.resolve import Resolved, resolve
 from ssl_medseg.datasets.splits import Split, read_split
 from ssl_medseg.io.label_map import LabelMap, read_label_map
+from ssl_medseg.io.segments import segment_names
 from ssl_medseg.io.tables import read_table, whole_number
 
 
@@ -158,5 +159,17 @@ def list_cases(source: str | os.PathLike[str], options: DataOptions) -> tuple[Li
 
 
 def label_map_for(listing: Listing, options: DataOptions) -> LabelMap | None:
-    """Return the label map of the options, otherwise that of the data set; None if there is neither."""
-    return listing.labels if options.label_map is None else read_label_map(options.label_map)
+    """Return the label map of the options, or that of the data set, or the segments that all its labels name.
+
+    None if there is none of these.
+    """
+    if options.label_map is not None:
+        return read_label_map(options.label_map)
+    if listing.labels is not None:
+        return listing.labels
+    there = [entry.label for entry in listing.entries if entry.label is not None and entry.label.exists()]
+    try:
+        names = segment_names(there)
+    except UserError:  # `check` reports it, and the labels need a map
+        return None
+    return None if names is None else LabelMap(("background", *names), (0, *names.values()))

@@ -16,7 +16,7 @@ from ssl_medseg.datasets.splits import Split
 from ssl_medseg.evaluation.metrics import measure
 from ssl_medseg.evaluation.results import CaseScores, Evaluation
 from ssl_medseg.io import Grid, grid_difference, read_grid, read_label
-from ssl_medseg.io.file_types import is_image, stem
+from ssl_medseg.io.file_types import DICOM_ENDINGS, is_dicom, is_image, stem
 from ssl_medseg.preprocessing.cases import read_truth
 
 _NAMED = 5
@@ -24,6 +24,8 @@ _NAMED = 5
 
 def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], dict[str, str]]:
     """Find the masks of cases in a folder; a mask has the name of its case and the ending of any image format.
+
+    Masks may also be DICOM segmentations, or .seg.nrrd files of 3D Slicer.
 
     Masks that an earlier run of `predict` wrote, according to predictions.json, are not used.
 
@@ -39,8 +41,9 @@ def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], di
         )
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and is_image(path):
-            files.setdefault(stem(path), []).append(path)
+        if path.is_file() and not path.name.startswith(".") and (is_image(path) or is_dicom(path)):
+            name = path.stem if path.suffix.lower() in DICOM_ENDINGS else stem(path)
+            files.setdefault(name.removesuffix(".seg"), []).append(path)
     old, why = _stale(folder)
     found: dict[str, Path] = {}
     left: dict[str, str] = {}
@@ -100,7 +103,7 @@ def read_pair(mask: Path, case: Case, dataset: DataSet) -> tuple[NDArray[np.uint
         raise UserError(f"{case.name}: has no label; expected a reference label to evaluate the mask with")
     image = read_grid(case.image)
     truth = read_truth(dataset, case, image)
-    predicted, grid = read_label(mask, dataset.labels)
+    predicted, grid = read_label(mask, dataset.labels, image=image)
     difference = grid_difference(grid, image)
     if difference:
         raise UserError(

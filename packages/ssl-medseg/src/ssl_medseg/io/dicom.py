@@ -1,4 +1,4 @@
-"""Read DICOM series with pydicom, and write masks as DICOM segmentations with highdicom.
+"""Read DICOM series with pydicom.
 
 Slices are ordered by their position along their normal, and a series with missing, duplicate or irregularly spaced
 slices is refused. MONAI's reader orders slices by instance number and stacks whatever is there, so that a series with a
@@ -7,7 +7,6 @@ missing slice becomes shorter and stretched.
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,17 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import ssl_medseg
 from contrastive_core.errors import UserError
 from contrastive_core.text import several, size, some_of
-from contrastive_core.training import files
 from contrastive_core.training.documents import reading
 from contrastive_core.training.names import as_file_name
 from ssl_medseg.io.file_types import DICOM_ENDINGS
-from ssl_medseg.io.label_map import LabelMap
-from ssl_medseg.io.volume import Grid, ImageFile, Volume, check_voxel_size, checked_affine, import_extra
+from ssl_medseg.io.volume import Grid, check_voxel_size, checked_affine, import_extra
 
-_NOT_IMAGES = (".json", ".txt", ".csv", ".xml", ".md")
+NOT_IMAGES = (".json", ".txt", ".csv", ".xml", ".md")
 _NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 _EQUAL = ("Rows", "Columns", "PixelSpacing")
 _JITTER = 0.05
@@ -46,16 +42,7 @@ _DECODERS = {
 }
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _META, _PIECE, _UNPACKED = 1 << 16, 1 << 20, 512 << 20
-_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_SERIES_NUMBER = 9001
-_NAME_LENGTH = 64
-_MAY_BE_EMPTY = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "SeriesNumber", "InstanceNumber",
-    "Manufacturer",
-)  # fmt: skip
-"""Tags that a segmentation copies from its series and that the standard allows to be empty (type 2)."""
-_MUST_BE_THERE = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class NoImagesError(UserError):
@@ -189,7 +176,7 @@ def series_images(path: Path, *, series: str | None = None, pixels: bool = True)
     return found, notes
 
 
-def _check_deflated(file: Path) -> None:
+def check_deflated(file: Path) -> None:
     """Refuse a deflated file that would unpack to an implausible size; pydicom would unpack all of it in memory.
 
     Raises:
@@ -219,11 +206,11 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
         raise UserError(f"{path}: there is no such file or folder; expected a DICOM series")
     others: Counter[str] = Counter()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if not file.is_file() or file.name.startswith(".") or file.suffix.lower() in _NOT_IMAGES:
+        if not file.is_file() or file.name.startswith(".") or file.suffix.lower() in NOT_IMAGES:
             continue
         try:
             with reading(file, "cannot be read as DICOM", "copy it again"):
-                _check_deflated(file)
+                check_deflated(file)
                 dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
         except UserError as error:
             if not isinstance(error.__cause__, pydicom.errors.InvalidDicomError):
@@ -291,7 +278,7 @@ def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage]
     # at the mean of all positions.
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = rows * right, columns * down, -normal * step
     affine[:3, 3] = position.mean(axis=0) + normal * step * (len(images) - 1) / 2
-    return images[::-1], _RAS_TO_LPS @ affine, notes
+    return images[::-1], RAS_TO_LPS @ affine, notes
 
 
 def _directions(orientation: NDArray[np.float64], path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -435,108 +422,3 @@ def _check_decoder(image: SeriesImage, path: Path) -> None:
         needed = next((packages for part, packages in _DECODERS.items() if part in syntax.name), "")
         remedy = f"install a decoder: pip install {needed}" if needed else "export the series uncompressed"
         raise UserError(f"{path}: the pixels of {image.name} are compressed as {syntax.name}; {remedy}")
-
-
-def missing_for_seg(image: ImageFile) -> str:
-    """Explain why a DICOM segmentation cannot refer to a series, as a phrase; empty if it can.
-
-    A file of the series lacks tags that a segmentation must copy, or has a private SOP class.
-    """
-    source, _ = series_images(Path(image.path), series=image.series, pixels=False)
-    for one in source:
-        lacking = [name for name in _MUST_BE_THERE if not one.dataset.get(name)]
-        if lacking:
-            return f"{one.name} lacks {', '.join(lacking)}"
-        if one.dataset.SOPClassUID.is_private:
-            return f"{one.name} has a private SOP class of its manufacturer, {one.dataset.SOPClassUID}"
-    return ""
-
-
-def write_dicom_seg(classes: NDArray[np.uint8], like: Volume, path: Path, labels: LabelMap) -> None:
-    """Write a binary DICOM segmentation that refers to the images of its series.
-
-    Segment n is structure n of the label map and has its name. DICOM numbers segments from 1 without gaps, so other
-    label values are not kept. The segmentation contains the patient and study of the series, as the standard requires.
-    The file appears only once it is complete.
-
-    Args:
-        classes: uint8 ``[X, Y, Z]``, 0 for the background.
-        like: Volume that was segmented, read from a DICOM series that has not been moved since.
-        path: File to write.
-        labels: Names of the structures.
-
-    Raises:
-        UserError: The series cannot be read or lacks tags that the segmentation must copy, or highdicom is not
-            installed.
-    """
-    highdicom = import_extra("highdicom", extra="dicom", needed_for=f"{path}: writing DICOM segmentations")
-    lacking = missing_for_seg(like.image)
-    if lacking:
-        raise UserError(
-            f"{like.image.path}: a DICOM segmentation cannot refer to this series: {lacking}; write NIfTI instead"
-        )
-    images, _ = series_images(Path(like.image.path), series=like.image.series, pixels=False)
-    source = [_complete(image.dataset, like.spacing[2]) for image in images]
-    volume = highdicom.Volume(
-        array=classes.transpose(2, 1, 0),
-        affine=_RAS_TO_LPS @ like.affine[:, [2, 1, 0, 3]],
-        coordinate_system="PATIENT",
-        frame_of_reference_uid=source[0].FrameOfReferenceUID,
-    )
-    try:
-        segmentation = highdicom.seg.Segmentation(
-            source_images=source,
-            pixel_array=volume,
-            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[_segment(number, name) for number, name in enumerate(labels.structures, start=1)],
-            series_instance_uid=highdicom.UID(),
-            series_number=_SERIES_NUMBER,
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            manufacturer="ssl-medseg",
-            manufacturer_model_name="ssl-medseg",
-            software_versions=ssl_medseg.__version__,
-            device_serial_number="0",
-            content_label="SEGMENTATION",
-            series_description="ssl-medseg segmentation",
-        )
-    except Exception as error:
-        raise UserError(
-            f"{like.image.path}: a DICOM segmentation cannot refer to this series ({error}); write NIfTI instead"
-        ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.tmp")
-    try:
-        segmentation.save_as(new)
-        files.sync(new)
-        files.put_in_place(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _complete(dataset: Any, thickness: float) -> Any:
-    """Copy a data set and add the tags that it lacks and that may be empty."""
-    completed = copy.copy(dataset)
-    for name in _MAY_BE_EMPTY:
-        if name not in completed:
-            setattr(completed, name, None if name in ("SeriesNumber", "InstanceNumber") else "")
-    if not completed.get("SliceThickness") and "SharedFunctionalGroupsSequence" not in completed:
-        completed.SliceThickness = f"{thickness:.6g}"
-    return completed
-
-
-def _segment(number: int, name: str) -> Any:
-    import highdicom  # noqa: PLC0415 - an extra, and slow to import
-    from pydicom.sr.codedict import codes  # noqa: PLC0415
-
-    return highdicom.seg.SegmentDescription(
-        segment_number=number,
-        segment_label=name[:_NAME_LENGTH],
-        # The names of structures are the user's, so their codes are unknown; these two apply to all.
-        segmented_property_category=codes.SCT.AnatomicalStructure,
-        segmented_property_type=codes.SCT.AnatomicalStructure,
-        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-            name="ssl-medseg", version=ssl_medseg.__version__, family=codes.DCM.ArtificialIntelligence
-        ),
-    )

@@ -60,6 +60,11 @@ def is_image(path: Path) -> bool:
     return not path.name.lower().endswith(".img") or header_of(path) is not None
 
 
+def is_segmentation(path: Path) -> bool:
+    """Return whether a path has the name of a segmentation of 3D Slicer, which is a label and no image."""
+    return path.name.lower().endswith(".seg.nrrd")
+
+
 def header_of(image: Path) -> Path | None:
     """Return the header file of an ``.img`` file; None if there is none."""
     return next((header for end in (".hdr", ".HDR") if (header := image.with_suffix(end)).is_file()), None)
@@ -113,6 +118,8 @@ def why_unread(path: Path) -> str:  # noqa: PLR0911 - a reason each
         return ""
     if path.is_symlink() and not path.exists():
         return "a link to a file that does not exist"
+    if is_segmentation(path):
+        return "a segmentation of 3D Slicer, which is no image"
     if is_image(path) or path.is_dir():
         return ""
     if name.endswith(".img"):

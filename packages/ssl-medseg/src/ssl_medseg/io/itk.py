@@ -24,12 +24,13 @@ _PLACES = (b"space:", b"space dimension:", b"transformmatrix", b"orientation", b
 _HEADER = 4096
 
 
-def read_itk(path: Path, image: ImageFile | None = None) -> tuple[NDArray[Any], Grid, int]:
+def read_itk(path: Path, image: ImageFile | None = None, *, layers: bool = False) -> tuple[NDArray[Any], Grid, int]:
     """Read a NRRD or MetaImage file.
 
     Args:
         path: File to read.
         image: Image description, whose voxel size is used if the header states none.
+        layers: Whether several numbers per voxel are allowed, which become a further axis.
 
     Returns:
         Voxels ``[X, Y, Z]`` in the data type of the file, their grid, and the number of axes of the file, 2 or 3.
@@ -53,7 +54,7 @@ def read_itk(path: Path, image: ImageFile | None = None) -> tuple[NDArray[Any], 
             "convert it again"
         ) from error
     axes, numbers = found.GetDimension(), found.GetNumberOfComponentsPerPixel()
-    if axes not in (2, 3) or numbers != 1:
+    if axes not in (2, 3) or (numbers != 1 and not layers):
         raise UserError(
             f"{path}: has {axes} axes and {numbers} numbers per voxel; expected 2 or 3 axes and one number. Save one "
             "channel or frame"
@@ -62,7 +63,7 @@ def read_itk(path: Path, image: ImageFile | None = None) -> tuple[NDArray[Any], 
     affine[:axes, :axes] = np.asarray(found.GetDirection()).reshape(axes, axes) * np.asarray(found.GetSpacing())
     affine[:axes, 3] = found.GetOrigin()
     array = np.moveaxis(sitk.GetArrayFromImage(found), range(axes), range(axes - 1, -1, -1))
-    array = array.reshape(*array.shape, *(1,) * (3 - axes))
+    array = array.reshape(*array.shape[:axes], *(1,) * (3 - axes), *array.shape[axes:])
     with path.open("rb") as file:
         header = file.read(_HEADER).lower()
     grid = Grid(
@@ -76,6 +77,26 @@ def read_itk(path: Path, image: ImageFile | None = None) -> tuple[NDArray[Any], 
         grid = replace(grid.with_spacing(stated or (1.0, 1.0, 1.0)), size_known=stated is not None)
     check_voxel_size(grid, path)
     return array, grid, axes
+
+
+def nrrd_fields(path: Path) -> dict[str, str]:
+    """Return the key-value pairs (``key:=value``) in the header of a NRRD file, such as those of its segments.
+
+    Raises:
+        UserError: The file does not exist, or its header is damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; expected an image")
+    _check_header(path)
+    fields = {}
+    with path.open("rb") as file:
+        for line in file:
+            key, separator, value = line.decode("utf-8", errors="replace").rstrip("\r\n").partition(":=")
+            if separator:
+                fields[key] = value
+            if not line.strip():
+                break
+    return fields
 
 
 _LINE, _LINES, _AXES, _VOXELS = 2000, 500, 16, 1 << 36

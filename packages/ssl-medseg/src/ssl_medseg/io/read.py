@@ -15,10 +15,11 @@ from contrastive_core.training.crashes import native_reader
 from contrastive_core.training.documents import reading
 from ssl_medseg.io.channels import align_channels
 from ssl_medseg.io.dicom import read_series
-from ssl_medseg.io.file_types import DICOM_ENDINGS, is_dicom
+from ssl_medseg.io.file_types import DICOM_ENDINGS, is_dicom, is_segmentation
 from ssl_medseg.io.itk import ITK_ENDINGS, read_itk
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.nifti import nifti_array, nifti_grid, nifti_warnings, one_volume, open_nifti
+from ssl_medseg.io.segments import placed, read_segments
 from ssl_medseg.io.volume import Grid, ImageFile, Volume, by
 
 _UNREADABLE = ("cannot be read as an image", "the file is damaged or of another format. Copy or convert it again")
@@ -66,6 +67,8 @@ def _read_volume(path: Path, image: ImageFile) -> Volume:
         _refuse_choice(image)
         array, grid, notes = read_series(path, series=image.series)
         return Volume(array, grid, image, warnings=notes)
+    if is_segmentation(path):
+        raise UserError(f"{path}: is a segmentation of 3D Slicer; expected an image")
     if path.name.lower().endswith(ITK_ENDINGS):
         _refuse_choice(image)
         array, grid, axes = read_itk(path, image)
@@ -104,8 +107,14 @@ def volumes_in(path: Path) -> tuple[int, ...]:
     return tuple(int(count) for count in open_nifti(path).shape[3:] if count > 1)
 
 
-def read_label(path: Path, labels: LabelMap) -> tuple[NDArray[np.uint8], Grid]:
+def read_label(path: Path, labels: LabelMap, *, image: Grid | None = None) -> tuple[NDArray[np.uint8], Grid]:
     """Read a label file as class numbers.
+
+    Args:
+        path: File of the label; also a .seg.nrrd file of 3D Slicer or a DICOM segmentation, whose segments are matched
+            to the structures by name.
+        labels: Label map.
+        image: Grid of the image, on which segments that cover a part of it are placed.
 
     Returns:
         Class numbers uint8 ``[X, Y, Z]``, 0 for the background, and their grid.
@@ -113,17 +122,27 @@ def read_label(path: Path, labels: LabelMap) -> tuple[NDArray[np.uint8], Grid]:
     Raises:
         UserError: The file cannot be read, or contains several volumes or values that are not in the label map.
     """
-    array, grid = read_label_values(Path(path))
+    array, grid = read_label_values(Path(path), labels=labels, image=image)
     return labels.to_classes(array, name=path), grid
 
 
-def read_label_values(path: Path) -> tuple[NDArray[Any], Grid]:
+def read_label_values(
+    path: Path, *, labels: LabelMap | None = None, image: Grid | None = None
+) -> tuple[NDArray[Any], Grid]:
     """Read the values ``[X, Y, Z]`` of a label file in its data type, and their grid.
+
+    Args:
+        path: File of the label, as in `read_label`.
+        labels: Label map for the names of segments; without it, segments keep their values.
+        image: Grid of the image, on which segments that cover a part of it are placed.
 
     Raises:
         UserError: The file cannot be read, or contains several volumes.
     """
     with reading(path, *_UNREADABLE), native_reader(path):
+        if (segments := read_segments(path)) is not None:
+            array = segments.array if labels is None else segments.in_map(labels, source=path)
+            return (array, segments.grid) if image is None else placed(array, segments.grid, image)
         return _read_label_values(path)
 
 
@@ -131,8 +150,6 @@ def _read_label_values(path: Path) -> tuple[NDArray[Any], Grid]:
     if path.name.lower().endswith(ITK_ENDINGS):
         array, grid, _ = read_itk(path)
         return array, grid
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; expected the file of a label, as NIfTI, NRRD or MetaImage")
     opened = open_nifti(path)
     if math.prod(opened.shape[3:]) > 1:
         raise UserError(

@@ -17,7 +17,7 @@ from contrastive_core.errors import UserError
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.01, 50.0
 """Range of plausible voxel sides in mm; outside it, the unit or the header is wrong."""
 
-_SAME_GRID = 0.01
+SAME_GRID = 0.01
 """Largest distance between corresponding voxels of equal grids, as a fraction of a voxel's side."""
 _DECIMALS = 5.1e-5
 """Largest difference between affines that is explained by rounding to four decimals."""
@@ -237,7 +237,7 @@ def grid_difference(first: Grid, second: Grid) -> str:
         return ""
     share, apart = _apart(first, second)
     far = f"{share:.0%} of a voxel" if share < 1 else f"{share:.3g} times a voxel's side"
-    return f"voxels up to {apart:.3g} mm apart, {far}" if share > _SAME_GRID else ""
+    return f"voxels up to {apart:.3g} mm apart, {far}" if share > SAME_GRID else ""
 
 
 def rounding_note(first: Grid, second: Grid) -> str:
@@ -245,7 +245,7 @@ def rounding_note(first: Grid, second: Grid) -> str:
     if first.shape != second.shape or not (first.place_known and second.place_known):
         return ""
     share, apart = _apart(first, second)
-    accepted = share <= _SAME_GRID or _is_rounding(first, second)
+    accepted = share <= SAME_GRID or _is_rounding(first, second)
     return f"voxels up to {apart:.2g} mm apart, {share:.2%} of a voxel" if accepted and share > _ROUNDING else ""
 
 

@@ -144,7 +144,7 @@ def read_truth(dataset: DataSet, case: Case, grid: Grid) -> NDArray[np.uint8]:
     """
     if case.label is None:
         raise UserError(f"{dataset.name}: {case.name} lacks the required label")
-    classes, own = read_label(case.label, dataset.labels)
+    classes, own = read_label(case.label, dataset.labels, image=grid)
     difference = grid_difference(own, grid)
     if difference:
         raise UserError(

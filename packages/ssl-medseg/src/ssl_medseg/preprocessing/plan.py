@@ -438,8 +438,9 @@ def _needed(
             raise UserError(
                 f"{dataset.name}: case {case.name} has no label; expected one, because it is listed as labelled"
             )
-        classes, _ = read_label(case.label, dataset.labels)
-        view = _View.of(grids.get(case.name) or read_grid(case.image), slicing)
+        grid = grids.get(case.name) or read_grid(case.image)
+        classes, _ = read_label(case.label, dataset.labels, image=grid)
+        view = _View.of(grid, slicing)
         for axis, voxels, side in zip(view.axes, view.voxels, view.spacing, strict=True):
             where = np.flatnonzero(classes.any(axis=tuple(a for a in range(3) if a != axis)))
             if len(where):

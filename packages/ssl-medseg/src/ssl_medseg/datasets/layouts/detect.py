@@ -15,7 +15,16 @@ from ssl_medseg.datasets.layouts.folders import IMAGES, UNLABELLED, list_folders
 from ssl_medseg.datasets.layouts.listing import Listing
 from ssl_medseg.datasets.layouts.nnunet import has_channel_suffix, list_nnunet
 from ssl_medseg.datasets.options import DataOptions
-from ssl_medseg.io.file_types import images_in, is_companion, is_dicom, is_image, is_series, walk, why_unread
+from ssl_medseg.io.file_types import (
+    images_in,
+    is_companion,
+    is_dicom,
+    is_image,
+    is_segmentation,
+    is_series,
+    walk,
+    why_unread,
+)
 
 _LISTERS: dict[str, Callable[[Path, DataOptions], Listing]] = {
     "decathlon": list_decathlon,
@@ -66,12 +75,13 @@ def _unused(listing: Listing) -> Iterator[tuple[Path, str]]:
             if folder not in beside and not any(is_image(folder / name) for name in names):
                 yield folder, "a DICOM series that the layout does not use"
                 continue
-            yield from ((folder / name, "a DICOM file among the images") for name in names if is_dicom(folder / name))
+            among = [path for name in names if is_dicom(path := folder / name) and os.path.realpath(path) not in used]
+            yield from ((path, "a DICOM file among the images") for path in among)
         for name in sorted(names):
             path = folder / name
             if os.path.realpath(path) in used or path.is_dir() or is_companion(path):
                 continue
-            if is_image(path) and path.exists():
+            if is_image(path) and path.exists() and not is_segmentation(path):
                 yield path, "an image that the layout does not use"
             elif folder in beside and (reason := why_unread(path)):
                 yield path, reason

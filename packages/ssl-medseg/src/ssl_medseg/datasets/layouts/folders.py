@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ssl_medseg.datasets.layouts.channel_files import ChannelCase, channel_files
 from ssl_medseg.datasets.layouts.listing import Entry, Listing, place
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.datasets.phases import phase_in_table
-from ssl_medseg.io.file_types import images_in, is_series, stem
+from ssl_medseg.io.file_types import DICOM_ENDINGS, images_in, is_dicom, is_segmentation, is_series, stem
 from ssl_medseg.io.label_map import LabelMap, read_label_map
 from ssl_medseg.io.tables import read_table, whole_number
 from ssl_medseg.io.volume import join_channels
@@ -23,7 +23,9 @@ IMAGES = ("images", "image", "imagesTr")
 LABELS = ("labels", "label", "masks", "labelsTr")
 UNLABELLED = ("unlabelled", "unlabeled")
 _IMAGE_ENDINGS = ("_image", "_img")
-_LABEL_ENDINGS = ("_label", "_labels", "_seg", "_mask", "_gt")
+_LABEL_ENDINGS = tuple(
+    f"{separator}{word}" for separator in "_-." for word in ("label", "labels", "seg", "mask", "gt", "segmentation")
+)
 _MAPS = ("labels.json", "labels.csv", "labels.tsv", "dataset.json")
 
 
@@ -35,7 +37,8 @@ def label_folders(names: Iterable[str]) -> list[str]:
 
 def image_name(label: Path) -> str:
     """Return the name of the image that a label belongs to, without ``_label``, ``_seg``, ``_mask`` or ``_gt``."""
-    return _without(stem(label), _LABEL_ENDINGS)
+    own = label.stem if label.suffix.lower() in DICOM_ENDINGS and label.is_file() else stem(label)
+    return _without(own, _LABEL_ENDINGS)
 
 
 def list_folders(root: Path, options: DataOptions) -> Listing:
@@ -46,12 +49,12 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
     case or of the file of the first channel. If the option names DICOM series by their descriptions, a folder with the
     series of a study, or with a folder for each series, is one image.
 
-    A label has the name of its image, with an optional ``_label``, ``_seg``, ``_mask`` or ``_gt`` at the end; an
-    ``_image`` at the end of the image name is ignored. The label map is read from labels.json, labels.csv or
-    labels.tsv.
+    A label has the name of its image, with an optional ``_label``, ``_seg``, ``_mask``, ``_gt`` or ``_segmentation`` at
+    the end, also after a dot or hyphen; an ``_image`` at the end of the image name is ignored. Labels may be DICOM
+    segmentations, also in a folder of their own. The label map is read from labels.json, labels.csv or labels.tsv.
     """
     labels: dict[str, list[Path]] = {}
-    for path in _all(root, LABELS):
+    for path in _label_files(root):
         if not (path.parent / "predictions.json").is_file():  # masks written by `predict`
             labels.setdefault(image_name(path), []).append(path)
     label_of = {name: paths[0] for name, paths in labels.items()}
@@ -102,13 +105,21 @@ def own_label_map(root: Path) -> LabelMap | None:
     return next((read_label_map(root / name) for name in _MAPS if (root / name).is_file()), None)
 
 
+def _label_files(root: Path) -> Iterator[Path]:
+    """List the labels: image files, DICOM segmentations, and folders that contain one."""
+    for folder in LABELS:
+        yield from images_in(root / folder)
+        if is_series(root / folder):
+            yield from (path for path in sorted((root / folder).iterdir()) if path.is_file() and is_dicom(path))
+
+
 def _all(root: Path, folders: Iterable[str]) -> list[Path]:
     return [path for folder in folders for path in images_in(root / folder)]
 
 
 def _named(root: Path, folders: Iterable[str]) -> list[tuple[str, Path]]:
     """List the images in folders, with their names without extension."""
-    return [(stem(path), path) for path in _all(root, folders)]
+    return [(stem(path), path) for path in _all(root, folders) if not is_segmentation(path)]
 
 
 def _in_case_folders(root: Path, folders: Iterable[str]) -> list[tuple[str, Path]]:

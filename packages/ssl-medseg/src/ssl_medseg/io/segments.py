@@ -1,0 +1,236 @@
+"""Read segmentations whose files name their segments: .seg.nrrd files of 3D Slicer, and DICOM segmentations.
+
+Such files differ from other labels in three ways. The values are arbitrary: the same structure may be segment 1 in one
+file and segment 2 in another, so segments are matched to structures by their names. They store only the part of the
+image that contains segments, on the same voxels. And segments may overlap, which a label with one structure per voxel
+cannot represent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from contrastive_core.errors import UserError
+from contrastive_core.text import several, some_of
+from contrastive_core.training.documents import reading
+from contrastive_core.training.names import check_labels
+from ssl_medseg.io.dicom_seg import named_segments, read_segmentation
+from ssl_medseg.io.file_types import is_dicom
+from ssl_medseg.io.itk import nrrd_fields, read_itk
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.io.volume import SAME_GRID, Grid
+
+_NRRD = (".nrrd", ".nhdr")
+_LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Named segments.
+
+    Attributes:
+        names: Name of each segment.
+        values: Value of each segment in `array`.
+        array: Integers ``[X, Y, Z]``, 0 outside all segments.
+        grid: Position of the voxels.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+    array: NDArray[Any]
+    grid: Grid
+
+    def in_map(self, labels: LabelMap, *, source: Path) -> NDArray[Any]:
+        """Return the label values ``[X, Y, Z]`` of the structures with the names of the segments.
+
+        Names are compared without case, and with underscores and hyphens as spaces. If no segment has the name of a
+        structure, the values in the file are returned, as for other labels.
+
+        Raises:
+            UserError: Only some of the segments with voxels have the name of a structure.
+        """
+        known = {_plain(name): value for name, value in zip(labels.names, labels.values, strict=True)}
+        found = [known.get(_plain(name)) for name in self.names]
+        if all(value is None for value in found):
+            return self.array
+        values = np.zeros(self.array.shape, dtype=labels.lookup.dtype)
+        unknown = []
+        for name, stored, value in zip(self.names, self.values, found, strict=True):
+            here = self.array == stored
+            if value is not None:
+                values[here] = value
+            elif here.any():
+                unknown.append(f"{name} ({several(int(here.sum()), 'voxel')})")
+        if unknown:
+            raise UserError(
+                f"{source}: the segment{'s' if len(unknown) > 1 else ''} {some_of(unknown)} {_have(unknown)} no "
+                f"structure of this name; expected only {', '.join(labels.structures)}. Rename or remove the segment, "
+                "or add it to the label map"
+            )
+        return values
+
+
+def read_segments(path: Path) -> Segments | None:
+    """Read a file with named segments; None if it is a label of another kind.
+
+    Raises:
+        UserError: The file cannot be read, segments overlap, or it is another DICOM object.
+    """
+    if path.name.lower().endswith(_NRRD):
+        return _of_slicer(path)
+    if not _is_dicom(path):
+        return None
+    names, masks, grid = read_segmentation(path)
+    check_labels(names, what="segment", source=path)
+    array = _combined(names, list(masks), path)
+    return Segments(names, tuple(range(1, len(names) + 1)), array, grid)
+
+
+def segment_names(paths: Iterable[Path]) -> dict[str, int] | None:
+    """Return the segments that label files name, with values for a label map; None unless every file names segments.
+
+    The values are those of the files if these agree, and otherwise count from 1 in the order of first occurrence.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    stored: dict[str, set[int]] = {}
+    for path in paths:
+        if path.name.lower().endswith(_NRRD):
+            found = [(each.name, each.value) for each in _described(path, nrrd_fields(path))]
+        else:
+            found = list(zip(named_segments(path), itertools.count(1))) if _is_dicom(path) else []
+        if not found:
+            return None
+        for name, value in found:
+            stored.setdefault(next((own for own in stored if _plain(own) == _plain(name)), name), set()).add(value)
+    agreed = [next(iter(values)) for values in stored.values()]
+    agree = all(len(values) == 1 for values in stored.values()) and len(set(agreed)) == len(agreed)
+    return dict(zip(stored, agreed if agree else range(1, len(stored) + 1), strict=True)) or None
+
+
+def placed(array: NDArray[Any], own: Grid, image: Grid) -> tuple[NDArray[Any], Grid]:
+    """Place a segmentation that covers a part of an image on the whole grid of the image.
+
+    Args:
+        array: Values ``[X, Y, Z]``, 0 in the background.
+        own: Their grid.
+        image: Grid of the image.
+
+    Returns:
+        The values on the grid of the image, with 0 where the segmentation does not reach; or `array` and `own`, if the
+        voxels do not coincide with those of the image or segments lie outside of it.
+    """
+    if not (own.place_known and image.place_known):
+        return array, own
+    to_image = np.linalg.inv(image.affine)
+    axes = nibabel.io_orientation(to_image @ own.affine)
+    if np.isnan(axes).any():
+        return array, own
+    turned = nibabel.apply_orientation(array, axes)
+    change = to_image @ own.affine @ nibabel.orientations.inv_ornt_aff(axes, array.shape)
+    start = np.rint(change[:3, 3]).astype(int)
+    corners = np.array([(x, y, z, 1) for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+    corners[:, :3] *= np.array(turned.shape) - 1
+    if np.abs((corners @ change.T)[:, :3] - (corners[:, :3] + start)).max() > SAME_GRID:
+        return array, own
+    whole = np.zeros(image.shape, dtype=array.dtype)
+    low = np.maximum(start, 0)
+    high = np.minimum(start + turned.shape, image.shape)
+    if (high <= low).any():
+        return array, own
+    inside = turned[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))]
+    if np.count_nonzero(inside) != np.count_nonzero(turned):
+        return array, own
+    whole[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = inside
+    return whole, image
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A segment of 3D Slicer: its name, and where its voxels are."""
+
+    name: str
+    layer: int
+    value: int
+
+
+def _described(path: Path, fields: Mapping[str, str]) -> list[_Segment]:
+    """Return the segments in the header of a NRRD file; none if it is no segmentation of 3D Slicer."""
+    ids = sorted({int(found[1]) for key in fields if (found := re.fullmatch(r"Segment(\d+)_ID", key))})
+    names = [fields.get(f"Segment{number}_Name") or fields[f"Segment{number}_ID"] for number in ids]
+    check_labels(names, what="segment", source=path)
+    with reading(path, "has a segment without a valid layer or value", "save the segmentation again with 3D Slicer"):
+        return [  # files of 2019 and before have a layer for each segment and no values
+            _Segment(
+                name,
+                int(fields.get(f"Segment{number}_Layer", place)),
+                int(fields.get(f"Segment{number}_LabelValue", 1)),
+            )
+            for place, (number, name) in enumerate(zip(ids, names, strict=True))
+        ]
+
+
+def _of_slicer(path: Path) -> Segments | None:
+    segments = _described(path, nrrd_fields(path))
+    if not segments:
+        return None
+    layers, grid, _ = read_itk(path, layers=True)
+    layers = layers[..., None] if layers.ndim == 3 else layers
+    names, values = tuple(each.name for each in segments), tuple(each.value for each in segments)
+    if any(each.layer not in range(layers.shape[-1]) for each in segments):
+        raise UserError(f"{path}: lacks a layer that its header names; save the segmentation again with 3D Slicer")
+    array = _combined(names, [layers[..., each.layer] == each.value for each in segments], path)
+    if left := int(np.count_nonzero((layers != 0).any(axis=-1) & (array == 0))):
+        raise UserError(
+            f"{path}: {several(left, 'voxel')} with a value that its header gives to no segment; save the segmentation "
+            "again with 3D Slicer"
+        )
+    if len(set(values)) == len(values) and all(0 < value <= _LARGEST for value in values):
+        return Segments(names, values, np.array([0, *values])[array], grid)  # the values of the file are distinct
+    return Segments(names, tuple(range(1, len(names) + 1)), array, grid)
+
+
+def _combined(names: Sequence[str], masks: Sequence[NDArray[np.bool_]], path: Path) -> NDArray[Any]:
+    """Combine masks into one array with the position of the segment, counted from 1.
+
+    Raises:
+        UserError: Segments overlap.
+    """
+    array = np.zeros(masks[0].shape, dtype=np.int32)
+    overlaps: Mapping[str, int] = {
+        f"{first} and {second}": count
+        for place, (second, mask) in enumerate(zip(names, masks, strict=True))
+        for first, other in zip(names[:place], masks[:place], strict=True)
+        if (count := int(np.count_nonzero(mask & other)))
+    }
+    if overlaps:
+        listed = some_of(f"{pair} in {several(count, 'voxel')}" for pair, count in overlaps.items())
+        raise UserError(
+            f"{path}: segments overlap ({listed}); expected one structure per voxel. Remove the overlap, in 3D Slicer "
+            "with Logical operators, or export the segments as a label map"
+        )
+    for number, mask in enumerate(masks, start=1):
+        array[mask] = number
+    return array
+
+
+def _is_dicom(path: Path) -> bool:
+    return path.is_dir() or (path.is_file() and is_dicom(path))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _have(items: Sequence[str]) -> str:
+    return "have" if len(items) > 1 else "has"

@@ -95,10 +95,14 @@ def test_folders(tmp_path: Path) -> None:
         "images/._p1_ED.nii.gz",
         "images/readme.txt",
         "images/p3/0001.dcm",
+        "images/p5.nii.gz",
+        "images/p6_seg.nii.gz",
         "labels/p1_ED.nii.gz",
         "labels/p1_ES_gt.nii.gz",
         "labels/p2_label.mha",
         "labels/p3.nii.gz",
+        "labels/p5-label.nrrd",
+        "labels/p6_seg.nii.gz",
         "unlabelled/p4.nii.gz",
         labels_json=json.dumps(MAP),
     )
@@ -110,9 +114,11 @@ def test_folders(tmp_path: Path) -> None:
         "p1_ES": ("images/p1_ES.nii", "labels/p1_ES_gt.nii.gz"),
         "p2": ("images/p2_image.mha", "labels/p2_label.mha"),
         "p3": ("images/p3", "labels/p3.nii.gz"),
+        "p5": ("images/p5.nii.gz", "labels/p5-label.nrrd"),
+        "p6_seg": ("images/p6_seg.nii.gz", "labels/p6_seg.nii.gz"),
         "p4": ("unlabelled/p4.nii.gz", None),
     }
-    assert list(data.patients) == ["p1", "p2", "p3", "p4"]
+    assert list(data.patients) == ["p1", "p2", "p3", "p5", "p6_seg", "p4"]
     (tmp_path / "labels" / "p3.nii.gz").rename(tmp_path / "labels" / "P3.nii.gz")
     with pytest.raises(UserError, match=r"1 case without a label.*\n      p3\n.*1 label file without"):
         open_dataset(tmp_path)

@@ -54,9 +54,10 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
     segmentations, also in a folder of their own. The label map is read from labels.json, labels.csv or labels.tsv.
     """
     labels: dict[str, list[Path]] = {}
+    own_names = {name for name, _ in _named(root, IMAGES)}  # an image may be called 1_seg, too
     for path in _label_files(root):
         if not (path.parent / "predictions.json").is_file():  # masks written by `predict`
-            labels.setdefault(image_name(path), []).append(path)
+            labels.setdefault(stem(path) if stem(path) in own_names else image_name(path), []).append(path)
     label_of = {name: paths[0] for name, paths in labels.items()}
     several_labels = [
         Finding(

@@ -97,3 +97,20 @@ def test_an_empty_list_is_named_as_one(text: str, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(UserError, match=r"list\.csv: lists no videos; expected a video and its label per line"):
         open_videos(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("name", ["frames", "frames/Diving/v1/img_00001.jpg", "videos.zip", "split.json"])
+def test_frames_archives_and_splits_are_no_videos(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "frames" / "Diving" / "v1"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        (folder / f"img_{number:05d}.jpg").write_bytes(b"picture")
+    (tmp_path / "videos.zip").write_bytes(b"PK\x03\x04")
+    (tmp_path / "split.json").write_text("{}")
+    said = {
+        "frames": r"frames: found 3 pictures and no videos; extracted frames are not read.*ffmpeg -framerate",
+        "videos.zip": r"found an archive, expected a folder or a list of videos; unpack it first",
+        "split.json": r"found JSON.*; split files are given with --split",
+    }
+    with pytest.raises(UserError, match=said.get(name, "found a picture, expected videos; extracted frames")):
+        open_videos(tmp_path / name)

@@ -264,6 +264,12 @@ def test_the_network_that_fits_is_named(tmp_path: Path) -> None:
         begin_from(build_network(NetworkOptions("small_slow", width=4), CLASSES), file)
 
 
+def test_names_of_pyslowfast_are_recognised(tmp_path: Path) -> None:
+    file = saved({"s1.pathway0_stem.conv.weight": torch.zeros(64, 3, 1, 7, 7)}, tmp_path / "pyslowfast.pyth")
+    with pytest.raises(UserError, match=r"The names are those of PySlowFast; PyTorchVideo publishes such weights"):
+        begin_from(build_network(NetworkOptions("small_slow", width=4), CLASSES), file)
+
+
 def test_a_network_that_the_user_builds_with_mmaction2_takes_its_names(tmp_path: Path) -> None:
     """A custom network with the names of the file needs no translation, whatever it is."""
 

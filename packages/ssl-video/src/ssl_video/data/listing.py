@@ -48,6 +48,12 @@ _COLUMNS = {
 _MOMENTS = {f"{word}{unit}" for word in ("start", "end") for unit in ("", "_time", "_frame", "_sec", "_seconds")}
 """Columns of lists of segments, which are not cut out of their videos."""
 _KINETICS = {"youtube_id", "time_start", "time_end"}
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
+_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+_NO_PICTURES = (
+    "extracted frames are not read. Give the videos they were taken from, or join the frames of each video to one, for "
+    "example with `ffmpeg -framerate 25 -i img_%05d.jpg video.mp4`"
+)
 _UNLABELLED = ("-1", "unlabelled", "unlabeled")
 _EXPECTED = "a list of videos"
 _SEPARATORS = dict.fromkeys((0x85, 0x2028, 0x2029), "\n")  # line ends of other programs and languages
@@ -93,6 +99,10 @@ def open_videos(data: str | Path, *, part: str | None = None) -> VideoSet:
         raise UserError(f"{place}: no such file or folder; expected a folder of videos, a list of them, or a video")
     elif place.suffix.lower() in SUFFIXES:
         videos = [Video(place.name, place, None, group_of(place.name))]
+    elif place.suffix.lower() in _ARCHIVES:
+        raise UserError(f"{place}: found an archive, expected a folder or a list of videos; unpack it first")
+    elif place.suffix.lower() in _PICTURES:
+        raise UserError(f"{place}: found a picture, expected videos; {_NO_PICTURES}")
     else:
         videos = _located(place, list(_in_list(place, notes)), notes)
     _note_spellings(videos, notes)
@@ -119,6 +129,9 @@ def _in_folder(root: Path, notes: list[str]) -> list[Video]:
             files.append(path.relative_to(root))
         else:
             endings[path.suffix.lower() or "no suffix"] += 1
+    pictures = sum(count for ending, count in endings.items() if ending in _PICTURES)
+    if not files and 2 * pictures > sum(endings.values()):
+        raise UserError(f"{root}: found {several(pictures, 'picture')} and no videos; {_NO_PICTURES}")
     if endings:
         told = ", ".join(f"{ending} {count}" for ending, count in most_first(endings).items())
         notes.append(f"{several(sum(endings.values()), 'file')} with other suffixes left out: {told}")
@@ -384,7 +397,10 @@ def _text(file: Path) -> str:
     if "\n" not in text.strip():  # otherwise they are part of a name
         text = text.translate(_SEPARATORS)
     if text.lstrip()[:1] in ("{", "["):
-        raise UserError(f"{file}: found JSON, expected a CSV file or a list with a video and its label per line")
+        raise UserError(
+            f"{file}: found JSON, expected a CSV file or a list with a video and its label per line; "
+            "split files are given with --split"
+        )
     return text
 
 

@@ -108,13 +108,21 @@ def begin_from(network: nn.Module, init: Path) -> str:
         detail = f"{name} {list(expected[name].shape)} is missing"
         if name in found:
             detail = f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
-        fits = f". It contains {theirs.name} of mmaction2, which fits --network.name {theirs.fits}" if theirs else ""
+        fits = ""
+        if any(name.startswith("s1.pathway0_stem.") for name in given):
+            fits = (
+                ". The names are those of PySlowFast; PyTorchVideo publishes such weights with the names that are read"
+            )
+        if theirs:
+            fits = f". It contains {theirs.name} of mmaction2, which fits --network.name {theirs.fits}"
         raise UserError(
             f"{init}: {len(missing)} of the {len(expected)} tensors of the network are missing from it or have another "
             f"shape ({detail}); expected weights of the same network, see --network.name and --network.width{fits}"
         )
     places = {_place(name) for name in trunk}
-    further = [name for name in unused if _LAYER.fullmatch(name) or _place(name) in places]
+    # Other tensors may be buffers of another version of the library, such as masks.
+    weights = [name for name in unused if name.endswith((".weight", ".bias"))]
+    further = [name for name in weights if _LAYER.fullmatch(name) or _place(name) in places]
     if further:
         raise UserError(
             f"{init}: its network has layers that the given network does not have ({some_of(further, 3)}), so it is a "

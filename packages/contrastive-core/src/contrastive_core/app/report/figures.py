@@ -60,9 +60,9 @@ def plain_axes(axes: Axes, title: str) -> None:
 
 
 @contextmanager
-def _file_font(settings: Mapping[str, str]) -> Iterator[None]:
+def _file_font() -> Iterator[None]:
     """Draw with the font of files, which shows characters that it lacks as boxes, without a warning for each."""
-    with rc_context({"font.family": _FILE_FONT, **settings}), warnings.catch_warnings():
+    with rc_context({"font.family": _FILE_FONT}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
@@ -70,7 +70,7 @@ def _file_font(settings: Mapping[str, str]) -> Iterator[None]:
 def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
     """Render the figure as PNG; equal figures give equal bytes."""
     file = io.BytesIO()
-    with _file_font({}):
+    with _file_font():
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return file.getvalue()
 
@@ -78,7 +78,7 @@ def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
 def to_svg(figure: Figure) -> bytes:
     """Render the figure as an SVG file with text elements; equal figures give equal bytes."""
     file = io.BytesIO()
-    with _file_font({"svg.fonttype": "none", "svg.hashsalt": "report"}):
+    with _file_font(), rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 

@@ -76,7 +76,7 @@ def test_segments_are_matched_by_name_and_placed_on_the_image(tmp_path: Path) ->
     layers = np.stack([stored[0] == 7, stored[0] == 1, np.zeros_like(stored[0])]).astype(np.uint8)
     file = write_slicer(tmp_path / "b.seg.nrrd", layers, moved(AXIAL, (4, 10, 2)), dict.fromkeys(segments))
     np.testing.assert_array_equal(read_label(file, LABELS, image=image)[0], truth)
-    # Names that are not those of structures: the values count, as in any label.
+    # The names of a viewer: the values count, as in any label.
     file = write_slicer(tmp_path / "c.seg.nrrd", (stored == 7) * 5, moved(AXIAL, (4, 10, 2)), {"Segment_1": (0, 5)})
     np.testing.assert_array_equal(read_label(file, LABELS, image=image)[0], truth == 1)
 
@@ -109,8 +109,11 @@ def test_what_a_label_cannot_represent_is_refused(tmp_path: Path) -> None:
     layers[1, 5, 5, 1] = 0
     classes, _ = read_label(write_slicer(file, layers, AXIAL, names), LABELS)
     np.testing.assert_array_equal(classes, 2 * layers[0] + 3 * layers[1])
-    with pytest.raises(UserError, match=r"the segment tumour \(8 voxels\) has no structure of this name"):
-        read_label(write_slicer(file, layers, AXIAL, {"RV": (0, 1), "tumour": (1, 1)}), LABELS)
+    for name in ("tumour", "Segment_1"):  # a value would be a guess, unless all segments have the names of a viewer
+        with pytest.raises(UserError, match=r"the segment (Segment_1|tumour) \(8 voxels\) has no structure"):
+            read_label(write_slicer(file, layers, AXIAL, {"RV": (0, 1), name: (1, 1)}), LABELS)
+    with pytest.raises(UserError, match=r"the segments links \(32 voxels\), tumour \(8 voxels\) have no structure"):
+        read_label(write_slicer(file, layers, AXIAL, {"links": (0, 1), "tumour": (1, 1)}), LABELS)
     with pytest.raises(UserError, match=r"8 voxels with a value that its header gives to no segment"):
         read_label(write_slicer(file, layers, AXIAL, {"RV": (0, 1), "MYO": (1, 4)}), LABELS)
     with pytest.raises(UserError, match=r"lacks a layer that its header names"):

@@ -31,6 +31,8 @@ from ssl_medseg.io.volume import SAME_GRID, Grid
 
 _NRRD = (".nrrd", ".nhdr")
 _LARGEST = 2**31 - 1
+_DEFAULT = re.compile(r"(segment|label|region|structure)? ?\d+")
+_BACKGROUND = "background"
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,17 @@ class Segments:
     def in_map(self, labels: LabelMap, *, source: Path) -> NDArray[Any]:
         """Return the label values ``[X, Y, Z]`` of the structures with the names of the segments.
 
-        Names are compared without case, and with underscores and hyphens as spaces. If no segment has the name of a
-        structure, the values in the file are returned, as for other labels.
+        Names are compared without case, and with underscores and hyphens as spaces. If all segments have the names that
+        viewers give by default, such as ``Segment_1``, the values in the file are returned, as for other labels.
 
         Raises:
-            UserError: Only some of the segments with voxels have the name of a structure.
+            UserError: A segment with voxels does not have the name of a structure.
         """
         known = {_plain(name): value for name, value in zip(labels.names, labels.values, strict=True)}
         found = [known.get(_plain(name)) for name in self.names]
-        if all(value is None for value in found):
+        if all(
+            value is None and _DEFAULT.fullmatch(_plain(name)) for name, value in zip(self.names, found, strict=True)
+        ):
             return self.array
         values = np.zeros(self.array.shape, dtype=labels.lookup.dtype)
         unknown = []
@@ -112,6 +116,8 @@ def segment_names(paths: Iterable[Path]) -> dict[str, int] | None:
         if not found:
             return None
         for name, value in found:
+            if _plain(name) == _BACKGROUND:
+                continue
             stored.setdefault(next((own for own in stored if _plain(own) == _plain(name)), name), set()).add(value)
     agreed = [next(iter(values)) for values in stored.values()]
     agree = all(len(values) == 1 for values in stored.values()) and len(set(agreed)) == len(agreed)

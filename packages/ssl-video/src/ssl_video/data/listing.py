@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -240,7 +241,8 @@ def _located(file: Path, videos: list[Video], notes: list[str]) -> list[Video]:
     """
     if not videos:
         raise UserError(f"{file}: lists no videos; expected a video and its label per line, or a CSV file with rows")
-    if any(video.path.exists() for video in videos):
+    # Path.exists raises an error for names that are too long; os.path.exists returns False.
+    if any(os.path.exists(video.path) for video in videos):  # noqa: PTH110
         return videos
     root = file.parent
     by_name: dict[str, list[Path]] = {}
@@ -256,7 +258,7 @@ def _located(file: Path, videos: list[Video], notes: list[str]) -> list[Video]:
         (working, "relative to the working directory"),
         (named, f"below {root} by their file names, which are unique there"),
     ):
-        if any(path.exists() for path in paths):
+        if any(map(os.path.exists, paths)):
             notes.append(f"the videos of the list were found {where}")
             keys = [video.key.lstrip("/") if paths is slashed else video.key for video in videos]
             return [

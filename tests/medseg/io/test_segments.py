@@ -174,6 +174,10 @@ def test_a_dicom_segmentation_is_a_label(letters: str, tmp_path: Path) -> None:
     assert not [str(found) for found in report.findings if found.level == "error"]
     assert open_dataset(tmp_path).labels.values == (0, 4, 5, 9)
     write_dicom_seg(classes, volume, tmp_path / "labels" / "p1" / "second", own)
+    (tmp_path / "labels.json").unlink()
+    with pytest.raises(UserError, match=r"^\S+labels/p1: contains 2 Segmentation Storage"):  # not: lacks a label map
+        open_dataset(tmp_path)
+    assert "2 Segmentation Storage" in str([str(found) for found in examine(tmp_path).findings])
     with pytest.raises(UserError, match=r"contains 2 Segmentation Storage; expected one DICOM segmentation"):
         read_segments(tmp_path / "labels" / "p1")
     with pytest.raises(UserError, match=rf"contains {SHAPE[2]} MR Image Storage; expected one DICOM segmentation"):

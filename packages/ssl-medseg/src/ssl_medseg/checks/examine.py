@@ -58,7 +58,12 @@ def examine(
     """
     opening = opening or DataOptions()
     listing, resolved = list_cases(data, opening)
-    labels = label_map_for(listing, opening)
+    try:
+        labels = label_map_for(listing, opening)
+    except UserError:
+        if opening.label_map is not None:
+            raise
+        labels = None  # a segmentation cannot be read, which is reported for its case
     facts = list(_look_at_all(resolved.cases, labels))
     preprocessing = preprocessing or PreprocessingOptions()
     facts, planes = _with_axes(facts, preprocessing)

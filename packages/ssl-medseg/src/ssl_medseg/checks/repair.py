@@ -48,7 +48,7 @@ def repair_label(
     Raises:
         UserError: The repair is impossible or would lose a structure; the label is then left unchanged.
     """
-    array, own = read_label_values(path, labels=labels, image=read_grid(image))
+    array, own = read_label_values(path, labels=labels, image=read_grid(image) if grid or header else None)
     like, done = ImageFile(path), dict[str, str]()
     if fractions and np.issubdtype(array.dtype, np.floating):
         array, words = _whole(array, path, labels)

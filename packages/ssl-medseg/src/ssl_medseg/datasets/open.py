@@ -162,14 +162,14 @@ def label_map_for(listing: Listing, options: DataOptions) -> LabelMap | None:
     """Return the label map of the options, or that of the data set, or the segments that all its labels name.
 
     None if there is none of these.
+
+    Raises:
+        UserError: A label map or a segmentation cannot be read.
     """
     if options.label_map is not None:
         return read_label_map(options.label_map)
     if listing.labels is not None:
         return listing.labels
     there = [entry.label for entry in listing.entries if entry.label is not None and entry.label.exists()]
-    try:
-        names = segment_names(there)
-    except UserError:  # `check` reports it, and the labels need a map
-        return None
+    names = segment_names(there)
     return None if names is None else LabelMap(("background", *names), (0, *names.values()))

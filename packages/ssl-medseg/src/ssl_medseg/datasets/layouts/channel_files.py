@@ -35,9 +35,9 @@ class ChannelFiles:
     at the end of the file name (``case_T2``, ``case_ADC``) or as the name in a folder of the case (``case/T2``).
 
     Args:
-        of_channel: Name of a file in the data -> name of the channel, in order.
+        of_channel: How files name a channel -> name of the channel, in order.
         numbers: Name of the channel -> its number, if the channels are numbered.
-        split: Splits the relative name of a file into case and name in the data; None if it states no channel.
+        split: Splits the relative name of a file into the case and how it names the channel; None if it names none.
         options: Options for opening the data set.
     """
 

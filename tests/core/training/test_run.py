@@ -16,7 +16,7 @@ from torch import nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Interrupted, load_model, recorder
-from contrastive_core.training.launch import settled
+from contrastive_core.training.launch import settled, slow_precision
 from tests.core.training.toy_runs import content, go, start
 
 
@@ -162,6 +162,21 @@ def test_automatic_precision_follows_the_processor(
     assert settled("32-true", "cpu") == "32-true"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert settled("auto", "mps") == "32-true"
+
+
+def test_emulated_bfloat16_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the arithmetic, a training step takes ten times as long as in float32."""
+    for found, warned in (({"avx2": True}, True), ({"avx512_bf16": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        train_line(tmp_path / f"{warned}", precision="bf16-mixed")
+        assert ("has no bfloat16 arithmetic" in "".join(capsys.readouterr())) == warned
+        train_line(tmp_path / f"{warned}-auto", precision="auto")
+        assert "bfloat16" not in "".join(capsys.readouterr())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert "this GPU has no bfloat16" in str(slow_precision("bf16-mixed", torch.device("cuda")))
+    assert slow_precision("32-true", torch.device("cuda")) is None
 
 
 def test_a_run_records_its_automatic_precision_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,8 @@ class InferenceOptions(BatchOptions):
         batch_size: Largest number of slices per forward pass; memory grows with it. On a CPU, the number is limited to
             what fits in its caches.
         precision: Number format of the network: 32-true, or bf16-mixed, which takes about two thirds of the time on
-            devices with bfloat16 arithmetic and rounds the probabilities; auto selects it on these devices.
+            devices with bfloat16 arithmetic and rounds the probabilities; auto selects it on these devices. On others
+            it is emulated and takes several times as long.
     """
 
     batch_size: int = 16

@@ -57,7 +57,8 @@ class RunOptions:
         device: Device to run on: auto, cpu, cuda or mps. auto takes CUDA, then MPS, then the CPU. Results differ by
             rounding between devices.
         precision: Number format of the model: 32-true is float32; bf16-mixed and 16-mixed are automatic mixed
-            precision; auto selects bf16-mixed on devices with bfloat16 arithmetic, and 32-true elsewhere.
+            precision; auto selects bf16-mixed on devices with bfloat16 arithmetic, and 32-true elsewhere, where
+            bf16-mixed is emulated and can take ten times as long.
         compile: Whether to compile the model with torch.compile.
         workers: Number of data loading processes; 0 loads in the training process. The result does not depend on it.
         threads: Number of CPU threads; 0 keeps torch's default. Results differ by rounding between numbers of threads.

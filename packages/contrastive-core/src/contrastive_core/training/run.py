@@ -26,7 +26,7 @@ from contrastive_core.rng import derive
 from contrastive_core.training import config, files, model_file, recorder
 from contrastive_core.training.checkpoint import Position, Snapshots, Stateful
 from contrastive_core.training.config import RunOptions
-from contrastive_core.training.launch import make_fabric, set_up, settled
+from contrastive_core.training.launch import make_fabric, set_up, settled, slow_precision
 from contrastive_core.training.outputs import claim_folder
 from contrastive_core.training.processes import Processes
 from contrastive_core.training.recorder import Recorder
@@ -210,6 +210,8 @@ class Run:
         self._recorder = Recorder(self.out, processes=self._processes, options=self.options)
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
+        if warning := slow_precision(settled(self.options.precision, self.options.device), self.device):
+            self.say(warning)
         seed_global_generators(self.seed("init"), self.device)
         return self
 

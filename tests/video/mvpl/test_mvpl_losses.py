@@ -151,6 +151,19 @@ def test_adaptive_weights_follow_the_losses() -> None:
     assert ViewWeights("exact", ("rgb", "tg"))() is None
 
 
+def test_a_view_that_no_labelled_clip_has_gains_no_weight() -> None:
+    weights = ViewWeights("adaptive", ("rgb", "tg", "audio"))
+    given = [((2.0, 1.0, 0.0), (4, 4, 0)), ((2.0, 1.0, 3.0), (4, 4, 1)), ((1.0, math.nan, 0.0), (4, 4, 0))]
+    for losses, clips in given:
+        weights.remember(torch.tensor(losses), torch.tensor(clips))
+    decayed = [0.99**2, 0.99, 1]
+    # Audio begins with the mean of the others, 1.5; the loss that is not finite and the missing ones change nothing.
+    audio = (0.99 * 1.5 + 3.0) / 1.99
+    means = [np.average([2.0, 2.0, 1.0], weights=decayed), 1.0, audio]
+    expected = np.exp(-np.array(means))
+    assert weights().tolist() == pytest.approx(expected / expected.sum(), rel=1e-4)
+
+
 @pytest.mark.parametrize("wrong", [[1.0], [1.0, -1.0], [0.0, 0.0], "equal"])
 def test_wrong_weights_are_refused(wrong: object) -> None:
     with pytest.raises(ValueError, match="fusion is"):

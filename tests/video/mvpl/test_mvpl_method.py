@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from contrastive_core.errors import UserError
 from ssl_video import MultiviewPseudoLabel, recalibrate_bn
 from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.networks import SmallSlow, ViewBatchNorm
+from ssl_video.mvpl.method import Losses
 from ssl_video.views import normalize
 
 
@@ -293,7 +295,7 @@ def step(network: nn.Module, labels: object = (0, 1), **changes: object) -> Tens
     settings: dict[str, object] = {"classes": 4, "views": ("rgb", "tg"), "threshold": 0.9, **changes}
     method = MultiviewPseudoLabel(network, **settings)  # type: ignore[arg-type]
     batch = {view: pictures(2, view)[view] for view in ("rgb", "tg")}
-    return method(batch, labels, batch, batch).loss
+    return method(batch, labels, batch, batch, step=0).loss
 
 
 @pytest.mark.parametrize("form", ["mapping", "object", "tuple"])
@@ -341,6 +343,15 @@ def test_an_activation_at_the_end_is_refused_under_autocast_and_after_the_warm_u
         step(nn.Sequential(small(), nn.Sigmoid()))
     with pytest.raises(UserError, match="the network ends in a sigmoid"):
         step(nn.Sequential(small(), nn.Sigmoid()), warmup_steps=1)
+
+
+@pytest.mark.parametrize("options", [{"warmup_steps": 2}, {"mix": 1.0}, {"target": "random"}], ids=str)
+def test_options_that_depend_on_the_step_need_it(options: dict[str, object]) -> None:
+    both, y = pictures(2, "rgb", "tg"), torch.tensor([0, 1])
+    method = MultiviewPseudoLabel(small(), classes=4, threshold=0.9, **options)
+    with pytest.raises(ValueError, match="step was not given; expected the number of the step"):
+        method(both, y, both, both)
+    assert method(both, y, both, both, step=2).diagnostics is not None
 
 
 def test_an_unknown_operation_between_0_and_1_is_refused_for_many_classes_only() -> None:
@@ -417,3 +428,119 @@ def test_mean_and_std_may_differ_by_channel() -> None:
     by_hand = torch.stack([(x[:, :, c] / 255 - mean[c]) / std[c] for c in range(3)], dim=1)
     assert torch.allclose(normalize(x, mean=mean, std=std), by_hand)
     assert torch.equal(normalize(x, mean=(0.4,) * 3, std=(0.2,) * 3), normalize(x, mean=0.4, std=0.2))
+
+
+class Own(nn.Module):
+    """A user's network with gradient checkpointing, dropout outside of modules, or a softmax for testing."""
+
+    def __init__(self, *, reentrant: bool | None = None, dropout: float = 0.0, softmax: bool = False) -> None:
+        super().__init__()
+        self.network, self.reentrant, self.dropout, self.softmax = small(), reentrant, dropout, softmax
+
+    def forward(self, clips: Tensor) -> Tensor:
+        clips = clips.requires_grad_(torch.is_grad_enabled())
+        logits = (
+            self.network(clips)
+            if self.reentrant is None
+            else checkpoint(self.network, clips, use_reentrant=self.reentrant)
+        )
+        logits = F.dropout(logits, self.dropout, self.training)
+        return logits.softmax(dim=1) if self.softmax and not self.training else logits
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("missing", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(reentrant: bool, missing: bool) -> None:
+    batches = [pictures(n, "rgb", "tg", seed=n) for n in (3, 4, 5)]
+    batches[2] = {view: batch[:4] for view, batch in batches[2].items()}
+    present = {"tg": torch.tensor([True, False, not missing, True])}
+    gradients = []
+    for kind in (None, reentrant):
+        method = MultiviewPseudoLabel(Own(reentrant=kind), classes=4, threshold=0.5)
+        for y in (torch.tensor([0, 1, 2]), torch.tensor([3, 1, 2])):  # the second with gradient accumulation
+            method(batches[0], y, *batches[1:], present=present).loss.backward()
+        gradients.append([p.grad for p in method.network.parameters()])
+        assert all(part.layout is None for part in method.network.modules() if isinstance(part, ViewBatchNorm))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_dropout_outside_of_modules_does_not_touch_the_pseudo_labels() -> None:
+    weak = pictures(8, "rgb", "tg", seed=1)
+    found = []
+    for dropout in (0.0, 0.9):
+        method = MultiviewPseudoLabel(Own(dropout=dropout), classes=4, threshold=0.5)
+        losses = method(pictures(2, "rgb", "tg"), torch.tensor([0, 1]), weak, weak)
+        found.append(losses.diagnostics.confidence)
+        assert all(part.training for part in method.network.modules())
+    assert torch.equal(*found)
+
+
+def test_a_softmax_in_evaluation_mode_is_refused() -> None:
+    weak = pictures(4, "rgb", "tg", seed=1)
+    method = MultiviewPseudoLabel(Own(softmax=True), classes=4, threshold=0.5)
+    with pytest.raises(UserError, match="logits in training mode, but probabilities in evaluation mode"):
+        method(pictures(2, "rgb", "tg"), torch.tensor([0, 1]), weak, weak)
+
+
+@pytest.mark.parametrize("options", [{}, {"select": "freematch", "align": True, "fusion": "adaptive", "mix": 1.0}])
+def test_the_loss_of_an_empty_batch_is_0(options: dict[str, object]) -> None:
+    def losses(few: int, many: int) -> Losses:
+        method = MultiviewPseudoLabel(small(), classes=4, threshold=0.5, **options)
+        weak, strong = (pictures(many, "rgb", "tg", seed=seed) for seed in (1, 2))
+        found = method(pictures(few, "rgb", "tg"), torch.arange(few), weak, strong, step=0)
+        found.loss.backward()
+        assert all(value.isfinite().all() for value in method.state_dict().values())
+        return found
+
+    assert losses(3, 0).unlabelled == 0
+    # The losses of the others are those of a batch norm by view, which the missing clips do not enter.
+    method = MultiviewPseudoLabel(small(), classes=4, threshold=0.5)
+    torch.testing.assert_close(
+        losses(3, 0).loss, method(pictures(3, "rgb", "tg"), torch.arange(3)).loss, rtol=1e-6, atol=0
+    )
+    nothing = losses(0, 4)
+    assert nothing.supervised == 0
+    assert nothing.loss.isfinite()
+
+
+def test_values_that_are_not_finite_do_not_stay_in_the_averages() -> None:
+    options = {"select": "freematch", "align": True, "fusion": "adaptive"}
+    method = MultiviewPseudoLabel(small(), classes=4, threshold=0.5, **options)
+    labelled, weak = pictures(2, "rgb", "tg"), pictures(4, "rgb", "tg", seed=1)
+    broken = {view: batch.clone() for view, batch in weak.items()}
+    broken["rgb"][1, 0, 0, 0, 0] = torch.nan
+    y = torch.tensor([0, 1])
+    method(labelled, y, broken, weak)
+    method({view: batch[1:3] for view, batch in broken.items()}, y, weak, weak)
+    assert all(part.isfinite().all() for part in (method.weights(), method.alignment.mean, method.adaptive.mean))
+
+
+def test_networks_that_classify_frames_need_joint_batch_norm() -> None:
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+        def forward(self, clips: Tensor) -> Tensor:
+            return self.network(clips.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(clips), -1)).mean(dim=1)
+
+    with pytest.raises(UserError, match=r"got 8 rows for 4 clips.*Use bn=joint"):
+        step(Frames())
+    assert step(Frames(), bn="joint").isfinite()
+
+
+def test_batches_of_another_form_are_refused() -> None:
+    method = MultiviewPseudoLabel(small(), classes=4, threshold=0.5)
+    both, y = pictures(2, "rgb", "tg"), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="weak clips were given alone"):
+        method(both, y, both)
+    with pytest.raises(ValueError, match=r"of rgb are \[2, 3, 2, 12, 12\]; expected \[N, T, 3, H, W\]"):
+        method({view: batch.transpose(1, 2) for view, batch in both.items()}, y)
+    with pytest.raises(ValueError, match=r"of tg are \[1, 2, 3, 12, 12\].*as many and as large as those of rgb"):
+        method({"rgb": both["rgb"], "tg": both["tg"][:1]}, y)
+    with pytest.raises(ValueError, match=r"are \[2, 3, 8, 8\] and \[2, 3, 12, 12\]; expected clips of one length"):
+        method({view: batch[..., :8, :8] for view, batch in both.items()}, y, both, both)
+    with pytest.raises(ValueError, match=r"present of tg is \[1\]; expected \[2\]"):
+        method(both, y, labelled_present={"tg": [True]})
+    more = {**both, "audio": both["rgb"]}  # views that the method does not use
+    assert method(more, y, both, both, labelled_present={"tg": [True, False]}).loss.isfinite()

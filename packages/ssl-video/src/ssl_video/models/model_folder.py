@@ -21,7 +21,7 @@ from ssl_video.augment import ClipAugment
 from ssl_video.data.clip import ClipSpec
 from ssl_video.data.videos import Video, content_mark
 from ssl_video.models import NetworkOptions, build_network
-from ssl_video.models.networks import logits_in, split_batchnorm, views_in_batch
+from ssl_video.models.networks import are_probabilities, logits_in, split_batchnorm, views_in_batch
 from ssl_video.views import normalize
 
 FORMAT = "ssl-video recognizer 2"
@@ -86,6 +86,11 @@ class Recognizer:
             found = "no logits" if logits is None else f"logits {list(logits.shape)}"
             raise UserError(
                 f"network {options.name} returns {found}; expected [{len(pictures)}, {len(self.recipe.classes)}]"
+            )
+        if are_probabilities(logits):
+            raise UserError(
+                f"network {options.name} returns probabilities in evaluation mode; expected logits in both modes. "
+                "Remove its last softmax"
             )
         return logits.float().softmax(dim=1).cpu()
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.model_code import import_function
@@ -179,6 +178,15 @@ def logits_in(output: object) -> Tensor | None:
     elif not isinstance(output, Tensor):
         found = getattr(output, "logits", None)
     return found if isinstance(found, Tensor) else None
+
+
+_ONE = 1e-3  # tolerance for the sum of a row of probabilities, in half precision
+
+
+def are_probabilities(values: Tensor) -> bool:
+    """Return whether the rows of `values` ``[N, K]``, at least two, are not negative and sum to 1."""
+    values = values.detach().float()
+    return len(values) > 1 and bool((values >= 0).all()) and bool((values.sum(dim=1) - 1).abs().max() < _ONE)
 
 
 def _own(name: str, classes: int) -> nn.Module:
@@ -473,6 +481,12 @@ class ViewBatchNorm(nn.Module):
         if len(self.layout) == 1:
             one: Tensor = self.norms[self.layout[0][0]](x)
             return one
+        clips = sum(rows for _, rows in self.layout)
+        if len(x) != clips:
+            raise UserError(
+                f"a batch norm got {len(x)} rows for {clips} clips, so that the view of each row is unknown; expected "
+                "one row per clip. Use bn=joint for networks that classify frames"
+            )
         parts = torch.split(x, [rows for _, rows in self.layout])
         return torch.cat([self.norms[view](part) for (view, _), part in zip(self.layout, parts, strict=True)])
 
@@ -521,31 +535,51 @@ def views_in_batch(network: nn.Module, layout: Layout) -> Iterator[None]:
             norm.layout = None
 
 
+def views_in_backward(network: nn.Module, layout: Layout, logits: Tensor) -> None:
+    """State the views of the rows also while the backward pass computes activations again (gradient checkpointing).
+
+    Args:
+        network: Network.
+        layout: Views of the rows, as for `views_in_batch`.
+        logits: Output of the network for this batch.
+    """
+    norms = [part for part in network.modules() if isinstance(part, ViewBatchNorm)]
+    if not norms or not logits.requires_grad:
+        return
+
+    def state(layout: Layout | None) -> None:
+        for norm in norms:
+            norm.layout = layout
+
+    def begin(_: Tensor) -> None:
+        state([(view, rows) for view, rows in layout if rows])
+        # As in DistributedDataParallel: called when the whole backward pass has ended.
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: state(None))
+
+    logits.register_hook(begin)  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def labelling(network: nn.Module) -> Iterator[None]:
     """Let a network in training mode predict without changing its state.
 
-    Batch norm uses the statistics of the batch and does not update its own, dropout is off, and no gradient is kept.
+    Batch norm uses the statistics of the batch and does not update its own. Everything else is in evaluation mode, so
+    that dropout is off, also that of attention and of functions. No gradient is kept.
     """
-    norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.training]
+    modes = [(part, part.training) for part in network.modules()]
+    norms = [part for part, training in modes if isinstance(part, _BatchNorm) and training]
     kept = [(norm, norm.track_running_stats) for norm in norms]
-    dropping = [part for part in network.modules() if _drops(part) and part.training]
-    for norm in norms:
-        norm.track_running_stats = False
-    for part in dropping:
-        part.training = False
     try:
+        network.eval()
+        for norm in norms:
+            norm.training, norm.track_running_stats = True, False
         with torch.no_grad():
             yield
     finally:
         for norm, before in kept:
             norm.track_running_stats = before
-        for part in dropping:
-            part.training = True
-
-
-def _drops(module: nn.Module) -> bool:
-    return isinstance(module, _DropoutNd) or type(module).__name__ in ("StochasticDepth", "DropPath")
+        for part, mode in modes:
+            part.training = mode
 
 
 def _twin(norm: _BatchNorm) -> _BatchNorm:

@@ -110,13 +110,13 @@ def supervised_loss(logits: Tensor, labels: Tensor, *, present: Tensor | None = 
         present: Whether each clip has each view, bool ``[M, N]``; None: all have.
 
     Returns:
-        The loss, a scalar; and the mean loss of each view over the clips that have it ``[M]``, without gradient, 0 if
-        there are none.
+        The loss, a scalar, 0 without clips; and the mean loss of each view over the clips that have it ``[M]``, without
+        gradient, 0 if there are none.
     """
     losses = _cross_entropy(logits, labels.expand(len(logits), -1))
     there = _there(present, losses)
     by_view = (losses.detach() * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
-    return _mean_over_views(losses, there).mean(), by_view
+    return _mean_over_clips(losses, there), by_view
 
 
 def pseudo_label_loss(
@@ -166,7 +166,7 @@ def pseudo_label_loss(
     if partners is not None and share is not None:
         others = counts[:, partners] * _cross_entropy(logits, target[:, partners])
         losses = share * losses + (1 - share) * others
-    return PseudoLabelLoss(_mean_over_views(losses, there).mean(), mask, labels, confidence)
+    return PseudoLabelLoss(_mean_over_clips(losses, there), mask, labels, confidence)
 
 
 def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -195,5 +195,7 @@ def _there(present: Tensor | None, like: Tensor) -> Tensor:
     return torch.ones_like(like) if present is None else present.to(like.dtype)
 
 
-def _mean_over_views(losses: Tensor, there: Tensor) -> Tensor:
-    return (losses * there).sum(dim=0) / there.sum(dim=0).clamp(min=1)
+def _mean_over_clips(losses: Tensor, there: Tensor) -> Tensor:
+    """Mean over clips of the mean over their views; 0 without clips."""
+    by_clip = (losses * there).sum(dim=0) / there.sum(dim=0).clamp(min=1)
+    return by_clip.sum() / max(1, len(by_clip))

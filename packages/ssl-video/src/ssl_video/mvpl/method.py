@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contrastive_core.optim.average import MovingAverage
 from contrastive_core.synchronization import free_to_read
-from ssl_video.models.networks import labelling, last_layer, split_batchnorm, views_in_batch
+from ssl_video.models.networks import labelling, last_layer, split_batchnorm, views_in_backward, views_in_batch
 from ssl_video.mvpl.losses import (
     TARGETS,
     TargetKind,
@@ -25,7 +25,7 @@ from ssl_video.mvpl.losses import (
     supervised_loss,
 )
 from ssl_video.mvpl.mixing import Mix, draw_mix, tube_mix
-from ssl_video.mvpl.network_output import check_unbounded, logits_of
+from ssl_video.mvpl.network_output import check_same_in_evaluation, check_unbounded, logits_of
 from ssl_video.mvpl.state import (
     AdaptiveThreshold,
     Diagnostics,
@@ -155,7 +155,7 @@ class MultiviewPseudoLabel(nn.Module):
         self.soft, self.temperature, self.unlabelled_weight = soft, temperature, unlabelled_weight
         self.warmup_steps, self.weak_batch, self.seed = warmup_steps, weak_batch, seed
         self.mean, self.std, self.classes = mean, std, classes
-        self._looked_at_pictures, self._looked_at_logits = False, False
+        self._looked_at_pictures, self._looked_at_logits, self._looked_at_labels = False, False, False
         self.network = split_batchnorm(network, self.views) if bn == "split" else network
         self.weights = ViewWeights(fusion, self.views)
         self.alignment = DistributionAlignment(classes) if align else None
@@ -198,7 +198,7 @@ class MultiviewPseudoLabel(nn.Module):
         weak: Pictures | None = None,
         strong: Pictures | None = None,
         *,
-        step: int = 0,
+        step: int | None = None,
         present: Pictures | None = None,
         labelled_present: Pictures | None = None,
         truth: Tensor | None = None,
@@ -209,9 +209,10 @@ class MultiviewPseudoLabel(nn.Module):
         Args:
             labelled: Labelled clips, every view.
             labels: Their classes, integers ``[B]``.
-            weak: Unlabelled clips, every view, weakly augmented; None in steps with labels only.
-            strong: The same clips, strongly augmented.
-            step: Step of the run, for `warmup_steps` and the draws of ``random`` and `mix`.
+            weak: Unlabelled clips, every view, weakly augmented; None in steps with labels only. The loss of
+                an empty batch is 0, also that of labelled clips.
+            strong: The same clips, strongly augmented; None if `weak` is.
+            step: Number of the step in the run, which `warmup_steps`, `mix` and the target ``random`` need.
             present: By view, whether each unlabelled clip has it, bool ``[N]``; views that are not listed exist in all.
             labelled_present: The same for the labelled clips.
             truth: Classes of the unlabelled clips, -1 if unknown; used only for the diagnostics.
@@ -219,9 +220,21 @@ class MultiviewPseudoLabel(nn.Module):
                 `ClipAugment.reordered`; None: none.
 
         Raises:
-            ValueError: A view is missing; weak and strong clips differ in number; labels are not classes; pictures are
-                not on the scale 0 to 255; or the network does not return logits of `classes`.
+            ValueError: `step` is needed; a view is missing; pictures have another shape; weak and strong clips differ
+                in number; labels are not classes; pictures are not on the scale 0 to 255; or the network does not
+                return logits of `classes`.
         """
+        if step is None and (self.warmup_steps or self.mix or self.target == "random"):
+            raise ValueError(
+                "step was not given; expected the number of the step in the run, because warmup_steps, mix and the "
+                "target random depend on it"
+            )
+        number = step or 0
+        if (weak is None) != (strong is None):
+            raise ValueError(
+                f"{'strong' if weak is None else 'weak'} clips were given alone; expected weak and strong ones, or "
+                "neither in steps with labels only"
+            )
         known = self._present(labelled, labelled_present)
         device = labelled[self.views[0]].device
         there = known.to(device, non_blocking=True)
@@ -230,7 +243,7 @@ class MultiviewPseudoLabel(nn.Module):
             self._looked_at_pictures = True
             for batch in (labelled, weak, strong):
                 check_scale(batch or {})
-        if weak is None or strong is None or step < self.warmup_steps:
+        if weak is None or strong is None or number < self.warmup_steps:
             logits, distance = self._trained(labelled, known)
             supervised = self._learn_labels(logits, labels, there)
             return self._total(supervised, torch.zeros_like(supervised), None, distance)
@@ -240,7 +253,7 @@ class MultiviewPseudoLabel(nn.Module):
             raise ValueError("weak and strong clips differ in number; expected the same clips, augmented twice")
         mixing, share = None, None
         if self.mix:
-            mixing, share = self._mixing(strong, there_too, step)
+            mixing, share = self._mixing(strong, there_too, number)
             strong = {
                 view: tube_mix(strong[view], mixing, where=row < 1) for view, row in zip(self.views, share, strict=True)
             }
@@ -248,15 +261,18 @@ class MultiviewPseudoLabel(nn.Module):
             labeller = self.network if self.teacher == "network" else self.tested
             with labelling(labeller):
                 weak_logits = self._classify(labeller, weak, known_too)
-            both, distance = self._trained(_stack(labelled, strong), torch.cat([known, known_too], dim=1))
+            both, distance = self._trained(_stack(self.views, labelled, strong), torch.cat([known, known_too], dim=1))
             few_logits, strong_logits = both[:, : len(labels)], both[:, len(labels) :]
         else:
             present_in_all = torch.cat([known, known_too, known_too], dim=1)
-            everything, distance = self._trained(_stack(labelled, weak, strong), present_in_all)
+            everything, distance = self._trained(_stack(self.views, labelled, weak, strong), present_in_all)
             few_logits, others = everything[:, : len(labels)], everything[:, len(labels) :]
             weak_logits, strong_logits = others.detach().chunk(2, dim=1)[0], others.chunk(2, dim=1)[1]
+        if not self._looked_at_labels and self.weak_batch == "separate":
+            self._looked_at_labels = True
+            check_same_in_evaluation(weak_logits[there_too], both[torch.cat([there, there_too], dim=1)])
         supervised = self._learn_labels(few_logits, labels, there)
-        targets = self._targets(weak_logits, there_too, step)
+        targets = self._targets(weak_logits, there_too, number)
         threshold: float | Tensor = self.threshold
         if self.adaptive is not None:
             threshold = self.adaptive(*targets)
@@ -298,6 +314,8 @@ class MultiviewPseudoLabel(nn.Module):
             present=present,
             sources=other_views(self.target, len(self.views), seed=self.seed, step=step),
         )
+        # A half-precision overflow, whose step a GradScaler skips, must not enter the averages.
+        targets = targets._replace(usable=targets.usable & targets.probabilities.isfinite().all(dim=-1))
         if self.alignment is None:
             return targets
         return Targets(self.alignment(targets.probabilities, targets.usable), targets.usable)
@@ -339,7 +357,7 @@ class MultiviewPseudoLabel(nn.Module):
     def _learn_labels(self, logits: Tensor, labels: Tensor, present: Tensor) -> Tensor:
         loss, by_view = supervised_loss(logits, labels, present=present)
         if self.training:
-            self.weights.remember(by_view)
+            self.weights.remember(by_view, present.sum(dim=1))
             if self.alignment is not None:
                 self.alignment.count(labels)
         return loss
@@ -370,23 +388,38 @@ class MultiviewPseudoLabel(nn.Module):
         missing = [view for view in self.views if view not in pictures]
         if missing:
             raise ValueError(f"pictures of {', '.join(pictures)} were given; also expected {', '.join(missing)}")
-        given = present or {}
+        first = pictures[self.views[0]].shape
+        for view in self.views:
+            shape = pictures[view].shape
+            if len(shape) != 5 or shape[2] != 3 or shape != first:
+                others = "" if view == self.views[0] else f", as many and as large as those of {self.views[0]}"
+                raise ValueError(
+                    f"pictures of {view} are {list(shape)}; expected [N, T, 3, H, W], frames before channels{others}"
+                )
+        given = {} if present is None else present
         rows = [
-            given[view].to("cpu", torch.bool) if view in given else torch.ones(len(pictures[view]), dtype=torch.bool)
+            torch.as_tensor(given[view]).to("cpu", torch.bool) if view in given else torch.ones(first[0]).bool()
             for view in self.views
         ]
+        for view, row in zip(self.views, rows, strict=True):
+            if row.shape != first[:1]:
+                raise ValueError(f"present of {view} is {list(row.shape)}; expected [{first[0]}], one value per clip")
         return torch.stack(rows)
 
     def _classify(self, network: nn.Module, pictures: Pictures, present: Tensor) -> Tensor:
         """Return logits ``[M, N, K]`` of all views in one pass; zeros for missing views."""
+        if not present.any():
+            return torch.zeros(*present.shape, self.classes, device=pictures[self.views[0]].device)
         device, everything = pictures[self.views[0]].device, bool(present.all())
         rows = [row.nonzero().flatten().to(device, non_blocking=True) for row in present]
         parts = [
             normalize(pictures[view] if everything else pictures[view][chosen], mean=self.mean, std=self.std)
             for view, chosen in zip(self.views, rows, strict=True)
         ]
-        with views_in_batch(network, [(view, len(part)) for view, part in zip(self.views, parts, strict=True)]):
+        layout = [(view, len(part)) for view, part in zip(self.views, parts, strict=True)]
+        with views_in_batch(network, layout):
             logits = self._logits(network(torch.cat(parts)), sum(map(len, parts)))
+        views_in_backward(network, layout, logits)
         if everything:
             return logits.view(*present.shape, -1)
         full = logits.new_zeros(present.numel(), logits.shape[-1])
@@ -432,8 +465,15 @@ def check_scale(pictures: Pictures) -> None:
             )
 
 
-def _stack(*batches: Pictures) -> dict[str, Tensor]:
-    return {view: torch.cat([batch[view] for batch in batches]) for view in batches[0]}
+def _stack(views: Sequence[str], *batches: Pictures) -> dict[str, Tensor]:
+    sizes = {tuple(batch[views[0]].shape[1:]) for batch in batches}
+    if len(sizes) > 1:
+        found = " and ".join(str(list(size)) for size in sorted(sizes))
+        raise ValueError(
+            f"labelled and unlabelled clips are {found}; expected clips of one length and size, because they pass the "
+            "network in one batch"
+        )
+    return {view: torch.cat([batch[view] for batch in batches]) for view in views}
 
 
 def _check(*, classes: int, threshold: float, target: str, temperature: float, ema_decay: float) -> None:

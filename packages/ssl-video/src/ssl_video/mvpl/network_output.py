@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from ssl_video.models.networks import logits_in
+from ssl_video.models.networks import are_probabilities, logits_in
 
-_ONE = 1e-3  # tolerance for the sum of a row of probabilities, in half precision
 _MANY, _MANY_CLASSES = 32, 10
 """Number of values from 0 to 1 that are taken for the output of a sigmoid if the operation that made them is not known.
 Logits of an untrained network keep their sign from clip to clip, so that only many classes tell them apart."""
@@ -64,18 +63,33 @@ def check_unbounded(logits: Tensor) -> None:
         )
     if last.startswith(_LINEAR):
         return
-    values = logits.detach().float()
-    if not (values >= 0).all():
-        return
-    if clips > 1 and (values.sum(dim=1) - 1).abs().max() < _ONE:
+    if are_probabilities(logits):
         raise NetworkOutputError(
             f"the network returned probabilities: every row sums to 1; {_expected(clips, classes)}. Remove its last "
             "softmax (for PyTorchVideo's X3D: head_activation=None)"
         )
-    if values.numel() >= _MANY and classes >= _MANY_CLASSES and (values <= 1).all():
+    values = logits.detach().float()
+    if values.numel() >= _MANY and classes >= _MANY_CLASSES and (values >= 0).all() and (values <= 1).all():
         raise NetworkOutputError(
             f"the network returned {values.numel()} values between 0 and 1, as after a sigmoid; "
             f"{_expected(clips, classes)}. Remove its last activation"
+        )
+
+
+def check_same_in_evaluation(labelling: Tensor, training: Tensor) -> None:
+    """Check that a network does not return probabilities in evaluation mode that are logits in training mode.
+
+    Args:
+        labelling: Output in evaluation mode ``[N, K]``.
+        training: Output in training mode ``[N', K]``.
+
+    Raises:
+        NetworkOutputError: It does, as networks of SlowFast do.
+    """
+    if are_probabilities(labelling) and not are_probabilities(training):
+        raise NetworkOutputError(
+            "the network returns logits in training mode, but probabilities in evaluation mode, in which it makes the "
+            "pseudo-labels and is tested; expected logits in both modes. Remove its last softmax"
         )
 
 

@@ -54,15 +54,34 @@ class ViewWeights(nn.Module):
             return (self.fixed / self.fixed.sum()).to(self.losses.device)
         if not self.adaptive:
             return None
+        return (-self._means()).softmax(dim=0)
+
+    def _means(self) -> Tensor:
         # Before the first step all losses are 0 and the weights equal; reading the step would wait for the device.
-        return (-self.losses / (1 - _DECAY**self.steps).clamp(min=_DECAY * (1 - _DECAY))).softmax(dim=0)
+        return self.losses / (1 - _DECAY**self.steps).clamp(min=_DECAY * (1 - _DECAY))
 
     @torch.no_grad()
-    def remember(self, losses: Tensor) -> None:
-        """Update the averages with the supervised loss of each view ``[M]`` in this step."""
-        if self.adaptive:
-            self.losses.lerp_(_over_processes(losses.to(self.losses.dtype)), 1 - _DECAY)
-            self.steps += 1
+    def remember(self, losses: Tensor, clips: Tensor | None = None) -> None:
+        """Update the averages with the supervised loss of each view ``[M]`` in this step.
+
+        The average of a view that no clip has, or whose loss is not finite, stays; before its first clip it is the mean
+        of the others.
+
+        Args:
+            losses: Mean loss of each view.
+            clips: Number of clips that have the view ``[M]``; None: all views have as many.
+        """
+        if not self.adaptive:
+            return
+        losses = losses.to(self.losses.dtype)
+        count = losses.isfinite().to(losses.dtype) * (1 if clips is None else clips)
+        total, count = _over_processes(torch.stack([losses.nan_to_num(0, 0, 0) * count, count])).unbind()
+        seen = count > 0
+        now = total / count.clamp(min=torch.finfo(count.dtype).tiny)
+        others = now.sum() / seen.sum().clamp(min=1)
+        now = torch.where(seen, now, torch.where(self.steps > 0, self._means(), others))
+        self.losses.lerp_(now, (1 - _DECAY) * seen.any().to(now.dtype))
+        self.steps += seen.any()
 
 
 class DistributionAlignment(nn.Module):

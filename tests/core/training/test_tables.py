@@ -10,7 +10,15 @@ import pytest
 from contrastive_core.errors import UserError
 from contrastive_core.training.documents import read_text
 from contrastive_core.training.split_names import canonical_split, find_splits, split_word
-from contrastive_core.training.tables import check_local, find_columns, is_missing, local_path, plain_cell, safe_cell
+from contrastive_core.training.tables import (
+    check_local,
+    find_columns,
+    is_missing,
+    local_path,
+    plain_cell,
+    safe_cell,
+    whole_numbers,
+)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -72,3 +80,9 @@ def test_parts_have_many_names(tmp_path: Path) -> None:
     assert find_splits(tmp_path, ["training-wheels", "bell"]) == {}
     with pytest.raises(UserError, match="found the folders val and valid, all of split val"):
         find_splits(tmp_path, ["val", "valid"])
+
+
+def test_whole_numbers_lose_their_decimals_only_together() -> None:
+    assert whole_numbers(["10.0", "nan", "-1.00", "2"]) == ["10", "nan", "-1", "2"]
+    for others in (["1.0", "1.5"], ["1.0", "v2.0"], ["1.", ".0"]):
+        assert whole_numbers(others) == others

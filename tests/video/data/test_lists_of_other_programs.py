@@ -114,3 +114,15 @@ def test_frames_archives_and_splits_are_no_videos(name: str, tmp_path: Path) -> 
     }
     with pytest.raises(UserError, match=said.get(name, "found a picture, expected videos; extracted frames")):
         open_videos(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "row"),
+    [("a.csv", "path,label\n", "{}.mp4,{}\n"), ("a.txt", "", "{}.mp4 {}\n")],
+    ids=["table", "lines"],
+)
+def test_numbers_that_pandas_wrote_with_decimals_are_whole(name: str, head: str, row: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(head + "".join(row.format(i, float(i - 1)) for i in range(12)))
+    videos = open_videos(tmp_path / name)
+    assert videos.classes == tuple(map(str, range(11)))
+    assert [video.key for video in videos.videos if video.label is None] == ["0.mp4"]  # -1.0

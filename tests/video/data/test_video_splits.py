@@ -123,6 +123,9 @@ def test_official_lists_decide(ucf: Path, tmp_path: Path) -> None:
     assert read_split(tmp_path / "out/listed.json").labelled == ((keys[4], "Dive"), (keys[-1], "Row"))
     with pytest.raises(UserError, match="without train_list"):
         make_splits(str(ucf), tmp_path / "out", test_list=tmp_path / "testlist01.txt")
+    (tmp_path / "few.txt").write_text(f"{keys[4]}\n{keys[-1]}\n./{keys[4]}\n")
+    with pytest.raises(UserError, match=rf"few\.txt: lists {keys[4]} more than once"):
+        make_splits(str(ucf), tmp_path / "new", draw=draw, labelled_list=tmp_path / "few.txt", **lists)
 
 
 def test_split_files_are_believed_only_whole(ucf: Path, tmp_path: Path) -> None:
@@ -314,6 +317,10 @@ def test_identical_files_are_in_one_part_alone(tmp_path: Path) -> None:
     assert not contents["validation"] & (contents["train"] | contents["test"])
     listed = {*split.train, *(key for key, _ in (*split.validation, *split.test))}
     assert f"{25 - len(listed)} videos left out: identical to videos of another part" in said
+    assert "several classes" not in said
+    (root / "a/0.mp4").write_bytes(b"b 4")
+    said = make_splits(str(root), tmp_path / "new", draw=LabelDrawOptions(fractions=(0.5,), draws=1), by="clip")
+    assert "identical videos in several classes: a/0.mp4, b/8.mp4, b/9.mp4; keep each in one class" in said
 
 
 def test_other_parts_of_a_list_are_not_trained_on(tmp_path: Path) -> None:

@@ -33,6 +33,15 @@ def test_paths_labels_and_order_of_rows(manifest) -> None:
     assert [images.read(i)[0, 0, 0].item() for i in range(3)] == [40, 10, 40]
 
 
+def test_numbers_that_pandas_wrote_with_decimals_are_whole(manifest) -> None:
+    images = open_images(manifest("path,label\na.png,10.0\na.png,2.0\nsub/b c.png,-1.0\n"))
+    assert images.classes == ["-1", "2", "10"]
+    assert any("the label -1 is used as a class" in note for note in images.notes)
+    assert open_images(manifest("path,label\na.png,1.5\na.png,2.0\n")).classes == ["1.5", "2.0"]
+    two = open_images(manifest("path,label\na.png,-1\na.png,1\n"))
+    assert not any("-1" in note for note in two.notes)
+
+
 def test_absolute_paths_a_byte_order_mark_other_columns_and_spaces(manifest, tmp_path: Path) -> None:
     text = f'\ufeffPath, Label ,ID\r\n{tmp_path}/a.png, cat,1\r\n\r\n"sub/b c.png","dog, small",2\r\n'
     images = open_images(manifest(text))

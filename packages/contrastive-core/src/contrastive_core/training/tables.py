@@ -10,6 +10,7 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 
 _MISSING = frozenset({"", "nan", "<na>", "n/a", "null"})  # written by other programs for missing values
+_WHOLE = re.compile(r"-?\d+(?:\.0+)?")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -17,6 +18,19 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 def is_missing(text: str) -> bool:
     """Return whether a cell denotes a missing value: empty, ``nan``, ``<NA>``, ``n/a`` or ``null``."""
     return text.strip().lower() in _MISSING
+
+
+def whole_numbers(labels: Sequence[str]) -> list[str]:
+    """Remove the decimals of labels if all of them are whole numbers or missing.
+
+    pandas writes the numbers 0, 1 and 2 as 0.0, 1.0 and 2.0 if others in the column are missing.
+
+    >>> whole_numbers(["2.0", "", "10.0"]), whole_numbers(["1.0", "1.5"])
+    (['2', '', '10'], ['1.0', '1.5'])
+    """
+    if all(is_missing(label) or _WHOLE.fullmatch(label) for label in labels):
+        return [label.partition(".")[0] for label in labels]
+    return list(labels)
 
 
 def find_columns(

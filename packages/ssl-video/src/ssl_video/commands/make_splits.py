@@ -213,6 +213,12 @@ def _copies(videos: VideoSet, parts: _Parts, kept: dict[str, list[int]]) -> set[
         moved |= {*kept[purpose]} - {*free}
         kept[purpose] = free
         taken |= {contents[place] for place in free}
+    several_classes = _of_several_classes(videos, contents)
+    if several_classes:
+        parts.notes.append(
+            f"identical videos in several classes: {some_of([videos[place].key for place in several_classes], 4)}; "
+            "keep each in one class, because the labels contradict each other"
+        )
     held = {contents[place] for places in kept.values() for place in places}
     copies = {place for place in parts.train if contents[place] in held} - {p for ps in kept.values() for p in ps}
     if moved | copies:
@@ -221,6 +227,15 @@ def _copies(videos: VideoSet, parts: _Parts, kept: dict[str, list[int]]) -> set[
             "lists identical files"
         )
     return copies
+
+
+def _of_several_classes(videos: VideoSet, contents: Sequence[str]) -> list[int]:
+    """Return the positions of videos with identical ones in another class."""
+    labels: dict[str, set[str]] = {}
+    for video, content in zip(videos.videos, contents, strict=True):
+        if video.label is not None:
+            labels.setdefault(content, set()).add(video.label)
+    return [place for place, content in enumerate(contents) if len(labels.get(content, ())) > 1]
 
 
 def _apart(videos: VideoSet, parts: _Parts, kept: dict[str, list[int]], *, by: By) -> list[int]:

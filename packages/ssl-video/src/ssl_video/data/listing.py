@@ -24,6 +24,7 @@ from contrastive_core.training.tables import (
     is_missing,
     local_path,
     plain_cell,
+    whole_numbers,
 )
 from ssl_video.data.videos import SUFFIXES, Video, VideoSet, canonical_part
 
@@ -302,9 +303,10 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
             )
         path = local_path(found["path"].strip('"'), file.parent)
         lines.append((number, path))
-        entries.append((path, None if label is None else label.strip('"')))
+        entries.append((path, "" if label is None else label.strip('"')))
     check_local(file, lines)
-    return entries
+    labels = whole_numbers([label for _, label in entries])
+    return [(path, label or None) for (path, _), label in zip(entries, labels, strict=True)]
 
 
 def read_table(file: Path, notes: list[str] | None = None) -> list[dict[str, str]] | None:
@@ -376,7 +378,8 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
             f"{file}: found rows without a path (line {some_of(pathless)}), expected one in each; remove them"
         )
     check_local(file, paths)
-    return rows
+    labels = whole_numbers([row.get("class", "") for row in rows])
+    return [{**row, "class": label} if "class" in row else row for row, label in zip(rows, labels, strict=True)]
 
 
 def _without_preamble(text: str) -> tuple[int, str, str]:

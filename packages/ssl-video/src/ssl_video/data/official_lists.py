@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,8 @@ def read_list(path: Path, videos: VideoSet) -> OfficialList:
     column ``path`` and an optional column ``class``.
 
     Raises:
-        UserError: There is no such list, none of its videos are in the data, or some are missing (not for Kinetics).
+        UserError: There is no such list, none of its videos are in the data, some are missing (not for Kinetics), or
+            one is listed twice.
     """
     if path.is_dir() or _HMDB.fullmatch(path.name):
         return _hmdb(path, videos)
@@ -99,4 +101,8 @@ def _places(entries: Sequence[_Entry], path: Path, videos: VideoSet) -> list[int
             f"{path}: {len(missing)} of its {len(entries)} videos are missing or ambiguous in {videos.name} ({some}), "
             f"whose videos have names such as {videos[0].key}"
         )
-    return [place for place in places if place is not None]
+    found = [place for place in places if place is not None]
+    twice = [videos[place].key for place, count in Counter(found).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: lists {some_of(twice, 3)} more than once; expected every video once")
+    return found

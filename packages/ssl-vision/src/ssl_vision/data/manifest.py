@@ -7,14 +7,14 @@ import io
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading
 from contrastive_core.training.split_names import canonical_split, split_word
-from contrastive_core.training.tables import check_local, find_columns, is_missing, local_path
+from contrastive_core.training.tables import check_local, find_columns, is_missing, local_path, whole_numbers
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.data.decode import FileImages
 from ssl_vision.data.listing import printable
@@ -138,6 +138,8 @@ def read_manifest(manifest: Path) -> Manifest:
             label = ""
         split = canonical_split(row[place["split"]].strip()) if "split" in place else "train"
         rows.append(Row(line, local_path(row[place["path"]].strip(), manifest.parent), label, split))
+    labels = whole_numbers([row.label for row in rows])
+    rows = [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
     pathless = [row.line for row in rows if not row.path]
     if pathless:
         raise UserError(
@@ -148,6 +150,8 @@ def read_manifest(manifest: Path) -> Manifest:
         others = {number: name for number, name in enumerate(columns) if number not in place.values()}
         _refuse_other_splits(manifest, others, [row for _, row in cells])
     notes += _repeated(rows)
+    if "-1" in labels and len({*labels} - {"", "-1"}) > 1:
+        notes.append("the label -1 is used as a class; leave the label of unlabelled images empty")
     if missing:
         notes.append(
             f"{several(len(missing), 'row')} with a missing value as label ({_lines(missing)}), taken as unlabelled"

@@ -24,6 +24,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading, to_json_lines
 from contrastive_core.training.outputs import write_once
+from contrastive_core.training.tables import whole_numbers
 from ssl_vision.data import ImageSet
 from ssl_vision.data.manifest import COLUMNS
 
@@ -220,7 +221,9 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
         raise UserError(
             f"{file}: found the row {delimiter.join(short[0])!r}, expected as many columns as in the first row"
         )
-    return [(row[path].strip(), None if label is None else row[label].strip()) for row in rows if row[path].strip()]
+    rows = [row for row in rows if row[path].strip()]
+    labels = None if label is None else whole_numbers([row[label].strip() for row in rows])
+    return [(row[path].strip(), labels[number] if labels else None) for number, row in enumerate(rows)]
 
 
 def _unquoted(line: str, place: _Places, file: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from contrastive_core.errors import UserError
 from ssl_medseg.datasets import DataSet, open_dataset
+from ssl_medseg.datasets.draw_splits import Pool, split_by_labels
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
 
@@ -215,12 +217,12 @@ def test_csv(tmp_path: Path) -> None:
     data = open_dataset(tmp_path / "cases.csv", frame=0)
     assert data.layout == "csv"
     assert data.patients == {"A": ("one", "two"), "B": ("x3",)}
-    assert [case.listed for case in data.cases] == ["labelled", "unlabelled", "test"]
+    assert [case.listed for case in data.cases] == ["training", "unlabelled", "test"]
     assert data.case("one").image == ImageFile(tmp_path / "scans" / "x1.nii.gz", frame=3)
     assert data.case("two").image.frame == 0
     text = (tmp_path / "cases.csv").read_text()
     (tmp_path / "cases.csv").write_text(text.replace("unlabelled", "unlabled"))
-    with pytest.raises(UserError, match=r"1 case without a label.*\n      two"):
+    with pytest.raises(UserError, match=r"found 'unlabled' in the column split \(two\); expected train, "):
         open_dataset(tmp_path / "cases.csv")
     (tmp_path / "cases.csv").write_text(text.replace("mask1", "mask9"))
     with pytest.raises(UserError, match=r"masks/mask9\.nii\.gz: there is mask1\.nii\.gz"):
@@ -246,3 +248,75 @@ def test_a_layout_can_be_insisted_on(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "labelsTr")
     data = open_dataset(tmp_path, layout="folders", allow_unlabelled=True, label_map=tmp_path / "dataset.json")
     assert "z" in data.names
+
+
+def table(root: Path, header: str, *rows: str) -> DataSet:
+    """Open a CSV file with the columns image and label, and one more, for the images x0, x1, ..."""
+    files = [name for number in range(len(rows)) for name in (f"scans/x{number}.nii.gz", f"masks/x{number}.nii.gz")]
+    text = "\n".join([f"image,label,{header}", *rows])
+    return open_dataset(lay(root, *files, cases_csv=text, labels_json=json.dumps(MAP)) / "cases.csv")
+
+
+def test_the_parts_of_a_table_are_kept(tmp_path: Path) -> None:
+    words = ["Training", "labelled", "val", "testing", "Unlabelled", ""]
+    data = table(tmp_path, "split", *(f"scans/x{n}.nii.gz,masks/x{n}.nii.gz,{word}" for n, word in enumerate(words)))
+    assert [case.listed for case in data.cases] == ["training", "training", "validation", "test", "unlabelled", ""]
+    split, _ = split_by_labels(data)
+    assert split.parts == {
+        "labelled": ("x0", "x1", "x5"), "validation": ("x2",), "test": ("x3",), "unlabelled": ("x4",),
+    }  # fmt: skip
+    assert Pool.of(data, data.cases).fully_labelled == ["x0", "x1", "x2", "x3", "x5"]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["P01_ED", "p01_ES", "P2"], r"1 group of patients whose names differ only in case.*\(P01, p01\)"),
+        (["P1", "P_01", "P-001", "P2"], r"leading zeros or separators.*\(P-001, P1, P_01\)"),
+        (["Mu\u0308ller", "M\u00fcller", "P2"], "1 group of patients"),
+        (
+            ["P1_20190101", "P1_2020-01-31", "P2_20190101"],
+            r"names differ only in a date.*\(P1_20190101, P1_2020-01-31\)",
+        ),
+        (["P1_pre", "P1_post", "P2"], r"repeated scans, .*\(P1_post, P1_pre\)"),
+        (["P1", "P1_followup", "P2"], "repeated scans"),
+        (["P1a", "P1b", "P2"], "repeated scans"),
+        (["P1_1", "P11", "P12"], None),
+        (["scan_20190101", "scan_20190102", "scan_20190103"], None),
+        (["P1_frame01", "P1_frame12", "P2"], None),
+    ],
+)
+def test_patients_that_a_split_may_separate_by_mistake_are_reported(
+    tmp_path: Path, names: list[str], words: str | None
+) -> None:
+    files = [f"{folder}/{name}.nii.gz" for folder in ("images", "labels") for name in names]
+    notes = open_dataset(lay(tmp_path, *files, labels_json=json.dumps(MAP))).notes
+    assert not notes if words is None else len(notes) == 1
+    assert words is None or re.search(words, notes[0])
+
+
+def test_a_column_of_patients_with_empty_cells_is_reported(tmp_path: Path) -> None:
+    data = table(tmp_path, "patient", *(f"scans/x{n}.nii.gz,masks/x{n}.nii.gz,{who}" for n, who in enumerate("A B")))
+    assert [case.patient for case in data.cases] == ["A", "x1", "B"]
+    assert data.notes[0].startswith("1 case without a stated patient")
+
+
+def test_a_table_of_patients_states_one_for_each_case(tmp_path: Path) -> None:
+    files = [f"{folder}/P{n}.nii.gz" for folder in ("images", "labels") for n in (1, 2)]
+    lay(tmp_path, *files, labels_json=json.dumps(MAP), who_csv="case,patient\nP1,A\nP2,B\nP1,A\n")
+    assert open_dataset(tmp_path, patients=tmp_path / "who.csv").patients == {"A": ("P1",), "B": ("P2",)}
+    lay(tmp_path, who_csv="case,patient\nP1,A\nP2,B\nP1,B\n")
+    with pytest.raises(UserError, match=r"who\.csv: lists several patients for P1; expected one for each case"):
+        open_dataset(tmp_path, patients=tmp_path / "who.csv")
+
+
+def test_labels_of_other_cases_are_reported(tmp_path: Path) -> None:
+    crossed = table(tmp_path / "a", "case", *(f"scans/x{n}.nii.gz,masks/x{(n + 1) % 3}.nii.gz,c{n}" for n in range(3)))
+    assert crossed.notes[0].startswith("3 labels named like the image of another case")
+    assert "c0: has the label masks/x1.nii.gz" in crossed.notes[0]
+    files = [f"P{n}/{name}.nii.gz" for n in range(2) for name in ("t2", "seg")]
+    for first, is_right in ((0, True), (1, False)):
+        rows = [f"P{n}/t2.nii.gz,P{(n + first) % 2}/seg.nii.gz,c{n}" for n in range(2)]
+        text = "\n".join(["image,label,case", *rows])
+        root = lay(tmp_path / f"{first}", *files, cases_csv=text, labels_json=json.dumps(MAP))
+        assert any("another case" in note for note in open_dataset(root / "cases.csv").notes) is not is_right

@@ -240,6 +240,46 @@ def test_a_stack_that_is_no_volume_is_refused_with_its_files(tmp_path: Path, cha
         read_volume(ImageFile(folder))
 
 
+@pytest.mark.parametrize("tag", ["PatientID", "StudyInstanceUID", "SeriesNumber"])
+def test_images_of_two_patients_under_an_empty_series_uid_are_not_interleaved(tmp_path: Path, tag: str) -> None:
+    def anonymised(dataset, place: int) -> None:
+        dataset.SeriesInstanceUID = ""
+        if place % 2:
+            setattr(dataset, tag, "7")
+
+    with pytest.raises(UserError, match=f"SeriesInstanceUID, which is empty, but 2 different values of {tag}"):
+        read_volume(ImageFile(edited(series(tmp_path), anonymised)))
+
+
+def _multi_frame(folder: Path, images: list) -> Path:
+    """Write an enhanced image, which is displayed inverted and states real-world values, from single-frame images."""
+    import highdicom
+    from pydicom.dataset import Dataset
+
+    folder.mkdir()
+    uids = {name: highdicom.UID() for name in ("series_instance_uid", "sop_instance_uid")}
+    image = highdicom.legacy.LegacyConvertedEnhancedMRImage(images, series_number=9, instance_number=1, **uids)
+    image.PhotometricInterpretation = "MONOCHROME1"
+    del image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
+    values = Dataset()
+    values.RealWorldValueIntercept, values.RealWorldValueSlope = 0.0, 3.0
+    values.RealWorldValueFirstValueMapped, values.RealWorldValueLastValueMapped = 0, 4000
+    image.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence = [values]
+    image.save_as(folder / "image.dcm")
+    return folder
+
+
+@pytest.mark.parametrize("count", [7, 1])
+def test_a_multi_frame_image_has_the_intensities_of_its_slices(tmp_path: Path, count: int) -> None:
+    images = _datasets(series(tmp_path))[:count]
+    for dataset in images:
+        shutil.copy(dataset.filename, (tmp_path / "few").mkdir(exist_ok=True) or tmp_path / "few")
+    expected = read_volume(ImageFile(tmp_path / "few"))
+    found = read_volume(ImageFile(_multi_frame(tmp_path / "enhanced", images)))
+    np.testing.assert_array_equal(found.array, expected.array)
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)
+
+
 def test_small_jitter_is_evened_and_said(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 

@@ -23,8 +23,8 @@ class Case:
         patient: Patient of the case; all cases of a patient are in the same part of a split.
         image: File of the image, or of each of its channels.
         label: File of the label, if there is one. The split decides whether training may open it.
-        listed: Part in which the data set itself lists the case (``training``, ``test``, ``unlabelled``, or a value of
-            the column split of a CSV file); empty if there is no list.
+        listed: Part in which the data set itself lists the case: ``training``, ``validation``, ``test`` or
+            ``unlabelled``; empty if there is no list.
         phase: ED or ES of a heart, if a table, the name or ACDC's Info.cfg states it; else empty.
     """
 
@@ -34,6 +34,11 @@ class Case:
     label: Path | None = None
     listed: str = ""
     phase: str = ""
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the case has a label and the data set does not list it as unlabelled."""
+        return self.label is not None and self.listed != "unlabelled"
 
 
 @dataclass(frozen=True)

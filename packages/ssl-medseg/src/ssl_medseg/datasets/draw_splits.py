@@ -28,8 +28,8 @@ def split_by_labels(
     Args:
         dataset: Data set.
         labelled: Labelled patients; if empty, all patients whose volumes all have labels.
-        validation: Validation patients; if empty, the last quarter of the labelled ones if there are four or more,
-            otherwise none.
+        validation: Validation patients; if empty, those that the data set lists for validation, or otherwise the last
+            quarter of the labelled ones if there are four or more.
 
     Returns:
         The split, and an explanation of it.
@@ -39,12 +39,14 @@ def split_by_labels(
     """
     test = {case.patient for case in dataset.cases if case.listed == "test"}
     known = [patient for patient in dataset.patients if patient not in test]
-    full = [p for p in known if all(dataset.case(name).label is not None for name in dataset.patients[p])]
+    full = [p for p in known if all(dataset.case(name).is_labelled for name in dataset.patients[p])]
     for patient in (*labelled, *validation):
         if patient not in known:
             raise UserError(
                 f"{dataset.name} has no patient {patient!r} outside its test part; its patients are {some_of(known)}"
             )
+    listed = [p for p in known if any(dataset.case(name).listed == "validation" for name in dataset.patients[p])]
+    validation = validation or [patient for patient in listed if patient not in labelled]
     chosen = list(labelled or [p for p in full if p not in validation])
     reasons = [f"labelled: {some_of(chosen)}" + ("" if labelled else ", the patients whose volumes all have labels")]
     held = list(validation)
@@ -112,7 +114,7 @@ class Pool:
     @property
     def fully_labelled(self) -> list[str]:
         """Patients whose cases all have labels, sorted."""
-        return sorted(p for p, cases in self.cases.items() if all(case.label is not None for case in cases))
+        return sorted(p for p, cases in self.cases.items() if all(case.is_labelled for case in cases))
 
     def names(self, patients: Iterable[str]) -> tuple[str, ...]:
         """Return the names of the cases of some patients, in the order of the data set."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
-from contrastive_core.text import several
+from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text
 from contrastive_core.training.names import check_file_name, check_label
 from ssl_medseg.datasets.dataset import Case
@@ -53,8 +54,11 @@ class PatientRule:
             raise UserError(f"--patient-pattern {pattern!r} is not a valid regular expression: {error}") from error
         self._table: Mapping[str, str] | None = None
         if table is not None:
-            rows = read_table(table, needed=("case", "patient"))
-            self._table, self._file = {row["case"]: row["patient"] for row in rows}, table.name
+            rows = {(row["case"], row["patient"]) for row in read_table(table, needed=("case", "patient"))}
+            counts = Counter(case for case, _ in rows)
+            if twice := sorted(case for case, count in counts.items() if count > 1):
+                raise UserError(f"{table}: lists several patients for {some_of(twice)}; expected one for each case")
+            self._table, self._file = dict(rows), table.name
 
     def __call__(self, name: str) -> str:
         """Return the patient of a case.
@@ -120,8 +124,9 @@ def resolve(listing: Listing, options: DataOptions) -> Resolved:
         if not entry.lacks and all(path.exists() for path in entry.image.paths):
             phase = entry.phase or phase_of(entry.name, entry.image)
             cases.append(Case(entry.name, said or patient(entry.name), entry.image, label, entry.listed, phase))
-    folded = [] if overridden else _folded(cases, {entry.name for entry in listing.entries if entry.patient})
-    return Resolved(cases, [*_findings(listing, options), *folded])
+    stated = {entry.name for entry in listing.entries if entry.patient}
+    folded = [] if overridden else [*_folded(cases, stated), *_repeated(cases, stated), *_partly_stated(listing)]
+    return Resolved(cases, [*_findings(listing, options), *folded, *_spelled(cases)])
 
 
 def _findings(listing: Listing, options: DataOptions) -> Iterator[Finding]:
@@ -131,6 +136,7 @@ def _findings(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     yield from _without_label(listing, options)
     yield from _left_over(listing)
     yield from _twice(listing)
+    yield from _crossed(listing)
     yield from _not_used(listing)
     yield from _without_channel(listing)
     if not listing.entries:
@@ -264,6 +270,81 @@ def _folded(cases: Sequence[Case], stated: set[str]) -> Iterator[Finding]:
             "--patient-pattern or --patients overrides this"
         )
         yield Finding("note", "folded", title, [Item(names, f"patient {patient}") for patient, names in shared.items()])
+
+
+def _spelled(cases: Sequence[Case]) -> Iterator[Finding]:
+    """Report patients that differ in spelling only; a split would treat them as different people."""
+    spellings: dict[tuple[str, ...], set[str]] = {}
+    for case in cases:
+        name = unicodedata.normalize("NFKC", case.patient).casefold()
+        parts = tuple(part.lstrip("0") for part in _WORD.findall(name))
+        spellings.setdefault(parts, set()).add(case.patient)
+    items = [Item(sorted(names)) for names in spellings.values() if len(names) > 1]
+    if items:
+        title = (
+            f"{several(len(items), 'group')} of patients whose names differ only in case, leading zeros or separators: "
+            "they count as different patients, and may be in training and test. If they are the same, correct the "
+            "names or use --patients"
+        )
+        yield Finding("warning", "patient_spelling", title, items)
+
+
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+_DATE = re.compile(r"(?<!\d)(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])(?!\d)")
+_VISIT = re.compile(
+    r"[_\-. ]+(?:pre|post|baseline|bl|follow[_\-]?up|fu|(?:v|fu|day|week|month|year)[_\-]?\d+)$|(?<=\d)[a-d]$", re.I
+)
+
+
+def _repeated(cases: Sequence[Case], stated: set[str]) -> Iterator[Finding]:
+    """Report cases of different patients whose names differ only in what usually states a visit, such as a date."""
+    visits: dict[str, list[Case]] = {}
+    own = [case for case in cases if case.name not in stated]
+    for case in own:
+        name = _VISIT.sub("", _DATE.sub("", case.name).rstrip("_-. "))
+        visits.setdefault(name.strip("_-. "), []).append(case)
+    # Names that consist of a date, or of one word for all cases and a date, do not state the patient.
+    groups = [group for name, group in visits.items() if name and len({case.patient for case in group}) > 1]
+    items = [Item([case.name for case in group]) for group in groups if len(group) < len(own)]
+    if items:
+        title = (
+            f"{several(len(items), 'group')} of cases whose names differ only in a date, a letter or a word such as "
+            "pre and post: they count as different patients, and may be in training and test. If they are repeated "
+            "scans, state the patients with --patient-pattern or --patients"
+        )
+        yield Finding("warning", "repeated_scans", title, items)
+
+
+def _partly_stated(listing: Listing) -> Iterator[Finding]:
+    """Report empty cells in the column of patients, such as those that merged cells leave."""
+    bare = [entry.name for entry in listing.entries if not entry.patient]
+    if bare and len(bare) < len(listing.entries):
+        title = (
+            f"{several(len(bare), 'case')} without a stated patient, in contrast to the others: derived from the names "
+            "of the cases. State the patient of every case"
+        )
+        yield Finding("warning", "patient_partly", title, [Item(bare)])
+
+
+def _crossed(listing: Listing) -> Iterator[Finding]:
+    """Report labels with the name, or in the folder, of the image of another case, as after sorting one column."""
+    labelled = [entry for entry in listing.entries if entry.label is not None]
+    names: tuple[Callable[[Path], str], ...] = (image_name, lambda path: path.parent.name)
+    for name_of in names:
+        owners = {name_of(entry.image.path): entry for entry in listing.entries}
+        if len(owners) < len(listing.entries):
+            continue  # names that several images share do not identify a case
+        items = [
+            Item([entry.name], f"has the label {_relative(entry.label, listing)}")
+            for entry in labelled
+            if entry.label is not None and owners.get(name_of(entry.label), entry) is not entry
+        ]
+        if items:
+            title = (
+                f"{several(len(items), 'label')} named like the image of another case: check whether rows are mixed up"
+            )
+            yield Finding("warning", "crossed_labels", title, items)
+            return
 
 
 def _twice(listing: Listing) -> Iterator[Finding]:

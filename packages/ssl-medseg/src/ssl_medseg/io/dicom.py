@@ -27,6 +27,7 @@ from ssl_medseg.io.volume import Grid, check_voxel_size, checked_affine, import_
 NOT_IMAGES = (".json", ".txt", ".csv", ".xml", ".md")
 _NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 _EQUAL = ("Rows", "Columns", "PixelSpacing")
+_IDENTITY = ("PatientID", "StudyInstanceUID", "SeriesNumber")
 _JITTER = 0.05
 """Largest accepted deviation of a slice position from regular spacing, relative to the distance between slices."""
 _SAID_JITTER = 0.005
@@ -66,6 +67,11 @@ class SeriesImage:
         """Whether the image is a localizer, acquired for planning other images."""
         return "LOCALIZER" in map(str.upper, self.dataset.get("ImageType", None) or ())
 
+    @property
+    def is_multi_frame(self) -> bool:
+        """Whether the positions are stored by frame, as in enhanced images, also in those with a single frame."""
+        return int(self.dataset.get("NumberOfFrames", 1) or 1) > 1 or "PerFrameFunctionalGroupsSequence" in self.dataset
+
 
 def read_series(path: Path, *, series: str | None = None) -> tuple[NDArray[np.float32], Grid, tuple[str, ...]]:
     """Read the images of one series.
@@ -84,7 +90,7 @@ def read_series(path: Path, *, series: str | None = None) -> tuple[NDArray[np.fl
             is not installed.
     """
     images, notes = series_images(path, series=series)
-    if len(images) == 1 and int(images[0].dataset.get("NumberOfFrames", 1)) > 1:
+    if len(images) == 1 and images[0].is_multi_frame:
         array, affine = _multi_frame(images[0], path)
     else:
         images, affine, more = _stack(images, path)
@@ -246,15 +252,31 @@ def _multi_frame(image: SeriesImage, path: Path) -> tuple[NDArray[np.float32], N
     _check_decoder(image, path)
     problem = f"the frames of {image.name} do not form one volume"
     with reading(path, problem, "expected parallel frames at equal distances. Export the series again, or split it"):
-        volume = highdicom.Image.from_dataset(image.dataset, copy=False).get_volume(dtype=np.float32)
+        # The transforms are those of single-frame images; by default, highdicom would also invert what is displayed
+        # inverted.
+        volume = highdicom.Image.from_dataset(image.dataset, copy=False).get_volume(
+            dtype=np.float32, apply_real_world_transform=False, apply_presentation_lut=False
+        )
     if volume.array.ndim != 3:
         raise UserError(f"{path}: {image.name} contains colour images, expected one number per voxel")
-    return volume.array.transpose(2, 1, 0), volume.get_affine("RAS")[:, [2, 1, 0, 3]]
+    affine = volume.get_affine("RAS")[:, [2, 1, 0, 3]]
+    if len(volume.array) == 1:
+        affine[:3, 2] *= _thickness(image.dataset) / volume.spacing[0]
+    return volume.array.transpose(2, 1, 0), affine
+
+
+def _thickness(dataset: Any) -> float:
+    """Return the thickness of the slice of a multi-frame image with a single frame; highdicom takes it as 1 mm."""
+    groups = (*dataset.get("SharedFunctionalGroupsSequence", ()), *dataset.PerFrameFunctionalGroupsSequence)
+    measures = [measure for group in groups for measure in group.get("PixelMeasuresSequence", ())]
+    stated = [one.get("SpacingBetweenSlices") or one.get("SliceThickness") for one in measures]
+    return float(next(filter(None, stated), 1))
 
 
 def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage], NDArray[np.float64], list[str]]:
     """Sort the images by position; return them with the affine in RAS+ and notes."""
     _check_frames(images, path)
+    _check_identity(images, path)
     _check_tags(images, path)
     orientation = np.array([[float(v) for v in image.dataset.ImageOrientationPatient] for image in images])
     usual = np.median(orientation, axis=0)
@@ -298,7 +320,7 @@ def _directions(orientation: NDArray[np.float64], path: Path) -> tuple[NDArray[n
 
 def _check_frames(images: Sequence[SeriesImage], path: Path) -> None:
     """Refuse files with several slices each: multi-frame images, and mosaics that show all slices in one image."""
-    frames = [image.name for image in images if int(image.dataset.get("NumberOfFrames", 1) or 1) > 1]
+    frames = [image.name for image in images if image.is_multi_frame]
     if frames:
         raise UserError(
             f"{path}: contains {len(images)} images, of which {len(frames)} are multi-frame ({some_of(frames)}); "
@@ -311,6 +333,20 @@ def _check_frames(images: Sequence[SeriesImage], path: Path) -> None:
             f"side ({some_of(mosaics)}); expected one slice per image. Convert the series to NIfTI with a program that "
             "splits mosaics, such as dcm2niix"
         )
+
+
+def _check_identity(images: Sequence[SeriesImage], path: Path) -> None:
+    """Refuse images of several patients or series under one series UID, such as that left empty by anonymisation."""
+    for name in _IDENTITY:
+        values = Counter(str(image.dataset.get(name, "")) for image in images)
+        if len(values) > 1:
+            few = values.most_common()[-1][0]
+            odd = some_of(image.name for image in images if str(image.dataset.get(name, "")) == few)
+            raise UserError(
+                f"{path}: the {len(images)} images have the same SeriesInstanceUID, "
+                f"{images[0].series or 'which is empty'}, but {len(values)} different values of {name}; expected "
+                f"images of one series. Put every series into a folder of its own, starting with {odd}"
+            )
 
 
 def _check_tags(images: Sequence[SeriesImage], path: Path) -> None:

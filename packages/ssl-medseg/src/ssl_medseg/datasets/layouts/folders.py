@@ -26,6 +26,14 @@ _IMAGE_ENDINGS = ("_image", "_img")
 _LABEL_ENDINGS = tuple(
     f"{separator}{word}" for separator in "_-." for word in ("label", "labels", "seg", "mask", "gt", "segmentation")
 )
+_PARTS = {
+    "": "",
+    **dict.fromkeys(("train", "training", "labelled", "labeled"), "training"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(UNLABELLED, "unlabelled"),
+}
+"""Value of the column split -> part of the data set."""
 _MAPS = ("labels.json", "labels.csv", "labels.tsv", "dataset.json")
 
 
@@ -161,7 +169,8 @@ def list_table(file: Path, options: DataOptions) -> Listing:
     ``image_ADC``.
 
     Paths are absolute or relative to the file. Without the column case, cases are named after their image files. An
-    empty label requires ``unlabelled`` or ``test`` in the column split, or the option `allow_unlabelled`. The label map
+    empty label requires ``unlabelled`` or ``test`` in the column split (``train`` and ``validation`` are the other
+    parts), or the option `allow_unlabelled`. The label map
     is read from labels.json, labels.csv or labels.tsv in the same folder.
 
     Raises:
@@ -212,8 +221,12 @@ def _entry(row: dict[str, str], file: Path, options: DataOptions, columns: Seque
         channel=whole_number(row, "channel", file) if row.get("channel") else None,
         frame=whole_number(row, "frame", file) if row.get("frame") else None,
     )
-    part = row.get("split", "").lower()
-    listed = "unlabelled" if part in UNLABELLED else part
+    listed = _PARTS.get(row.get("split", "").lower())
+    if listed is None:  # otherwise a test case of an unknown name would be used for training
+        raise UserError(
+            f"{file}: found {row['split']!r} in the column split ({name}); expected {', '.join(filter(None, _PARTS))} "
+            "or nothing. Rename the part, or the column if it means something else"
+        )
     label = place(file.parent, row["label"]) if row.get("label") else None
     phase = phase_in_table(row.get("phase", ""), source=file)
     is_unlabelled = listed in ("unlabelled", "test")

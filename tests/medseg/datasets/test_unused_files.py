@@ -69,6 +69,17 @@ def table(root: Path) -> Path:
     return root / "set.csv"
 
 
+def test_masks_of_predict_inside_of_its_input_are_no_images(tmp_path: Path) -> None:
+    for name in ("p0", "masks/p0", "masks/deep/p1", "deep/p1"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.nii.gz").touch()
+    (tmp_path / "masks" / "predictions.json").write_text("{}")
+    found = find_images(tmp_path)
+    assert [wanted.name for wanted in found] == ["p0", "deep/p1"]
+    assert unread_files(tmp_path, found) == ["masks: masks of `predict`, which are not segmented"]
+    assert [wanted.name for wanted in find_images(tmp_path / "masks")] == ["p0", "deep/p1"]  # asked for
+
+
 @pytest.mark.parametrize("layout", [folders, decathlon, nnunet, bids, table])
 def test_links_that_lead_nowhere_and_kinds_that_are_not_read_are_listed(tmp_path: Path, layout) -> None:
     source = layout(tmp_path / "data")

@@ -113,6 +113,17 @@ def test_sizes_that_nibabel_repairs_are_refused(tmp_path: Path, size: float) -> 
         read_volume(ImageFile(path))
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_voxels_that_begin_inside_of_the_header_are_refused(tmp_path: Path, ending: str) -> None:
+    path = image(tmp_path / f"image{ending}")
+    unpack, pack = (gzip.decompress, gzip.compress) if ending == ".nii.gz" else (bytes, bytes)
+    content = bytearray(unpack(path.read_bytes()))
+    content[108:112] = np.float32(0).tobytes()  # vox_offset
+    path.write_bytes(pack(bytes(content)))
+    with pytest.raises(UserError, match=r"voxels begin at byte 0 \(vox_offset\), .*; expected 352 or more"):
+        read_volume(ImageFile(path))
+
+
 @pytest.mark.parametrize("sides", [(0.005, 1.0, 1.0), (1.0, 1.0, 60.0), (1000.0, 1000.0, 3000.0)])
 def test_sizes_that_no_scanner_makes_are_refused(tmp_path: Path, sides: tuple[float, float, float]) -> None:
     path = image(tmp_path / "image.nii.gz", affine(sides))

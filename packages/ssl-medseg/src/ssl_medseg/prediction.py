@@ -128,6 +128,9 @@ _UNREAD_SHOWN = 10
 def _walk(root: Path) -> list[tuple[str, Path]]:
     found = []
     for folder, folders, names in walk(root):
+        if folder != root and _is_of_predict(names):
+            folders.clear()
+            continue
         for name in label_folders(folders):
             folders.remove(name)
         inside = folder.relative_to(root)
@@ -136,6 +139,11 @@ def _walk(root: Path) -> list[tuple[str, Path]]:
         images = [path for name in names if is_image(path := folder / name) and not is_segmentation(path)]
         found += [((inside / stem(path)).as_posix(), path) for path in images]
     return found
+
+
+def _is_of_predict(names: Sequence[str]) -> bool:
+    """Return whether a folder with these files was written by `predict`."""
+    return "predictions.json" in names
 
 
 def _series(name: str, folder: Path, opening: DataOptions) -> list[Wanted]:
@@ -159,6 +167,10 @@ def unread_files(data: Path, found: Sequence[Wanted]) -> list[str]:
     unread = []
     for folder, folders, names in walk(data):
         if folder in used:
+            continue
+        if folder != data and _is_of_predict(names):
+            folders.clear()
+            unread.append(f"{folder.relative_to(data).as_posix()}: masks of `predict`, which are not segmented")
             continue
         for name in label_folders(folders):
             folders.remove(name)

@@ -225,7 +225,7 @@ def nifti_grid(opened: Any, path: Path, image: ImageFile | None = None) -> Grid:
         analyze = isinstance(opened, nibabel.AnalyzeImage)
         grid = Grid(shape, checked_affine(opened.affine, path), size_known=not analyze, place_known=not analyze)
     else:
-        _check_pixdim(opened, path)
+        _check_header(opened, path)
         unit = _unit(opened.header, path)
         affine = checked_affine(stored_affine(opened), path)
         affine[:3] *= _MILLIMETRES.get(unit, 1.0)
@@ -332,11 +332,20 @@ def _as_stated(grid: Grid, image: ImageFile | None) -> Grid:
     return replace(grid.with_spacing((1.0, 1.0, 1.0)), size_known=False)
 
 
-def _check_pixdim(opened: Any, path: Path) -> None:
-    """Refuse voxel sizes that are zero, negative or not finite, which nibabel would silently replace."""
+def _check_header(opened: Any, path: Path) -> None:
+    """Refuse voxel sizes and offsets that nibabel replaces or accepts silently.
+
+    Voxel sizes must be finite and above 0. With an offset of 0, nibabel reads the header of a single file as voxels.
+    """
     holder = opened.file_map.get("header") or opened.file_map["image"]
     with holder.get_prepare_fileobj("rb") as file:
         raw = type(opened.header).from_fileobj(file, check=False)
+    if isinstance(opened, nibabel.Nifti1Image) and int(raw["vox_offset"]) < raw.single_vox_offset:
+        raise UserError(
+            f"{path}: the header states that the voxels begin at byte {int(raw['vox_offset'])} (vox_offset), which is "
+            f"inside of the header; expected {raw.single_vox_offset} or more. Correct the header, or convert the image "
+            "from its source again"
+        )
     sizes = [float(size) for size in raw["pixdim"][1:4]]
     needed = [size for size, voxels in zip(sizes, opened.shape[:3], strict=False) if voxels > 1]
     if not all(math.isfinite(size) and size > 0 for size in needed):

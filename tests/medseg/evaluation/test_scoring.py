@@ -30,6 +30,7 @@ from ssl_medseg.evaluation.metrics import measure
 from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import scores_csv
 from ssl_medseg.evaluation.summary import statistic, summary_csv
+from ssl_medseg.evaluation.text import table
 
 SPACING = (1.5, 1.2, 8.0)
 NAMES = ("one", "two")
@@ -193,6 +194,20 @@ def test_files(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(UserError, match="expected a file written by `ssl-medseg evaluate`"):
         read_evaluation(file)
+
+
+def test_long_names_keep_the_columns_of_a_table() -> None:
+    base, long = evaluation(), "left ventricular myocardium with papillary muscles"
+    cases = tuple(
+        dataclasses.replace(c, structures=tuple(dataclasses.replace(s, structure=long) for s in c.structures[:1]))
+        for c in base.cases
+    )
+    named = dataclasses.replace(base, cases=cases, structures=(long,))
+    header, *rows = table(named, summarise(named))[2:]
+    column = header.index("measure")
+    assert rows[0][: column - 2] == long
+    assert rows[0][column:].startswith("Dice ")
+    assert rows[1][column:].startswith("HD95")
 
 
 def test_picture_of_volumes() -> None:

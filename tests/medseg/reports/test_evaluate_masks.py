@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from ssl_medseg.cli import main
@@ -17,7 +18,7 @@ from ssl_medseg.datasets.splits import Split, write_split
 from ssl_medseg.evaluation import read_evaluation
 from ssl_medseg.phantom import write_phantom
 from ssl_medseg.reports.evaluation import evaluate
-from ssl_medseg.reports.overlay import choose, choose_slices, view
+from ssl_medseg.reports.overlay import Sheet, choose, choose_slices, sheet_figure, view
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,32 @@ def test_slices_are_shown_as_radiologists_expect(codes: tuple[str, str, str], pl
     )
     sizes = {"axial": (1.1, 1.0), "coronal": (1.2, 1.0), "sagittal": (1.2, 1.1)}[plane]
     assert shown.spacing == pytest.approx(sizes)
+
+
+def test_long_names_are_not_cut_off_in_pictures() -> None:
+    names = ["<b>RV</b><script>alert(1)</script>", *(f"left ventricular myocardium, segment {n}" for n in range(7))]
+    classes = np.zeros((24, 24, 6), np.uint8)
+    classes[8:16, 8:16, 1:5] = 1
+    sheet = Sheet(
+        title="Best case: " + "patient-" * 20,
+        subtitle="; ".join(f"{name}: Dice 0.912, HD95 4.2 mm" for name in names),
+        images={"image": np.random.default_rng(0).random((24, 24, 6))},
+        masks={"truth": classes, "predicted": classes},
+        structures=names,
+        view=view(np.diag([-2.0, -2.0, 6.0, 1.0]), 2, known=True),
+    )
+    figure = sheet_figure(sheet)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    whole = figure.bbox
+    legend = next(legend for axes in figure.axes if (legend := axes.get_legend()) is not None)
+    for artist in (*figure.texts, legend):
+        box = artist.get_window_extent(canvas.get_renderer())
+        assert whole.x0 <= box.x0
+        assert box.x1 <= whole.x1
+        assert whole.y0 <= box.y0
+        assert box.y1 <= whole.y1
+    assert figure.axes[1].bbox.width > whole.width / 10  # the names leave room for the slices
 
 
 def test_slices_of_a_sheet_hold_structures() -> None:

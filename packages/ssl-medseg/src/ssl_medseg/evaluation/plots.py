@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from ssl_medseg.evaluation.results import Evaluation
 from ssl_medseg.evaluation.summary import LEAST_PAIRS, bland_altman
 
 _COLUMNS = 3
+_NAME_WIDTH = 32  # characters of a line above a panel
 
 
 def bland_altman_figure(evaluation: Evaluation) -> Figure:
@@ -39,7 +41,7 @@ def _volumes(evaluation: Evaluation, structure: str) -> list[tuple[float, float]
 
 
 def _panel(axes: Axes, name: str, pairs: Sequence[tuple[float, float]], *, colour: str) -> None:
-    plain_axes(axes, name)
+    plain_axes(axes, textwrap.fill(name, _NAME_WIDTH))
     axes.set_xlabel("mean of true and predicted volume, mL")
     axes.set_ylabel("predicted minus true volume, mL")
     axes.axhline(0, color=MUTED, linewidth=0.8)

@@ -55,17 +55,18 @@ def median_and_quartiles(measure: str, found: Statistic) -> str:
 
 def table(evaluation: Evaluation, summary: Summary) -> list[str]:
     """Return a line per structure and measure, with the number of cases."""
+    first = max([20, *(len(structure.structure) + 2 for structure in summary.structures)])
     lines = [
         f"{evaluation.name}: {several(summary.cases, 'case')} of {several(summary.patients, 'patient')}",
         "",
-        f"{'structure':20}{'measure':28}{'mean ± sd':>18}{'median (quartiles)':>30}{'n':>5}",
+        f"{'structure':{first}}{'measure':28}{'mean ± sd':>18}{'median (quartiles)':>30}{'n':>5}",
     ]
     for structure in summary.structures:
         for i, (measure, found) in enumerate(structure.measures.items()):
             if measure == "error_ml" and not found.n:
                 continue
             lines.append(
-                f"{structure.structure if i == 0 else '':20}{title(measure, evaluation):28}"
+                f"{structure.structure if i == 0 else '':{first}}{title(measure, evaluation):28}"
                 f"{mean_and_sd(measure, found):>18}{median_and_quartiles(measure, found):>30}{found.n:>5}"
             )
     mean = summary.mean_dice

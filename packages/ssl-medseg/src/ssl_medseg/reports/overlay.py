@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,11 +129,12 @@ def _edge_letters(direction: NDArray[np.float64]) -> str:
 
 
 #: Colours of the structures, distinguishable on grey images and with colour blindness.
-COLOURS = ("#ff5a4d", "#35c2ff", "#ffd83d", "#5fe08a", "#c98bff", "#ff9ad5", "#ffffff", "#b0e000")
+COLOURS = ("#ff5a4d", "#35c2ff", "#ffd83d", "#5fe08a", "#c98bff", "#ff9ad5", "#4f7dff", "#b0e000")
 
 _TRACE = "#ffffff"
 _MARGIN = 0.35  # margin around the structures, relative to their extent
 _LEAST = 0.25  # smallest displayed region, relative to the shorter side of the slice
+_NAME_WIDTH = 22  # characters of a line in the legend, which has the width of a slice
 _WINDOW = (1.0, 99.5)  # percentiles of the displayed region that become black and white
 
 
@@ -174,9 +176,11 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
     windows = {name: _window(image, view, chosen, box) for name, image in sheet.images.items()}
     names = [*sheet.images, *sheet.masks]
     height, width = _size(view.slice(first, chosen[0])[box].shape, view)
-    figure = new_figure(1.6 * width * (len(chosen) + 1) + 0.4, 1.6 * height * len(names) + 0.9)
+    inches = 1.6 * width * (len(chosen) + 1) + 0.4
+    title, subtitle = textwrap.wrap(sheet.title, round(10 * inches)), textwrap.wrap(sheet.subtitle, round(14 * inches))
+    figure = new_figure(inches, 1.6 * height * len(names) + 0.6 + 0.15 * (len(title) + len(subtitle)))
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    figure.suptitle(sheet.title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
+    figure.suptitle("\n".join(title), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     grid = figure.subplots(len(names), len(chosen) + 1, squeeze=False)
     middle = chosen[len(chosen) // 2]
     window = next(iter(windows.values()))
@@ -202,7 +206,7 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
             if column == 1:
                 axes.set_ylabel(name, fontsize=9, color=INK)
     _letters(grid[0, 1], view)
-    figure.supxlabel(sheet.subtitle, x=0.01, ha="left", fontsize=8.5, color=MUTED)
+    figure.supxlabel("\n".join(subtitle), x=0.01, ha="left", fontsize=8.5, color=MUTED)
     return figure
 
 
@@ -312,7 +316,11 @@ def _legend(axes: Axes | None, sheet: Sheet, together: NDArray[np.bool_]) -> Non
     if axes is None or not together.any():
         return
     handles = [
-        Patch(facecolor=to_rgba(COLOURS[i % len(COLOURS)], 0.5), edgecolor=COLOURS[i % len(COLOURS)], label=name)
+        Patch(
+            facecolor=to_rgba(COLOURS[i % len(COLOURS)], 0.5),
+            edgecolor=COLOURS[i % len(COLOURS)],
+            label=textwrap.fill(name, _NAME_WIDTH),
+        )
         for i, name in enumerate(sheet.structures)
     ]
     if len(sheet.masks) > 1:

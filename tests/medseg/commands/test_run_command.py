@@ -126,12 +126,12 @@ def test_a_run_goes_on_in_its_precision_on_another_machine(
     def stop(*words: Any, **named: Any) -> Path:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     with monkeypatch.context() as patched:
         patched.setattr(module, "selftrain", stop)
         with pytest.raises(KeyboardInterrupt):
             run(str(data), tmp_path, **grouped(**{**SHORT, "run": replace(RUN, precision="auto")}))
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     main(["run", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path), "--resume"])
     for folder in (tmp_path, tmp_path / "baseline", tmp_path / "selftrain"):
         assert config.read(folder / "config.yaml")["run"]["precision"] == "bf16-mixed"

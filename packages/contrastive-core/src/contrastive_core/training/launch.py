@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def settled(precision: Precision, device: str) -> FixedPrecision:
-    """Replace the precision `auto` by bf16-mixed if the device has bfloat16 arithmetic, else by 32-true.
+    """Replace the precision `auto` by bf16-mixed if the device is known to have bfloat16 arithmetic, else by 32-true.
 
     Args:
         precision: Precision.
@@ -58,7 +58,7 @@ def slow_precision(precision: FixedPrecision, device: torch.device) -> str | Non
     The results are right, but a training step of ResNet-18 took ten times as long as in float32 on a processor with
     AVX2 only.
     """
-    if precision != "bf16-mixed" or device.type not in ("cpu", "cuda") or _has_bfloat16(device.type):
+    if precision != "bf16-mixed" or device.type not in ("cpu", "cuda") or _has_bfloat16(device.type) is not False:
         return None
     what = "processor" if device.type == "cpu" else "GPU"
     return (
@@ -153,8 +153,11 @@ def _device(wanted: str) -> str:
     return wanted
 
 
-def _has_bfloat16(device: str) -> bool:
+def _has_bfloat16(device: str) -> bool | None:
+    """Return whether the device has bfloat16 arithmetic; None if torch cannot tell."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    found = torch.cpu.get_capabilities() if device == "cpu" else {}
-    return any(found.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.10 does not have it
+    if device != "cpu" or capabilities is None:
+        return None
+    return any(capabilities().get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -166,6 +166,19 @@ def test_slices_are_shown_as_radiologists_expect(codes: tuple[str, str, str], pl
     assert shown.spacing == pytest.approx(sizes)
 
 
+def test_masks_with_the_values_of_other_structures_are_refused(
+    phantom: Path, masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = open_dataset(phantom).labels
+    first, second, *others = labels.structures
+    words = ["evaluate", str(masks), str(phantom), "--out", str(tmp_path / "e"), "--no-pictures"]
+    for names, status in (((second, first), 1), ((first.upper(), "another name"), 0)):
+        stated = {"names": ["background", *names, *others], "values": list(labels.values)}
+        (masks / "predictions.json").write_text(json.dumps({"labels": stated, "cases": []}))
+        assert main(words) == status
+        assert ("expected the same value for a structure" in capsys.readouterr().err) is bool(status)
+
+
 def test_long_names_are_not_cut_off_in_pictures() -> None:
     names = ["<b>RV</b><script>alert(1)</script>", *(f"left ventricular myocardium, segment {n}" for n in range(7))]
     classes = np.zeros((24, 24, 6), np.uint8)

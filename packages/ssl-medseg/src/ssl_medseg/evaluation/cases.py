@@ -17,6 +17,7 @@ from ssl_medseg.evaluation.metrics import measure
 from ssl_medseg.evaluation.results import CaseScores, Evaluation
 from ssl_medseg.io import Grid, grid_difference, read_grid, read_label
 from ssl_medseg.io.file_types import DICOM_ENDINGS, is_dicom, is_image, stem
+from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.preprocessing.cases import read_truth
 
 _NAMED = 5
@@ -88,6 +89,28 @@ def _stale(folder: Path) -> tuple[set[str], dict[str, str]]:
             name: f"its mask was written by an earlier run of predict; the last run failed for this case: {error}"
             for name, error in failed.items()
         }
+
+
+def check_labels(folder: Path, dataset: DataSet) -> None:
+    """Refuse masks of `predict` in which a value stands for another structure than in the data set.
+
+    DICOM segmentations are matched by the names of their segments, so their folders may have other values.
+
+    Raises:
+        UserError: A structure has another value in predictions.json than in the data set.
+    """
+    file = folder / "predictions.json"
+    if not file.is_file() or (stated := read_json(file).get("labels")) is None:
+        return
+    with reading(file, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
+        labels = LabelMap.from_json(stated)
+    values = {name.casefold(): value for name, value in zip(dataset.labels.names, dataset.labels.values, strict=True)}
+    there = zip(labels.names, labels.values, strict=True)
+    if any(values.get(name.casefold(), value) != value for name, value in there):
+        raise UserError(
+            f"{folder}: the masks were written for {labels}, but {dataset.name} has {dataset.labels}; expected the "
+            "same value for a structure. Pass the label map of the training (--label-map), if it is that of the labels"
+        )
 
 
 def read_pair(mask: Path, case: Case, dataset: DataSet) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Grid]:

@@ -442,7 +442,7 @@ def _finite(array: NDArray[np.float32], p: Preprocessing, source: str) -> tuple[
     if not p.fill_nan or not finite.any():
         raise UserError(
             f"{source}: {count:,} of {finite.size:,} voxels are not finite; expected none. Repair the image, or fill "
-            "them with its smallest value (fill_nan)"
+            "them with its smallest value by training with --fill-nan"
         )
     filled = np.where(finite, array, array[finite].min())
     return filled, (f"non-finite voxels filled ({count:,}) with the smallest value of the image",)

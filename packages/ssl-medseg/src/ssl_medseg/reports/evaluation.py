@@ -20,11 +20,12 @@ from ssl_medseg.datasets.dataset import DataSet
 from ssl_medseg.datasets.open import open_with
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.datasets.splits import Split, fingerprint, read_split
-from ssl_medseg.evaluation.cases import choose_cases, find_masks, score_cases
+from ssl_medseg.evaluation.cases import check_labels, choose_cases, find_masks, score_cases
 from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import Evaluation, write_evaluation
 from ssl_medseg.evaluation.summary import Summary, summarise, summary_csv
 from ssl_medseg.evaluation.text import table, warnings
+from ssl_medseg.io.file_types import is_dicom
 from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.prediction import InferenceOptions, bytes_of_masks, is_model, predict_cases
 from ssl_medseg.reports.overlay import case_sheets
@@ -130,6 +131,8 @@ def evaluate(
     check_file_name(stem, what="name", source="--name")
     target = Path(out) if out is not None else folder / "evaluation"
     masks, failed = ({}, {}) if model else find_masks(folder, cases)
+    if not all(map(is_dicom, masks.values())):
+        check_labels(folder, opened)
     planned = [target / f"{stem}{ending}" for ending in _ENDINGS]
     planned += [target / f"{stem}-masks" / f"{case.name}.nii.gz" for case in cases if model]
     read = [*masks.values(), *(path for case in cases for path in (*case.image.paths, case.label) if path is not None)]

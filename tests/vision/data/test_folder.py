@@ -235,6 +235,14 @@ def test_all_endings_in_any_case_and_nothing_else(write, dot) -> None:
     assert all(images.read(i).shape == (3, 2, 2) for i in range(len(good)))
 
 
+def test_folders_that_systems_add_are_hidden(write, dot) -> None:
+    names = ["cat/1.png", "dog/2.png", "@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg", "cat/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg"]
+    root = write(dict.fromkeys([*names, "__MACOSX/cat/x.png", "$RECYCLE.BIN/S-1/x.png"], dot))
+    images = open_images(root)
+    assert images.classes == ["cat", "dog"]
+    assert [images.key(place) for place in range(len(images))] == ["cat/1.png", "dog/2.png"]
+
+
 def test_links_are_followed_once(write, dot) -> None:
     root = write({"photos/cat/1.png": dot, "elsewhere/2.png": dot})
     (root / "photos/dog").symlink_to(root / "elsewhere")

@@ -42,6 +42,20 @@ def test_numbers_that_pandas_wrote_with_decimals_are_whole(manifest) -> None:
     assert not any("-1" in note for note in two.notes)
 
 
+def test_labels_that_join_several_classes_are_noted(manifest) -> None:
+    for text, noted in (("cat|dog", True), ("cat, dog", True), ("fox|dog", False), ("cats", False)):
+        images = open_images(manifest(f'path,label\na.png,cat\nsub/b c.png,"{text}"\n'))
+        assert any(f"labels such as '{text}' join several classes" in note for note in images.notes) == noted
+
+
+def test_a_name_without_its_ending_is_pointed_out(manifest, tmp_path: Path) -> None:
+    images = open_images(manifest("path,label\na,cat\nsub/b c,dog\nmissing,dog\n"))
+    with pytest.raises(UserError, match=r"a: found no such file, but a\.png; write the names with their endings"):
+        images.read(0)
+    with pytest.raises(UserError, match="missing: found no such file; restore the image"):
+        images.read(2)
+
+
 def test_absolute_paths_a_byte_order_mark_other_columns_and_spaces(manifest, tmp_path: Path) -> None:
     text = f'\ufeffPath, Label ,ID\r\n{tmp_path}/a.png, cat,1\r\n\r\n"sub/b c.png","dog, small",2\r\n'
     images = open_images(manifest(text))

@@ -23,6 +23,18 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+_OF_SYSTEMS = frozenset({"$recycle.bin", "#recycle", "@eadir", "__macosx", "lost+found", "system volume information"})
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, or is one that Windows, macOS, Linux or a Synology NAS adds to data.
+
+    >>> is_hidden(".cache"), is_hidden("@eaDir"), is_hidden("cat")
+    (True, True, False)
+    """
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
+
 def sync(path: Path) -> None:
     """Flush the content of a file, or the entries of a folder, to the disk."""
     windows = os.name == "nt"

@@ -16,6 +16,7 @@ from contrastive_core.app.checks import most_first
 from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading
+from contrastive_core.training.files import is_hidden
 from contrastive_core.training.split_names import find_splits
 from contrastive_core.training.tables import (
     check_local,
@@ -213,7 +214,7 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror})") from error
     for entry in entries:
-        if entry.name.startswith("."):
+        if is_hidden(entry.name):
             continue
         if not entry.is_dir() or (entry.suffix.lower() in SUFFIXES and not any(entry.iterdir())):
             yield entry

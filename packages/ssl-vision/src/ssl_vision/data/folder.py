@@ -11,6 +11,7 @@ from pathlib import Path
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
+from contrastive_core.training.files import is_hidden
 from contrastive_core.training.split_names import SPLITS, canonical_split, find_splits, split_word
 from ssl_vision.data.dataset import ADD_LABELS, ReadOptions
 from ssl_vision.data.decode import FileImages
@@ -261,7 +262,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         entries = list(os.scandir(folder))
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
-    return [entry for entry in entries if not entry.name.startswith(".")]
+    return [entry for entry in entries if not is_hidden(entry.name)]
 
 
 def _is_class(folder: Path, name: str, *, beside: Sequence[str]) -> bool:

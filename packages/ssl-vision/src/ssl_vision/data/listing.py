@@ -11,6 +11,7 @@ import numpy as np
 from PIL import features
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.files import is_hidden
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".gif"}
@@ -101,7 +102,7 @@ def _walk(
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
     for entry in entries:
         path = prefix + entry.name
-        if entry.name.startswith("."):
+        if is_hidden(entry.name):
             yield "hidden", path
         elif entry.is_dir():
             identity = identity_of(Path(entry.path))

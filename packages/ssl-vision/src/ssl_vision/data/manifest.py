@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,6 +153,12 @@ def read_manifest(manifest: Path) -> Manifest:
     notes += _repeated(rows)
     if "-1" in labels and len({*labels} - {"", "-1"}) > 1:
         notes.append("the label -1 is used as a class; leave the label of unlabelled images empty")
+    joined = sorted(label for label in {*labels} if {*_SEPARATOR.split(label)} & ({*labels} - {label}))
+    if joined:
+        notes.append(
+            f"labels such as {printable(joined[0])!r} join several classes, of which some are labels themselves; each "
+            "combination is used as a class of its own, because an image has one class"
+        )
     if missing:
         notes.append(
             f"{several(len(missing), 'row')} with a missing value as label ({_lines(missing)}), taken as unlabelled"
@@ -174,6 +181,7 @@ def _places(manifest: Path, columns: Sequence[str]) -> tuple[dict[str, int], lis
     return place, notes
 
 
+_SEPARATOR = re.compile(r"\s*[|;,]\s*")
 _BOOLEAN = ("is_valid", "is_val", "is_validation", "is_test", "is_train", "valid", "train", "test", "val")
 _TRUTH = frozenset({"true", "false", "0", "1", "yes", "no", "t", "f", "y", "n"})
 

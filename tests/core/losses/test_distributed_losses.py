@@ -131,6 +131,7 @@ def test_gathering(found: Found) -> None:
         assert torch.equal(own["gathered"], worker.inputs(world).flatten(0, 1))
         alone = MemoryBank(world * worker.ROWS - 1, 7, dtype=torch.float64)
         alone.add(worker.inputs(world).flatten(0, 1))
-        assert torch.equal(own["remembered"], alone.rows)
+        # The last rounding of a norm depends on how many rows are normalised at once.
+        torch.testing.assert_close(own["remembered"], alone.rows, rtol=1e-14, atol=1e-14)
         # Every process added its own d(sum of squares): the local part of the sum over processes.
         torch.testing.assert_close(own["gathered's gradient"], 2 * world * worker.inputs(world)[number])

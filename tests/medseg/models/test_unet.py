@@ -183,7 +183,7 @@ def test_the_plain_unet_is_monais_dynamic_unet_but_for_names() -> None:
     slices = torch.rand(3, 1, 40, 56)
     together = ours(slices)
     assert together.shape == (3, 4, 40, 56)
-    torch.testing.assert_close(ours(slices[1:2]), together[1:2], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours(slices[1:2]), together[1:2], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours.eval()(slices), together)
 
 

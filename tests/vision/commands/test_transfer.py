@@ -54,15 +54,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
-def reference(train: Arrays, val: Arrays) -> tuple[float, LogisticRegression]:
-    """Return the largest l2 with the best validation accuracy, and the classifier of all images with it."""
-    best, chosen = -1.0, 0.0
-    for l2 in PENALTIES:
-        score = LogisticRegression(C=1 / l2, tol=1e-5, max_iter=5_000).fit(*train).score(*val)
-        if score > best:
-            best, chosen = score, l2
-    both = (np.concatenate([a, b]) for a, b in zip(train, val, strict=True))
-    return chosen, LogisticRegression(C=1 / chosen, tol=1e-5, max_iter=5_000).fit(*both)
+def regression(l2: float, *parts: Arrays) -> LogisticRegression:
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return LogisticRegression(C=1 / l2, tol=1e-5, max_iter=5_000).fit(images, labels)
 
 
 def arrays(model: str, data: str, split: str) -> Arrays:
@@ -81,8 +75,12 @@ def test_protocol_is_that_of_scikit_learn(own: bool, model: str, tmp_path: Path)
     else:
         stay, held = hold_out(torch.from_numpy(train[1]), list("0123"), 0.25, seed=derive(3, "validation"))
         train, val = (train[0][stay], train[1][stay]), (train[0][held], train[1][held])
-    l2, classifier = reference(train, val)
-    assert score.found["l2"] == l2
+    l2 = score.found["l2"]
+    correct = {each: regression(each, train).score(*val) * len(val[1]) for each in PENALTIES}
+    # An image on the border between two classes may change sides with the rounding of another processor.
+    assert correct[l2] >= max(correct.values()) - 1.5
+    assert len({round(each) for each in correct.values()}) > 1
+    classifier = regression(l2, train, val)
     assert score.found["validation images"] == len(val[1])
     predicted = classifier.predict(test[0])
     assert score.top1 == pytest.approx(100 * np.mean(predicted == test[1]))

@@ -334,3 +334,15 @@ def test_one_image_in_two_forms_misses_no_listed_label(tmp_path: Path) -> None:
     (root / "images" / "p0.nii").write_bytes(gzip.decompress((root / "images" / "p0.nii.gz").read_bytes()))
     kinds = {each.kind for each in examine(root).findings if each.level == "error"}
     assert kinds == {"no_label", "same_name"}
+
+
+def test_deleted_scans_are_not_found(tmp_path: Path) -> None:
+    """A share of a NAS keeps them in a recycle bin, and thumbnails beside the files."""
+    folders(tmp_path)
+    for bin_of_the_system in ("#recycle", "$RECYCLE.BIN", "images/@eaDir", "lost+found"):
+        case(tmp_path / bin_of_the_system, "old", 5)
+    assert open_dataset(tmp_path).names == ("p0", "p1")
+    assert {wanted.name for wanted in find_images(tmp_path)} == {"images/p0", "images/p1"}
+    assert all("old" not in name for name in unread_files(tmp_path, find_images(tmp_path)))
+    images = tmp_path / "images"
+    assert [wanted.name for wanted in find_images(images)] == ["p0", "p1"]

@@ -86,6 +86,8 @@ def test_contradictions_are_refused(names: tuple[str, ...], values: tuple[int, .
         ("d.json", '{"names": ["background", "LV", "RV"], "values": [0, 500, 600]}'),
         ("e.tsv", "index\tname\tcolor\n600\tRV\t#fff\n500\tLV\t#000\n"),
         ("f.csv", "Index,Name\n0,background\n500,LV\n600,RV\n"),
+        ("g.csv", "index,name\n0.0,background\n500.0,LV\n600.0,RV\n"),  # as pandas writes it beside an empty cell
+        ("h.json", '{"background": 0.0, "LV": 5e2, "RV": 600.0}'),
     ],
 )
 def test_files_of_label_maps(name: str, text: str, tmp_path: Path) -> None:
@@ -106,6 +108,10 @@ def test_the_background_may_have_another_value(tmp_path: Path) -> None:
         ("{}", "found no label map"),
         ('{"labels": {"whole": [1, 2], "core": 2}}', r"gives several values \(a region\) to whole"),
         ('{"background": 0, "x": "one"}', "that is not an integer"),
+        ('{"background": 0, "x": 1.5}', "1.5 is not an integer"),
+        ('{"background": 0, "x": true}', "True is not an integer"),
+        ('{"background": 0, "x": NaN}', "nan is not an integer"),
+        ('{"names": ["background", "x"], "values": [0, 1.5]}', "expected a label map"),
         ('{"background": 0, "x": 1, "ignore": 255}', "ignored voxels are not supported"),
         ('{"0": "background", "1": "x", "01": "y"}', "expected each value once"),
     ],

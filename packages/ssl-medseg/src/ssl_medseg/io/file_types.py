@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from contrastive_core.errors import UserError, without_path
+from contrastive_core.training.files import is_hidden
 
 # NIfTI comes first; other formats need their reader installed. An .img file is an image if its .hdr is in the folder.
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".img", ".mgz", ".mgh")
@@ -72,7 +73,7 @@ def header_of(image: Path) -> Path | None:
 
 def is_series(path: Path) -> bool:
     """Return whether a path is a folder with DICOM files, recognised by their extension or their preamble."""
-    if path.name.startswith(".") or not path.is_dir():
+    if is_hidden(path.name) or not path.is_dir():
         return False
     files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
     if any(file.suffix.lower() in DICOM_ENDINGS for file in files):
@@ -96,7 +97,8 @@ def images_in(folder: Path, *, series: bool = True) -> Iterator[Path]:
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Walk through a folder like `os.walk`, sorted, without hidden folders, and entering every linked folder once.
+    """Walk through a folder like `os.walk`, sorted, without hidden folders and recycle bins, and entering every linked folder
+    once.
 
     The caller may remove names from the list of folders to skip them.
     """
@@ -107,7 +109,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
             folders.clear()
             continue
         entered.add((place.st_dev, place.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         yield Path(current), folders, sorted(names)
 
 

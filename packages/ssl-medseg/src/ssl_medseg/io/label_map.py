@@ -125,9 +125,17 @@ class LabelMap:
             UserError: The content is not a label map.
         """
         try:
-            return cls(tuple(map(str, content["names"])), tuple(map(int, content["values"])))
+            return cls(tuple(map(str, content["names"])), tuple(map(_integer, content["values"])))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"expected a label map with names and values, got {content!r}") from error
+
+
+def _integer(value: Any) -> int:
+    """Convert a number or its text; 1.0 and "1.0" are integers, 1.5 and true are not."""
+    number = float(value)
+    if isinstance(value, bool) or not number.is_integer():
+        raise ValueError(f"{value!r} is not an integer")
+    return int(number)
 
 
 def _values_in_words(unknown: NDArray[Any]) -> str:
@@ -185,7 +193,7 @@ def label_map_of(content: Mapping[str, Any], file: Path) -> LabelMap:
 
 def _checked(file: Path, pairs: list[tuple[Any, Any]]) -> LabelMap:
     with reading(file, "contains a label value that is not an integer", f"expected {_FORMS}"):
-        entries = sorted((int(value), str(name)) for value, name in pairs)
+        entries = sorted((_integer(value), str(name)) for value, name in pairs)
     ignored = [name for _, name in entries if name == "ignore"]
     if ignored:
         raise UserError(

@@ -97,8 +97,7 @@ def images_in(folder: Path, *, series: bool = True) -> Iterator[Path]:
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Walk through a folder like `os.walk`, sorted, without hidden folders and recycle bins, and entering every linked folder
-    once.
+    """Walk through a folder like `os.walk`, sorted and without hidden folders, and enter every linked folder once.
 
     The caller may remove names from the list of folders to skip them.
     """

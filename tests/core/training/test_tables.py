@@ -12,6 +12,7 @@ from contrastive_core.training.documents import read_text
 from contrastive_core.training.split_names import canonical_split, find_splits, split_word
 from contrastive_core.training.tables import (
     check_local,
+    column_names,
     find_columns,
     is_missing,
     local_path,
@@ -64,6 +65,7 @@ def test_columns_are_found_by_their_meaning(tmp_path: Path) -> None:
     place, notes = find_columns(tmp_path, ["path", "class", "label"], meanings)
     assert place == {"path": 0, "label": 2}
     assert notes == ["of the columns label and class, label is used as the label"]
+    assert column_names(["File Name", " class-name ", "Split"]) == ["file_name", "class_name", "split"]
     with pytest.raises(UserError, match="found the column label twice"):
         find_columns(tmp_path, ["path", "label", "label"], meanings)
     assert [is_missing(text) for text in ("NaN", " ", "<na>", "N/A", "none", "0")] == [True] * 4 + [False] * 2

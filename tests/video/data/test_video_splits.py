@@ -128,6 +128,38 @@ def test_official_lists_decide(ucf: Path, tmp_path: Path) -> None:
         make_splits(str(ucf), tmp_path / "new", draw=draw, labelled_list=tmp_path / "few.txt", **lists)
 
 
+def test_a_list_that_contradicts_the_classes_of_the_data_is_noted(ucf: Path, tmp_path: Path) -> None:
+    keys = [video.key for video in open_videos(ucf).videos]
+    draw = LabelDrawOptions(fractions=(0.2,), draws=1, validation_fraction=0.0)
+
+    def told(out: str, lines: list[str], *, data: Path = ucf) -> str:
+        (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in lines))
+        return make_splits(str(data), tmp_path / out, draw=draw, test_fraction=0, train_list=tmp_path / "list.txt")
+
+    classes = [key.partition("/")[0] for key in keys]
+    other = {"Dive": "Row", "Row": "Jump", "Jump": "Dive"}
+    wrong = [f"{key} {other[c] if n < 2 else c}" for n, (key, c) in enumerate(zip(keys, classes, strict=True))]
+    assert (
+        "the lists state another class than the data for 2 videos, and the class in the data is used: "
+        f"{keys[0]} (Row in the list, Dive in the data), {keys[1]} (Row in the list"
+    ) in told("wrong", wrong)
+    assert (
+        dict(read_split(tmp_path / "wrong/20percent-draw0.json").labelled).items()
+        <= dict(zip(keys, classes, strict=True)).items()
+    )
+    for out, spelled in (
+        ("case", [f"{key} {c.upper()}" for key, c in zip(keys, classes, strict=True)]),
+        ("number", [f"{key} {sorted(set(classes)).index(c)}" for key, c in zip(keys, classes, strict=True)]),
+        ("names", keys),
+    ):
+        assert "another class" not in told(out, spelled)
+    # Classes of a table apply, whatever folder the videos lie in; a list of these videos repeats the folder only.
+    rows = [f"{key},{other[c]}" for key, c in zip(keys, classes, strict=True)]
+    (ucf / "table.csv").write_text("\n".join(["Path,Class Name", *rows]))
+    assert "another class" not in told("table", keys, data=ucf / "table.csv")
+    assert open_videos(ucf / "table.csv")[0].label == other[classes[0]]
+
+
 def test_split_files_are_believed_only_whole(ucf: Path, tmp_path: Path) -> None:
     make_splits(str(ucf), tmp_path / "out", draw=LabelDrawOptions(fractions=(0.5,), draws=1))
     file = tmp_path / "out/50percent-draw0.json"

@@ -33,6 +33,15 @@ def whole_numbers(labels: Sequence[str]) -> list[str]:
     return list(labels)
 
 
+def column_names(header: Sequence[str]) -> list[str]:
+    """Write the names of a table's columns in lower case and with underscores.
+
+    >>> column_names(["Path", "Class Name ", "is-valid"])
+    ['path', 'class_name', 'is_valid']
+    """
+    return [re.sub(r"[\s_-]+", "_", name.strip().lower()) for name in header]
+
+
 def find_columns(
     file: Path, columns: Sequence[str], meanings: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, int], list[str]]:
@@ -40,7 +49,7 @@ def find_columns(
 
     Args:
         file: Path of the table, for error messages.
-        columns: Names of its columns, in lower case.
+        columns: Names of its columns, as `column_names` writes them.
         meanings: Possible column names of each meaning, in order of preference.
 
     Returns:

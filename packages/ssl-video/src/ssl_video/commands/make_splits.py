@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
+from unicodedata import normalize
 
 import av.logging
 
@@ -307,6 +309,16 @@ def _parts(videos: VideoSet, train_list: Path | None, test_list: Path | None, la
     if not train:
         found_parts = some_of(sorted({video.part for video in videos.videos if video.part is not None}))
         raise UserError(f"{videos.name}: found the parts {found_parts} and no training part; expected a part train")
+    contradictions = [
+        f"{video.key} ({named[place]} in the list, {video.label} in the data)"
+        for place, video in enumerate(videos.videos)
+        if video.label is not None and place in named and _differ(video, named[place])
+    ]
+    if contradictions:
+        notes.append(
+            f"the lists state another class than the data for {several(len(contradictions), 'video')}, and the class "
+            f"in the data is used: {some_of(contradictions, 3)}"
+        )
     # A flat folder states no classes, but the lists do.
     relabelled = [
         video if video.label is not None else dataclasses.replace(video, label=named.get(place))
@@ -321,6 +333,15 @@ def _parts(videos: VideoSet, train_list: Path | None, test_list: Path | None, la
     return _Parts(
         VideoSet(videos.name, relabelled), train, held["validation"], held["test"], is_official, listed, notes
     )
+
+
+def _differ(video: Video, listed: str) -> bool:
+    """Return whether a list contradicts the class of a video in the data, in more than the spelling."""
+    label = str(video.label)
+    is_number = listed.isdecimal() and not label.isdecimal()  # the list numbers classes that the data name
+    is_folder = listed == Path(video.key).parent.name  # the data are a table with classes, whatever the folder is
+    ours, theirs = (re.sub(r"[\W_]", "", normalize("NFKC", name)).casefold() for name in (label, listed))
+    return not is_number and not is_folder and ours != theirs
 
 
 def _readable(parts: _Parts) -> _Parts:

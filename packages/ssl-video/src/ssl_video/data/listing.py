@@ -20,6 +20,7 @@ from contrastive_core.training.files import is_hidden
 from contrastive_core.training.split_names import find_splits
 from contrastive_core.training.tables import (
     check_local,
+    column_names,
     find_columns,
     is_address,
     is_missing,
@@ -335,9 +336,7 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
     before, text, stated = _without_preamble(text)
     first = text.partition("\n")[0]
     for delimiter in stated or (",", ";", "\t"):
-        names = [
-            name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
-        ]
+        names = column_names(next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), []))
         if set(names) >= _KINETICS or set(names) & set(_COLUMNS["path"]):
             break
     else:
@@ -360,7 +359,7 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
     for row in reader:
         if not any(cell.strip() for cell in row):
             continue
-        if [cell.strip().lower() for cell in row] == names:
+        if column_names(row) == names:
             notes.append(f"line {before + reader.line_num} repeats the header and is left out")
             continue
         if len(row) != len(names):

@@ -15,7 +15,14 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading
 from contrastive_core.training.split_names import canonical_split, split_word
-from contrastive_core.training.tables import check_local, find_columns, is_missing, local_path, whole_numbers
+from contrastive_core.training.tables import (
+    check_local,
+    column_names,
+    find_columns,
+    is_missing,
+    local_path,
+    whole_numbers,
+)
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.data.decode import FileImages
 from ssl_vision.data.listing import printable
@@ -121,7 +128,7 @@ def read_manifest(manifest: Path) -> Manifest:
     delimiter = max(",;\t", key=head.count)
     with reading(manifest, "cannot be read as CSV", "export it again"):
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-        columns = [name.strip().lower() for name in next(reader, [])]
+        columns = [name.strip() for name in next(reader, [])]
         cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     place, notes = _places(manifest, columns)
     wrong = [line for line, row in cells if len(row) != len(columns)]
@@ -148,7 +155,7 @@ def read_manifest(manifest: Path) -> Manifest:
         )
     check_local(manifest, ((row.line, row.path) for row in rows))
     if "split" not in place:
-        others = {number: name for number, name in enumerate(columns) if number not in place.values()}
+        others = {number: name for number, name in enumerate(column_names(columns)) if number not in place.values()}
         _refuse_other_splits(manifest, others, [row for _, row in cells])
     notes += _repeated(rows)
     if "-1" in labels and len({*labels} - {"", "-1"}) > 1:
@@ -168,7 +175,7 @@ def read_manifest(manifest: Path) -> Manifest:
 
 def _places(manifest: Path, columns: Sequence[str]) -> tuple[dict[str, int], list[str]]:
     """Return the position of each kind of column, and notes on ignored columns."""
-    place, notes = find_columns(manifest, columns, COLUMNS)
+    place, notes = find_columns(manifest, column_names(columns), COLUMNS)
     if "path" not in place:
         found = f"found the columns {', '.join(columns)}" if columns else "the file is empty"
         raise UserError(f"{manifest}: {found}, expected path[,label][,split] separated by commas")

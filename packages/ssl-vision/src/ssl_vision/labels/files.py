@@ -24,7 +24,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading, to_json_lines
 from contrastive_core.training.outputs import write_once
-from contrastive_core.training.tables import whole_numbers
+from contrastive_core.training.tables import column_names, whole_numbers
 from ssl_vision.data import ImageSet
 from ssl_vision.data.manifest import COLUMNS
 
@@ -198,7 +198,7 @@ class _Places:
 def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, str | None]]:
     """Return names, and classes if the lines form a table; comments (``#``) are skipped."""
     lines = [line for line in lines if not line.startswith("#") or place.of(line, file) is not None]
-    if len(lines) > 1 and lines[0].lower() in COLUMNS["path"] and place.of(lines[0], file) is None:
+    if len(lines) > 1 and column_names(lines[:1])[0] in COLUMNS["path"] and place.of(lines[0], file) is None:
         lines = lines[1:]  # the header of a single column
     delimiter = next((d for d in ",;\t" if lines and d in lines[0]), None)
     if delimiter is None and lines and place.of(lines[0], file) is None:
@@ -209,7 +209,7 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
         return [(_unquoted(line, place, file), None) for line in lines]
     with reading(file, "cannot be read as CSV", "export it again"):
         rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
-    head = [cell.strip().lower() for cell in rows[0]]
+    head = column_names(rows[0])
     path = next((head.index(name) for name in COLUMNS["path"] if name in head), None)
     label = next((head.index(name) for name in COLUMNS["label"] if name in head), None)
     if path is None:  # no header

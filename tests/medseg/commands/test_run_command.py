@@ -271,6 +271,21 @@ def test_the_command_printed_by_a_stop_in_any_stage_resumes_the_run(
     assert models[0] == models[1]
 
 
+def test_a_second_run_does_not_replace_the_split_of_one_that_prepares_its_volumes(data: Path, tmp_path: Path) -> None:
+    out, code = tmp_path / "run", "import sys; from pathlib import Path; from contrastive_core.training import files; "
+    out.mkdir()
+    code += "print(files.FolderLock(Path(sys.argv[1])).acquire(), flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"True\n"
+        with pytest.raises(UserError, match="is being written by another process; wait for it to end, or stop it"):
+            run(str(data), out, **grouped(**SHORT))
+        other.communicate()
+    assert not (out / "split.json").exists()
+
+
 def test_contradictions_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"got both the split x\.json and names of patients"):
         run(str(data), tmp_path / "run", **grouped(split=Path("x.json"), labelled=("a",)))

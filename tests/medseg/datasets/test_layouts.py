@@ -235,6 +235,32 @@ def test_csv(tmp_path: Path) -> None:
         open_dataset(tmp_path / "cases.csv")
 
 
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ("image_path,mask_path", "Rename image_path to image and mask_path to label$"),
+        ("image,seg", "found the columns image, seg; expected image .* Rename seg to label$"),
+        ("image,label,patient_id", "Rename patient_id to patient$"),
+        ("image,label,subset", "Rename subset to split$"),
+        ("image,label,image_id", "Rename image_id to something else$"),
+        ("image_file,label,Image_ID", "Rename image_file to image and image_ID to image$"),
+    ],
+)
+def test_columns_of_other_names_are_not_left_out(tmp_path: Path, columns: str, words: str) -> None:
+    """A patient or subset that is left out would mix training and test data; a label, train without it."""
+    lay(tmp_path, "x.nii.gz", "y.nii.gz", labels_json=json.dumps(MAP))
+    table = tmp_path / "cases.csv"
+    table.write_text(f"{columns}\n" + ",".join(["x.nii.gz", "y.nii.gz", "z"][: columns.count(",") + 1]) + "\n")
+    with pytest.raises(UserError, match=words):
+        open_dataset(table, allow_unlabelled=True)
+
+
+def test_columns_that_describe_a_patient_may_stay(tmp_path: Path) -> None:
+    lay(tmp_path, "x.nii.gz", "y.nii.gz", labels_json=json.dumps(MAP))
+    (tmp_path / "cases.csv").write_text("image,label,patient,patient_id,sex,mask\nx.nii.gz,y.nii.gz,P,7,f,m\n")
+    assert open_dataset(tmp_path / "cases.csv").patients == {"P": ("x",)}
+
+
 @pytest.mark.parametrize("source", ["nowhere", "empty", "empty/notes.txt"])
 def test_what_is_no_data_set(source: str, tmp_path: Path) -> None:
     lay(tmp_path, "empty/notes.txt")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from contrastive_core.errors import UserError
+from ssl_medseg.datasets import DataOptions
 from ssl_medseg.io import grid_difference, read_label, read_volume, write_mask
 from ssl_medseg.io.dicom_seg import missing_for_seg, write_dicom_seg
 from ssl_medseg.io.label_map import LabelMap
@@ -371,15 +372,71 @@ def test_one_file_without_an_ending_is_dicom_by_its_mark(tmp_path: Path) -> None
     assert read_volume(found.image).array.shape == (*SHAPE[:2], 1)
 
 
+@pytest.mark.parametrize("meta", [True, False])
+@pytest.mark.parametrize("syntax", ["ImplicitVRLittleEndian", "ExplicitVRLittleEndian"])
+@pytest.mark.parametrize("ending", ["", ".dcm"])
+def test_files_of_old_scanners_have_no_prefix(tmp_path: Path, meta: bool, syntax: str, ending: str) -> None:
+    expected = read_volume(ImageFile(series(tmp_path)))
+    for file in sorted((tmp_path / "series").iterdir()):
+        dataset = pydicom.dcmread(file)
+        dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+        dataset.save_as(file, implicit_vr=syntax.startswith("Implicit"), little_endian=True)
+        content = file.read_bytes()[132:]
+        if not meta:  # the length of group 2 is its first element
+            content = content[12 + int.from_bytes(content[8:12], "little") :]
+        file.unlink()
+        file.with_name(file.name + ending).write_bytes(content)
+    (found,) = find_images(tmp_path)
+    assert found.is_dicom
+    volume = read_volume(found.image)
+    np.testing.assert_array_equal(volume.array, expected.array)
+    np.testing.assert_array_equal(volume.affine, expected.affine)
+    write_dicom_seg(np.ones(volume.array.shape, np.uint8), volume, tmp_path / "mask.dcm", LABELS)
+
+
+def test_a_file_without_group_2_must_not_be_compressed(tmp_path: Path) -> None:
+    """Its pixels would be read as if they were not compressed."""
+    from pydicom.encaps import encapsulate
+
+    def compress(dataset, place: int) -> None:
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
+        dataset.PixelData = encapsulate([dataset.PixelData])
+        dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+
+    folder = edited(series(tmp_path), compress)
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()[132:]
+        file.write_bytes(content[12 + int.from_bytes(content[8:12], "little") :])
+    with pytest.raises(UserError, match=r"IM0000: has compressed pixels and does not state how"):
+        read_volume(ImageFile(folder))
+
+
+@pytest.mark.parametrize(("tag", "values"), [("PatientID", ("A", "B")), ("StudyDate", ("20260101", "20260301"))])
+def test_series_of_several_patients_or_dates_are_told_apart(tmp_path: Path, tag: str, values: tuple[str, str]) -> None:
+    image = phantom(SHAPE)[0].round()
+    for value in values:
+        folder = write_series(tmp_path / "all", image, GEOMETRIES["axial"], description="T2", prefix=value)
+        for file in folder.glob(f"{value}*"):
+            dataset = pydicom.dcmread(file)
+            setattr(dataset, tag, value)
+            dataset.save_as(file)
+    assert [found.name for found in find_images(folder)] == [f"all/{value}_3_T2" for value in values]
+    options = DataOptions(channels=("T2",))
+    assert [found.name for found in find_images(folder, opening=options, channels=("T2",))] == [
+        f"all/{value}_3_T2" for value in values
+    ]
+
+
 def test_compressed_pixels_name_the_decoder_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pydicom.encaps import encapsulate
-    from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
+    from pydicom.uid import JPEG2000Lossless, JPEG2000MCLossless, JPEGLosslessSV1, JPEGLSLossless
 
     folder = series(tmp_path)
     for syntax, package in (
-        (JPEGLosslessSV1, "pylibjpeg pylibjpeg-libjpeg"),
-        (JPEG2000Lossless, "pylibjpeg pylibjpeg-openjpeg"),
-        (JPEGLSLossless, "pylibjpeg pyjpegls"),
+        (JPEGLosslessSV1, "pip install pylibjpeg pylibjpeg-libjpeg"),
+        (JPEG2000Lossless, "pip install pylibjpeg pylibjpeg-openjpeg"),
+        (JPEGLSLossless, "pip install pylibjpeg pyjpegls"),
+        (JPEG2000MCLossless, "export the series uncompressed"),  # no package decodes it
     ):
         import pydicom.pixels.decoders.base as decoders
 
@@ -392,8 +449,17 @@ def test_compressed_pixels_name_the_decoder_to_install(tmp_path: Path, monkeypat
             dataset["PixelData"].is_undefined_length = True
 
         edited(folder, compress)
-        with pytest.raises(UserError, match=f"IM.* are compressed as JPEG.*pip install {package}$"):
+        with pytest.raises(UserError, match=f"IM.* are compressed as JPEG.*{package}$"):
             read_volume(ImageFile(folder))
+
+
+def test_an_unknown_transfer_syntax_is_said(tmp_path: Path) -> None:
+    folder = series(tmp_path)
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        file.write_bytes(content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0", 1))
+    with pytest.raises(UserError, match=r"transfer syntax 1\.2\.840\.10008\.1\.2\.9\); export the series uncompressed"):
+        read_volume(ImageFile(folder))
 
 
 @pytest.mark.parametrize("tags", [["SliceThickness"], ["StudyDate", "StudyTime"], ["PatientID", "PatientName"]])

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,43 +105,47 @@ def run(
         )
     out = Path(out)
     processes = _processes(run)
-    chosen = processes.on_main(
-        lambda: _begin(data, out, split, opening, resolved, labelled=labelled, validation=validation, run=run)
-    )
-    cache = cache or out / "cache"
-    each = replace(run, resume=True)  # resumes an interrupted stage, or starts a new one
-    baseline, student = out / "baseline", out / "selftrain"
-    with stages_of("ssl-medseg run", out):
-        if not processes.on_main(lambda: _is_done(baseline)):
-            # Prepare the unlabelled volumes now, so that an unusable one stops the run before the baseline is trained.
-            open_training_data(
-                data, chosen, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache,
-                largest=planned.largest,
-            ).slices()  # fmt: skip
-            train(
-                data, baseline, split=chosen, training=replace(training, steps=baseline_steps), optimizer=optimizer,
-                network=network, augment=augment, preprocessing=preprocessing, opening=opening, cache=cache, run=each,
-            )  # fmt: skip
-        if not processes.on_main(lambda: _is_done(student)):
-            if baseline_floor:
-                processes.on_main(
-                    lambda: check_baseline(
-                        baseline, data, chosen, opening=opening, device=run.device, floor=baseline_floor
-                    )
-                )
-            selftrain(
-                str(baseline), data, student, split=chosen, selftraining=selftraining, training=training,
-                optimizer=optimizer, augment=augment, opening=opening, cache=cache, run=each,
-            )  # fmt: skip
-    processes.on_main(lambda: _take_model(student, out))
-    # On the same cases as the baseline, so that the report shows the effect of the unlabelled volumes.
-    if processes.on_main(lambda: _has_validation(data, chosen, opening)):
-        processes.on_main(
-            lambda: _tell(
-                score_part(out, data, chosen, "validation", opening=opening, device=run.device), baseline,
-                quiet=not run.progress,
+    with ExitStack() as held:
+        chosen = processes.on_main(
+            lambda: _begin(
+                data, out, split, opening, resolved, labelled=labelled, validation=validation, run=run, held=held
             )
-        )  # fmt: skip
+        )
+        cache = cache or out / "cache"
+        each = replace(run, resume=True)  # resumes an interrupted stage, or starts a new one
+        baseline, student = out / "baseline", out / "selftrain"
+        with stages_of("ssl-medseg run", out):
+            if not processes.on_main(lambda: _is_done(baseline)):
+                # Prepare the unlabelled volumes now, so that an unusable one stops the run before training.
+                open_training_data(
+                    data, chosen, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache,
+                    largest=planned.largest,
+                ).slices()  # fmt: skip
+                train(
+                    data, baseline, split=chosen, training=replace(training, steps=baseline_steps),
+                    optimizer=optimizer, network=network, augment=augment, preprocessing=preprocessing,
+                    opening=opening, cache=cache, run=each,
+                )  # fmt: skip
+            if not processes.on_main(lambda: _is_done(student)):
+                if baseline_floor:
+                    processes.on_main(
+                        lambda: check_baseline(
+                            baseline, data, chosen, opening=opening, device=run.device, floor=baseline_floor
+                        )
+                    )
+                selftrain(
+                    str(baseline), data, student, split=chosen, selftraining=selftraining, training=training,
+                    optimizer=optimizer, augment=augment, opening=opening, cache=cache, run=each,
+                )  # fmt: skip
+        processes.on_main(lambda: _take_model(student, out))
+        # On the same cases as the baseline, so that the report shows the effect of the unlabelled volumes.
+        if processes.on_main(lambda: _has_validation(data, chosen, opening)):
+            processes.on_main(
+                lambda: _tell(
+                    score_part(out, data, chosen, "validation", opening=opening, device=run.device), baseline,
+                    quiet=not run.progress,
+                )
+            )  # fmt: skip
     processes.close()
     return out / "model"
 
@@ -228,9 +233,15 @@ def _begin(
     labelled: tuple[str, ...],
     validation: tuple[str, ...],
     run: RunOptions,
+    held: ExitStack,
 ) -> Path:
-    """Create the run folder with split and settings, and return the split file."""
+    """Create the run folder with split and settings, lock it while `held` is open, and return the split file."""
     begun = _check_folder(out, resolved, resume=run.resume)
+    # The stages lock folders of their own. Until the first one starts, a second command would replace the split.
+    lock = files.FolderLock(out)
+    held.callback(lock.release)
+    if not lock.acquire():
+        raise UserError(f"{out} is being written by another process; wait for it to end, or stop it")
     chosen = _split(
         data, out, split, opening, labelled=labelled, validation=validation, keep=begun, quiet=not run.progress
     )

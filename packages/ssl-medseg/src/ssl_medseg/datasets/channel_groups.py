@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,12 +135,11 @@ def _of_studies(found: Sequence[Wanted], pairs: Sequence[tuple[str, str]], root:
             cases.append(wanted)
             continue
         studies[own.study or own.uid].append((wanted, own))
-    names: set[str] = set()
+    shared = Counter(_common(members, root) for members in studies.values())
     for members in studies.values():
         name = _common(members, root)
-        if name in names:  # studies side by side in one folder
+        if shared[name] > 1:  # studies side by side in one folder, each named after its first series
             name = members[0][0].name
-        names.add(name)
         channels, errors = [], []
         for asked, channel in pairs:
             try:

@@ -21,13 +21,15 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several, size, some_of
 from contrastive_core.training.documents import reading
 from contrastive_core.training.names import as_file_name
-from ssl_medseg.io.file_types import DICOM_ENDINGS
+from ssl_medseg.io.file_types import DICOM_ENDINGS, has_dicom_mark
 from ssl_medseg.io.volume import Grid, check_voxel_size, checked_affine, import_extra
 
 NOT_IMAGES = (".json", ".txt", ".csv", ".xml", ".md")
 _NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 _EQUAL = ("Rows", "Columns", "PixelSpacing")
 _IDENTITY = ("PatientID", "StudyInstanceUID", "SeriesNumber")
+_OWNERS = ("PatientID", "StudyDate")
+"""Tags that tell series of one folder apart, if their values differ."""
 _JITTER = 0.05
 """Largest accepted deviation of a slice position from regular spacing, relative to the distance between slices."""
 _SAID_JITTER = 0.005
@@ -112,7 +114,8 @@ class Series:
         uid: UID of the series.
         study: UID of the study.
         description: Series description; empty if there is none.
-        name: Name that is unique in the folder, made of the number and the description of the series.
+        name: Name that is unique in the folder, made of the number and the description of the series; preceded by the
+            patient ID if there are several patients, otherwise by the date if there are studies of several dates.
     """
 
     uid: str
@@ -138,11 +141,12 @@ def list_series(folder: Path) -> list[Series]:
     if not first:  # localizers alone
         first = {image.series: image.dataset for image in series_images(folder, pixels=False)[0]}
     found = []
+    owner = [tag for tag in _OWNERS if len({str(dataset.get(tag, "") or "") for dataset in first.values()}) > 1][:1]
     for number, (uid, dataset) in enumerate(first.items(), 1):
-        words = [str(dataset.get(tag, "") or "") for tag in ("SeriesNumber", "SeriesDescription")]
+        words = [str(dataset.get(tag, "") or "") for tag in (*owner, "SeriesNumber", "SeriesDescription")]
         text = "_".join(filter(None, (word.replace(".", "-").strip() for word in words)))
         study = str(dataset.get("StudyInstanceUID", ""))
-        found.append(Series(uid, study, words[1].strip(), as_file_name(text, otherwise=f"series-{number}")))
+        found.append(Series(uid, study, words[-1].strip(), as_file_name(text, otherwise=f"series-{number}")))
     counts = Counter(series.name for series in found)
     return [
         series if counts[series.name] == 1 else replace(series, name=f"{series.name}_{number}")
@@ -190,10 +194,11 @@ def check_deflated(file: Path) -> None:
     """
     with file.open("rb") as opened:
         head = opened.read(_META)
-        if _DEFLATED not in head or head[128:132] != b"DICM":
+        meta = 132 if head[128:132] == b"DICM" else 0
+        if _DEFLATED not in head or head[meta : meta + 2] != b"\x02\x00":
             return
         # The first element of the first group states the length of the others.
-        opened.seek(144 + int.from_bytes(head[140:144], "little"))
+        opened.seek(meta + 12 + int.from_bytes(head[meta + 8 : meta + 12], "little"))
         unpacker, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while (part := opened.read(_PIECE)) and not unpacker.eof:
             while part:
@@ -217,7 +222,9 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
         try:
             with reading(file, "cannot be read as DICOM", "copy it again"):
                 check_deflated(file)
-                dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
+                # pydicom reads any file with `force`; only those that begin as DICOM are meant.
+                dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=has_dicom_mark(file))
+                _complete_meta(dataset)
         except UserError as error:
             if not isinstance(error.__cause__, pydicom.errors.InvalidDicomError):
                 raise
@@ -237,6 +244,23 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
     if others:
         listed = ", ".join(f"{count} {name}" for name, count in others.items())
         notes.append(f"left out: DICOM objects that are not images of a volume ({listed})")
+
+
+def _complete_meta(dataset: Any) -> None:
+    """State the transfer syntax of a file without group 2, which pydicom has recognised from the first elements.
+
+    Raises:
+        UserError: The pixels are compressed, by a method that the file does not state.
+    """
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian  # noqa: PLC0415
+
+    if "TransferSyntaxUID" in dataset.file_meta:
+        return
+    if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+        raise UserError("has compressed pixels and does not state how (TransferSyntaxUID); export it uncompressed")
+    is_implicit, is_little = dataset.original_encoding
+    explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
 
 
 def _is_image(kind: Any, name: str, dataset: Any) -> bool:
@@ -448,13 +472,19 @@ def _check_decoder(image: SeriesImage, path: Path) -> None:
     from pydicom.pixels.decoders.base import get_decoder  # noqa: PLC0415 - an extra
 
     syntax = image.dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is None or not syntax.is_compressed or not syntax.is_encapsulated:
-        return
+    try:
+        if syntax is None or not syntax.is_compressed or not syntax.is_encapsulated:
+            return
+    except ValueError as error:  # of a manufacturer, or newer than pydicom
+        raise UserError(
+            f"{path}: the pixels of {image.name} are stored by a method that pydicom does not know (transfer syntax "
+            f"{syntax}); export the series uncompressed"
+        ) from error
+    needed = next((packages for part, packages in _DECODERS.items() if part in syntax.name), "")
     try:
         usable = get_decoder(syntax).is_available
-    except NotImplementedError:
-        usable = False
+    except NotImplementedError:  # pydicom has none, whatever is installed
+        usable, needed = False, ""
     if not usable:
-        needed = next((packages for part, packages in _DECODERS.items() if part in syntax.name), "")
         remedy = f"install a decoder: pip install {needed}" if needed else "export the series uncompressed"
         raise UserError(f"{path}: the pixels of {image.name} are compressed as {syntax.name}; {remedy}")

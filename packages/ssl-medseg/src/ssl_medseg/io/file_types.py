@@ -25,7 +25,7 @@ _BESIDE_IMAGES = (".json", ".txt", ".md", ".csv", ".tsv", ".xml", ".yaml", ".md5
 _COMPANIONS = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".img": (".hdr", ".mat")}
 _LOOKED_AT = 20  # largest number of files without a known ending that are tested for being DICOM
 _GZIP = b"\x1f\x8b"
-_DICOM_OFFSET, _DICOM_MARK = 128, b"DICM"
+_DICOM_OFFSET, _DICOM_MARK, _STORAGE_CLASS = 128, b"DICM", b"1.2.840.10008.5.1.4.1.1."
 _OTHERS = {
     b"PK\x03\x04": "a ZIP archive: unpack it",
     b"BZh": "compressed by bzip2: unpack it",
@@ -170,12 +170,18 @@ def content_of(path: Path) -> str:  # noqa: PLR0911 - a kind each
 
 
 def has_dicom_mark(file: Path) -> bool:
-    """Return whether a file has the DICOM prefix after its preamble."""
+    """Return whether a file has the DICOM prefix after its preamble, or begins as DICOM without them."""
     try:
         with file.open("rb") as opened:
-            return opened.read(_DICOM_OFFSET + 4)[_DICOM_OFFSET:] == _DICOM_MARK
+            return _is_dicom(opened.read(_DICOM_OFFSET + 1024))
     except OSError:
         return False
+
+
+def _is_dicom(start: bytes) -> bool:
+    # Old scanners omit preamble and prefix: the file begins with group 2 or 8, which states the class of the object.
+    without = start.startswith((b"\x02\x00", b"\x08\x00")) and _STORAGE_CLASS in start
+    return start[_DICOM_OFFSET : _DICOM_OFFSET + 4] == _DICOM_MARK or without
 
 
 def without_paths(error: Exception, paths: Iterable[Path]) -> str:
@@ -192,7 +198,7 @@ def _is_nifti(start: bytes) -> bool:
 
 
 def _known_kind(start: bytes) -> str:
-    if start[_DICOM_OFFSET : _DICOM_OFFSET + 4] == _DICOM_MARK:
+    if _is_dicom(start):
         return "a DICOM file: put the files of a series into a folder of their own"
     return next((what for mark, what in _OTHERS.items() if start.startswith(mark)), "")
 

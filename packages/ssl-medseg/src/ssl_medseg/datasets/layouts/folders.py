@@ -177,6 +177,7 @@ def list_table(file: Path, options: DataOptions) -> Listing:
         UserError: The file is not such a table.
     """
     rows = read_table(file, named_by="image_")
+    _check_columns(list(rows[0]) if rows else [], file)
     for row in rows:
         for column in row:
             if column == "label" or column.startswith("image"):
@@ -198,6 +199,35 @@ def list_table(file: Path, options: DataOptions) -> Listing:
         file.stem, file.parent, "csv", entries, own_label_map(file.parent), channels=list(of_channel.values()),
         set_aside=[place(file.parent, row[c]) for row in rows for c in columns if row[c] and c not in of_channel],
     )  # fmt: skip
+
+
+_COLUMNS = {
+    "label": ("labels", "mask", "masks", "seg", "segmentation", "gt", "ground_truth", "annotation"),
+    "patient": ("patient_id", "patientid", "patient_name", "subject", "subject_id", "participant_id"),
+    "split": ("set", "subset", "partition", "part"),
+}
+"""Column -> names that other programs give it. If it were left out, labels or patients would silently be lost."""
+_FILE_WORDS = ("path", "file", "filename", "filepath", "file_path", "file_name", "name", "id", "url")
+
+
+def _check_columns(columns: Sequence[str], file: Path) -> None:
+    """Refuse columns that seem to mean a column of another name.
+
+    Raises:
+        UserError: There are such columns.
+    """
+    renamed = {name: "image" for name in columns if name.lower() in {f"image_{word}" for word in _FILE_WORDS}}
+    for column, others in _COLUMNS.items():
+        stated = {*others, *(f"{name}_{word}" for name in (column, *others) for word in _FILE_WORDS)}
+        renamed |= {name: column for name in columns if column not in columns and name in stated}
+    if renamed:
+        listed = " and ".join(f"{name} to {column}" for name, column in renamed.items() if column not in columns)
+        taken = ", ".join(name for name, column in renamed.items() if column in columns)
+        raise UserError(
+            f"{file}: found the columns {', '.join(columns)}; expected image (image_T2 and image_ADC for the channels "
+            "T2 and ADC), and if there are any, label, case, patient, split, channel, frame and phase. Rename "
+            + " and ".join(filter(None, (listed, f"{taken} to something else" if taken else "")))
+        )
 
 
 def _of_several(row: dict[str, str], file: Path, options: DataOptions, of_channel: dict[str, str]) -> Entry:

@@ -110,6 +110,20 @@ def test_a_reader_of_errors_who_leaves(program: list[str]) -> None:
     assert process.wait(60) == 141
 
 
+def test_closed_streams_are_not_replaced_by_files_of_results(program: list[str], tmp_path: Path) -> None:
+    """Without standard streams, the first file that the verb opens has the number of one of them."""
+    for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
+        words = f"lonely --file {tmp_path / 'lonely'}"
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'"$@" {closed}', "sh", *program, words],
+            env={**os.environ, "RANK": "0"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == ("done alone\n" if closed == "2>&-" else "")
+        assert (tmp_path / "lonely").read_text() == "0"
+        (tmp_path / "lonely").unlink()
+
+
 def test_another_broken_pipe_is_an_error(program: list[str]) -> None:
     done = subprocess.run([*program, "other_pipe"], capture_output=True, text=True, check=False)
     assert done.returncode == 1

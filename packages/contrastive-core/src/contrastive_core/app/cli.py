@@ -148,6 +148,7 @@ def run(
         Exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     try:
         with first_only():
             status = _answer(prog, verbs, words, version=version, configs=configs)
@@ -159,6 +160,16 @@ def run(
     if is_child():  # the parent returns the status; what follows in a script is for the parent
         sys.exit(status)
     return status
+
+
+def _open_closed_streams() -> None:
+    """Open standard streams that the caller has closed (``prog verb >&-``), which Python sets to None.
+
+    In this order each gets its own number again; otherwise the first result file would be standard output.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 - until the end
 
 
 def _answer(  # noqa: PLR0911 - one return per outcome

@@ -152,6 +152,20 @@ def test_columns_beside_paths_without_labels_are_said(manifest) -> None:
     assert open_images(manifest("id,path,label\n7,a.png,1\n")).notes == ()
 
 
+def test_one_column_per_class_is_pointed_out(manifest) -> None:
+    path = manifest("image,MEL,NV,age\na.png,1.0,0.0,1\na.png,0.0,1.0,7\n")
+    assert "the columns MEL, NV contain only 0 and 1, as one column per class; write the class" in str(
+        open_images(path).notes
+    )
+    assert "only 0 and 1" not in str(open_images(manifest("image,sick,age\na.png,1,1\na.png,0,7\n")).notes)
+
+
+def test_a_split_without_labels_is_named(manifest) -> None:
+    path = manifest("path,label,split\na.png,x,train\na.png,y,train\nsub/b c.png,,test\n")
+    with pytest.raises(UserError, match="found no labels in split 'test', expected labels"):
+        open_images(path, split="test").labels()
+
+
 def test_a_missing_file_is_named_when_read(manifest, tmp_path: Path) -> None:
     images = open_images(manifest("path,label\na.png,x\ngone.png,x\n"))
     with pytest.raises(UserError, match=rf"{tmp_path}/gone\.png: found no such file"):

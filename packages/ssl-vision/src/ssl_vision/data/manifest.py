@@ -87,9 +87,9 @@ def open_manifest(
     notes = [f"{manifest}: {note}" for note in content.notes]
     bare = [row.line for row in rows if not row.label]
     if bare:
-        found = (
-            "no labels" if len(bare) == len(rows) else f"{several(len(bare), 'row')} without a label ({_lines(bare)})"
-        )
+        found = f"{several(len(bare), 'row')} without a label ({_lines(bare)})"
+        if len(bare) == len(rows):
+            found = "no labels" if len(rows) == len(everything) else f"no labels in split {split!r}"
         todo = "label every row, or give the labelled rows a split of their own"
         reason = f"found {found}, expected labels; {todo}"
         return FileImages(
@@ -154,6 +154,8 @@ def read_manifest(manifest: Path) -> Manifest:
             f"{manifest}: found rows without a path ({_lines(pathless)}), expected one in each; remove them"
         )
     check_local(manifest, ((row.line, row.path) for row in rows))
+    if "label" not in place:
+        notes += _one_hot({name: {row[number].strip() for _, row in cells} for number, name in enumerate(columns)})
     if "split" not in place:
         others = {number: name for number, name in enumerate(column_names(columns)) if number not in place.values()}
         _refuse_other_splits(manifest, others, [row for _, row in cells])
@@ -186,6 +188,17 @@ def _places(manifest: Path, columns: Sequence[str]) -> tuple[dict[str, int], lis
             f"{printable(some_of(others))}"
         )
     return place, notes
+
+
+def _one_hot(values: Mapping[str, set[str]]) -> list[str]:
+    """Describe columns that state one class each by 0 and 1."""
+    marks = [name for name, found in values.items() if found in ({"0", "1"}, {"0.0", "1.0"})]
+    if len(marks) < 2:
+        return []
+    return [
+        f"the columns {printable(some_of(marks))} contain only 0 and 1, as one column per class; write the class of "
+        "each image to a column label instead, for images of one class each"
+    ]
 
 
 _SEPARATOR = re.compile(r"\s*[|;,]\s*")

@@ -27,9 +27,7 @@ from ssl_medseg.io.volume import Grid, check_voxel_size, checked_affine, import_
 NOT_IMAGES = (".json", ".txt", ".csv", ".xml", ".md")
 _NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 _EQUAL = ("Rows", "Columns", "PixelSpacing")
-_IDENTITY = ("PatientID", "StudyInstanceUID", "SeriesNumber")
-_OWNERS = ("PatientID", "StudyDate")
-"""Tags that tell series of one folder apart, if their values differ."""
+_IDENTITY = ("PatientID", "StudyInstanceUID")
 _JITTER = 0.05
 """Largest accepted deviation of a slice position from regular spacing, relative to the distance between slices."""
 _SAID_JITTER = 0.005
@@ -114,8 +112,8 @@ class Series:
         uid: UID of the series.
         study: UID of the study.
         description: Series description; empty if there is none.
-        name: Name that is unique in the folder, made of the number and the description of the series; preceded by the
-            patient ID if there are several patients, otherwise by the date if there are studies of several dates.
+        name: Name that is unique in the folder, made of the number and the description of the series; preceded by
+            ``patient-1``, ``patient-2``, ... in the order of the files if the folder holds several patients.
     """
 
     uid: str
@@ -141,9 +139,12 @@ def list_series(folder: Path) -> list[Series]:
     if not first:  # localizers alone
         first = {image.series: image.dataset for image in series_images(folder, pixels=False)[0]}
     found = []
-    owner = [tag for tag in _OWNERS if len({str(dataset.get(tag, "") or "") for dataset in first.values()}) > 1][:1]
+    # Numbers, because outputs contain nothing that identifies a patient.
+    patients = list(dict.fromkeys(str(dataset.get("PatientID", "") or "") for dataset in first.values()))
     for number, (uid, dataset) in enumerate(first.items(), 1):
-        words = [str(dataset.get(tag, "") or "") for tag in (*owner, "SeriesNumber", "SeriesDescription")]
+        words = [str(dataset.get(tag, "") or "") for tag in ("SeriesNumber", "SeriesDescription")]
+        if len(patients) > 1:
+            words.insert(0, f"patient-{patients.index(str(dataset.get('PatientID', '') or '')) + 1}")
         text = "_".join(filter(None, (word.replace(".", "-").strip() for word in words)))
         study = str(dataset.get("StudyInstanceUID", ""))
         found.append(Series(uid, study, words[-1].strip(), as_file_name(text, otherwise=f"series-{number}")))
@@ -361,7 +362,8 @@ def _check_frames(images: Sequence[SeriesImage], path: Path) -> None:
 
 def _check_identity(images: Sequence[SeriesImage], path: Path) -> None:
     """Refuse images of several patients or series under one series UID, such as that left empty by anonymisation."""
-    for name in _IDENTITY:
+    # Some programs number the parts of a series; without a UID, the number is what tells series apart.
+    for name in _IDENTITY if images[0].series else (*_IDENTITY, "SeriesNumber"):
         values = Counter(str(image.dataset.get(name, "")) for image in images)
         if len(values) > 1:
             few = values.most_common()[-1][0]

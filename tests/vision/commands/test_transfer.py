@@ -79,7 +79,8 @@ def test_protocol_is_that_of_scikit_learn(own: bool, model: str, tmp_path: Path)
     correct = {each: regression(each, train).score(*val) * len(val[1]) for each in PENALTIES}
     # An image on the border between two classes may change sides with the rounding of another processor.
     assert correct[l2] >= max(correct.values()) - 1.5
-    assert len({round(each) for each in correct.values()}) > 1
+    if own:  # no such image here
+        assert l2 == max(each for each, count in correct.items() if count == max(correct.values()))
     classifier = regression(l2, train, val)
     assert score.found["validation images"] == len(val[1])
     predicted = classifier.predict(test[0])

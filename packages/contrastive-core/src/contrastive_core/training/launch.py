@@ -52,7 +52,7 @@ def settled(precision: Precision, device: str) -> FixedPrecision:
     return "bf16-mixed" if _has_bfloat16(_device(device)) else "32-true"
 
 
-def slow_precision(precision: FixedPrecision, device: torch.device) -> str | None:
+def slow_precision(precision: Precision, device: torch.device) -> str | None:
     """Return a warning if the device has no bfloat16 arithmetic, and torch would emulate the requested precision.
 
     The results are right, but a training step of ResNet-18 took ten times as long as in float32 on a processor with

@@ -210,7 +210,7 @@ class Run:
         self._recorder = Recorder(self.out, processes=self._processes, options=self.options)
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
-        if warning := slow_precision(settled(self.options.precision, self.options.device), self.device):
+        if warning := slow_precision(self.options.precision, self.device):
             self.say(warning)
         seed_global_generators(self.seed("init"), self.device)
         return self

@@ -72,7 +72,7 @@ def header_of(image: Path) -> Path | None:
 
 
 def is_series(path: Path) -> bool:
-    """Return whether a path is a folder with DICOM files, recognised by their extension or their preamble."""
+    """Return whether a path is a folder with DICOM files, recognised by their extension or their first bytes."""
     if is_hidden(path.name) or not path.is_dir():
         return False
     files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))

@@ -383,8 +383,8 @@ def read_bytes(path: Path) -> bytes:
         found = "a broken link" if path.is_symlink() else "no such file"
         for ending in sorted(EXTENSIONS):
             if (longer := path.with_name(path.name + ending)).is_file():
-                found += f", but {longer.name}; write the names with their endings"
-                raise UserError(f"{path}: found {found}") from error
+                reason = f"{found}, but {longer.name}; write the names with their endings"
+                raise UserError(f"{path}: found {reason}") from error
         raise UserError(f"{path}: found {found}; restore the image, or remove it from the data set") from error
     except OSError as error:
         raise UserError(

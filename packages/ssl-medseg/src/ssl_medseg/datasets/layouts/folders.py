@@ -170,8 +170,8 @@ def list_table(file: Path, options: DataOptions) -> Listing:
 
     Paths are absolute or relative to the file. Without the column case, cases are named after their image files. An
     empty label requires ``unlabelled`` or ``test`` in the column split (``train`` and ``validation`` are the other
-    parts), or the option `allow_unlabelled`. The label map
-    is read from labels.json, labels.csv or labels.tsv in the same folder.
+    parts), or the option `allow_unlabelled`. The label map is read from labels.json, labels.csv or labels.tsv in the
+    same folder.
 
     Raises:
         UserError: The file is not such a table.

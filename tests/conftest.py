@@ -17,8 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
 SCRATCH = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="contrastive-core-tests-")
 tempfile.tempdir = None  # to be read again
-# The library of contrastive-core that the tests build (fixture `native`), not one that the user has built.
-os.environ["CONTRASTIVE_CORE_CACHE"] = str(Path(SCRATCH, "cache"))
+# The library of contrastive-core that the tests build (fixture `native`), not one that the user has built. Processes
+# of pytest-xdist share the library of the process that started them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["CONTRASTIVE_CORE_CACHE"] = str(Path(SCRATCH, "cache"))
 
 
 def _remove_scratch(*, of: int = os.getpid()) -> None:
@@ -27,6 +29,9 @@ def _remove_scratch(*, of: int = os.getpid()) -> None:
 
 
 atexit.register(_remove_scratch)
+# Several test processes share the processors, and so do the threads of PyTorch in them and in what they start.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 SHARED = Path(os.environ.get("SSL_SHARED", ROOT.parent / "shared"))
 
 

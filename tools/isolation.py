@@ -3,13 +3,15 @@
     python -m tools.isolation                     # every package under packages/
     python -m tools.isolation contrastive-core    # one of them
 
-Wheels of the package and of the core are installed in a fresh environment, which is deleted afterwards:
+Wheels of the package and of the core are installed in a fresh environment, which is deleted at the end:
 
   - the wheel's version equals `__version__` and the changelog's top entry; it contains py.typed and the licence;
   - every module can be imported, the command line accepts --help and --version, and a short program runs;
   - pip finds no conflict, and no library of the other packages is installed.
 
-The core is first checked without its extras, and then with them in the same environment.
+The core is first checked without its extras, and then with them. All packages are installed in the same environment one
+after another, because the core's own dependencies (PyTorch with its CUDA libraries) take minutes to install; what a
+package brought in addition to them is uninstalled before the next one.
 """
 
 from __future__ import annotations
@@ -122,17 +124,24 @@ EXTRAS = frozenset(
     }
 )
 
-# Program for the Python of the fresh environment, which imports the given packages and prints the distributions.
-PROBE = """
-import importlib, importlib.metadata, json, pkgutil, sys
+# Programs for the Python of the fresh environment. The first prints the distributions; the other imports the given
+# packages before.
+LIST = """
+import importlib.metadata, json
+names = [d.metadata["Name"].lower().replace("_", "-").replace(".", "-") for d in importlib.metadata.distributions()]
+print(json.dumps(sorted(names)))
+"""
+PROBE = (
+    """
+import importlib, pkgutil, sys
 skip = tuple(sys.argv[1].split())
 for package in sys.argv[2:]:
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
         if not (module.name.startswith(skip) if skip else False) and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-names = [d.metadata["Name"].lower().replace("_", "-").replace(".", "-") for d in importlib.metadata.distributions()]
-print(json.dumps(sorted(names)))
 """
+    + LIST
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,13 +152,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [name for name in chosen if name not in there]:
         parser.error(f"unknown package {unknown[0]!r}; expected some of {', '.join(there)}")
     problems: list[str] = []
-    for package in chosen:
-        started = time.monotonic()
-        found = check(package)
-        print(f"{package}: {'NOT isolated' if found else 'isolated'}, {time.monotonic() - started:.0f} s", flush=True)
-        problems += found
+    with tempfile.TemporaryDirectory(prefix="isolation-") as folder:
+        environment = Environment(Path(folder))
+        for package in chosen:
+            started = time.monotonic()
+            found = check(package, environment)
+            print(
+                f"{package}: {'NOT isolated' if found else 'isolated'}, {time.monotonic() - started:.0f} s", flush=True
+            )
+            problems += found
     print("\n".join(problems), end="\n" if problems else "", file=sys.stderr)
     return int(bool(problems))
+
+
+class Environment:
+    """A fresh environment with the core alone, to which a package can be added and from which it can be removed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.python = folder / "env" / "bin" / "python"
+        subprocess.run([sys.executable, "-m", "venv", f"{folder}/env"], check=True)
+        self.core = build(CORE, folder / "dist", "wheel")[0]
+        self.install(str(self.core))
+        self.base = self.distributions()
+
+    def wheel(self, package: str) -> Path:
+        return self.core if package == CORE else build(package, self.folder / "dist", "wheel")[0]
+
+    def install(self, *wanted: str) -> None:
+        self.pip("install", "--constraint", str(ROOT / "tools" / "constraints.txt"), *wanted)
+
+    def remove_all_but_the_core(self) -> None:
+        if added := sorted(self.distributions() - self.base):
+            self.pip("uninstall", "--yes", *added)
+
+    def distributions(self) -> frozenset[str]:
+        listed = subprocess.run([self.python, "-I", "-c", LIST], capture_output=True, text=True, check=True)
+        return frozenset(json.loads(listed.stdout))
+
+    def pip(self, *arguments: str) -> None:
+        command = [str(self.python), "-m", "pip", arguments[0], "--quiet", *arguments[1:]]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
 def absent(install: str) -> frozenset[str]:
@@ -158,20 +201,14 @@ def absent(install: str) -> frozenset[str]:
     return (every | EXTRAS) - INSTALLS[install].libraries
 
 
-def check(package: str) -> list[str]:
+def check(package: str, environment: Environment) -> list[str]:
     """Build, install and try one package, and return the problems found."""
-    with tempfile.TemporaryDirectory(prefix=f"{package}-") as folder:
-        wheels = [build(name, Path(folder, "dist"), "wheel")[0] for name in dict.fromkeys([CORE, package])]
-        problems = [f"{package}: {problem}" for problem in of_wheel(package, wheels[-1])]
-        subprocess.run([sys.executable, "-m", "venv", f"{folder}/env"], check=True)
-        for install in (name for name in INSTALLS if name.partition("[")[0] == package):
-            extra = install.removeprefix(package)
-            python = Path(folder, "env", "bin", "python")
-            wanted = [*map(str, wheels[:-1]), f"{wheels[-1]}{extra}"]
-            pins = ROOT / "tools" / "constraints.txt"
-            pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(pins)]
-            subprocess.run([*pip, *wanted], check=True, stdin=subprocess.DEVNULL)
-            problems += [f"{install}: {problem}" for problem in of_environment(python, install)]
+    wheel = environment.wheel(package)
+    problems = [f"{package}: {problem}" for problem in of_wheel(package, wheel)]
+    for install in (name for name in INSTALLS if name.partition("[")[0] == package):
+        environment.install(f"{wheel}{install.removeprefix(package)}")
+        problems += [f"{install}: {problem}" for problem in of_environment(environment.python, install)]
+    environment.remove_all_but_the_core()
     return problems
 
 

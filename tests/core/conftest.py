@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 
 from contrastive_core.native import library
@@ -17,20 +17,21 @@ from contrastive_core.similarity import api, torch_backend, use_backend
 
 
 @pytest.fixture(scope="session")
-def native() -> Iterator[None]:
+def native() -> None:
     """The compiled library, built once for all tests; skips with the reason if it cannot be built."""
     folder = library.cache_folder()
-    if api.unavailable():
-        try:
-            build_cpu(folder)
-        except BuildError as error:
-            pytest.skip(f"no compiled library: {error}")
-        library.load.cache_clear()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / "lock"):  # another test process may be building it
         api._native.cache_clear()
+        if api.unavailable():
+            try:
+                build_cpu(folder)
+            except BuildError as error:
+                pytest.skip(f"no compiled library: {error}")
+            library.load.cache_clear()
+            api._native.cache_clear()
     if reason := api.unavailable().get("native"):
         pytest.skip(f"no compiled library: {reason}")
-    yield
-    shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 @pytest.fixture(params=["torch", "native"])

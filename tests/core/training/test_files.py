@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from contrastive_core.training.files import open_atomic, write_atomic
+from contrastive_core.training.files import name_in_errors, open_atomic, write_atomic
 
 
 def _write(file: Path, letter: bytes) -> None:
@@ -38,6 +41,18 @@ def test_what_fails_half_way_leaves_the_old_content_and_nothing_beside_it(tmp_pa
         raise OSError("the disk is full")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_errors_of_a_full_disk_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(OSError, match="No space") as caught, open_atomic(path):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as from a write, which knows no name
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+    # safetensors raises an exception of its own.
+    with pytest.raises(OSError, match="No such file") as caught, name_in_errors(path):
+        save_file({"x": torch.zeros(9)}, tmp_path / "missing" / "file")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(path))
 
 
 def test_equal_process_numbers_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +50,13 @@ def test_names_of_files(name: str) -> None:
 def test_names_that_no_file_gets(name: str, problem: str) -> None:
     with pytest.raises(UserError, match=rf"^list\.csv: .*{problem}"):
         check_file_name(name, what="case", source="list.csv")
+
+
+def test_the_locale_is_named_where_it_cannot_read_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    for name, problem in (("Müller".encode(), "PYTHONUTF8=1"), ("Müller".encode("latin-1"), "rename it there")):
+        with pytest.raises(UserError, match=problem):
+            check_label(name.decode("ascii", "surrogateescape"), what="case", source="x")
 
 
 def test_labels_may_hold_separators() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -359,3 +360,27 @@ def test_volumes_are_in_ml_where_the_size_is_known_alone(tmp_path: Path, model: 
     stated = DataOptions(voxel_size=(1.0, 1.0, 1.0))
     done = predict(str(model), str(tmp_path / "images"), tmp_path / "stated", inference=CPU, opening=stated)
     assert [case.millilitres is not None for case in done.cases] == [True, True]
+
+
+def test_a_full_disk_ends_predict_and_keeps_finished_masks(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, _ = bright((40, 40, 4))
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", image, affine((2.0, 2.0, 8.0)))
+    save = nibabel.save
+
+    def full(image: nibabel.Nifti1Image, path: Path) -> None:
+        save(image, path)
+        if ".b.nii" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(nibabel, "save", full)
+    found = r"b\.nii\.gz: No space left on device \(.* free\); 1 of 3 masks are complete in .*out\. Free some space"
+    with pytest.raises(UserError, match=found):
+        predict(str(model), str(tmp_path / "in"), tmp_path / "out", inference=CPU)
+    assert [file.name for file in (tmp_path / "out").glob("*.nii.gz")] == ["a.nii.gz"]
+    monkeypatch.undo()
+    assert predict(str(model), str(tmp_path / "in"), tmp_path / "out", inference=CPU).replaced == 1
+    assert not list((tmp_path / "out").glob(".*.tmp*"))

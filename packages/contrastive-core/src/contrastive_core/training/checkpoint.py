@@ -236,7 +236,8 @@ class Snapshots:
             OSError: The disk is full, or the folder cannot be written to.
         """
         state = {name: thing.state_dict() for name, thing in self._tracked.items()}
-        save(self.folder, position.step, {**state, _POSITION: dict(vars(position))})
+        with files.name_in_errors(self.folder):
+            save(self.folder, position.step, {**state, _POSITION: dict(vars(position))})
         prune(self.folder, keep=self._keep)
 
     def _newest(self, say: Callable[[str], None]) -> Path | None:

@@ -73,7 +73,7 @@ def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
     # A process id would not distinguish writers that share a folder from two machines or containers.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{ending}")
     try:
-        with temporary.open("xb") as held:
+        with name_in_errors(path), temporary.open("xb") as held:
             _lock(held.fileno())  # shows other processes that the writer is alive
             yield temporary
             sync(temporary)
@@ -82,6 +82,23 @@ def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Name `path` in errors of the system that name no file, such as those of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        # safetensors raises its own exception, with the error number in its text.
+        number = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
@@ -207,7 +224,8 @@ def append_line(path: Path, line: str) -> None:
     # A single write to a file opened for appending is not interleaved with those of other processes.
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(file, f"{line}\n".encode())
+        with name_in_errors(path):
+            os.write(file, f"{line}\n".encode())
     finally:
         os.close(file)
 

@@ -46,9 +46,9 @@ def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     # Clone the tensors, because safetensors does not accept tensors that share memory, such as tied weights.
-    safetensors.torch.save_file(
-        {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, new / _WEIGHTS
-    )
+    clones = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    with files.name_in_errors(target):
+        safetensors.torch.save_file(clones, new / _WEIGHTS)
     card = {"format": 2, "sha256": files.sha256(new / _WEIGHTS), "metadata": plain(metadata, "metadata")}
     write_card(new / _CARD, card)
     files.keep_others(target, new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable
 
 from contrastive_core.errors import UNPRINTABLE, UserError
@@ -87,8 +88,21 @@ def check_label(name: str, *, what: str, source: object) -> str:
     if UNPRINTABLE.intersection(name):
         raise UserError(f"{source}: the {what} {name!r} contains control characters; rename it there")
     if any("\ud800" <= letter <= "\udfff" for letter in name):  # how Python stands in for bytes that are not UTF-8
+        if _is_utf8_on_disk(name):
+            raise UserError(
+                f"{source}: the {what} {name!r} cannot be read, because the locale has no UTF-8 (file names are "
+                f"{sys.getfilesystemencoding()}); set the environment variable PYTHONUTF8=1"
+            )
         raise UserError(f"{source}: the {what} {name!r} is not text in UTF-8; rename it there")
     return name
+
+
+def _is_utf8_on_disk(name: str) -> bool:
+    """Return whether a file name that Python could not decode is UTF-8, which the locale does not use."""
+    try:
+        return bool(name.encode(sys.getfilesystemencoding(), "surrogateescape").decode("utf-8"))
+    except UnicodeError:
+        return False
 
 
 def check_path(path: str, *, what: str, source: object) -> str:

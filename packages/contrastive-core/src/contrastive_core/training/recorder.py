@@ -130,10 +130,10 @@ class MetricsFile:
 
     def append(self, record: Record) -> None:
         """Append one record."""
-        with self._jsonl.open("a", encoding="utf-8", newline="\n") as file:
+        with files.name_in_errors(self._jsonl), self._jsonl.open("a", encoding="utf-8", newline="\n") as file:
             file.write(_line(record))
         if all(name in self._columns for name in record):
-            with self._csv.open("a", encoding="utf-8", newline="") as file:
+            with files.name_in_errors(self._csv), self._csv.open("a", encoding="utf-8", newline="") as file:
                 file.write(_row(self._columns, record))
         else:
             self._rewrite_table()
@@ -177,7 +177,7 @@ class TimingFile:
 
     def append(self, record: Mapping[str, object]) -> None:
         """Append one record."""
-        with self._path.open("a", encoding="utf-8", newline="\n") as file:
+        with files.name_in_errors(self._path), self._path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(record) + "\n")
 
 

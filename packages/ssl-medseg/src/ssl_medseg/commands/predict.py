@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from contrastive_core.text import several
+from contrastive_core.text import several, size
 from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
@@ -190,7 +192,7 @@ def predict(
         check_space(folder, needed, what=f"the outputs of {several(len(found), 'image')}", files=len(planned))
         folder.mkdir(parents=True, exist_ok=True)
         before = _masks_in(folder) if folder == Path(out) else set()
-        done = []
+        done: list[PredictedCase] = []
         for wanted, target in track(zip(found, targets, strict=True), total=len(found), what="volumes"):
             started = time.perf_counter()
             try:
@@ -221,6 +223,12 @@ def predict(
                     notes=(*segmented.notes, *more),
                 )
             except _TROUBLE as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    free, complete = shutil.disk_usage(folder).free, sum(1 for case in done if case.mask)
+                    raise UserError(
+                        f"{target}: {error.strerror} ({size(free)} free); {complete} of {several(len(found), 'mask')} "
+                        f"are complete in {folder}. Free some space, and repeat the command"
+                    ) from error
                 why = without_paths(error, wanted.image.paths).replace(f"{folder}/", "") or type(error).__name__
                 case = PredictedCase(wanted.name, error=why)
             done.append(case)

@@ -73,13 +73,8 @@ def write_on_grid(array: NDArray[Any], like: Volume, path: Path) -> None:
 
 def _put(path: Path, ending: str, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.tmp{ending}")
-    try:
+    with files.atomic_path(path, ending=ending) as new:
         write(new)
-        files.sync(new)
-        files.put_in_place(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _write_itk(array: NDArray[Any], like: Volume, new: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from contrastive_core.errors import UserError
-from ssl_medseg.datasets import DataSet, open_dataset
+from ssl_medseg.datasets import DataOptions, DataSet, open_dataset, open_with
 from ssl_medseg.datasets.draw_splits import Pool, split_by_labels
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
@@ -319,6 +319,19 @@ def test_patients_that_a_split_may_separate_by_mistake_are_reported(
     notes = open_dataset(lay(tmp_path, *files, labels_json=json.dumps(MAP))).notes
     assert not notes if words is None else len(notes) == 1
     assert words is None or re.search(words, notes[0])
+
+
+def test_spellings_of_a_patient_are_one_patient(tmp_path: Path) -> None:
+    names = ["P01_ED", "p1_ES", "P-001_time2", "P2"]
+    files = [f"{folder}/{name}.nii.gz" for folder in ("images", "labels") for name in names]
+    data = lay(tmp_path, *files, labels_json=json.dumps(MAP))
+    dataset = open_dataset(data)
+    assert dataset.patients == {"P-001": ("P-001_time2", "P01_ED", "p1_ES"), "P2": ("P2",)}
+    assert "each group counts as one patient" in dataset.notes[0]
+    (tmp_path / "patients.csv").write_text("case,patient\n" + "".join(f"{name},{name[:3]}\n" for name in names))
+    stated = open_with(data, DataOptions(patients=tmp_path / "patients.csv"))
+    assert [case.patient for case in stated.cases] == ["P-0", "P01", "P2", "p1_"]
+    assert "they count as different patients" in stated.notes[0]
 
 
 def test_a_column_of_patients_with_empty_cells_is_reported(tmp_path: Path) -> None:

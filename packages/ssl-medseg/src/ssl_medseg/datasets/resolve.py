@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from contrastive_core.app.checks import Finding, Item
@@ -124,9 +124,12 @@ def resolve(listing: Listing, options: DataOptions) -> Resolved:
         if not entry.lacks and all(path.exists() for path in entry.image.paths):
             phase = entry.phase or phase_of(entry.name, entry.image)
             cases.append(Case(entry.name, said or patient(entry.name), entry.image, label, entry.listed, phase))
+    spellings = _spellings(cases)
+    canonical = {} if overridden else {name: names[0] for names in spellings for name in names}
+    cases = [replace(case, patient=canonical.get(case.patient, case.patient)) for case in cases]
     stated = {entry.name for entry in listing.entries if entry.patient}
     folded = [] if overridden else [*_folded(cases, stated), *_repeated(cases, stated), *_partly_stated(listing)]
-    return Resolved(cases, [*_findings(listing, options), *folded, *_spelled(cases)])
+    return Resolved(cases, [*_findings(listing, options), *folded, *_spelled(spellings, joined=not overridden)])
 
 
 def _findings(listing: Listing, options: DataOptions) -> Iterator[Finding]:
@@ -272,21 +275,30 @@ def _folded(cases: Sequence[Case], stated: set[str]) -> Iterator[Finding]:
         yield Finding("note", "folded", title, [Item(names, f"patient {patient}") for patient, names in shared.items()])
 
 
-def _spelled(cases: Sequence[Case]) -> Iterator[Finding]:
-    """Report patients that differ in spelling only; a split would treat them as different people."""
+def _spellings(cases: Sequence[Case]) -> list[list[str]]:
+    """Return the names of patients that differ in case, leading zeros or separators only, grouped and sorted."""
     spellings: dict[tuple[str, ...], set[str]] = {}
     for case in cases:
         name = unicodedata.normalize("NFKC", case.patient).casefold()
         parts = tuple(part.lstrip("0") for part in _WORD.findall(name))
         spellings.setdefault(parts, set()).add(case.patient)
-    items = [Item(sorted(names)) for names in spellings.values() if len(names) > 1]
-    if items:
-        title = (
-            f"{several(len(items), 'group')} of patients whose names differ only in case, leading zeros or separators: "
-            "they count as different patients, and may be in training and test. If they are the same, correct the "
-            "names or use --patients"
+    return [sorted(names) for names in spellings.values() if len(names) > 1]
+
+
+def _spelled(spellings: Sequence[Sequence[str]], *, joined: bool) -> Iterator[Finding]:
+    """Report patients with several spellings, which count as one: apart, they could be in training and test."""
+    if spellings:
+        counted = (
+            "each group counts as one patient. If they are different patients, state this with --patients"
+            if joined
+            else "they count as different patients, and may be in training and test. If they are the same, correct "
+            "--patients or --patient-pattern"
         )
-        yield Finding("warning", "patient_spelling", title, items)
+        title = (
+            f"{several(len(spellings), 'group')} of patients whose names differ only in case, leading zeros or "
+            f"separators: {counted}"
+        )
+        yield Finding("warning", "patient_spelling", title, [Item(list(names)) for names in spellings])
 
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")

@@ -25,6 +25,7 @@ from ssl_medseg.models.model_folder import load_segmenter, save_segmenter
 from ssl_medseg.models.network import Refinement
 from ssl_medseg.prediction import InferenceOptions
 from ssl_medseg.preprocessing import Preprocessing
+from ssl_medseg.preprocessing.prepare import raise_padding
 from tests.medseg.small_models import LABELS, random_segmenter
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
 
@@ -121,6 +122,14 @@ def test_every_kind_of_preprocessing_can_be_a_bundle(tmp_path: Path, p: Preproce
     checked = json.loads((tmp_path / "bundle" / "docs" / "checked.json").read_text())
     assert checked["bundle"]["share_of_equal_voxels"] > 0.99
     assert torch.is_grad_enabled()  # running the bundle leaves no mark on this process
+
+
+def test_a_bundle_raises_the_padding_of_ct_as_prepare_does() -> None:
+    raised = eval(monai_bundle._RAISE_PADDING.removeprefix("$"))
+    noise = np.random.default_rng(0).normal(0, 300, (1, 30, 20, 4)).astype(np.float32)
+    for scanned, padding in ((noise, -3024), (noise, -1024), (10 * noise, -4096)):
+        image = np.where(np.arange(20)[:, None] < 3, np.float32(padding), scanned)
+        np.testing.assert_array_equal(raised(torch.from_numpy(image))[0], raise_padding(image[0])[0])
 
 
 def test_a_bundle_mirrors_and_keeps_largest_components_as_the_model_does(tmp_path: Path, model: Path) -> None:

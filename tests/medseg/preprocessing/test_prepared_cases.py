@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,17 @@ def test_the_cache_gives_the_same_and_notices_changes(two: DataSet, tmp_path: Pa
     assert plain[1].label is not None
     assert not swapped.equal(plain[1].label)
     assert {name: (cache / name).stat().st_mtime_ns for name in kept} == kept
+
+
+def test_temporary_files_of_killed_processes_leave_the_cache(two: DataSet, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    names = [f".{'0' * 32}.safetensors.{tag}.tmp" for tag in ("0123abcd", "4567abcd")]
+    for name in names:
+        (cache / name).write_bytes(b"half")
+    os.utime(cache / names[0], (0, 0))  # the other one is new, and may be being written
+    prepare_cases(two, ["case0"], Preprocessing((64, 64)), labels=False, cache=cache)
+    assert [path.name for path in cache.iterdir() if path.name.startswith(".")] == [names[1]]
 
 
 def test_a_damaged_cache_is_made_anew(two: DataSet, tmp_path: Path) -> None:

@@ -66,6 +66,24 @@ def test_intensities_are_scaled_as_monai_does() -> None:
     np.testing.assert_allclose(inside.permute(1, 2, 0).numpy(), np.asarray(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", [-2000, -3024, -32768])
+def test_padding_around_the_circle_of_ct_counts_as_air(padding: int) -> None:
+    x, y = np.meshgrid(np.linspace(-1, 1, 48), np.linspace(-1, 1, 40), indexing="ij")
+    inside = (np.hypot(x, y) < 1)[..., None].repeat(5, axis=2)
+    scanned = np.where(np.hypot(x, y)[..., None] < 0.8, 40.0, -1000.0)
+    scanned = np.maximum(scanned + np.random.default_rng(0).normal(0, 30, inside.shape), -1024)
+    matrix, p = np.diag([1.0, 1.0, 5.0, 1.0]), Preprocessing(size=(64, 64))
+    air, padded = (prepare(volume(np.where(inside, scanned, v), matrix), p) for v in (-1024, padding))
+    assert padded.slices.equal(air.slices)
+    assert air.notes == ()
+    assert padded.notes == (
+        f"voxels of {padding}, the padding around the scanned circle of a CT, count as -1024 (air)",
+    )
+    # Phase images have values as low, which are no padding.
+    phase = np.random.default_rng(1).integers(-4096, 4096, inside.shape)
+    assert prepare(volume(np.where(inside, phase, -4096), matrix), p).notes == ()
+
+
 @pytest.mark.parametrize("name", ["big", "small", "tall", "wide"])
 def test_crop_and_pad_take_the_official_pixels(golden, name: str) -> None:
     official = golden("medseg")

@@ -108,6 +108,7 @@ def _inputs(p: Preprocessing) -> dict[str, Any]:
     files = ", ".join(f"'{key}': str(path).replace('{_FIRST}', '_{number:04}.nii')" for number, key in enumerate(keys))
     chain: list[dict[str, Any]] = [
         {"_target_": "LoadImaged", "keys": keys, "ensure_channel_first": True},
+        {"_target_": "Lambdad", "keys": keys, "func": _RAISE_PADDING},
         # The minimum is shifted to 0, the value outside the field of view; scaling by percentiles is not affected.
         {"_target_": "Lambdad", "keys": keys[1:], "func": "$lambda x: x - x[x == x].min()"},
         {
@@ -174,6 +175,13 @@ def metadata(p: Preprocessing, labels: LabelMap, *, versions: dict[str, str]) ->
     }
 
 
+_RAISE_PADDING = (
+    "$lambda x: (lambda low: x.clamp(min=-1024) if low.numel() >= 0.005 * x.numel() and "
+    "(low == low.median()).float().mean() >= 0.9 else x)(x[x < -1500])"
+)
+"""Expression of `ssl_medseg.preprocessing.prepare.raise_padding`."""
+
+
 def _before(p: Preprocessing) -> list[dict[str, Any]]:
     low, high = p.percentiles
     chain: list[dict[str, Any]] = []
@@ -181,6 +189,7 @@ def _before(p: Preprocessing) -> list[dict[str, Any]]:
         chain = [
             {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
             {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x[@channel : @channel + 1]"},
+            {"_target_": "Lambdad", "keys": "image", "func": _RAISE_PADDING},
         ]
     if p.fill_nan:
         chain.append({"_target_": "SignalFillEmptyd", "keys": "image"})

@@ -13,8 +13,9 @@ from contrastive_core.training.export import Program
 from ssl_medseg.models.model_folder import Segmenter
 
 PREPARATION = (
-    "For each volume: resample the `channels`, in this order, to the grid of the first, and scale each channel so that "
-    "the `percentiles` of all its voxels become 0 and 1, without clipping. For each slice: resample linearly to "
+    "For each volume: resample the `channels`, in this order, to the grid of the first, raise the padding of CT (below "
+    "-1500) to -1024, and scale each channel so that the `percentiles` of all its voxels become 0 and 1, without "
+    "clipping. For each slice: resample linearly to "
     "`spacing` mm (with the first pixel at the first voxel), then crop or pad with zeros around the centre to `size`. "
     "ssl_medseg.preprocessing.Preprocessing.from_json reads these settings"
 )

@@ -24,7 +24,7 @@ from ssl_medseg.io import Grid, grid_difference, read_label, read_volume
 from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label
 from ssl_medseg.preprocessing.prepare import describe_erased, erased_structures
 
-_VERSION = 3
+_VERSION = 4
 """Version of the preprocessing; raising it invalidates cached results."""
 
 
@@ -128,6 +128,8 @@ def prepare_cases(
     lacking = [case.name for case in cases if labels and case.label is None]
     if lacking:
         raise UserError(f"{dataset.name}: {len(lacking)} cases lack the required label: {', '.join(lacking[:8])}")
+    if cache is not None:
+        files.remove_stale_files(cache)  # of processes that were killed
     return [_one(dataset, case, p, labels=labels, cache=cache) for case in track(cases, total=len(cases), what="cases")]
 
 

@@ -29,6 +29,10 @@ _HALFWAY = 0.2
 """Two assignments of axes are ambiguous if their agreement with the wanted directions differs by less than this."""
 _TIE = 1e-4
 """Difference of agreement below which two assignments count as equally good; rounding of the affine is smaller."""
+_AIR, _BELOW_CT = -1024.0, -1500.0
+"""Smallest value of CT in HU, and a value that no voxel inside the scanned circle has."""
+_PADDING, _CONSTANT = 0.005, 0.9
+"""Smallest fraction of such voxels that count as padding, and of them that must have the same value."""
 _NEGLIGIBLE = 0.01
 """Largest offset between pixels and voxels, in voxels at the far end of an axis, for which nothing is resampled."""
 
@@ -335,7 +339,8 @@ def prepare(volume: Volume, p: Preprocessing) -> Prepared:
 
     The steps are those of the released code: N4 if requested; x <- (x - p1) / (p99 - p1) with the percentiles of the
     whole volume including air, without clipping; linear resampling; cropping or zero-padding around the centre. Each
-    channel is processed independently.
+    channel is processed independently. Before them, the padding that scanners write around the circle of a CT (such as
+    -2000 or -3024) is raised to air.
 
     Raises:
         UserError: Voxels are not finite, intensities are constant, or the channels differ from those of the settings.
@@ -355,6 +360,8 @@ def prepare(volume: Volume, p: Preprocessing) -> Prepared:
     for image, array in zip(volume.image.channels, volume.channels.values(), strict=True):
         source = f"{image.path}{f': channel {image.name}' if volume.others and image.name else ''}"
         finite, remarks = _finite(array, p, source)
+        finite, more = raise_padding(finite)
+        remarks += more
         if p.n4:
             finite = correct_bias_field(finite, shrink=p.n4_shrink)
         slices = np.ascontiguousarray(geometry.to_slices(_scaled(finite, p, source)))
@@ -446,6 +453,19 @@ def _finite(array: NDArray[np.float32], p: Preprocessing, source: str) -> tuple[
         )
     filled = np.where(finite, array, array[finite].min())
     return filled, (f"non-finite voxels filled ({count:,}) with the smallest value of the image",)
+
+
+def raise_padding(array: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Raise padding around the scanned circle of a CT to -1024; with a note. Other images are returned unchanged.
+
+    Its value depends on the scanner. As the smallest percentile, it would compress all tissues into a part of the range
+    that also depends on the scanner. Phase images have values as low, but not the same one in most of these voxels.
+    """
+    low = array[array < _BELOW_CT]
+    if low.size < _PADDING * array.size or np.mean(low == np.median(low)) < _CONSTANT:
+        return array, ()
+    note = f"voxels of {np.median(low):g}, the padding around the scanned circle of a CT, count as {_AIR:g} (air)"
+    return np.maximum(array, np.float32(_AIR)), (note,)
 
 
 def _scaled(array: NDArray[np.float32], p: Preprocessing, source: str) -> NDArray[np.float32]:

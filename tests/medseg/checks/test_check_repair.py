@@ -80,7 +80,9 @@ def test_everything_done_is_logged(repaired: Repaired) -> None:
         "resampled to the grid of its image by nearest neighbour (voxels up to 15 mm"
     )
     assert "value 2:" in said["grid_shift", "label", "grid"]
-    assert said["fraction", "label", "fractions"] == "rounded in 5 voxels, by up to 0.5"
+    assert said["fraction", "label", "fractions"] == (
+        "rounded in 5 voxels, by up to 0.5; 5 voxels of them became background"
+    )
     assert said["sform", "image", "sform"].startswith(
         "its qform was set to the sform, from which it differed by up to "
     )
@@ -192,3 +194,15 @@ def test_a_label_without_a_place_takes_the_header_of_its_image(tmp_path: Path) -
         np.testing.assert_array_equal(np.asarray(label.dataobj), ball(ord(name), SHAPE)[1])
     (left,) = [finding for finding in examine(tmp_path / "copy").findings if finding.kind == "grid"]
     assert [item.files for item in left.items] == [["c"]]
+
+
+def test_a_map_of_probabilities_is_not_rounded_to_nothing(tmp_path: Path) -> None:
+    data = decathlon(tmp_path / "data", ["low", "high"])
+    soft = ball()[1] / 5  # 0, 0.2 and 0.4
+    save(data / "labelsTr" / "low.nii.gz", soft.astype(np.float32))
+    save(data / "labelsTr" / "high.nii.gz", (2 * soft).astype(np.float32))
+    done = {change.case: change for change in repair(str(data), tmp_path / "copy", ["fractions"]).changes}
+    assert "rounding would leave no structure, because its largest value is 0.4" in done["low"].left
+    kept = nib.load(tmp_path / "copy" / "labelsTr" / "low.nii.gz").get_fdata()
+    np.testing.assert_allclose(kept, soft, atol=1e-6)
+    assert done["high"].done.endswith(f"; {np.count_nonzero(soft == 0.2)} voxels of them became background")

@@ -21,7 +21,7 @@ from ssl_medseg.datasets import Case, DataOptions
 from ssl_medseg.datasets.open import label_map_for, list_cases
 from ssl_medseg.io import Grid, grid_difference, read_grid, read_label_values, read_volume
 from ssl_medseg.io.file_types import walk
-from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.io.label_map import ROUNDING, LabelMap
 from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.io.nifti import take_form
 from ssl_medseg.io.volume import ImageFile, join_channels
@@ -80,8 +80,14 @@ def _whole(array: NDArray[Any], path: Path, labels: LabelMap | None) -> tuple[ND
             f"{path}: rounding would give the values {', '.join(f'{v:g}' for v in unknown[:8])}, which are not in the "
             "label map; correct the label or the map"
         )
-    changed = int(np.count_nonzero(off))
+    changed, lost = int(np.count_nonzero(off)), int(np.count_nonzero((nearest == 0) & (off > ROUNDING)))
+    if lost and not nearest.any():
+        raise UserError(
+            f"{path}: rounding would leave no structure, because its largest value is {array.max():.3g}; expected "
+            "label values, but it may be a map of probabilities. Apply a threshold of your choice to it"
+        )
     words = f"rounded in {several(changed, 'voxel')}, by up to {off.max():.3g}" if changed else ""
+    words += f"; {several(lost, 'voxel')} of them became background" if lost else ""
     return nearest.astype(np.int32), words
 
 

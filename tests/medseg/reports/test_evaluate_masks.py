@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -14,11 +15,15 @@ from PIL import Image
 
 from ssl_medseg.cli import main
 from ssl_medseg.datasets.open import open_dataset
-from ssl_medseg.datasets.splits import Split, write_split
+from ssl_medseg.datasets.splits import Split, fingerprint, identify, split_content, write_split
 from ssl_medseg.evaluation import read_evaluation
 from ssl_medseg.phantom import write_phantom
+from ssl_medseg.prediction import InferenceOptions
+from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.reports.overlay import Sheet, choose, choose_slices, sheet_figure, view
+from tests.medseg.small_models import random_segmenter
+from tests.medseg.small_sets import decathlon
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +108,42 @@ def test_cases_that_training_has_seen_are_kept_apart(phantom: Path, masks: Path,
     assert "These are validation cases: training did not learn from their labels" in str(chosen)
     assert "Training used the labels" not in str(chosen)
     assert seen.summary.mean_dice.mean == 1.0
+
+
+def test_images_of_the_training_are_recognised_after_files_were_exchanged(tmp_path: Path) -> None:
+    data = decathlon(tmp_path / "data", ["a", "b", "c", "d"])
+    dataset = open_dataset(data)
+    parts = Split(labelled=("a",), validation=("b",), test=("c", "d"))
+    (tmp_path / "plain.json").write_bytes(split_content(parts, dataset))
+    prints = {case.name: fingerprint(case, label=True) for case in dataset.cases}
+    (tmp_path / "split.json").write_bytes(split_content(parts, dataset, prints))
+    run = tmp_path / "run"
+    random_segmenter(run / "model", Preprocessing((32, 32)), labels=dataset.labels)
+    (run / "config.yaml").write_text(f"split: {tmp_path / 'plain.json'}\n")
+    (run / "data.json").write_text(json.dumps({"cases": identify(dataset, parts)}))
+    shutil.copytree(data / "labelsTr", tmp_path / "masks")
+    for folder in ("imagesTr", "labelsTr"):
+        first, second = (data / folder / f"{name}.nii.gz" for name in "ac")
+        first.rename(data / "moved")
+        second.rename(first)
+        (data / "moved").rename(second)
+    given = {"pictures": False, "inference": InferenceOptions(device="cpu")}
+    for predicted, split in ((run, tmp_path / "plain.json"), (tmp_path / "masks", tmp_path / "split.json")):
+        done = evaluate(predicted, str(data), split=split, **given)
+        assert [(case.case, case.part) for case in done.evaluation.cases] == [("c", "labelled"), ("d", "test")]
+        assert done.summary.left_out == 1
+        assert "By its name, c belongs to the part test, but its image was in the part labelled in training" in (
+            str(done)
+        )
+    whole = evaluate(run, str(data), **given)
+    assert {case.case: case.part for case in whole.evaluation.cases} == {
+        "a": "test", "b": "validation", "c": "labelled", "d": "test",
+    }  # fmt: skip
+    assert "1 case of Small had another image in training (a)" in str(whole)
+    # The image of a training case, copied over that of a test case.
+    shutil.copy(data / "imagesTr" / "c.nii.gz", data / "imagesTr" / "a.nii.gz")
+    copied = evaluate(run, str(data), **given)
+    assert {case.case: case.part for case in copied.evaluation.cases}["c"] == "labelled"
 
 
 def test_unknown_spacing_gives_voxels(phantom: Path, masks: Path, tmp_path: Path) -> None:

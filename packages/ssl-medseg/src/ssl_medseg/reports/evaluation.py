@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
-from contrastive_core.text import several
+from contrastive_core.text import several, some_of
 from contrastive_core.training import config
 from contrastive_core.training.documents import read_object, reading
 from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.names import as_file_name, check_file_name
 from contrastive_core.training.outputs import Outputs, run_files
-from ssl_medseg.datasets.dataset import DataSet
+from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.open import open_with
 from ssl_medseg.datasets.options import DataOptions
-from ssl_medseg.datasets.splits import Split, fingerprint, read_split
+from ssl_medseg.datasets.splits import Split, fingerprint, read_fingerprints, read_split
 from ssl_medseg.evaluation.cases import check_labels, choose_cases, find_masks, score_cases
 from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import Evaluation, write_evaluation
@@ -45,19 +45,21 @@ class Evaluated:
         summary: Summary over the cases.
         written: JSON, CSV files and pictures.
         failed: Case -> reason, for cases that could not be segmented or compared.
+        notes: Sentences about cases whose files training used under another name or part.
     """
 
     evaluation: Evaluation
     summary: Summary
     written: list[Path]
     failed: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def __str__(self) -> str:
         return "\n".join(
             [
                 *table(self.evaluation, self.summary),
                 "",
-                *(f"note: {text}" for text in warnings(self.evaluation, self.summary)),
+                *(f"note: {text}" for text in (*self.notes, *warnings(self.evaluation, self.summary))),
                 *(f"failed: {case}: {why}" for case, why in self.failed.items()),
                 "",
                 *(f"written: {file}" for file in self.written),
@@ -95,8 +97,8 @@ def evaluate(
             or model folder, whose segmenter first predicts the cases.
         data: Data set with the reference labels.
         split: Split file of the training, used to exclude cases with labels used in training from the summary; by
-            default that of the run. If the data set is not that of the run, all cases are evaluated, and files used in
-            training are recognised by their content.
+            default that of the run. If the data set is not that of the run, all cases are evaluated. Images used in
+            training are recognised by their content, also under another name.
         part: Part of the split to evaluate, or all for every case with a label. Without a split, all cases are
             evaluated.
         tolerance: Tolerance of the surface Dice in mm, or in voxels if the voxel size is unknown.
@@ -122,11 +124,15 @@ def evaluate(
         settings = load_segmenter(folder, device="cpu").preprocessing
         opened = opened.with_channels(settings.channels, settings.channel_numbers)
     chosen: Split | None
+    notes: list[str] = []
     if split is not None:
         chosen, shown = read_split(split, opened), part
     else:
-        chosen, shown = _of_run(folder, opened, part) if model else (None, "all")
+        chosen, shown, notes = _of_run(folder, opened, part) if model else (None, "all", [])
     cases = choose_cases(opened, chosen, shown)
+    if chosen is not None:
+        chosen, more = _by_content(chosen, cases, _uses(chosen, split, cases_seen(folder) if model else {}))
+        notes += more
     stem = name or as_file_name(f"{opened.name}-{shown}", otherwise="scores")
     check_file_name(stem, what="name", source="--name")
     target = Path(out) if out is not None else folder / "evaluation"
@@ -150,42 +156,80 @@ def evaluate(
             opened, cases, masks, split=chosen, name=stem, part=shown, tolerance=tolerance, folder=target
         )
         summary = summarise(evaluation)
-        written = _write(evaluation, summary, target, opened, pictures=pictures)
+        written = _write(evaluation, summary, target, opened, notes=notes, pictures=pictures)
     if chosen is not None and shown in ("test", "all"):
         bare = set(chosen.test).difference(case.name for case in cases)
         failed = {**failed, **dict.fromkeys(sorted(bare), "has no label to compare with")}
-    return Evaluated(evaluation, summary, written, failed)
+    return Evaluated(evaluation, summary, written, failed, notes)
 
 
-def _of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None, Part]:
-    """Return the split of a run and the requested part if the data are those of the run; otherwise all cases.
+def _of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None, Part, list[str]]:
+    """Return the split of a run and the requested part if it has these data, otherwise all cases; with notes.
 
     Data are identified by content: a data set with the same names but different files is another data set, and a file
     used in training is recognised under any name. The split is None for a model outside a run folder.
     """
     seen, file = cases_seen(run), own_split(run)
-    if file is not None and _has_all(dataset, seen):
-        return read_split(file, dataset), part
+    here = set(dataset.names)
+    hashes = {name: fingerprint(dataset.case(name), label=False)["image"] for name in seen if name in here}
+    changed = [name for name, image in hashes.items() if image != seen[name]["image"]]
+    if file is not None and len(hashes) == len(seen) and not changed:
+        return read_split(file, dataset), part, []
     if not seen:
-        return None, "all"
-    part_of = {found["image"]: found["part"] for found in seen.values()}
+        return None, "all", []
+    part_of = _part_of_image(seen.values())
     parts: dict[str, list[str]] = {"labelled": []}
     for case in dataset.cases:
         parts.setdefault(part_of.get(fingerprint(case, label=False)["image"], "test"), []).append(case.name)
     found = {name: tuple(cases) for name, cases in parts.items()}
-    return Split(
+    split = Split(
         found["labelled"],
         validation=found.get("validation", ()),
         test=found.get("test", ()),
         unlabelled=found.get("unlabelled", ()),
-    ), "all"
-
-
-def _has_all(dataset: DataSet, seen: Mapping[str, Mapping[str, str]]) -> bool:
-    """Return whether a data set contains the images used in training under the same names."""
-    return set(dataset.names).issuperset(seen) and all(
-        fingerprint(dataset.case(name), label=False)["image"] == seen[name]["image"] for name in seen
     )
+    note = (
+        f"{several(len(changed), 'case')} of {dataset.name} had another image in training ({some_of(changed)}), so all "
+        "cases are evaluated, and images used in training are recognised by their content."
+    )
+    return split, "all", [note] if changed else []
+
+
+def _uses(split: Split, file: Path | None, seen: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return hash of an image -> part, as the run recorded it, or the split file for images the run does not list."""
+    prints = {} if file is None else read_fingerprints(file)
+    stated = [{"part": part, **prints[name]} for part, names in split.parts.items() for name in names if name in prints]
+    return _part_of_image(stated) | _part_of_image(seen.values())
+
+
+def _part_of_image(known: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return hash of an image -> part; of several parts the one that spoils a score most."""
+    order = ("test", "unlabelled", "validation", "labelled")
+    listed = [found for found in known if "image" in found and found["part"] in order]
+    return {found["image"]: found["part"] for found in sorted(listed, key=lambda found: order.index(found["part"]))}
+
+
+def _by_content(split: Split, cases: Sequence[Case], uses: Mapping[str, str]) -> tuple[Split, list[str]]:
+    """Move cases to the part in which training used their images, for files that were exchanged or copied; with notes.
+
+    Args:
+        split: Parts by name.
+        cases: Cases to evaluate.
+        uses: Hash of an image -> its part in training.
+    """
+    named = {name: part for part, names in split.parts.items() for name in names}
+    by_content = {case.name: uses.get(fingerprint(case, label=False)["image"]) for case in cases} if uses else {}
+    moved = {name: part for name, part in by_content.items() if part and part != named.get(name)}
+    parts = {
+        part: (*(n for n in names if n not in moved), *(n for n, to in moved.items() if to == part))
+        for part, names in split.parts.items()
+    }
+    notes = [
+        f"By its name, {name} belongs to the part {named.get(name, '(none)')}, but its image was in the part {part} in "
+        "training, and counts as such: files were exchanged or copied, or the split is not that of the training."
+        for name, part in moved.items()
+    ]
+    return dataclasses.replace(split, **parts), notes  # type: ignore[arg-type]
 
 
 def cases_seen(run: Path) -> dict[str, dict[str, str]]:
@@ -212,7 +256,9 @@ def own_split(run: Path) -> Path | None:
     return next((file for file in split_places(run, named) if file.is_file()), None) if named else None
 
 
-def _write(evaluation: Evaluation, summary: Summary, folder: Path, dataset: DataSet, *, pictures: bool) -> list[Path]:
+def _write(
+    evaluation: Evaluation, summary: Summary, folder: Path, dataset: DataSet, *, notes: Sequence[str], pictures: bool
+) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{evaluation.name}.json"
     written = [file.with_name(f"{evaluation.name}-summary.csv")]
@@ -224,6 +270,6 @@ def _write(evaluation: Evaluation, summary: Summary, folder: Path, dataset: Data
         for which, figure in case_sheets(evaluation, dataset, folder):
             written.append(file.with_name(f"{evaluation.name}-{which}.png"))
             write_atomic(written[-1], to_png(figure, dpi=110))
-    notes = list(warnings(evaluation, summary))
-    write_evaluation(evaluation, file, more={"summary": dataclasses.asdict(summary), "notes": notes})
+    said = [*notes, *warnings(evaluation, summary)]
+    write_evaluation(evaluation, file, more={"summary": dataclasses.asdict(summary), "notes": said})
     return [file, file.with_name(f"{evaluation.name}.csv"), *written]

@@ -13,7 +13,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from contrastive_core.errors import UserError
 from ssl_medseg.cli import main
+from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets.open import open_dataset
 from ssl_medseg.datasets.splits import Split, fingerprint, identify, split_content, write_split
 from ssl_medseg.evaluation import read_evaluation
@@ -23,7 +25,7 @@ from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.reports.overlay import Sheet, choose, choose_slices, sheet_figure, view
 from tests.medseg.small_models import random_segmenter
-from tests.medseg.small_sets import decathlon
+from tests.medseg.small_sets import ball, decathlon, save
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +222,29 @@ def test_masks_with_the_values_of_other_structures_are_refused(
         assert ("expected the same value for a structure" in capsys.readouterr().err) is bool(status)
 
 
+def test_masks_of_predict_in_a_subfolder_are_found(tmp_path: Path) -> None:
+    data, names = tmp_path / "data", ["a", "b (1)"]
+    for number, name in enumerate(names):
+        image, classes = ball(number)
+        save(data / "images" / f"{name}.nii.gz", image)
+        save(data / "labels" / f"{name}.nii.gz", classes)
+    (data / "labels.json").write_text(json.dumps({"background": 0, "shell": 1, "core": 2}))
+    model = random_segmenter(tmp_path / "model", Preprocessing((32, 32)), labels=open_dataset(data).labels)
+    cpu = InferenceOptions(device="cpu")
+    predict(str(model), str(data), tmp_path / "masks", inference=cpu)
+    assert (tmp_path / "masks" / "images" / "a.nii.gz").is_file()
+    done = evaluate(tmp_path / "masks", str(data), pictures=False)
+    assert [case.case for case in done.evaluation.cases] == names
+    # The last run failed for one image, whose mask is that of the first run.
+    (data / "images" / "a.nii.gz").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="1 of 2 images could not be segmented"):
+        predict(str(model), str(data), tmp_path / "masks", inference=cpu)
+    save(data / "images" / "a.nii.gz", ball(0)[0])
+    done = evaluate(tmp_path / "masks", str(data), pictures=False)
+    assert [case.case for case in done.evaluation.cases] == names[1:]
+    assert "the last run failed for this case" in done.failed["a"]
+
+
 def test_long_names_are_not_cut_off_in_pictures() -> None:
     names = ["<b>RV</b><script>alert(1)</script>", *(f"left ventricular myocardium, segment {n}" for n in range(7))]
     classes = np.zeros((24, 24, 6), np.uint8)
@@ -244,6 +269,19 @@ def test_long_names_are_not_cut_off_in_pictures() -> None:
         assert whole.y0 <= box.y0
         assert box.y1 <= whole.y1
     assert figure.axes[1].bbox.width > whole.width / 10  # the names leave room for the slices
+
+
+def test_the_padding_of_ct_does_not_darken_pictures() -> None:
+    image = np.random.default_rng(0).uniform(-1000, 1000, (24, 24, 6))
+    windows = []
+    for padding in (-1024.0, -3024.0):
+        image[:5] = padding
+        sheet = Sheet(
+            title="CT", subtitle="", images={"image": image}, masks={"truth": np.zeros(image.shape, np.uint8)},
+            structures=["liver"], view=view(np.diag([-2.0, -2.0, 6.0, 1.0]), 2, known=True),
+        )  # fmt: skip
+        windows.append({pictures[0].get_clim() for axes in sheet_figure(sheet).axes if (pictures := axes.get_images())})
+    assert windows[0] == windows[1]
 
 
 def test_slices_of_a_sheet_hold_structures() -> None:

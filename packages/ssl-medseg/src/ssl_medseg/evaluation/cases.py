@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,8 @@ _NAMED = 5
 def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], dict[str, str]]:
     """Find the masks of cases in a folder; a mask has the name of its case and the ending of any image format.
 
-    Masks may also be DICOM segmentations, or .seg.nrrd files of 3D Slicer.
+    Masks may also be DICOM segmentations, or .seg.nrrd files of 3D Slicer. Masks that `predict` wrote to subfolders, as
+    for the images of a folder ``images``, are found by its predictions.json.
 
     Masks that an earlier run of `predict` wrote, according to predictions.json, are not used.
 
@@ -41,24 +42,25 @@ def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], di
             f"{folder}: is not a folder; expected a folder with one predicted mask per case, named like the case"
         )
     files: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
+    old, why, inside = _of_predict(folder)
+    for path in (*sorted(folder.iterdir()), *(folder / mask for mask in inside)):
         if path.is_file() and not path.name.startswith(".") and (is_image(path) or is_dicom(path)):
             name = path.stem if path.suffix.lower() in DICOM_ENDINGS else stem(path)
             files.setdefault(name.removesuffix(".seg"), []).append(path)
-    old, why = _stale(folder)
     found: dict[str, Path] = {}
     left: dict[str, str] = {}
     wanted = [case.name for case in cases]
     for name in wanted:
-        paths = [path for path in files.get(name, []) if path.name not in old]
+        paths = [path for path in files.get(name, []) if path.relative_to(folder).as_posix() not in old]
         if not paths and name in files:
             left[name] = why.get(
                 name, "its mask was written by an earlier run of predict, and the last run did not include its image"
             )
         if len(paths) > 1:
             raise UserError(
-                f"{folder}: contains {len(paths)} files for {name} ({', '.join(p.name for p in paths)}); expected one "
-                "mask per case. Remove the others"
+                f"{folder}: contains {len(paths)} files for {name} "
+                f"({', '.join(p.relative_to(folder).as_posix() for p in paths)}); expected one mask per case. Remove "
+                "the others"
             )
         if paths:
             found[name] = paths[0]
@@ -77,18 +79,24 @@ def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], di
     return found, left
 
 
-def _stale(folder: Path) -> tuple[set[str], dict[str, str]]:
-    """Return the files of earlier runs according to predictions.json, and image -> reason of its failure."""
+def _of_predict(folder: Path) -> tuple[set[str], dict[str, str], list[str]]:
+    """Return what predictions.json states: files of earlier runs, case -> why it failed, and masks in subfolders."""
     file = folder / "predictions.json"
     if not file.is_file():
-        return set(), {}
+        return set(), {}, []
     content = read_json(file)
     with reading(file, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
-        failed = {str(case["image"]): str(case["error"]) for case in content["cases"] if case["error"]}
-        return set(content.get("stale", [])), {
+        old = set(content.get("stale", []))
+        failed = {PurePosixPath(case["image"]).name: str(case["error"]) for case in content["cases"] if case["error"]}
+        masks = {*(str(case.get("mask") or "") for case in content["cases"]), *old}
+    return (
+        old,
+        {
             name: f"its mask was written by an earlier run of predict; the last run failed for this case: {error}"
             for name, error in failed.items()
-        }
+        },
+        sorted(mask for mask in masks if "/" in mask and not {"..", "/"} & {*PurePosixPath(mask).parts}),
+    )
 
 
 def check_labels(folder: Path, dataset: DataSet) -> None:

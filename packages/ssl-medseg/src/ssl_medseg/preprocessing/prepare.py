@@ -455,7 +455,7 @@ def _finite(array: NDArray[np.float32], p: Preprocessing, source: str) -> tuple[
     return filled, (f"non-finite voxels filled ({count:,}) with the smallest value of the image",)
 
 
-def raise_padding(array: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+def raise_padding(array: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Raise padding around the scanned circle of a CT to -1024; with a note. Other images are returned unchanged.
 
     Its value depends on the scanner. As the smallest percentile, it would compress all tissues into a part of the range

@@ -22,7 +22,7 @@ from ssl_medseg.evaluation.results import CaseScores, Evaluation
 from ssl_medseg.evaluation.summary import case_dice
 from ssl_medseg.evaluation.text import number
 from ssl_medseg.io import Volume, read_volume
-from ssl_medseg.preprocessing.prepare import display_axis
+from ssl_medseg.preprocessing.prepare import display_axis, raise_padding
 
 VALIDATION = "validation"
 """Folder of a run for the pictures that training draws of a validation case."""
@@ -211,8 +211,8 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
 
 
 def _window(image: NDArray[Any], view: View, chosen: Sequence[int], box: tuple[slice, slice]) -> dict[str, Any]:
-    """Return the arguments of `imshow`: the grey-value window spans percentiles of the displayed region."""
-    shown = np.stack([view.slice(image, index)[box] for index in chosen]).astype(np.float64)
+    """Return the arguments of `imshow`: the window spans percentiles of the displayed region without padding of CT."""
+    shown, _ = raise_padding(np.stack([view.slice(image, index)[box] for index in chosen]).astype(np.float64))
     low, high = np.percentile(shown, _WINDOW)
     return {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-9), "aspect": view.spacing[0] / view.spacing[1]}
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +20,7 @@ from contrastive_core import (
     PAWSLoss,
     SuNCEtLoss,
     SupConLoss,
+    distillation,
     info_nce,
     nt_xent,
     paws,
@@ -42,10 +46,34 @@ def test_wrong_temperatures_are_refused(name: str, t: float) -> None:
 
 
 @pytest.mark.parametrize("module", [NTXentLoss, SuNCEtLoss, SupConLoss, InfoNCELoss])
-@pytest.mark.parametrize("t", [True, "0.1", None, torch.tensor(1)])
+@pytest.mark.parametrize("t", [True, "0.1", None, torch.tensor(1), np.array([0.1])])
 def test_temperatures_that_are_no_numbers_are_refused(module: Callable[..., nn.Module], t: Any) -> None:
     with pytest.raises(TypeError, match=r"temperature is a \w+, expected a number"):
         module(temperature=t)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "paws", "distillation", "smoothed"])
+@pytest.mark.parametrize("kind", [Fraction, Decimal, np.float32, np.float64, np.array])
+def test_numbers_of_other_types_are_numbers(name: str, kind: Callable[[float], Any]) -> None:
+    z, labels = randn(4, 3), torch.tensor([0, 0, 1, 1])
+
+    def loss(t: Any) -> torch.Tensor:
+        if name == "paws":
+            return sum(paws(z, z, z, labels, temperature=t, sharpening=t, label_smoothing=t), torch.zeros(()))
+        if name == "distillation":
+            return distillation(z, z.flip(0), temperature=t, scale_by_temperature=True)
+        if name == "smoothed":
+            return suncet(z, labels, temperature=t, label_smoothing=t)
+        return cases(2, labels)[name][0](z, t)
+
+    assert torch.equal(loss(kind(0.25)), loss(0.25))
+
+
+@pytest.mark.parametrize("setting", ["sharpening", "label_smoothing"])
+@pytest.mark.parametrize("wrong", ["0.1", None, torch.tensor(0.1)])
+def test_settings_that_are_no_numbers_are_refused(setting: str, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=rf"{setting} is a \w+, expected a number"):
+        PAWSLoss(**{setting: wrong})
 
 
 ones = torch.ones

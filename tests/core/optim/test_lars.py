@@ -258,3 +258,10 @@ def test_settings_out_of_range(bad: dict[str, float], expected: str) -> None:
         LARS([parameter], **{"lr": 1.0, **bad})
     with pytest.raises(ValueError, match=expected):
         LARS([nn.Parameter(torch.ones(1))], lr=1.0).add_param_group({"params": [parameter], **bad})
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "trust_coefficient"])
+@pytest.mark.parametrize("wrong", ["0.1", None, torch.tensor([0.1, 0.2])])
+def test_settings_that_are_no_numbers(name: str, wrong: object) -> None:
+    with pytest.raises(TypeError, match=rf"LARS: got {name}=.*, expected a number"):
+        LARS([nn.Parameter(torch.ones(1))], **{"lr": 1.0, name: wrong})  # type: ignore[arg-type]

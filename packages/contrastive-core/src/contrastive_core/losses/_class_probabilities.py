@@ -125,7 +125,7 @@ def sharpen(probabilities: Tensor, *, temperature: float) -> Tensor:
     >>> sharpen(torch.tensor([[0.8, 0.2]]), temperature=0.5)
     tensor([[0.9412, 0.0588]])
     """
-    check_temperature("sharpen", temperature)
+    temperature = check_temperature("sharpen", temperature)
     check_probabilities("sharpen", probabilities)
     # Scale the largest to 1, so that powers of small numbers do not underflow to a row of zeros.
     powered = (probabilities / probabilities.detach().amax(1, keepdim=True)) ** (1 / temperature)

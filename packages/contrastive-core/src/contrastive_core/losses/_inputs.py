@@ -75,24 +75,35 @@ def check_bank(name: str, bank: object, first: str, second: str) -> None:
         )
 
 
-def check_temperature(name: str, temperature: float) -> None:
-    """Check that the temperature is a number, and that the number and its inverse are positive and finite.
+def check_temperature(name: str, temperature: float) -> float:
+    """Return the temperature as a number, after checking that it and its inverse are positive and finite.
 
     Raises:
         TypeError: The temperature is not a number.
         ValueError: The temperature or its inverse is not positive and finite.
     """
-    if isinstance(temperature, (bool, str, Tensor)) or not hasattr(temperature, "__float__"):
-        hint = ""
-        if isinstance(temperature, Tensor):
-            is_float = temperature.is_floating_point()
-            hint = " (this loss cannot learn its temperature)" if is_float else f", not a tensor of {temperature.dtype}"
-        raise TypeError(f"{name}: temperature is a {type(temperature).__name__}, expected a number{hint}")
+    hint = ""
+    if isinstance(temperature, Tensor):
+        is_float = temperature.is_floating_point()
+        hint = " (this loss cannot learn its temperature)" if is_float else f", not a tensor of {temperature.dtype}"
+    number = check_number(name, "temperature", temperature, hint)
     # Comparisons, because torch.compile does not support math.isfinite for a symbolic number.
-    if not (0 < temperature < math.inf and 1 / temperature < math.inf):
-        raise ValueError(
-            f"{name}: temperature is {temperature}, expected a positive finite number; 0.1 is a usual choice"
-        )
+    if not (0 < number < math.inf and 1 / number < math.inf):
+        raise ValueError(f"{name}: temperature is {number}, expected a positive finite number; 0.1 is a usual choice")
+    return number
+
+
+def check_number(name: str, setting: str, given: object, hint: str = "") -> float:
+    """Return a setting as a number that tensors can be divided by, which they cannot by a Fraction or Decimal.
+
+    Raises:
+        TypeError: It is not a number, or it is a bool, a tensor or an array with dimensions.
+    """
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        return given
+    if isinstance(given, (bool, str, Tensor)) or not hasattr(given, "__float__") or getattr(given, "ndim", 0) > 0:
+        raise TypeError(f"{name}: {setting} is a {type(given).__name__}, expected a number{hint}")
+    return float(given)
 
 
 def check_floating(name: str, **tensors: Tensor) -> None:
@@ -209,9 +220,8 @@ class Temperature:
     """
 
     def __init__(self, name: str, given: float | Tensor) -> None:
-        check_learned_temperature(name, given)
-        self.given: float | Tensor = given.double().reshape(()) if isinstance(given, Tensor) else given
-        self.value = _host_number(name, given) if isinstance(given, Tensor) else given
+        self.value = check_learned_temperature(name, given)
+        self.given: float | Tensor = given.double().reshape(()) if isinstance(given, Tensor) else self.value
 
     @property
     def scale(self) -> float:
@@ -232,14 +242,13 @@ class Temperature:
         return similarities / self.given
 
 
-def check_learned_temperature(name: str, given: float | Tensor) -> None:
+def check_learned_temperature(name: str, given: float | Tensor) -> float:
     """Check a temperature as :func:`check_temperature` does, but accept a tensor with one element."""
     if isinstance(given, Tensor) and given.is_floating_point():
         if given.numel() != 1:
             raise ValueError(f"{name}: temperature has shape {list(given.shape)}, expected one number")
-        check_temperature(name, _host_number(name, given))
-    else:
-        check_temperature(name, given)  # type: ignore[arg-type] # rejects other tensors
+        return check_temperature(name, _host_number(name, given))
+    return check_temperature(name, given)  # type: ignore[arg-type] # rejects other tensors
 
 
 def _host_number(name: str, given: Tensor) -> float:
@@ -254,14 +263,17 @@ def _host_number(name: str, given: Tensor) -> float:
         ) from error
 
 
-def check_label_smoothing(name: str, label_smoothing: float) -> None:
-    """Check that label smoothing is in [0, 1).
+def check_label_smoothing(name: str, label_smoothing: float) -> float:
+    """Return label smoothing as a number, after checking that it is in [0, 1).
 
     Raises:
-        ValueError: It is not.
+        TypeError: It is not a number.
+        ValueError: It is outside [0, 1).
     """
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"{name}: label_smoothing is {label_smoothing}, expected a number in [0, 1)")
+    number = check_number(name, "label_smoothing", label_smoothing)
+    if not 0 <= number < 1:
+        raise ValueError(f"{name}: label_smoothing is {number}, expected a number in [0, 1)")
+    return number
 
 
 class LossModule(nn.Module):

@@ -44,7 +44,7 @@ def distillation(
     >>> distillation(torch.tensor([[2.0, 0.0]]), torch.tensor([[9.0, -9.0]]))
     tensor(0.1269)
     """
-    check_temperature("distillation", temperature)
+    temperature = check_temperature("distillation", temperature)
     check_floating("distillation", student_logits=student_logits, teacher_logits=teacher_logits)
     if student_logits.shape != teacher_logits.shape or student_logits.ndim != 2 or student_logits.numel() == 0:
         raise ValueError(

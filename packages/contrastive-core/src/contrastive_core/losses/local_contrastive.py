@@ -103,7 +103,7 @@ def local_contrastive(
     >>> local_contrastive(embedding, label, pairs=torch.tensor([[0, 0]]), variant="intra", temperature=1.0)
     tensor(0.6265)
     """
-    check_temperature("local_contrastive", temperature)
+    temperature = check_temperature("local_contrastive", temperature)
     check_choices(variant, reduction, anchors_per_class)
     check_ignore_index("local_contrastive", ignore_index)
     label, ignored = _without_ignored(label, ignore_index)

@@ -13,6 +13,7 @@ from contrastive_core.losses._inputs import (
     check_at_least_two,
     check_ignore_index,
     check_label_smoothing,
+    check_number,
     check_rows,
     check_same_count,
     check_temperature,
@@ -85,7 +86,7 @@ def paws(
     >>> [round(loss.item(), 3) for loss in paws(views, views, supports, torch.tensor([0, 1]))]
     [0.051, -0.693]
     """
-    _check_settings("paws", temperature, sharpening, label_smoothing)
+    temperature, sharpening, label_smoothing = _check_settings("paws", temperature, sharpening, label_smoothing)
     check_rows("paws", view_a=view_a, view_b=view_b, supports=supports)
     check_same_count("paws", view_a=view_a, view_b=view_b)
     if len(view_a) == 0:
@@ -151,8 +152,12 @@ class PAWSLoss(LossModule):
         return consistency + me_max
 
 
-def _check_settings(name: str, temperature: float, sharpening: float, label_smoothing: float) -> None:
-    check_temperature(name, temperature)
+def _check_settings(
+    name: str, temperature: float, sharpening: float, label_smoothing: float
+) -> tuple[float, float, float]:
+    """Return the settings as numbers."""
+    temperature = check_temperature(name, temperature)
+    sharpening = check_number(name, "sharpening", sharpening)
     if not sharpening > 0:
         raise ValueError(f"{name}: sharpening is {sharpening}, expected more than 0; 1 leaves the targets unchanged")
-    check_label_smoothing(name, label_smoothing)
+    return temperature, sharpening, check_label_smoothing(name, label_smoothing)

@@ -153,7 +153,7 @@ def _suncet(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and the number of excluded anchors."""
     t = Temperature(name, temperature)
-    check_label_smoothing(name, label_smoothing)
+    label_smoothing = check_label_smoothing(name, label_smoothing)
     check_rows(name, z=z)
     labels = class_numbers(name, labels, rows=z, ignore_index=ignore_index)
     if label_smoothing or ignore_index is not None:

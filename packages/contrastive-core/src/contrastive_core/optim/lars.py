@@ -10,6 +10,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any, overload
 
 import torch
@@ -115,7 +116,7 @@ class LARS(Optimizer):
 
     Raises:
         ValueError: A setting is outside its range.
-        TypeError: A parameter is complex.
+        TypeError: A parameter is complex, or a setting is not a number.
         RuntimeError: A gradient is sparse.
 
     Reference: You et al. 2017, "Large Batch Training of Convolutional Networks"; Chen et al. 2020, "A Simple Framework
@@ -295,6 +296,10 @@ def _by_device_and_dtype(params: list[Tensor]) -> Iterable[list[Tensor]]:
 
 
 def _check_settings(group: dict[str, Any]) -> None:
+    for name in ("lr", "momentum", "weight_decay", "trust_coefficient"):
+        is_single = isinstance(group[name], Tensor) and group[name].numel() == 1
+        if not is_single and (isinstance(group[name], bool) or not isinstance(group[name], Real)):
+            raise TypeError(f"LARS: got {name}={group[name]!r}, expected a number")
     expected = {
         "lr": (0 <= group["lr"] < math.inf, "a finite number, at least 0"),
         "momentum": (0 <= group["momentum"] < 1, "a number in [0, 1)"),

@@ -235,7 +235,7 @@ def local_regions(
     >>> local_regions(features, torch.tensor([[0, 1]]), grid_regions(12, 12)) < 0.01
     tensor(True)
     """
-    check_temperature("local_regions", temperature)
+    temperature = check_temperature("local_regions", temperature)
     check_floating("local_regions", features=features)
     _check_regions(features, pairs, regions)
     pairs = pairs.to(features.device)

@@ -15,7 +15,7 @@ from ssl_vision.commands.knn import knn
 from ssl_vision.commands.linear import linear
 from ssl_vision.commands.transfer import transfer
 from ssl_vision.data import Subset, open_images
-from ssl_vision.evaluation.features import decode, evaluation_batches, labelled_features
+from ssl_vision.evaluation.features import decode, evaluation_batches, labelled_features, labelled_images
 from ssl_vision.evaluation.probes import knn_scores
 from ssl_vision.evaluation.scores import ProbeOptions, Score
 from ssl_vision.labels.choose import choose_per_class
@@ -113,3 +113,19 @@ def test_files_that_cannot_be_read_are_left_out_only_where_they_are_asked_for(tm
 def test_scores_name_what_they_found() -> None:
     score = Score("knn", 50.0, None, 10, 2, "m", "h", "d", {}, mean_per_class=48.5, found={"l2": 0.123456, "images": 3})
     assert str(score) == ("knn: top-1 50.00 %, mean per class 48.50 % on 10 images of 2 classes; l2 0.1235; images 3")
+
+
+def test_classes_without_a_label_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("apple", "pear", "plum"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (4, 4)).save(tmp_path / "data" / name / f"{name}{number}.png")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("apple0.png\npear0.png\n")
+    data = str(tmp_path / "data")
+    note = f"warning: {labels}: no labelled image belongs to 1 of the 3 classes (plum), which cannot be predicted"
+    labelled_images(data, split="train", labels=labels)
+    assert note in capsys.readouterr().err
+    labels.write_text("apple0.png\npear0.png\nplum1.png\n")
+    labelled_images(data, split="train", labels=labels)
+    assert not capsys.readouterr().err

@@ -84,6 +84,44 @@ def test_other_files_by_the_number_of_their_channels(tmp_path: Path) -> None:
         read_image(tmp_path / "float.tif", channels=1)
 
 
+@pytest.mark.parametrize("name", ["inverted", "inverted16", "palette", "colour", "turned", "bits4"])
+def test_a_tiff_of_one_channel_looks_as_in_rgb(name: str, tmp_path: Path) -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
+    path = tmp_path / "x.tif"
+    colours = np.random.default_rng(1).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    expected = gray
+    if name == "inverted":
+        tifffile.imwrite(path, 255 - gray, photometric="miniswhite")
+    elif name == "inverted16":
+        tifffile.imwrite(path, 65535 - gray.astype(np.uint16) * 257, photometric="miniswhite")
+    elif name == "palette":
+        image = Image.fromarray(colours).quantize(16)
+        image.save(path)
+        expected = np.asarray(image.convert("RGB").convert("L"))
+    elif name == "colour":
+        Image.fromarray(colours).save(path)
+        expected = np.asarray(Image.fromarray(colours).convert("L"))
+    elif name == "turned":
+        image = Image.fromarray(gray)
+        exif = image.getexif()
+        exif[274] = 6  # the top of the image is on the right
+        image.save(path, exif=exif)
+        expected = np.rot90(gray, -1)
+    else:
+        tifffile.imwrite(path, gray > 127, photometric="minisblack")
+        expected = 255 * (gray > 127)
+    np.testing.assert_allclose(read_image(path, channels=1)[0], expected / np.float32(255), atol=1e-6)
+
+
+def test_stacks_are_no_single_channel(tmp_path: Path) -> None:
+    stack = np.zeros((4, 5, 6), np.uint8)
+    tifffile.imwrite(tmp_path / "pages.tif", stack, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "imagej.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    for name in ("pages.tif", "imagej.tif"):
+        with pytest.raises(UserError, match=r"shape 4 x 5 x 6 .axes .YX., expected 1 channels"):
+            read_image(tmp_path / name, channels=1)
+
+
 @pytest.mark.parametrize("size", [8, 160])  # in blocks, and one by one
 @pytest.mark.parametrize("ops", ["simclr", "torchvision"])
 def test_channels_are_augmented_alike_and_independently_of_their_number(size: int, ops: str) -> None:

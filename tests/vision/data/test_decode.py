@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageFile, PngImagePlugin
 
@@ -364,6 +365,24 @@ def test_12_bits_in_16_are_scaled_or_warned_of(kind: str, tmp_path: Path, capsys
     for bits in (7, 17):
         with pytest.raises(UserError, match=rf"bits is {bits}; expected 8 to 16"):
             ReadOptions(bits=bits)
+
+
+def test_bits_count_in_colour_as_well(tmp_path: Path) -> None:
+    reflectance = np.random.default_rng(0).integers(0, 4096, (4, 5, 3)).astype(np.uint16)
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, reflectance, photometric="rgb")
+    assert decode(path.read_bytes()).dark
+    found = read_image(path, ReadOptions(bits=12)).numpy().transpose(1, 2, 0)
+    np.testing.assert_allclose(found, reflectance / 4095 * 255, atol=1)
+
+
+def test_bits_without_effect_are_refused() -> None:
+    dark, bright = (png(1, 1, depth=16, colour=2, rows=[struct.pack(">3H", 0, 9, v)]) for v in (4095, 4096))
+    assert decode(dark).dark
+    assert not decode(bright).dark
+    assert decode(dark, ReadOptions(bits=16)).dark
+    with pytest.raises(UndecodableError, match=r"a PNG in colour with 16 bits per channel, .* --bits 12 would have no"):
+        decode(dark, ReadOptions(bits=12))
 
 
 @pytest.mark.parametrize("block", ["text", "compressed text", "international text", "profile", "damaged"])

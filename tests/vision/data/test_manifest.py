@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,15 @@ def test_a_name_without_its_ending_is_pointed_out(manifest, tmp_path: Path) -> N
         images.read(0)
     with pytest.raises(UserError, match="missing: found no such file; restore the image"):
         images.read(2)
+
+
+def test_paths_from_elsewhere_are_pointed_out(manifest) -> None:
+    notes = open_images(manifest("path,label\nb.png,x\nc.png,y\n")).notes
+    assert len(notes) == 1
+    assert re.search(r"the first 2 images do not exist .*b\.png.; write paths relative to the folder of the", notes[0])
+    assert not open_images(manifest("path,label\nb.png,x\na.png,y\n")).notes
+    (note,) = open_images(manifest(f"path,label\n{'x' * 300}.png,x\n")).notes
+    assert "the only image does not exist" in note
 
 
 def test_absolute_paths_a_byte_order_mark_other_columns_and_spaces(manifest, tmp_path: Path) -> None:

@@ -31,7 +31,13 @@ from ssl_vision.evaluation.features import extract
 from ssl_vision.evaluation.probes import choose_logistic, choose_neighbours, knn_scores, stratified_folds
 from ssl_vision.evaluation.scores import validation_notes
 from ssl_vision.labels.files import LabelFile, write_label_file
-from ssl_vision.labels.subsets import check_classes, require_two_classes, training_set, validation_share
+from ssl_vision.labels.subsets import (
+    check_classes,
+    note_unseen_classes,
+    require_two_classes,
+    training_set,
+    validation_share,
+)
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import (
     PIXELS,
@@ -221,6 +227,7 @@ def few_labels(
     images = open_images(data, split=part, channels=loaded.channels, read=read)
     train = training_set(images, labels)
     require_two_classes(train, labels=labels)
+    note_unseen_classes(train, labels)
     test = _test_images(data, part=part, test_part=test_part, images=images)
     share = 0.0 if test is None else validation_share(test, loaded.validated_on, part=test_part)
     x, y = extract(loaded, train, batch_size=inference.batch_size).cpu(), train.labels()

@@ -280,6 +280,8 @@ def read_channels(path: Path, channels: int, options: ReadOptions = ReadOptions(
 def _plain_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
     _check_png(data)
     with _open(_without_text(data) or data, options) as image:
+        if image.format == "TIFF":
+            image = _plain_tiff(image, data, options)  # noqa: PLW2901 - the same image
         image.load()
         if channels == 1 and not image.mode.startswith("I"):
             image = image.convert("L")  # noqa: PLW2901 - the same image
@@ -308,6 +310,10 @@ def _tiff_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
             raise UndecodableError(
                 f"is too large: {sizes['X']}x{sizes['Y']} px; raise --max-megapixels if you trust it"
             )
+        planes = math.prod(series.shape) // max(1, sizes.get("Y", 1) * sizes.get("X", 1))
+        if channels == 1 and planes == series.keyframe.samplesperpixel and series.dtype in ("bool", "uint8", "uint16"):
+            # tifffile returns the indices of a palette, and inverted values where 0 means white.
+            return _plain_channels(data, channels, options)
         if math.prod(series.shape) > channels * sizes.get("Y", 1) * sizes.get("X", 1):  # before memory is allocated
             raise _other_channels(series.shape, series.axes, channels)
         values = series.asarray()
@@ -416,6 +422,12 @@ def _decode(data: bytes, options: ReadOptions) -> Picture:
         raise UndecodableError(bands)
     with _open(data, options) as image:
         found, mode = image.format, image.mode
+        deep = _is_deep_colour(image, data)
+        if deep and 0 < options.bits < 16 and (found != "TIFF" or len(image.tag_v2[_BITS]) > 3):  # type: ignore[attr-defined]
+            raise UndecodableError(
+                f"found a {found} in colour with 16 bits per channel, of which the high 8 are read, so that --bits "
+                f"{options.bits} would have no effect; save it as a TIFF with three channels, or with 8 bits"
+            )
         # PIL rotates a TIFF while loading it, and then drops the orientation. For other files the orientation is read
         # after loading: reading it from a PNG loads the image, and a failure must not look like a damaged EXIF block.
         turned = _orientation(image) if image.format == "TIFF" else 1
@@ -427,24 +439,33 @@ def _decode(data: bytes, options: ReadOptions) -> Picture:
         if orientation != 1:
             rgb = rgb.transpose(_UPRIGHT[orientation])
         pixels = np.asarray(rgb).transpose(2, 0, 1).copy()
+        dark = dark or (deep and 0 < int(pixels.max()) < 16)
         return Picture(pixels, found or "", mode, max(orientation, turned), dark)
+
+
+def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
+    """Return whether a colour image has 16 bits per channel, of which PIL keeps the high 8."""
+    if image.format == "TIFF":
+        bits = getattr(image, "tag_v2", {}).get(_BITS, (1,))
+        return len(bits) >= 3 and bits[0] == 16
+    return image.format == "PNG" and data[24] == 16 and image.mode in ("RGB", "RGBA")
 
 
 def _plain_tiff(image: Image.Image, data: bytes, options: ReadOptions) -> Image.Image:
     """Correct the pixels of TIFF files that PIL decodes wrongly without an error.
 
     Raises:
-        UndecodableError: It has signed pixels of 8 bits, or planes of 16 bits without tifffile.
+        UndecodableError: It has signed pixels of 8 bits, or is read with tifffile, which is not installed.
     """
     tags = getattr(image, "tag_v2", {})
     bits, samples = tags.get(_BITS, (1,))[0], len(tags.get(_BITS, (1,)))
     if bits == 8 and tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
         raise UndecodableError(f"found 8-bit signed pixels, {_UNKNOWN_RANGE}")
-    if bits == 16 and samples == 3 and tags.get(_PLANES) == _SEPARATE:
+    if bits == 16 and samples == 3 and (tags.get(_PLANES) == _SEPARATE or 0 < options.bits < 16):
         try:
             planes = _tiff_channels(data, 3, ReadOptions(options.bits, options.max_megapixels))
         except UserError as error:
-            raise UndecodableError(f"found a TIFF with 16 bits in separate planes; {error}") from error
+            raise UndecodableError(f"found a TIFF in colour with 16 bits per channel; {error}") from error
         return _turned(Image.fromarray((planes * 255.999).astype(np.uint8).transpose(1, 2, 0)), _orientation(image))
     if bits == 16 and samples == 1 and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         largest = (1 << (options.bits or 16)) - 1

@@ -154,6 +154,12 @@ def read_manifest(manifest: Path) -> Manifest:
             f"{manifest}: found rows without a path ({_lines(pathless)}), expected one in each; remove them"
         )
     check_local(manifest, ((row.line, row.path) for row in rows))
+    if rows and not any(os.path.exists(manifest.parent / row.path) for row in rows[:_FIRST]):  # noqa: PTH110 - any text
+        missing_images = "the only image does" if len(rows) == 1 else f"the first {min(len(rows), _FIRST)} images do"
+        notes.append(
+            f"{missing_images} not exist ({printable(str(manifest.parent / rows[0].path))}); write paths relative to "
+            "the folder of the manifest, with the endings of the names"
+        )
     if "label" not in place:
         notes += _one_hot({name: {row[number].strip() for _, row in cells} for number, name in enumerate(columns)})
     if "split" not in place:
@@ -201,6 +207,7 @@ def _one_hot(values: Mapping[str, set[str]]) -> list[str]:
     ]
 
 
+_FIRST = 20  # rows whose images are looked for
 _SEPARATOR = re.compile(r"\s*[|;,]\s*")
 _BOOLEAN = ("is_valid", "is_val", "is_validation", "is_test", "is_train", "valid", "train", "test", "val")
 _TRUTH = frozenset({"true", "false", "0", "1", "yes", "no", "t", "f", "y", "n"})

@@ -49,7 +49,7 @@ def open_images(
         open_files = open_folder if root.is_dir() else open_manifest
         images = open_files(root, split=split, channels=channels, read=read)
     for note in images.notes:
-        _warn_once(note)
+        warn_once(note)
     return images
 
 
@@ -100,7 +100,7 @@ def refuse_new_images(targets: Iterable[Path], data: str | os.PathLike[str], *, 
         )
 
 
-def _warn_once(note: str) -> None:
+def warn_once(note: str) -> None:
     """Print a warning on standard error, once, and in one process only."""
     if note not in _WARNED and os.environ.get("RANK", "0") == "0":
         print(f"warning: {note}", file=sys.stderr, flush=True)  # noqa: T201 - visible from Python and the command line

@@ -20,7 +20,7 @@ from ssl_vision.augment import EvalTransform
 from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.data.dataset import ArrayImages, ReadOptions, map_images
 from ssl_vision.labels.files import read_labelled
-from ssl_vision.labels.subsets import check_classes, require_two_classes, validation_share
+from ssl_vision.labels.subsets import check_classes, note_unseen_classes, require_two_classes, validation_share
 from ssl_vision.models.model_folder import LoadedClassifier, LoadedModel
 
 _AT_ONCE = 4  # full-size images held by a thread
@@ -132,6 +132,7 @@ def labelled_images(
     images = open_images(data, split=split, channels=channels, read=read)
     if labels is not None:
         images = Subset(images, read_labelled(Path(labels), images).tolist())
+        note_unseen_classes(images, labels)
     images.labels()
     if classes is not None:
         check_classes(images, classes, of="trained on")

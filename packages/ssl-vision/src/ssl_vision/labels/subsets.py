@@ -12,6 +12,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.data.dataset import map_images
+from ssl_vision.data.open import warn_once
 from ssl_vision.labels.files import read_labelled
 
 _FINGERPRINTS = 1000
@@ -172,6 +173,15 @@ def require_two_classes(images: ImageSet, *, labels: Path | None = None) -> None
         raise UserError(
             f"{labels or images.name}: found labelled images of one class only ({name}), expected at least two "
             "classes. Look at the folders with `ssl-vision check`, or give labelled images of the other classes too"
+        )
+
+
+def note_unseen_classes(images: ImageSet, labels: Path | None) -> None:
+    """Print a warning if classes have no labelled image, because scores count images of these classes as errors."""
+    if missing := unseen_classes(images):
+        warn_once(
+            f"{labels or images.name}: no labelled image belongs to {len(missing)} of the {len(images.classes)} "
+            f"classes ({some_of(missing)}), which cannot be predicted"
         )
 
 

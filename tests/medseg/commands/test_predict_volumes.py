@@ -19,7 +19,7 @@ from ssl_medseg.datasets import DataOptions, open_dataset, open_with
 from ssl_medseg.datasets.splits import Split, write_split
 from ssl_medseg.io import Grid, read_label, read_volume
 from ssl_medseg.io.volume import ImageFile
-from ssl_medseg.prediction import InferenceOptions, largest_parts, segment
+from ssl_medseg.prediction import InferenceOptions, find_images, largest_parts, segment
 from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.reports.evaluation import evaluate
 from tests.medseg.small_models import LABELS, Thresholds, random_segmenter
@@ -384,3 +384,14 @@ def test_a_full_disk_ends_predict_and_keeps_finished_masks(
     monkeypatch.undo()
     assert predict(str(model), str(tmp_path / "in"), tmp_path / "out", inference=CPU).replaced == 1
     assert not list((tmp_path / "out").glob(".*.tmp*"))
+
+
+def test_names_of_images_that_are_no_text_are_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("good", "caf\udce9"):  # as Python reads the name of a file in Latin-1
+        try:
+            (tmp_path / "in" / f"{name}.nii.gz").touch()
+        except OSError:
+            pytest.skip("the file system accepts names in UTF-8 only")
+    with pytest.raises(UserError, match=r"in: the image 'caf\\udce9' is not text in UTF-8; rename it there"):
+        find_images(tmp_path / "in")

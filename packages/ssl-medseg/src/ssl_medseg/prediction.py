@@ -16,6 +16,7 @@ from contrastive_core.errors import UserError, without_path
 from contrastive_core.training.config import InferenceOptions as BatchOptions
 from contrastive_core.training.config import check_choices
 from contrastive_core.training.launch import autocast
+from contrastive_core.training.names import check_label
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.channel_groups import Wanted, group_channels
@@ -226,6 +227,7 @@ def _at_their_frames(found: list[Wanted], data: Path, opening: DataOptions) -> l
 def _checked(found: list[Wanted]) -> list[Wanted]:
     seen: dict[str, Path] = {}
     for wanted in found:
+        check_label(wanted.name, what="image", source=Path(wanted.image.path).parent)
         other = seen.setdefault(wanted.name, Path(wanted.image.path))
         if other != Path(wanted.image.path):
             raise UserError(

@@ -395,3 +395,10 @@ def test_names_of_images_that_are_no_text_are_refused_before_the_work(tmp_path: 
             pytest.skip("the file system accepts names in UTF-8 only")
     with pytest.raises(UserError, match=r"in: the image 'caf\\udce9' is not text in UTF-8; rename it there"):
         find_images(tmp_path / "in")
+
+
+def test_labels_of_bids_are_not_segmented(tmp_path: Path) -> None:
+    for name in ("sub-01/anat/sub-01_T2w", "derivatives/manual/sub-01/anat/sub-01_dseg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        write_nifti(tmp_path / f"{name}.nii.gz", np.ones((4, 4, 2)), affine((1.0, 1.0, 4.0)))
+    assert [wanted.name for wanted in find_images(tmp_path)] == ["sub-01/anat/sub-01_T2w"]

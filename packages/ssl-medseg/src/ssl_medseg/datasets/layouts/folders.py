@@ -38,8 +38,13 @@ _MAPS = ("labels.json", "labels.csv", "labels.tsv", "dataset.json")
 
 
 def label_folders(names: Iterable[str]) -> list[str]:
-    """Return the folders that hold labels, among folders of which one holds their images; otherwise none."""
+    """Return the folders that hold labels, among folders of which one holds their images; otherwise none.
+
+    Next to the subjects of BIDS, labels are in ``derivatives``.
+    """
     there = set(names)
+    if "derivatives" in there and any(name.startswith("sub-") for name in there):
+        return ["derivatives"]
     return [name for name in (*LABELS, "labelsTs") if name in there] if there & {*IMAGES, "imagesTs"} else []
 
 

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import functools
 import importlib
+import inspect
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -126,6 +127,19 @@ def test_positional_arguments_have_one_order() -> None:
             if places != sorted(set(places)) or -1 in places:
                 wrong[f"{package} {verb}"] = found
     assert wrong == {}
+
+
+def test_no_two_commands_write_to_the_same_folder_by_default() -> None:
+    """The demos of all packages run one after another in one folder, as the README lists them."""
+    outputs = [
+        default.default
+        for package in PACKAGES
+        for about in importlib.import_module(f"{package}.cli").VERBS.values()
+        for name, default in inspect.signature(declared_function(about.target)).parameters.items()
+        if name == "out" and isinstance(default.default, Path)
+    ]
+    assert len(outputs) >= len(PACKAGES)
+    assert len(set(outputs)) == len(outputs)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ class DemoResult:
 
 
 def demo(
-    out: Path = Path("runs/demo"),
+    out: Path = Path("runs/medseg-demo"),
     *,
     steps: int = 240,
     seed: int = 0,

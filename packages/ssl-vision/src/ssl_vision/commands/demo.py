@@ -85,7 +85,9 @@ class DemoResult:
         )
 
 
-def demo(out: Path = Path("runs/demo"), *, epochs: int = 30, seed: int = 0, device: DeviceName = "auto") -> DemoResult:
+def demo(
+    out: Path = Path("runs/vision-demo"), *, epochs: int = 30, seed: int = 0, device: DeviceName = "auto"
+) -> DemoResult:
     """Pre-train on scikit-learn's digits without labels, then classify with few labels; a few minutes on a CPU.
 
     Digits are not mirrored and have no colour: the views are crops and changes of brightness and contrast. Called again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.outputs import claim_folder
+from contrastive_core.training.run import stages_of
 from ssl_video.augment import StrongOptions
 from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.make_splits import LabelDrawOptions, make_splits
@@ -87,19 +89,21 @@ def demo(
         by="clip",
         test_fraction=0.4,
     )
-    train(
-        videos,
-        run,
-        split=split,
-        inputs=InputOptions(views=("rgb", "tg"), image_size=28),
-        clip=ClipSpec(frames=4, stride=4),
-        network=NetworkOptions("small_slow", width=8, dropout=0.0),
-        training=TrainingOptions(steps=steps, batch_size=8, mu=3, recalibrate=96),
-        pseudo=PseudoOptions(threshold=0.6, warmup=0.15, diagnose=True),
-        # Two classes differ only in colour, so colours are not augmented.
-        strong=StrongOptions(num_ops=1, magnitude=5, cutout=0.3, rgb_ops="geometric", motion_ops="geometric"),
-        optimizer=OptimizerOptions(lr=0.125),
-        run=RunOptions(seed=seed, device=device, resume=True),
-    )
+    again = f"ssl-video demo --out {shlex.quote(str(out))} --steps {steps} --seed {seed} --device {device}"
+    with stages_of("ssl-video demo", out, again=again):
+        train(
+            videos,
+            run,
+            split=split,
+            inputs=InputOptions(views=("rgb", "tg"), image_size=28),
+            clip=ClipSpec(frames=4, stride=4),
+            network=NetworkOptions("small_slow", width=8, dropout=0.0),
+            training=TrainingOptions(steps=steps, batch_size=8, mu=3, recalibrate=96),
+            pseudo=PseudoOptions(threshold=0.6, warmup=0.15, diagnose=True),
+            # Two classes differ only in colour, so colours are not augmented.
+            strong=StrongOptions(num_ops=1, magnitude=5, cutout=0.3, rgb_ops="geometric", motion_ops="geometric"),
+            optimizer=OptimizerOptions(lr=0.125),
+            run=RunOptions(seed=seed, device=device, resume=True),
+        )
     score = evaluate(str(run), videos, split=split, sampling=SamplingOptions(clips=1, crops=1), device=device)
     return DemoResult(score, report(run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from contrastive_core.training import RunOptions
 from contrastive_core.training.config import DeviceName
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs, claim_folder
+from contrastive_core.training.run import stages_of
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.report import report
 from ssl_vision.data import open_images
@@ -107,16 +109,18 @@ def demo(
     out = Path(out)
     claim_folder(out, command="ssl-vision demo")
     every = max(1, epochs // _SAVED)
-    pretrain(
-        DATA,
-        out,
-        training=PretrainingOptions(epochs, batch_size=128, image_size=_VIEW_SIZE, save_every=every),
-        temperature=0.2,
-        encoder=EncoderOptions(width_multiplier=0.25),
-        augment=AugmentOptions(strength=0.6, flip=False, gray=0.0, jitter=0.8),
-        optimizer=OptimizerOptions(name="sgd", lr=0.12, weight_decay=1e-4),
-        run=RunOptions(seed=seed, device=device, log_every=5, resume=True),
-    )
+    again = f"ssl-vision demo --out {shlex.quote(str(out))} --epochs {epochs} --seed {seed} --device {device}"
+    with stages_of("ssl-vision demo", out, again=again):
+        pretrain(
+            DATA,
+            out,
+            training=PretrainingOptions(epochs, batch_size=128, image_size=_VIEW_SIZE, save_every=every),
+            temperature=0.2,
+            encoder=EncoderOptions(width_multiplier=0.25),
+            augment=AugmentOptions(strength=0.6, flip=False, gray=0.0, jitter=0.8),
+            optimizer=OptimizerOptions(name="sgd", lr=0.12, weight_decay=1e-4),
+            run=RunOptions(seed=seed, device=device, log_every=5, resume=True),
+        )
     saved = out / "models"
     for epoch in range(every, epochs, every):
         _evaluate(saved / f"epoch-{epoch:04d}", _FOLLOWED, seed=seed, device=device)

@@ -123,6 +123,7 @@ def test_some_labels_are_enough_to_learn_without_them(manifest) -> None:
     [
         b"\xef\xbb\xbfpath,label,split\r\nsub\\a.png,x,Train\r\nb.png,y,TEST\r\n",
         b"path;class;split\rsub\\a.png;x;training\rb.png;y;test\r",
+        b"sep=;\r\npath;class;split\r\nsub\\a.png;x;training\r\nb.png;y;test\r\n",
         b"file\tcategory\tsubset\nsub/a.png \tx\ttrain\n\t\t\nb.png\ty\ttesting\n",
         "Image,Class,Split\nsub/a.png,x,Train\nb.png,y,Test\n".encode("utf-16"),
         b"File Name,Class Name,Split\nsub/a.png,x,Train\nb.png,y,Test\n",

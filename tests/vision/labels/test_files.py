@@ -55,6 +55,7 @@ def test_a_text_list_may_give_file_names_alone(photos: Path, tmp_path: Path) -> 
         "cat/1.png\ndog/3.png\n".encode("utf-16"),
         b"path,label\ncat/1.png,cat\ndog/3.png,dog\n",
         b"file;class\r\ncat\\1.png;cat\r\ndog\\3.png;dog\r\n",
+        b"\xef\xbb\xbfsep=;\r\nfile;class\r\ncat\\1.png;cat\r\ndog\\3.png;dog\r\n",
         b"File Name,Class-Name\ncat/1.png,cat\ndog/3.png,dog\n",
         b"File Name\ncat/1.png\ndog/3.png\n",
         b"cat/1.png\tcat\ndog/3.png\tdog\n",

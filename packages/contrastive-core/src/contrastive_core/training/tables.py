@@ -42,6 +42,16 @@ def column_names(header: Sequence[str]) -> list[str]:
     return [re.sub(r"[\s_-]+", "_", name.strip().lower()) for name in header]
 
 
+def stated_separator(line: str) -> str:
+    """Return the separator that a line ``sep=;`` states, which spreadsheets write above a table; else an empty string.
+
+    >>> stated_separator("sep=;"), stated_separator("path;class")
+    (';', '')
+    """
+    line = line.strip("\r\n")
+    return line[4] if len(line) == len("sep=;") and line.lower().startswith("sep=") else ""
+
+
 def find_columns(
     file: Path, columns: Sequence[str], meanings: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, int], list[str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from contrastive_core.training.documents import read_text, reading
+from contrastive_core.training.tables import stated_separator
 
 
 def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") -> list[dict[str, str]]:
@@ -28,15 +29,15 @@ def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") ->
     """
     text = _text(file)
     first, _, rest = text.partition("\n")
-    stated = first.strip().lower().removeprefix("sep=") if first.lower().startswith("sep=") else ""
-    if len(stated) == 1:
+    stated = stated_separator(first)
+    if stated:
         text, first = rest, rest.partition("\n")[0]
     usual = next((mark for mark in (",", ";", "\t") if mark in first), ",")
-    delimiter = stated if len(stated) == 1 else "\t" if file.suffix.lower() == ".tsv" else usual
+    delimiter = stated or ("\t" if file.suffix.lower() == ".tsv" else usual)
     with reading(file, "cannot be read as a table", "export it again"):
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         columns = [_column(name.strip(), named_by) for name in next(reader, [])]
-        cells = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+        cells = [(reader.line_num + bool(stated), row) for row in reader if any(map(str.strip, row))]
     missing = [name for name in needed if name not in columns]
     if missing:
         raise UserError(

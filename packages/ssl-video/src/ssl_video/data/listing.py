@@ -26,6 +26,7 @@ from contrastive_core.training.tables import (
     is_missing,
     local_path,
     plain_cell,
+    stated_separator,
     whole_numbers,
 )
 from ssl_video.data.videos import SUFFIXES, Video, VideoSet, canonical_part
@@ -390,8 +391,8 @@ def _without_preamble(text: str) -> tuple[int, str, str]:
     """
     lines, separator = text.split("\n"), ""
     for number, line in enumerate(lines):
-        if line.lower().startswith("sep=") and len(line.strip("\r")) == len("sep=,"):
-            separator = line[4]
+        if stated := stated_separator(line):
+            separator = stated
         elif line.strip() and (not line.lstrip().startswith("#") or _LINE.fullmatch(line.strip())):
             return number, "\n".join(lines[number:]), separator
     return 0, text, separator

@@ -21,6 +21,7 @@ from contrastive_core.training.tables import (
     find_columns,
     is_missing,
     local_path,
+    stated_separator,
     whole_numbers,
 )
 from ssl_vision.data.dataset import ReadOptions
@@ -124,12 +125,15 @@ def read_manifest(manifest: Path) -> Manifest:
         UserError: See `open_manifest`.
     """
     text = read_text(manifest, expected="a CSV file")
-    head = text.partition("\n")[0]
-    delimiter = max(",;\t", key=head.count)
+    head, _, rest = text.partition("\n")
+    stated = stated_separator(head)
+    if stated:
+        text, head = rest, rest.partition("\n")[0]
+    delimiter = stated or max(",;\t", key=head.count)
     with reading(manifest, "cannot be read as CSV", "export it again"):
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         columns = [name.strip() for name in next(reader, [])]
-        cells = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+        cells = [(reader.line_num + bool(stated), row) for row in reader if any(cell.strip() for cell in row)]
     place, notes = _places(manifest, columns)
     wrong = [line for line, row in cells if len(row) != len(columns)]
     if wrong:

@@ -24,7 +24,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading, to_json_lines
 from contrastive_core.training.outputs import write_once
-from contrastive_core.training.tables import column_names, whole_numbers
+from contrastive_core.training.tables import column_names, stated_separator, whole_numbers
 from ssl_vision.data import ImageSet
 from ssl_vision.data.manifest import COLUMNS
 
@@ -198,9 +198,11 @@ class _Places:
 def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, str | None]]:
     """Return names, and classes if the lines form a table; comments (``#``) are skipped."""
     lines = [line for line in lines if not line.startswith("#") or place.of(line, file) is not None]
+    stated = stated_separator(lines[0]) if lines else ""
+    lines = lines[1:] if stated else lines
     if len(lines) > 1 and column_names(lines[:1])[0] in COLUMNS["path"] and place.of(lines[0], file) is None:
         lines = lines[1:]  # the header of a single column
-    delimiter = next((d for d in ",;\t" if lines and d in lines[0]), None)
+    delimiter = next((d for d in stated or ",;\t" if lines and d in lines[0]), None)
     if delimiter is None and lines and place.of(lines[0], file) is None:
         spaced = [line.rsplit(None, 1) for line in lines]
         if all(len(parts) == 2 and place.of(parts[0], file) is not None for parts in spaced):  # path and class number

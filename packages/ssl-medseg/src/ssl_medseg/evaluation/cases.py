@@ -89,13 +89,14 @@ def _of_predict(folder: Path) -> tuple[set[str], dict[str, str], list[str]]:
         old = set(content.get("stale", []))
         failed = {PurePosixPath(case["image"]).name: str(case["error"]) for case in content["cases"] if case["error"]}
         masks = {*(str(case.get("mask") or "") for case in content["cases"]), *old}
+        inside = sorted(mask for mask in masks if "/" in mask and not {"..", "/"} & {*PurePosixPath(mask).parts})
     return (
         old,
         {
             name: f"its mask was written by an earlier run of predict; the last run failed for this case: {error}"
             for name, error in failed.items()
         },
-        sorted(mask for mask in masks if "/" in mask and not {"..", "/"} & {*PurePosixPath(mask).parts}),
+        inside,
     )
 
 

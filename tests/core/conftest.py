@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
+from filelock import FileLock  # torch requires it
 from torch import Tensor
 
 from contrastive_core.native import library

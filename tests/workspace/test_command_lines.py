@@ -132,11 +132,11 @@ def test_positional_arguments_have_one_order() -> None:
 def test_no_two_commands_write_to_the_same_folder_by_default() -> None:
     """The demos of all packages run one after another in one folder, as the README lists them."""
     outputs = [
-        default.default
+        parameter.default
         for package in PACKAGES
         for about in importlib.import_module(f"{package}.cli").VERBS.values()
-        for name, default in inspect.signature(declared_function(about.target)).parameters.items()
-        if name == "out" and isinstance(default.default, Path)
+        for name, parameter in inspect.signature(declared_function(about.target)).parameters.items()
+        if name == "out" and isinstance(parameter.default, Path)
     ]
     assert len(outputs) >= len(PACKAGES)
     assert len(set(outputs)) == len(outputs)

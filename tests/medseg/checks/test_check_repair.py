@@ -206,3 +206,21 @@ def test_a_map_of_probabilities_is_not_rounded_to_nothing(tmp_path: Path) -> Non
     kept = nib.load(tmp_path / "copy" / "labelsTr" / "low.nii.gz").get_fdata()
     np.testing.assert_allclose(kept, soft, atol=1e-6)
     assert done["high"].done.endswith(f"; {np.count_nonzero(soft == 0.2)} voxels of them became background")
+
+
+def test_a_label_of_a_series_in_another_order_stays_on_its_anatomy(tmp_path: Path) -> None:
+    pytest.importorskip("highdicom")
+    from tests.medseg.dicom_series import write_series
+
+    image, classes = ball(0, SHAPE)
+    matrix = affine((1.5, 1.5, 5.0), letters="LPS")  # the order of ITK; the series is read from the other end
+    write_series(tmp_path / "data" / "images" / "p1", image.astype(np.uint16), matrix)
+    save(tmp_path / "data" / "labels" / "p1.nii.gz", classes * np.float32(0.99), matrix)
+    (tmp_path / "data" / "labels.json").write_text('{"shell": 1, "core": 2}')
+    (done,) = repair(str(tmp_path / "data"), tmp_path / "copy", ["fractions", "grid"]).changes
+    assert done.fix == "fractions"
+    written = nib.load(tmp_path / "copy" / "labels" / "p1.nii.gz")
+    places = np.insert(np.argwhere(classes == 2), 3, 1, axis=1) @ matrix.T
+    indices = np.rint(places @ np.linalg.inv(written.affine).T).astype(int)[:, :3]
+    assert (np.asarray(written.dataobj)[tuple(indices.T)] == 2).all()
+    assert not [str(finding) for finding in examine(tmp_path / "copy").errors]

@@ -105,6 +105,29 @@ def test_a_nifti_mask_of_a_series_has_its_affine_in_both_forms(tmp_path: Path) -
     np.testing.assert_allclose(grid.affine, volume.affine, atol=1e-5)
 
 
+@pytest.mark.parametrize("letters", ["LPS", "LAS", "RAS", "SRA"])  # ITK, dcm2niix, nibabel's canonical order, another
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_labels_of_a_series_may_be_stored_in_another_order(tmp_path: Path, name: str, letters: str) -> None:
+    import nibabel
+
+    image, classes = phantom(SHAPE)
+    volume = read_volume(ImageFile(write_series(tmp_path / "series", image.round(), GEOMETRIES[name])))
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(volume.affine), nibabel.orientations.axcodes2ornt(letters)
+    )
+    theirs = nibabel.Nifti1Image(LABELS.lookup[classes], volume.affine).as_reoriented(turn)
+    theirs.set_sform(theirs.affine, code=1)
+    nibabel.save(theirs, tmp_path / "label.nii.gz")
+    found, grid = read_label(tmp_path / "label.nii.gz", LABELS, image=volume.grid)
+    np.testing.assert_array_equal(found, classes)
+    assert grid_difference(grid, volume.grid) == ""
+    # The same label one slice further lies elsewhere.
+    theirs.set_sform(theirs.affine + np.pad(volume.affine[:3, 2:3], ((0, 1), (3, 0))), code=1)
+    nibabel.save(theirs, tmp_path / "label.nii.gz")
+    _, grid = read_label(tmp_path / "label.nii.gz", LABELS, image=volume.grid)
+    assert grid_difference(grid, volume.grid)
+
+
 def test_missing_doubled_and_foreign_slices_are_said(tmp_path: Path) -> None:
     image = phantom(SHAPE)[0].round()
     with pytest.raises(

@@ -48,22 +48,19 @@ def repair_label(
     Raises:
         UserError: The repair is impossible or would lose a structure; the label is then left unchanged.
     """
-    array, own = read_label_values(path, labels=labels, image=read_grid(image) if grid or header else None)
-    like, done = ImageFile(path), dict[str, str]()
+    target = read_grid(image) if grid or header else None
+    array, own = read_label_values(path, labels=labels, image=target)
+    like, done = image if own is target else ImageFile(path), dict[str, str]()
     if fractions and np.issubdtype(array.dtype, np.floating):
         array, words = _whole(array, path, labels)
         done |= {"fractions": words} if words else {}
-    if header:
-        target = read_grid(image)
-        if own.shape == target.shape and target.place_known and not own.place_known:
-            own, like = target, image
-            done["header"] = "received the header of its image, because it has the same shape and stated no position"
-    if grid:
-        target = read_grid(image)
-        if difference := grid_difference(own, target):
-            array, kept = _onto(array, own, target, path)
-            like = image
-            done["grid"] = f"resampled to the grid of its image by nearest neighbour ({difference}): {kept}"
+    if target and header and own.shape == target.shape and target.place_known and not own.place_known:
+        own, like = target, image
+        done["header"] = "received the header of its image, because it has the same shape and stated no position"
+    if target and grid and (difference := grid_difference(own, target)):
+        array, kept = _onto(array, own, target, path)
+        like = image
+        done["grid"] = f"resampled to the grid of its image by nearest neighbour ({difference}): {kept}"
     if done:
         write_on_grid(_small(array), read_volume(like.channels[0]), path)
     return done

@@ -99,7 +99,7 @@ def read_series(path: Path, *, series: str | None = None) -> tuple[NDArray[np.fl
     if any(image.dataset.get("PhotometricInterpretation") == "MONOCHROME1" for image in images):
         notes.append("the images are meant to be displayed inverted (MONOCHROME1); intensities are used as stored")
     x, y, z = array.shape
-    grid = Grid((x, y, z), checked_affine(affine, path))
+    grid = Grid((x, y, z), checked_affine(affine, path), any_order=True)
     check_voxel_size(grid, path)
     return array, grid, tuple(notes)
 

@@ -19,8 +19,8 @@ from ssl_medseg.io.file_types import DICOM_ENDINGS, is_dicom, is_segmentation
 from ssl_medseg.io.itk import ITK_ENDINGS, read_itk
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.nifti import nifti_array, nifti_grid, nifti_warnings, one_volume, open_nifti
-from ssl_medseg.io.segments import placed, read_segments
-from ssl_medseg.io.volume import Grid, ImageFile, Volume, by
+from ssl_medseg.io.segments import placed, read_segments, reordered
+from ssl_medseg.io.volume import Grid, ImageFile, Volume, by, grid_difference
 
 _UNREADABLE = ("cannot be read as an image", "the file is damaged or of another format. Copy or convert it again")
 
@@ -114,7 +114,8 @@ def read_label(path: Path, labels: LabelMap, *, image: Grid | None = None) -> tu
         path: File of the label; also a .seg.nrrd file of 3D Slicer or a DICOM segmentation, whose segments are matched
             to the structures by name.
         labels: Label map.
-        image: Grid of the image, on which segments that cover a part of it are placed.
+        image: Grid of the image, on which segments that cover a part of it are placed, and in whose order the voxels
+            of any label of a DICOM series are returned.
 
     Returns:
         Class numbers uint8 ``[X, Y, Z]``, 0 for the background, and their grid.
@@ -134,7 +135,7 @@ def read_label_values(
     Args:
         path: File of the label, as in `read_label`.
         labels: Label map for the names of segments; without it, segments keep their values.
-        image: Grid of the image, on which segments that cover a part of it are placed.
+        image: Grid of the image, as in `read_label`.
 
     Raises:
         UserError: The file cannot be read, or contains several volumes.
@@ -143,7 +144,9 @@ def read_label_values(
         if (segments := read_segments(path)) is not None:
             array = segments.array if labels is None else segments.in_map(labels, source=path)
             return (array, segments.grid) if image is None else placed(array, segments.grid, image)
-        return _read_label_values(path)
+        array, grid = _read_label_values(path)
+        is_other = image is not None and image.any_order and grid_difference(grid, image)
+        return (array, grid) if image is None or not is_other else reordered(array, grid, image)
 
 
 def _read_label_values(path: Path) -> tuple[NDArray[Any], Grid]:

@@ -136,19 +136,9 @@ def placed(array: NDArray[Any], own: Grid, image: Grid) -> tuple[NDArray[Any], G
         The values on the grid of the image, with 0 where the segmentation does not reach; or `array` and `own`, if the
         voxels do not coincide with those of the image or segments lie outside of it.
     """
-    if not (own.place_known and image.place_known):
+    if (found := _turned(array, own, image)) is None:
         return array, own
-    to_image = np.linalg.inv(image.affine)
-    axes = nibabel.io_orientation(to_image @ own.affine)
-    if np.isnan(axes).any():
-        return array, own
-    turned = nibabel.apply_orientation(array, axes)
-    change = to_image @ own.affine @ nibabel.orientations.inv_ornt_aff(axes, array.shape)
-    start = np.rint(change[:3, 3]).astype(int)
-    corners = np.array([(x, y, z, 1) for x in (0, 1) for y in (0, 1) for z in (0, 1)])
-    corners[:, :3] *= np.array(turned.shape) - 1
-    if np.abs((corners @ change.T)[:, :3] - (corners[:, :3] + start)).max() > SAME_GRID:
-        return array, own
+    turned, start = found
     whole = np.zeros(image.shape, dtype=array.dtype)
     low = np.maximum(start, 0)
     high = np.minimum(start + turned.shape, image.shape)
@@ -159,6 +149,35 @@ def placed(array: NDArray[Any], own: Grid, image: Grid) -> tuple[NDArray[Any], G
         return array, own
     whole[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = inside
     return whole, image
+
+
+def reordered(array: NDArray[Any], own: Grid, image: Grid) -> tuple[NDArray[Any], Grid]:
+    """Return a label in the order of its image; as it is, if the two do not have the same voxels."""
+    found = _turned(array, own, image)
+    if found is None or found[0].shape != image.shape or found[1].any():
+        return array, own
+    return found[0], image
+
+
+def _turned(array: NDArray[Any], own: Grid, image: Grid) -> tuple[NDArray[Any], NDArray[np.int_]] | None:
+    """Turn an array to the axes of an image; return it with the voxel of the image at which it begins.
+
+    None if its voxels do not coincide with those of the image, or a position is unknown.
+    """
+    if not (own.place_known and image.place_known):
+        return None
+    to_image = np.linalg.inv(image.affine)
+    axes = nibabel.io_orientation(to_image @ own.affine)
+    if np.isnan(axes).any():
+        return None
+    turned = nibabel.apply_orientation(array, axes)
+    change = to_image @ own.affine @ nibabel.orientations.inv_ornt_aff(axes, array.shape)
+    start = np.rint(change[:3, 3]).astype(int)
+    corners = np.array([(x, y, z, 1) for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+    corners[:, :3] *= np.array(turned.shape) - 1
+    if np.abs((corners @ change.T)[:, :3] - (corners[:, :3] + start)).max() > SAME_GRID:
+        return None
+    return turned, start
 
 
 @dataclass(frozen=True)

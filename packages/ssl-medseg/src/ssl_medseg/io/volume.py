@@ -89,12 +89,15 @@ class Grid:
         size_known: Whether the file or the user states the voxel size; if not, lengths in the affine are meaningless.
         place_known: Whether the file states the position of the voxels in the patient; if not, the patient's left and
             right are unknown.
+        any_order: Whether the voxels have no order of their own, as in a DICOM series: each program counts its slices,
+            rows and columns from either end, so that a label of the same voxels may be stored in another order.
     """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     size_known: bool = True
     place_known: bool = True
+    any_order: bool = False
 
     @property
     def spacing(self) -> tuple[float, float, float]:

@@ -24,7 +24,7 @@ from ssl_medseg.io import Grid, grid_difference, read_label, read_volume
 from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label
 from ssl_medseg.preprocessing.prepare import describe_erased, erased_structures
 
-_VERSION = 4
+_VERSION = 5
 """Version of the preprocessing; raising it invalidates cached results."""
 
 

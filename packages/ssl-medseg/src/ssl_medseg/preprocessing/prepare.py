@@ -54,6 +54,7 @@ class Geometry:
         size: Height and width of the slices.
         size_known: Whether the voxel size is known.
         place_known: Whether the positions of the voxels in the patient are known.
+        any_order: Whether the voxels have no order of their own, as in a DICOM series.
     """
 
     shape: tuple[int, int, int]
@@ -65,11 +66,12 @@ class Geometry:
     size: tuple[int, int]
     size_known: bool = True
     place_known: bool = True
+    any_order: bool = False
 
     @property
     def grid(self) -> Grid:
         """Grid of the volume."""
-        return Grid(self.shape, np.array(self.affine), self.size_known, self.place_known)
+        return Grid(self.shape, np.array(self.affine), self.size_known, self.place_known, self.any_order)
 
     @property
     def slices(self) -> int:
@@ -123,7 +125,7 @@ def slice_geometry(grid: Grid, p: Preprocessing) -> tuple[Geometry, tuple[str, .
     )
     counts = _count(plane[0], down), _count(plane[1], right)
     affine = tuple(tuple(float(v) for v in row) for row in grid.affine)
-    known = grid.size_known, grid.place_known
+    known = grid.size_known, grid.place_known, grid.any_order
     return Geometry(grid.shape, affine, axes, flips, (down, right), counts, p.size, *known), notes
 
 

@@ -19,6 +19,8 @@ from tests.medseg.volumes_on_disk import affine, phantom
 
 highdicom = pytest.importorskip("highdicom")
 import pydicom  # noqa: E402
+from pydicom.dataelem import RawDataElement  # noqa: E402
+from pydicom.tag import Tag  # noqa: E402
 from pydicom.uid import (  # noqa: E402
     BasicTextSRStorage,
     MediaStorageDirectoryStorage,
@@ -241,6 +243,15 @@ def _without(tag: str):
     return change
 
 
+def _raw(name: str, value: bytes):
+    def change(dataset, place: int) -> None:
+        if place == 3:
+            tag = Tag(name)
+            dataset[tag] = RawDataElement(tag, "DS", len(value), value, 0, False, True)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -252,6 +263,11 @@ def _without(tag: str):
         (_frames, r"7 images, of which 1 are multi-frame \(NAME\)"),
         (_short, r"\(1, 0, 0, 0, 0\.9, 0\) does not consist of two perpendicular unit vectors"),
         (_skewed, r"does not consist of two perpendicular unit vectors"),
+        (_raw("PixelSpacing", b"2,6\\2,6 "), r"PixelSpacing of NAME is invalid; expected 2 numbers above 0"),
+        (_raw("PixelSpacing", b"0\\0 "), r"PixelSpacing of NAME is invalid; expected 2 numbers above 0"),
+        (_raw("ImagePositionPatient", b"nan\\1\\2 "), r"ImagePositionPatient of NAME is invalid; expected 3 numbers,"),
+        (_raw("ImageOrientationPatient", b"1\\0\\0 "), r"ImageOrientationPatient of NAME is invalid; expected 6"),
+        (_raw("PixelSpacing", b""), r"NAME lacks PixelSpacing"),
         *((_without(tag), rf"NAME lacks {tag}") for tag in ("ImagePositionPatient", "PixelSpacing", "Rows")),
     ],
 )
@@ -326,6 +342,40 @@ def test_every_slice_has_a_slope_of_its_own(tmp_path: Path) -> None:
     plain = read_volume(ImageFile(series(tmp_path, "plain")))
     scaled = read_volume(ImageFile(edited(series(tmp_path), slope)))
     np.testing.assert_allclose(scaled.array, plain.array * (1 + 0.1 * np.arange(7)[::-1]) - 5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "expected"),
+    [("", "", (1, 0)), ("0", "0", (1, 0)), ("2", None, (2, 0)), (None, "-5", (1, -5)), ("", "-5", (1, -5))],
+)
+def test_a_slope_or_intercept_that_is_missing_counts_as_in_itk(tmp_path: Path, slope, intercept, expected) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+
+    def change(dataset, place: int) -> None:
+        for name, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+            delattr(dataset, name) if value is None else setattr(dataset, name, value)
+
+    plain = read_volume(ImageFile(series(tmp_path, "plain")))
+    folder = edited(series(tmp_path), change)
+    found = read_volume(ImageFile(folder))
+    np.testing.assert_array_equal(found.array, plain.array * expected[0] + expected[1])
+    if slope != "":  # which stops GDCM
+        theirs = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
+        np.testing.assert_array_equal(found.array[:, :, ::-1], sitk.GetArrayFromImage(theirs).T)
+
+
+def test_localizers_alone_in_a_folder_are_left_out_and_said(tmp_path: Path) -> None:
+    def localizer(dataset, place: int) -> None:
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        if place % 2:
+            dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+    series(tmp_path / "study", "t2")
+    edited(series(tmp_path / "study", "scout"), localizer)
+    found = find_images(tmp_path / "study")
+    assert [wanted.name for wanted in found] == ["t2"]
+    (unread,) = unread_files(tmp_path / "study", found)
+    assert "7 localizer images in 2 orientations" in unread
 
 
 def test_localizers_and_other_objects_are_left_out_and_said(tmp_path: Path) -> None:

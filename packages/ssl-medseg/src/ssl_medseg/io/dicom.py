@@ -25,7 +25,8 @@ from ssl_medseg.io.file_types import DICOM_ENDINGS, has_dicom_mark
 from ssl_medseg.io.volume import Grid, check_voxel_size, checked_affine, import_extra
 
 NOT_IMAGES = (".json", ".txt", ".csv", ".xml", ".md")
-_NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+_NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
+"""Tag that every image needs -> how many numbers it holds."""
 _EQUAL = ("Rows", "Columns", "PixelSpacing")
 _IDENTITY = ("PatientID", "StudyInstanceUID")
 _JITTER = 0.05
@@ -173,6 +174,10 @@ def series_images(path: Path, *, series: str | None = None, pixels: bool = True)
             f"left out: {several(len(localizers), 'localizer image')} ({some_of(image.name for image in localizers)})"
         )
         found = [image for image in found if image not in localizers]
+    planes = {_numbers(image.dataset, "ImageOrientationPatient") for image in localizers}
+    if len(localizers) == len(found) and len(planes) > 1:
+        notes.append(f"left out: {several(len(found), 'localizer image')} in {len(planes)} orientations")
+        found = []
     if not found:
         found_instead = f" ({'; '.join(notes)})" if notes else ""
         raise NoImagesError(f"{path}: contains no DICOM images; expected the folder of one series{found_instead}")
@@ -376,16 +381,34 @@ def _check_identity(images: Sequence[SeriesImage], path: Path) -> None:
 
 
 def _check_tags(images: Sequence[SeriesImage], path: Path) -> None:
-    """Refuse images without the tags that give their position, and colour images."""
+    """Refuse images without the tags that give their position, or with an invalid one, and colour images."""
     for image in images:
-        lacking = [name for name in _NEEDED if image.dataset.get(name) in (None, "")]
+        found = {name: _numbers(image.dataset, name) for name in _NEEDED}
+        lacking = [name for name, numbers in found.items() if numbers is None]
         if lacking:
             raise UserError(
                 f"{path}: {image.name} lacks {', '.join(lacking)}, so its position in the patient is unknown; expected "
                 "these tags in every image. Export the series again with them, or remove the file"
             )
+        for name, numbers in found.items():
+            is_size = name not in ("ImagePositionPatient", "ImageOrientationPatient")
+            if not numbers or len(numbers) != _NEEDED[name] or (is_size and min(numbers) <= 0):
+                raise UserError(
+                    f"{path}: {name} of {image.name} is invalid; expected {several(_NEEDED[name], 'number')}"
+                    f"{' above 0' * is_size}, with a decimal point. Export the series again, or remove the file"
+                )
         if int(image.dataset.get("SamplesPerPixel", 1) or 1) != 1:
             raise UserError(f"{path}: {image.name} contains a colour image, expected one number per voxel")
+
+
+def _numbers(dataset: Any, name: str) -> tuple[float, ...] | None:
+    """Return the finite numbers of a tag; None if it is missing or empty, and no numbers if it holds something else."""
+    try:
+        value = dataset.get(name)
+        numbers = None if value in (None, "") else tuple(map(float, np.atleast_1d(np.array(value, dtype=float))))
+    except (TypeError, ValueError):  # a text, such as a number with a decimal comma
+        return ()
+    return numbers if numbers is None or np.isfinite(numbers).all() else ()
 
 
 def _check_sizes(images: Sequence[SeriesImage], path: Path) -> None:
@@ -460,13 +483,20 @@ def _check_positions(
 
 
 def _pixels(image: SeriesImage, path: Path) -> NDArray[np.float32]:
-    """Return the pixels of a slice ``[columns, rows]`` with its rescale slope and intercept applied."""
+    """Return the pixels of a slice ``[columns, rows]`` with its rescale slope and intercept applied.
+
+    A slope that is missing, empty or 0 counts as 1, and such an intercept as 0, each by itself, as in ITK and dcm2niix;
+    pydicom applies the one only if there is the other.
+    """
     from pydicom.pixels.processing import apply_modality_lut  # noqa: PLC0415 - an extra
 
     _check_decoder(image, path)
     with reading(path, f"the pixels of {image.name} cannot be read", "the file is damaged. Copy it again"):
         stored = image.dataset.pixel_array
-        return np.asarray(apply_modality_lut(stored, image.dataset), dtype=np.float32).T
+        if image.dataset.get("ModalityLUTSequence"):
+            return np.asarray(apply_modality_lut(stored, image.dataset), dtype=np.float32).T
+        slope, intercept = (float(image.dataset.get(f"Rescale{name}") or 0) for name in ("Slope", "Intercept"))
+        return np.asarray(stored * (slope or 1.0) + intercept, dtype=np.float32).T
 
 
 def _check_decoder(image: SeriesImage, path: Path) -> None:

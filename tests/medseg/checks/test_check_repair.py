@@ -208,6 +208,25 @@ def test_a_map_of_probabilities_is_not_rounded_to_nothing(tmp_path: Path) -> Non
     assert done["high"].done.endswith(f"; {np.count_nonzero(soft == 0.2)} voxels of them became background")
 
 
+def test_a_label_interpolated_between_structures_is_not_rounded_to_rims(tmp_path: Path) -> None:
+    from scipy.ndimage import zoom
+
+    data = decathlon(tmp_path / "data", ["two", "one", "scaled"])
+    shape = np.array([40, 36, 5])
+    disc = (np.hypot(*np.indices((20, 18)) - np.array([10, 9])[:, None, None]) < 6)[..., None].repeat(5, axis=2)
+    fine = zoom(disc.astype(np.float32), shape / disc.shape, order=1)  # linear, as in a viewer that resamples an image
+    assert fine.shape == tuple(shape)
+    for name, array in (("two", 2 * fine), ("one", fine), ("scaled", np.where(fine > 0.5, 1.9882, 0))):
+        save(data / "labelsTr" / f"{name}.nii.gz", array.astype(np.float32))
+    done = {change.case: change for change in repair(str(data), tmp_path / "copy", ["fractions"]).changes}
+    assert "rounding would surround others with rims of value 1 (" in done["two"].left
+    kept = nib.load(tmp_path / "copy" / "labelsTr" / "two.nii.gz").get_fdata()
+    np.testing.assert_allclose(kept, 2 * fine, atol=1e-6)
+    for name, expected in (("one", np.rint(fine)), ("scaled", 2 * (fine > 0.5))):
+        written = nib.load(tmp_path / "copy" / "labelsTr" / f"{name}.nii.gz").get_fdata()
+        np.testing.assert_array_equal(written, expected)
+
+
 def test_a_label_of_a_series_in_another_order_stays_on_its_anatomy(tmp_path: Path) -> None:
     pytest.importorskip("highdicom")
     from tests.medseg.dicom_series import write_series

@@ -83,9 +83,36 @@ def _whole(array: NDArray[Any], path: Path, labels: LabelMap | None) -> tuple[ND
             f"{path}: rounding would leave no structure, because its largest value is {array.max():.3g}; expected "
             "label values, but it may be a map of probabilities. Apply a threshold of your choice to it"
         )
+    if rims := _rims(array, nearest):
+        raise UserError(
+            f"{path}: was interpolated between structures; rounding would surround others with rims of "
+            + " and ".join(f"value {value:g} ({several(count, 'voxel')})" for value, count in rims.items())
+            + ". Export the label again with nearest-neighbour interpolation"
+        )
     words = f"rounded in {several(changed, 'voxel')}, by up to {off.max():.3g}" if changed else ""
     words += f"; {several(lost, 'voxel')} of them became background" if lost else ""
     return nearest.astype(np.int32), words
+
+
+def _rims(array: NDArray[Any], nearest: NDArray[Any]) -> dict[float, int]:
+    """Count the voxels that rounding gives to a value although they only lie between a lower and a higher one.
+
+    Interpolation leaves many different values that round to the same integer, and on the edge between 0 and 2 values
+    that round to 1, far from every voxel that is 1. A label stored as scaled integers has one value for each.
+    """
+    from scipy.ndimage import maximum_filter, minimum_filter  # noqa: PLC0415 - slow to import
+
+    is_off = np.abs(array - nearest) > ROUNDING
+    found = {}
+    for value in np.unique(nearest[is_off]).tolist():
+        here = nearest == value
+        if value == 0 or np.ptp(array[here]) <= ROUNDING:
+            continue
+        is_far = ~maximum_filter(here & ~is_off, size=5)
+        between = (maximum_filter(nearest, size=3) > value) & (minimum_filter(nearest, size=3) < value)
+        if count := int(np.count_nonzero(here & is_off & is_far & between)):
+            found[value] = count
+    return found
 
 
 def _onto(array: NDArray[Any], own: Grid, target: Grid, path: Path) -> tuple[NDArray[Any], str]:

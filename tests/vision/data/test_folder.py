@@ -127,9 +127,19 @@ def test_classes_are_compared_in_composed_form(write, dot) -> None:
 
 
 def test_images_of_kinds_that_are_not_read_are_counted(write, dot) -> None:
-    root = write({"cat/1.png": dot, "dog/1.png": dot, "dog/IMG_2.HEIC": b"", "cat/3.cr2": b"", "cat/note.txt": ""})
+    root = write(
+        {
+            "cat/1.png": dot,
+            "cat/2.JPE": dot,
+            "dog/1.mpo": dot,
+            "dog/IMG_2.HEIC": b"",
+            "cat/3.cr2": b"",
+            "dog/4.czi": b"",
+            "cat/note.txt": "",
+        }
+    )
     assert open_images(root).notes == (
-        f"{root}: 2 images of an unsupported kind (.cr2, .heic) left out; convert to JPEG or PNG",
+        f"{root}: 3 images of an unsupported kind (.cr2, .czi, .heic) left out; convert to JPEG or PNG",
     )
 
 
@@ -323,7 +333,7 @@ def test_names_that_are_no_text(write, dot) -> None:
 def test_nothing_to_open_is_said(write, tmp_path: Path) -> None:
     root = write({"notes.txt": "hello"})
     with pytest.raises(
-        UserError, match=r"found no images among 1 file, expected files with the suffix \.(avif, \.)?bmp"
+        UserError, match=r"found no images among 1 file, expected files with the suffix \.apng, \.(avif, \.)?bmp"
     ):
         open_images(root)
     with pytest.raises(UserError, match=r"notes\.txt: found a file, expected a folder of images or a manifest"):

@@ -14,16 +14,38 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.files import is_hidden
 
 EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".gif"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".jif",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".bmp",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".gif",
+    }
     | ({".avif"} if features.check("avif") else set())
 )
 """Suffixes of the images that are read; AVIF with a Pillow that has it."""
 UNREAD = frozenset(
     f".{kind}"
     for kind in (
-        "heic", "heif", "hif", "avif", "jp2", "j2k", "jpx", "jxl", "psd", "svg", "tga", "ico", "exr", "hdr", "dcm",
-        "npy",
+        "heic", "heics", "heif", "heifs", "hif", "avif", "avifs", "jp2", "j2c", "j2k", "jpc", "jpf", "jpx", "jxl",
+        "jxr", "wdp", "jps", "pns", "bpg", "qoi", "dib", "psd", "psb", "xcf", "svg", "svgz", "eps", "tga", "pcx", "sgi",
+        "dds", "ico", "icns", "xbm", "xpm", "pam", "pfm", "exr", "hdr", "dcm", "dicom", "fits", "fit", "fts", "npy",
+        "btf", "tf8", "lsm", "czi", "lif", "nd2", "oib", "oif", "stk", "svs", "ndpi", "scn", "vsi", "mrxs", "bif",
+        "ecw", "sid",
         "dng", "cr2", "cr3", "crw", "nef", "nrw", "arw", "srf", "sr2", "orf", "rw2", "raf", "pef", "srw", "x3f", "raw",
+        "3fr", "dcr", "erf", "fff", "gpr", "iiq", "kdc", "mef", "mos", "mrw", "rwl",
     )
 ).difference(EXTENSIONS)  # fmt: skip
 """Suffixes of images that are not read; they are reported instead of silently left out."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import functional
 
-from contrastive_core import info_nce, local_contrastive, nt_xent, paws, suncet, supcon
+from contrastive_core import distillation, info_nce, local_contrastive, nt_xent, paws, suncet, supcon
 from contrastive_core.similarity import row_lse, self_lse, use_backend
 
 pytestmark = [
@@ -311,3 +311,33 @@ def test_what_is_refused_names_the_package_and_a_way_out() -> None:
         torch.func.jacfwd(torch.func.jacrev(torch.func.jacrev(f)))(randn(N, D))
     with use_backend("reference"):
         assert hessian(lambda x: hessian(f, x, create_graph=True).square().sum(), randn(N, D)).isfinite().all()
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize(
+    "loss",
+    {
+        "nt_xent": lambda z: nt_xent(z, z.roll(1, 0)),
+        "info_nce": lambda z: info_nce(z, z.roll(1, 0)),
+        "suncet": lambda z: suncet(z, LABELS),
+        "ignored": lambda z: suncet(z, LABELS, ignore_index=3),
+        "supcon": lambda z: supcon(z, LABELS),
+        "paws": lambda z: sum(paws(z, z.roll(1, 0), z, LABELS)),
+        "distillation": lambda z: distillation(z, z.detach().roll(1, 0)),
+        "local": lambda z: local_contrastive(z, LABELS[None, None], pairs=torch.zeros(1, 2, dtype=torch.int64)),
+    }.items(),
+    ids=lambda item: item[0] if isinstance(item, tuple) else None,
+)
+def test_second_derivatives_of_compiled_losses_are_errors(loss: tuple[str, Loss], compiler: str) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(loss[1], backend=compiler)
+    x, weight = randn(N, D), randn(D, D, seed=1).requires_grad_()
+
+    def value() -> Tensor:
+        rows = (x @ weight).tanh()
+        return compiled(rows.T.reshape(1, D, 1, N) if loss[0] == "local" else rows)
+
+    torch.autograd.grad(value(), weight)
+    # Inputs are named because the pass then runs only through nodes that lead to them.
+    with pytest.raises(RuntimeError, match=r"differentiated once|double backward|donated buffers"):
+        torch.autograd.grad(torch.autograd.grad(value(), weight, create_graph=True)[0].sum(), weight)

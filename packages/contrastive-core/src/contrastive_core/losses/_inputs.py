@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from contrastive_core.distributed import Gather, gather_labels, gather_rows, split_own, world_size
 from contrastive_core.similarity import row_lse, self_lse
 from contrastive_core.similarity.api import active_backend
+from contrastive_core.similarity.autograd import differentiable_once
 from contrastive_core.similarity.precision import HALF_DTYPES, exact_dtype
 from contrastive_core.similarity.reference import NO_CLASS
 from contrastive_core.similarity.ring import ring_lse
@@ -327,6 +328,11 @@ class PairInputs:
         self.dtype = working_dtype(*inputs.values(), temperature=self.temperature.value)
         self.half, self.result = are_half(*inputs.values()), result_dtype(*inputs.values())
         self.bank = None if bank is None else self.temperature.link(unit_rows(bank, self.dtype))
+        self._given = tuple(inputs.values())
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """Return the mean over the anchors in the data type of the loss."""
+        return differentiable_once(losses.mean().to(self.result), *self._given)
 
     def add_bank(self, rest: Tensor, linked: Tensor) -> Tensor:
         """Add the rows of the bank to the log-sum-exp [N] of the other candidates of the linked rows [N, D]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from contrastive_core.losses._inputs import LossModule, check_floating, check_temperature, result_dtype, tensors_first
+from contrastive_core.similarity.autograd import differentiable_once
 
 
 @tensors_first
@@ -56,7 +57,7 @@ def distillation(
     target = teacher.softmax(1)
     # Classes that both exclude by logits of -inf contribute 0, not 0 * -inf.
     losses = -(target * student.log_softmax(1).masked_fill(target == 0, 0.0)).sum(1)
-    return losses.mean() * (temperature**2 if scale_by_temperature else 1.0)
+    return differentiable_once(losses.mean(), student_logits) * (temperature**2 if scale_by_temperature else 1.0)
 
 
 class DistillationLoss(LossModule):

@@ -74,7 +74,7 @@ def info_nce(
         check_at_least_two("info_nce", len(query) if way == "alone" else len(query) * world_size())
     # The bank is separate from the keys, so that its gradient is computed only if it is required.
     rest = inputs.add_bank(rest, linked_q)
-    return softplus(rest - t.divide(paired_similarity(q, k))).mean().to(inputs.result)
+    return inputs.mean(softplus(rest - t.divide(paired_similarity(q, k))))
 
 
 class InfoNCELoss(PairLoss):

@@ -15,6 +15,7 @@ from contrastive_core.losses._inputs import (
     tensors_first,
     unit_rows,
 )
+from contrastive_core.similarity.autograd import differentiable_once
 from contrastive_core.similarity.precision import exact_dtype
 from contrastive_core.synchronization import free_to_read
 
@@ -129,7 +130,7 @@ def local_contrastive(
         loss = (sums * full**-later).mean()
     else:
         loss = (2 * sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
-    return _nan_if_wrong(loss.to(dtype), label, classes)
+    return differentiable_once(_nan_if_wrong(loss.to(dtype), label, classes), embedding)
 
 
 class LocalContrastiveLoss(nn.Module):

@@ -92,7 +92,7 @@ def nt_xent(
     pair = t.divide(paired_similarity(*z.view(2, n, -1).unbind())).repeat(2)
     rest = inputs.add_bank(rest, linked)
     # This is -log(exp(pair) / (exp(pair) + exp(rest))) without the difference of two almost equal numbers.
-    return softplus(rest - pair).mean().to(inputs.result)
+    return inputs.mean(softplus(rest - pair))
 
 
 class NTXentLoss(PairLoss):

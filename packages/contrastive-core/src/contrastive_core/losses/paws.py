@@ -24,6 +24,7 @@ from contrastive_core.losses._inputs import (
     unit_rows,
     without_ignored,
 )
+from contrastive_core.similarity.autograd import differentiable_once
 from contrastive_core.similarity.precision import exact_dtype
 from contrastive_core.similarity.reference import NO_CLASS
 
@@ -115,7 +116,9 @@ def paws(
     mean = sharp.mean(0, keepdim=True)
     mean = (gather_rows(mean) if gather else mean).mean(0)
     dtype = result_dtype(view_a, view_b, supports)
-    return consistency.to(dtype), torch.xlogy(mean, mean).sum().to(dtype)
+    me_max = torch.xlogy(mean, mean).sum()
+    first, second = (differentiable_once(x.to(dtype), view_a, view_b, supports) for x in (consistency, me_max))
+    return first, second
 
 
 class PAWSLoss(LossModule):

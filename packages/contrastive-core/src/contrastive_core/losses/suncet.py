@@ -29,6 +29,7 @@ from contrastive_core.losses._inputs import (
     working_dtype,
 )
 from contrastive_core.losses.nt_xent import softplus
+from contrastive_core.similarity.autograd import differentiable_once
 from contrastive_core.similarity.precision import exact_dtype
 from contrastive_core.similarity.reference import NO_CLASS
 from contrastive_core.synchronization import free_to_read
@@ -158,9 +159,8 @@ def _suncet(
     labels = class_numbers(name, labels, rows=z, ignore_index=ignore_index)
     if label_smoothing or ignore_index is not None:
         refuse_vmap_over_labels(name, labels)
-    if ignore_index is not None:
-        z = without_ignored(z, labels)
-    rows = unit_rows(z, exact_dtype(z) if label_smoothing else working_dtype(z, temperature=t.value))
+    labelled_rows = z if ignore_index is None else without_ignored(z, labels)
+    rows = unit_rows(labelled_rows, exact_dtype(z) if label_smoothing else working_dtype(z, temperature=t.value))
     way = how_to_gather(name, gather, rows)
     if label_smoothing and gather == "ring":
         raise ValueError(
@@ -177,13 +177,14 @@ def _suncet(
         )  # fmt: skip
         labelled = (positives.anchors + positives.skipped).clamp(min=1)
         loss = positives.checked(losses.sum()) * positives.processes / labelled
-        return loss.to(result_dtype(z)), torch.zeros_like(positives.skipped)
+        return differentiable_once(loss.to(result_dtype(z)), z), torch.zeros_like(positives.skipped)
     same, different = lse_by_class(
         t.link(rows), positives.own, scale=t.scale, way=way, half=are_half(z), with_ignored=ignore_index is not None
     )
     # Without a positive, `same` is -inf; the values that replace it here are not used.
     same, different = (torch.where(positives.live, x, 0.0) for x in (same, different))
-    return positives.mean(softplus(different - same)).to(result_dtype(z)), positives.skipped
+    loss = positives.mean(softplus(different - same)).to(result_dtype(z))
+    return differentiable_once(loss, z), positives.skipped
 
 
 def smoothed_losses(

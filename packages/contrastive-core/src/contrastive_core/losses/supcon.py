@@ -26,7 +26,7 @@ from contrastive_core.losses._inputs import (
     unit_rows,
     working_dtype,
 )
-from contrastive_core.similarity.autograd import Looped, remember
+from contrastive_core.similarity.autograd import Looped, differentiable_once, remember
 from contrastive_core.similarity.precision import exact_dtype
 
 
@@ -130,7 +130,7 @@ def _supcon(
     candidates = None if everyone is None else t.link(everyone)
     of_all = lse_among_all(t.link(rows), scale=t.scale, way=way, half=are_half(z), everyone=candidates)
     losses = of_all - towards_positives
-    return positives.mean(losses).to(result_dtype(z)), positives.skipped
+    return differentiable_once(positives.mean(losses).to(result_dtype(z)), z), positives.skipped
 
 
 def _mean_over_positives(rows: Tensor, everyone: Tensor | None, positives: Positives, way: Way) -> Tensor:

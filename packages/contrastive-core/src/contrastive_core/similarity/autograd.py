@@ -19,7 +19,7 @@ are called directly instead, with the gradient that :func:`register` gives them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -477,7 +477,7 @@ def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(output, q, k, q_classes, k_classes)
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
+def _refuse_second_derivative(*_: Any) -> NoReturn:
     raise RuntimeError(
         "contrastive_core: a compiled loss can be differentiated once, not twice; for a second derivative, compute the "
         "loss outside torch.compile"
@@ -485,6 +485,42 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
 
 
 register(_TORCH)
+
+
+def differentiable_once(loss: Tensor, *inputs: Tensor) -> Tensor:
+    """Return the loss; under torch.compile, a copy whose second derivative with respect to the inputs is an error.
+
+    The gradient of a compiled graph cannot be differentiated. PyTorch raises an error only if the gradient is computed
+    from an input of the graph that requires one; otherwise, a second derivative silently lacks terms.
+    """
+    return _differentiable_once(loss, inputs) if torch.compiler.is_compiling() else loss
+
+
+@torch.library.custom_op("contrastive_core::differentiable_once", mutates_args=())
+def _differentiable_once(x: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    return x.clone()
+
+
+@torch.library.custom_op("contrastive_core::first_derivative", mutates_args=())
+def _first_derivative(grad: Tensor) -> Tensor:
+    # With create_graph, autograd runs the backward pass in this mode, but that of AOTAutograd without.
+    if torch.is_grad_enabled():
+        _refuse_second_derivative()
+    return grad.clone()
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, Sequence[Tensor]], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1])
+
+
+def _differentiate_once(ctx: Any, grad: Tensor) -> tuple[Tensor, list[None]]:
+    inputs = ctx.saved_tensors  # read in the backward pass, so that AOTAutograd raises an error
+    return _differentiable_once(_first_derivative(grad), inputs), [None] * len(inputs)
+
+
+_differentiable_once.register_fake(lambda x, _: torch.empty_like(x))
+_first_derivative.register_fake(torch.empty_like)
+_differentiable_once.register_autograd(_differentiate_once, setup_context=_save_inputs)
 
 
 Forward = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]

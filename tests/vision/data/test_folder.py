@@ -380,3 +380,16 @@ def test_a_set_travels_as_little_more_than_its_names(write, dot) -> None:
     again = pickle.loads(sent)
     assert names(again, root) == sorted(files)
     assert again.labels().tolist() == [0] * 3000
+
+
+def test_nearly_the_same_class_names_are_reported(write, dot) -> None:
+    root = write({"cat/1.png": dot, "Cat/1.png": dot, "dog/1.png": dot, "d\u200bog/1.png": dot})
+    found = "classes with nearly the same name: Cat and cat, dog and d\\u200bog; they are different classes"
+    assert open_images(root).notes == (f"{root}: {found}",)
+    rows = "path,label,split\ncat/1.png,Cat,train\nCat/1.png,cat,train\ndog/1.png,dog,\n"
+    (root / "list.csv").write_text(rows)
+    notes = open_images(root / "list.csv").notes
+    assert [note.rpartition("list.csv: ")[2] for note in notes] == [
+        "classes with nearly the same name: Cat and cat; they are different classes",
+        "1 row without a split, left out (line 4)",
+    ]

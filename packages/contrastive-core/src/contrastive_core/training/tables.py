@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 
 _MISSING = frozenset({"", "nan", "<na>", "n/a", "null"})  # written by other programs for missing values
 _WHOLE = re.compile(r"-?\d+(?:\.0+)?")
@@ -31,6 +32,23 @@ def whole_numbers(labels: Sequence[str]) -> list[str]:
     if all(is_missing(label) or _WHOLE.fullmatch(label) for label in labels):
         return [label.partition(".")[0] for label in labels]
     return list(labels)
+
+
+def similar_names(names: Iterable[str]) -> list[str]:
+    """Describe names of classes that differ only in case, spaces, underscores, hyphens or invisible characters.
+
+    >>> similar_names(["long jump", "Long_Jump", "1_0", "10"])
+    ['classes with nearly the same name: Long_Jump and long jump; they are different classes']
+    """
+    spellings: dict[str, list[str]] = {}
+    for name in sorted({*names}):
+        visible = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        # Not between digits, where they may be signs or decimals.
+        key = re.sub(r"(?<=[^\W\d_])[\s_-]+|[\s_-]+(?=[^\W\d_])", "", visible).casefold()
+        shown = "".join(c if unicodedata.category(c) != "Cf" else f"\\u{ord(c):04x}" for c in name)
+        spellings.setdefault(key, []).append(shown)
+    groups = [" and ".join(group) for group in spellings.values() if len(group) > 1]
+    return [f"classes with nearly the same name: {some_of(groups)}; they are different classes"] if groups else []
 
 
 def column_names(header: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from contrastive_core.training.tables import (
     is_missing,
     local_path,
     plain_cell,
+    similar_names,
     stated_separator,
     whole_numbers,
 )
@@ -110,7 +111,7 @@ def open_videos(data: str | Path, *, part: str | None = None) -> VideoSet:
         raise UserError(f"{place}: found a picture, expected videos; {_NO_PICTURES}")
     else:
         videos = _located(place, list(_in_list(place, notes)), notes)
-    _note_spellings(videos, notes)
+    notes += similar_names(video.label for video in videos if video.label is not None)
     if part is not None:
         there = most_first(Counter(video.part for video in videos if video.part is not None))
         wanted = canonical_part(part)
@@ -270,16 +271,6 @@ def _located(file: Path, videos: list[Video], notes: list[str]) -> list[Video]:
                 for video, key, path in zip(videos, keys, paths, strict=True)
             ]
     return videos
-
-
-def _note_spellings(videos: Sequence[Video], notes: list[str]) -> None:
-    """Add a sentence on classes whose names differ in case, spaces and underscores only."""
-    spellings: dict[str, set[str]] = {}
-    for label in {video.label for video in videos if video.label is not None}:
-        spellings.setdefault(re.sub(r"[\s_-]", "", label).casefold(), set()).add(label)
-    pairs = [" and ".join(sorted(names)) for names in spellings.values() if len(names) > 1]
-    if pairs:
-        notes.append(f"classes with nearly the same name: {some_of(sorted(pairs))}; they are different classes")
 
 
 def read_lines(file: Path) -> list[tuple[str, str | None]]:

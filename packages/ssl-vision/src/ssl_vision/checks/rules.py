@@ -12,6 +12,7 @@ from typing import TypeVar
 from contrastive_core.app.checks import Finding, Item, most_first
 from contrastive_core.text import several, some_of
 from contrastive_core.training.split_names import SPLITS
+from contrastive_core.training.tables import similar_names
 from ssl_vision.checks.facts import Facts
 from ssl_vision.data.folder import (
     Layout,
@@ -196,6 +197,8 @@ def _in_split(folder: Path, *, root: Path, split: str) -> Iterator[Finding]:
     if beside and len(beside) < len(listing.images):
         title = f"{several(len(beside), 'image')} of {split} beside class folders, so that the split has no labels"
         yield Finding("warning", "beside_classes", title, item(beside))
+    for note in similar_names({class_of(path) for path in listing.images} if not beside else ()):
+        yield Finding("warning", "similar_classes", f"in {split}, {printable(note)}")
     for note in same_folders_in_classes(listing):
         yield Finding("warning", "nested_classes", f"in {split}, {note}")
     without = [] if beside else _folders_without_images(listing)

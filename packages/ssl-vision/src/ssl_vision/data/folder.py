@@ -13,6 +13,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training.files import is_hidden
 from contrastive_core.training.split_names import SPLITS, canonical_split, find_splits, split_word
+from contrastive_core.training.tables import similar_names
 from ssl_vision.data.dataset import ADD_LABELS, ReadOptions
 from ssl_vision.data.decode import FileImages
 from ssl_vision.data.listing import EXTENSIONS, Listing, holds_image, identity_of, is_image, list_folder, printable
@@ -137,6 +138,7 @@ def open_folder(
             unread=listing.unread, channels=channels, options=read,
         )  # fmt: skip
     classes = sorted(training.union(names))
+    notes += [f"{root}: {printable(note)}" for note in similar_names(classes)]
     number = {name: label for label, name in enumerate(classes)}
     return FileImages(
         str(folder), folder, listing.images, labels=[number[name] for name in names], classes=classes, split=found,

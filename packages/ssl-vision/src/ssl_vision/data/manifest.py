@@ -21,6 +21,7 @@ from contrastive_core.training.tables import (
     find_columns,
     is_missing,
     local_path,
+    similar_names,
     stated_separator,
     whole_numbers,
 )
@@ -86,6 +87,9 @@ def open_manifest(
         )
     paths = [row.path for row in rows]
     notes = [f"{manifest}: {note}" for note in content.notes]
+    nowhere = [row.line for row in everything if not row.split]
+    if nowhere and split != "all":
+        notes.append(f"{manifest}: {several(len(nowhere), 'row')} without a split, left out ({_lines(nowhere)})")
     bare = [row.line for row in rows if not row.label]
     if bare:
         found = f"{several(len(bare), 'row')} without a label ({_lines(bare)})"
@@ -178,6 +182,7 @@ def read_manifest(manifest: Path) -> Manifest:
             f"labels such as {printable(joined[0])!r} join several classes, of which some are labels themselves; each "
             "combination is used as a class of its own, because an image has one class"
         )
+    notes += [printable(note) for note in similar_names({*labels} - {""})]
     if missing:
         notes.append(
             f"{several(len(missing), 'row')} with a missing value as label ({_lines(missing)}), taken as unlabelled"

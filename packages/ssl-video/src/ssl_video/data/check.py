@@ -181,7 +181,7 @@ def _peculiar(facts: Sequence[Facts]) -> Iterator[Finding]:
         (
             "shortened",
             those(lambda index: index.stated),
-            "that end clearly before the duration that they state: the rest of the file is missing",
+            "ending clearly before the stated duration: the rest of the file is missing",
         ),
         ("variable", those(lambda index: index.is_variable), "with a variable frame rate: frames are found by time"),
         (

@@ -58,6 +58,8 @@ def test_a_text_list_may_give_file_names_alone(photos: Path, tmp_path: Path) -> 
         b"\xef\xbb\xbfsep=;\r\nfile;class\r\ncat\\1.png;cat\r\ndog\\3.png;dog\r\n",
         b"File Name,Class-Name\ncat/1.png,cat\ndog/3.png,dog\n",
         b"File Name\ncat/1.png\ndog/3.png\n",
+        b"cat/1.png,\ndog/3.png,\n",
+        b"path,label,split\ncat/1.png,cat,Train\ndog/3.png,dog,train\n",
         b"cat/1.png\tcat\ndog/3.png\tdog\n",
         b"cat/1.png,0\ndog/3.png,1\n",
         b"cat/1.png 0\ndog/3.png 1\n",
@@ -184,3 +186,21 @@ def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="already exists"):
         write_label_file(file, ours(("b.png", "cat")))
     assert read_label_file(file) == ours(("a.png", "cat"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        (
+            "path,label,split\ncat/1.png,cat,train\ndog/3.png,dog,test\n",
+            r"another split than train \(dog/3.png: test\)",
+        ),
+        ("path,label\ncat/1.png,cat\ndog/3.png,\n", r"gives no class for 1 image \(dog/3.png\)"),
+    ],
+)
+def test_rows_of_other_splits_and_without_a_class_are_refused(
+    photos: Path, tmp_path: Path, rows: str, found: str
+) -> None:
+    (tmp_path / "list.csv").write_text(rows)
+    with pytest.raises(UserError, match=found):
+        read_labelled(tmp_path / "list.csv", open_images(photos))

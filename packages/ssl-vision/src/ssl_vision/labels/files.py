@@ -24,6 +24,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading, to_json_lines
 from contrastive_core.training.outputs import write_once
+from contrastive_core.training.split_names import canonical_split
 from contrastive_core.training.tables import column_names, stated_separator, whole_numbers
 from ssl_vision.data import ImageSet
 from ssl_vision.data.manifest import COLUMNS
@@ -159,6 +160,7 @@ class _Places:
 
     def __init__(self, images: ImageSet) -> None:
         self._images = images
+        self.split = images.split
         self._by_key: dict[str, int] = {}
         self._by_name: dict[str, int | None] = {}
         for index in range(len(images)):
@@ -224,8 +226,31 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
             f"{file}: found the row {delimiter.join(short[0])!r}, expected as many columns as in the first row"
         )
     rows = [row for row in rows if row[path].strip()]
+    _refuse_other_splits(head, rows, path, place.split, file)
+    if label is not None and not any(row[label].strip() for row in rows):
+        label = None  # separators at the end of lines, or an empty column
+    bare = [row[path].strip() for row in rows if label is not None and not row[label].strip()]
+    if bare:
+        raise UserError(
+            f"{file}: gives no class for {several(len(bare), 'image')} ({some_of(bare)}), expected one in every row; "
+            "remove rows of unlabelled images, or the column"
+        )
     labels = None if label is None else whole_numbers([row[label].strip() for row in rows])
     return [(row[path].strip(), labels[number] if labels else None) for number, row in enumerate(rows)]
+
+
+def _refuse_other_splits(head: Sequence[str], rows: Sequence[Sequence[str]], path: int, split: str, file: Path) -> None:
+    """Raise an error if a column states another split than that of the images, whose labels must not be used."""
+    column = next((head.index(name) for name in COLUMNS["split"] if name in head), None)
+    if column is None or split in {"", "all"}:
+        return
+    stated = {row[path].strip(): canonical_split(row[column].strip()) for row in rows if len(row) > column}
+    others = [name for name, other in stated.items() if other not in {split, ""}]
+    if others:
+        raise UserError(
+            f"{file}: gives {several(len(others), 'image')} another split than {split} ({some_of(others)}: "
+            f"{stated[others[0]]}); remove the rows of other splits"
+        )
 
 
 def _unquoted(line: str, place: _Places, file: Path) -> str:

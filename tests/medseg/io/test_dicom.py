@@ -364,6 +364,13 @@ def test_a_slope_or_intercept_that_is_missing_counts_as_in_itk(tmp_path: Path, s
         np.testing.assert_array_equal(found.array[:, :, ::-1], sitk.GetArrayFromImage(theirs).T)
 
 
+def test_a_series_after_many_other_files_is_found(tmp_path: Path) -> None:
+    folder = series(tmp_path)
+    for number in range(30):
+        (folder / f"A{number}.log").write_text("exported")
+    assert [wanted.is_dicom for wanted in find_images(tmp_path)] == [True]
+
+
 def test_localizers_alone_in_a_folder_are_left_out_and_said(tmp_path: Path) -> None:
     def localizer(dataset, place: int) -> None:
         dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ UNREAD_ENDINGS = (
 """Endings of files that may contain volumes but cannot be read; such files in image folders are reported."""
 _BESIDE_IMAGES = (".json", ".txt", ".md", ".csv", ".tsv", ".xml", ".yaml", ".md5", ".sha1", ".sha256")
 _COMPANIONS = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".img": (".hdr", ".mat")}
-_LOOKED_AT = 20  # largest number of files without a known ending that are tested for being DICOM
+_LOOKED_AT = 20  # largest number of files with the same ending that are tested for being DICOM
 _GZIP = b"\x1f\x8b"
 _DICOM_OFFSET, _DICOM_MARK, _STORAGE_CLASS = 128, b"DICM", b"1.2.840.10008.5.1.4.1.1."
 _OTHERS = {
@@ -80,7 +81,12 @@ def is_series(path: Path) -> bool:
         return True
     # DICOMDIR lists the files of a disk, and has the mark of DICOM as well.
     plain = [file for file in files if not is_image(file) and file.name.upper() != "DICOMDIR"]
-    return any(map(has_dicom_mark, plain[:_LOOKED_AT]))
+    seen: Counter[str] = Counter()
+    for file in plain:  # by ending, because logs may come before the images
+        seen[file.suffix.lower()] += 1
+        if seen[file.suffix.lower()] <= _LOOKED_AT and has_dicom_mark(file):
+            return True
+    return False
 
 
 def is_dicom(file: Path) -> bool:

@@ -228,8 +228,14 @@ def test_with_a_gradient_scaler() -> None:
 def test_sparse_gradient_is_refused() -> None:
     layer = nn.Embedding(4, 2, sparse=True)
     layer(torch.tensor([1])).sum().backward()
+    other = nn.Parameter(torch.ones(2, 2))
+    other.square().sum().backward()
+    optimizer = LARS([{"params": [other]}, {"params": layer.parameters()}], lr=1.0)
     with pytest.raises(RuntimeError, match="sparse=False"):
-        LARS(layer.parameters(), lr=1.0).step()
+        optimizer.step()
+    # The step changes no parameter, also of the groups before.
+    assert torch.equal(other, torch.ones(2, 2))
+    assert not optimizer.state
 
 
 def test_complex_parameter_is_refused_and_not_kept() -> None:

@@ -183,11 +183,16 @@ class LARS(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for params in _by_device_and_dtype([p for p in group["params"] if p.grad is not None]):
-                together = params[0].is_cuda if group["foreach"] is None else group["foreach"]
-                update = _update_together if together else _update_one_by_one
-                update(params, [_dense_gradient(p) for p in params], [self._buffer(p) for p in params], group)
+        # All gradients are checked first, so that an unusable one leaves every parameter as it was.
+        updates = [
+            (params, [_dense_gradient(p) for p in params], group)
+            for group in self.param_groups
+            for params in _by_device_and_dtype([p for p in group["params"] if p.grad is not None])
+        ]
+        for params, grads, group in updates:
+            together = params[0].is_cuda if group["foreach"] is None else group["foreach"]
+            update = _update_together if together else _update_one_by_one
+            update(params, grads, [self._buffer(p) for p in params], group)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

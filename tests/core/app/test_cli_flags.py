@@ -13,7 +13,7 @@ import yaml
 from contrastive_core.app.cli import run
 from contrastive_core.training import RunOptions
 from contrastive_core.training import config as run_config
-from tests.core.app.toy_program import VERBS, Net, Optimizer, Rate, fit, fit_noting
+from tests.core.app.toy_program import VERBS, Head, Net, Optimizer, Rate, fit, fit_noting
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,9 @@ from tests.core.app.toy_program import VERBS, Net, Optimizer, Rate, fit, fit_not
         (["d", "o", "--resume", "--seed", "4"], {"run": RunOptions(resume=True, seed=4)}),
         (["d", "o", "--run.resume", "true", "--log-every", "4"], {"run": RunOptions(resume=True, log_every=4)}),
         (["d", "o", "--no-run.progress"], {"run": RunOptions(progress=False)}),
+        (["d", "o", "--head.kind", "mlp", "--head.sizes", "8,4"], {"head": Head(kind="mlp", sizes=(8, 4))}),
+        (["d", "o", "--head.bias"], {"head": Head(bias=True)}),
+        (["d", "o", "--no-head.bias"], {"head": Head()}),
     ],
 )
 def test_flags(call: Callable[..., dict[str, Any]], words: list[str], expected: dict[str, Any]) -> None:
@@ -132,3 +135,5 @@ def test_ready_configs_by_name(
         "small-net; did you mean small-net?"
     )
     assert "unknown key 'stesp'; did you mean steps?" in refused("--config", "bad", configs="ready_configs")
+    (package / "bad.yaml").write_text("head:\n  size: [3]\n")
+    assert "unknown key 'head.size'; did you mean head.sizes?" in refused("--config", "bad", configs="ready_configs")

@@ -55,6 +55,21 @@ class Net:
     widths: list[int] = field(default_factory=lambda: [1, 2])
 
 
+@dataclass(frozen=True)
+class Head:
+    """An optional part.
+
+    Args:
+        kind: Which one.
+        sizes: Its layers.
+        bias: With an offset.
+    """
+
+    kind: Literal["linear", "mlp"] = "linear"
+    sizes: tuple[int, ...] = ()
+    bias: bool = False
+
+
 def fit(
     data: str,
     out: Path,
@@ -68,6 +83,7 @@ def fit(
     tta: bool | None = None,
     optimizer: Optimizer = Optimizer(),
     net: Net = Net(),
+    head: Head | None = None,
     run: RunOptions = RunOptions(),  # noqa: B008
 ) -> dict[str, Any]:
     """Fit a network.

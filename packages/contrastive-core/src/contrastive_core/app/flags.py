@@ -69,6 +69,9 @@ class Flags:
         self.types: dict[str, Any] = {}
         for name in parameters:
             self.types.update(_flatten(name, hints[name]))
+        self._optional = {  # flags of dataclasses that may be None, which have no short names
+            f"{key}.{name}": field for key, kind in self.types.items() for name, field in _optional_fields(kind).items()
+        }
 
     def canonical(self, words: Sequence[str], *, configs: str | None) -> list[str]:
         """Return the command line with full names and explicit values, and with configuration files first.
@@ -111,6 +114,9 @@ class Flags:
         key = re.search(r'Parser key "([\w.]+)"', message)
         value = re.search(r"(?:Got|Given) value: (.*)", message)
         if key and value and key[1] in self.types:
+            field = re.search(r'Parser key "(\w+)":\n.*Got value: (.*)', message[key.end() :])
+            if field and (flag := f"{key[1]}.{field[1]}") in self._optional:
+                return f"{dashed(flag)}: expected {in_words(self._optional[flag])}, got {field[2]}"
             return f"{dashed(self.short_name(key[1]))}: expected {in_words(self.types[key[1]])}, got {value[1]}"
         missing = re.search(r"the following arguments are required: ([\w, ]+)", message)
         return message if missing is None else f"missing: {', '.join(map(self._described, missing[1].split(', ')))}"
@@ -135,11 +141,11 @@ class Flags:
         key = self.full_name(written)
         if key is None and written.startswith("no_") and "=" not in word:
             positive = self.full_name(written.removeprefix("no_"))
-            if positive is not None and is_switch(self.types.get(positive)):
+            if positive is not None and is_switch(self._type(positive)):
                 return f"--{positive}", "false"
         if key is None or not name.startswith("--"):
             raise UsageError(f"unknown flag {name}{self._instead(written.lstrip('-_'))}")
-        if is_switch(self.types.get(key)) and "=" not in word:
+        if is_switch(self._type(key)) and "=" not in word:
             explicit = bool(rest) and rest[0].lower() in ("true", "false", "null", "none")
             return f"--{key}", rest.pop(0).lower() if explicit else "true"
         return f"--{key}{plus}", _value(word, rest)
@@ -166,8 +172,11 @@ class Flags:
                 return last
         return key
 
+    def _type(self, key: str) -> Any:
+        return self.types.get(key, self._optional.get(key))
+
     def _as_list(self, flag: str, value: str) -> str:
-        kind = self.types.get(flag.removeprefix("--"))
+        kind = self._type(flag.removeprefix("--"))
         return value if kind is None else _listed(flag, kind, value)
 
     def _instead(self, name: str) -> str:
@@ -181,9 +190,11 @@ class Flags:
         return nearest(name, self._names(), dashes=True)
 
     def _inside_open(self, key: str) -> bool:
-        # The parser checks the keys of types whose keys are not known here (mappings, optional dataclasses).
-        parents = [key[:i] for i, letter in enumerate(key) if letter == "."]
-        return any(parent in self.types and not _is_plain(self.types[parent]) for parent in parents)
+        # The parser checks the keys of types whose keys are not known here, such as mappings.
+        for parent in (key[:i] for i, letter in enumerate(key) if letter == "."):
+            if parent in self.types and not _is_plain(self.types[parent]):
+                return key in self._optional or not _optional_fields(self.types[parent])
+        return False
 
     def _inside_mapping(self, key: str) -> bool:
         """Return whether a name is a key of a mapping, in which dashes are not replaced by underscores."""
@@ -191,7 +202,8 @@ class Flags:
         return any(_holds_mapping(self.types[parent]) for parent in parents if parent in self.types)
 
     def _names(self) -> list[str]:
-        return list(dict.fromkeys([*self.types, *(key.rpartition(".")[2] for key in self.types), *_OWN]))
+        last = (key.rpartition(".")[2] for key in self.types)
+        return list(dict.fromkeys([*self.types, *last, *self._optional, *_OWN]))
 
     def _checked(self, path: str) -> list[str]:
         """Check that a configuration file has only known keys, and return [path], or [] if the file is empty."""
@@ -205,7 +217,7 @@ class Flags:
             raise UsageError(f"--config {path} contains a {type(content).__name__}, expected lines `argument: value`")
         for key in _keys(content, self.types):
             if key not in self.types and not self._inside_open(key):
-                raise UsageError(f"--config {path}: unknown key {key!r}{nearest(key, self.types)}")
+                raise UsageError(f"--config {path}: unknown key {key!r}{nearest(key, [*self.types, *self._optional])}")
         return [path]
 
 
@@ -238,7 +250,8 @@ def _keys(content: Mapping[Any, Any], types: Mapping[str, Any], prefix: str = ""
     for name, value in content.items():
         key = f"{prefix}{name}"
         yield key
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(types.get(key)):
+        kind = types.get(key)
+        if isinstance(value, Mapping) and (dataclasses.is_dataclass(kind) or _optional_fields(kind)):
             yield from _keys(value, types, f"{key}.")
 
 
@@ -259,6 +272,17 @@ def _holds_mapping(kind: Any) -> bool:
 
 def _is_plain(kind: Any) -> bool:
     return dataclasses.is_dataclass(kind) or kind in (bool, int, float, str, Path)
+
+
+def _optional_fields(kind: Any) -> dict[str, Any]:
+    """Return the types of the fields of an optional dataclass by name, and none for other types."""
+    options = [choice for choice in typing.get_args(kind) if dataclasses.is_dataclass(choice)]
+    return {
+        field.name: typing.get_type_hints(option)[field.name]
+        for option in options
+        for field in dataclasses.fields(option)
+        if field.init
+    }
 
 
 def _value(word: str, rest: list[str]) -> str:
@@ -327,9 +351,9 @@ def _find_config(name: str, configs: str | None) -> str:
 def nearest(name: str, known: Iterable[str], *, dashes: bool = False) -> str:
     """Return the end of a message about a wrong name, which suggests the closest valid name if one is close."""
     names = list(known)
-    match = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-    if not match and len(name) > 2:
-        match = [other for other in names if other.startswith((f"{name}_", f"{name}-"))]
+    match = [other for other in names if len(name) > 2 and other.startswith((f"{name}_", f"{name}-"))]
+    if not match:
+        match = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     if not match:
         return ""
     return f"; did you mean {dashed(match[0])}?" if dashes else f"; did you mean {match[0]}?"

@@ -405,8 +405,9 @@ def _numbers(dataset: Any, name: str) -> tuple[float, ...] | None:
     """Return the finite numbers of a tag; None if it is missing or empty, and no numbers if it holds something else."""
     try:
         value = dataset.get(name)
-        numbers = None if value in (None, "") else tuple(map(float, np.atleast_1d(np.array(value, dtype=float))))
-    except (TypeError, ValueError):  # a text, such as a number with a decimal comma
+        items = np.atleast_1d(np.array(value, dtype=object))
+        numbers = None if value in (None, "") else tuple(float(str(item)) for item in items)
+    except ValueError:  # a text, such as a number with a decimal comma
         return ()
     return numbers if numbers is None or np.isfinite(numbers).all() else ()
 

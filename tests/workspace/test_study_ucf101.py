@@ -35,6 +35,7 @@ def test_equal_compute_by_hand() -> None:
         "labels": budget / (2 * 24),
         "labels-rgb": budget / 24,
         "fixmatch": budget / (0.4 * 24 + 0.6 * 88),
+        "late": budget / (2 * (0.8 * 24 + 0.2 * 88)),
         "paper": budget / (3 * (0.125 * 24 + 0.875 * 88)),
     }
     for method, steps in expected.items():
@@ -59,9 +60,9 @@ def test_steps_without_pseudo_labels_have_no_accuracy(tmp_path: Path) -> None:
     path = study.out(10, "mvpl", 0) / "metrics.jsonl"
     path.parent.mkdir(parents=True)
     lines = [
-        {"step": 100, "coverage": 1.0, "pseudo_accuracy": 0.1},  # before the last quarter
-        {"step": 400, "coverage": 0.0, "pseudo_accuracy": "NaN"},
-        {"step": 450, "coverage": 0.5, "pseudo_accuracy": 0.75},
+        {"step": 400, "coverage": 1.0, "pseudo_accuracy": 0.1},  # before the last quarter
+        {"step": 1600, "coverage": 0.0, "pseudo_accuracy": "NaN"},
+        {"step": 1900, "coverage": 0.5, "pseudo_accuracy": 0.75},
     ]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert study.pseudo_labels(10, "mvpl", 0) == {"coverage": 0.25, "pseudo_accuracy": 0.75}

@@ -30,7 +30,7 @@ from ssl_video.training.options import REFERENCE_CLIPS
 from tools.results import provenance, write_result
 from tools.studies.common import Job, mean_and_spread, run_all
 
-STEPS, MU, CLIPS, PEAK = 500, 2, 8, 0.3
+STEPS, MU, CLIPS, PEAK = 2000, 2, 8, 0.3
 """Steps, unlabelled clips per labelled clip, labelled clips, and peak learning rate of the recommended method."""
 CLIP = ("--clip.frames", "8", "--clip.stride", "12", "--image-size", "48")
 CPU = (
@@ -79,6 +79,11 @@ METHODS: dict[str, Method] = {
         "MvPL, settings of the paper", ("--recipe", "paper", "--flow", "dis_fast"), views=PAPER_VIEWS, warmup=0.125
     ),
     "mvpl": Method("MvPL, recommended"),
+    "late": Method(
+        "recommended, pseudo-labels in the last fifth of the steps, threshold 0.8",
+        ("--pseudo.warmup", "0.8", "--pseudo.threshold", "0.8"),
+        warmup=0.8,
+    ),
     "freematch": Method("recommended, FreeMatch thresholds", ("--pseudo.select", "freematch")),
     "softmatch": Method("recommended, SoftMatch weights", ("--pseudo.select", "softmatch")),
     "align": Method("recommended, distribution alignment", ("--pseudo.align", "true")),

@@ -80,7 +80,7 @@ METHODS: dict[str, Method] = {
     ),
     "mvpl": Method("MvPL, recommended"),
     "late": Method(
-        "recommended, pseudo-labels in the last fifth of the steps, threshold 0.8",
+        "pseudo-labels in the last fifth, threshold 0.8",
         ("--pseudo.warmup", "0.8", "--pseudo.threshold", "0.8"),
         warmup=0.8,
     ),
@@ -330,6 +330,8 @@ def verdict(scores: Scores, percent: int) -> str:
     for method, baseline, view in (
         ("mvpl", "labels", "rgb"), ("mvpl", "labels", "fused"), ("mvpl", "labels-rgb", "rgb"),
         ("mvpl", "fixmatch", "rgb"), ("fixmatch", "labels", "rgb"), ("mvpl", "paper", "rgb"),
+        ("late", "labels", "rgb"), ("late", "labels", "fused"), ("freematch", "labels", "rgb"),
+        ("freematch", "labels", "fused"),
     ):  # fmt: skip
         values = paired(scores, method, baseline, view)
         if len(values) > 1:

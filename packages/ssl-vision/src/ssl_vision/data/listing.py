@@ -14,27 +14,12 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.files import is_hidden
 
 EXTENSIONS = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".jif",
-        ".mpo",
-        ".png",
-        ".apng",
-        ".bmp",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".gif",
-    }
-    | ({".avif"} if features.check("avif") else set())
-)
+    f".{kind}"
+    for kind in (
+        "jpg", "jpeg", "jpe", "jfif", "jif", "mpo", "png", "apng", "bmp", "webp", "tif", "tiff", "ppm", "pgm", "pbm",
+        "pnm", "gif", *(["avif"] if features.check("avif") else []),
+    )
+)  # fmt: skip
 """Suffixes of the images that are read; AVIF with a Pillow that has it."""
 UNREAD = frozenset(
     f".{kind}"

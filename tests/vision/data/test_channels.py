@@ -14,15 +14,17 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import InferenceOptions, RunOptions
 from ssl_vision.augment import CropFlip, EvalTransform, SimCLRAugment
 from ssl_vision.checks import examine
+from ssl_vision.checks.facts import look_at
 from ssl_vision.commands.embed import embed
 from ssl_vision.commands.evaluate import evaluate
 from ssl_vision.commands.export import export
 from ssl_vision.commands.predict import predict
 from ssl_vision.commands.pretrain import pretrain
 from ssl_vision.commands.report import report
+from ssl_vision.data import decode as decoding
 from ssl_vision.data import measure_statistics, open_images
 from ssl_vision.data.dataset import ReadOptions
-from ssl_vision.data.decode import read_image
+from ssl_vision.data.decode import read_image, read_size
 from ssl_vision.models import EncoderOptions, build_encoder
 from ssl_vision.models.model_folder import load_encoder
 from ssl_vision.training.finetuning import finetune
@@ -113,12 +115,167 @@ def test_a_tiff_of_one_channel_looks_as_in_rgb(name: str, tmp_path: Path) -> Non
     np.testing.assert_allclose(read_image(path, channels=1)[0], expected / np.float32(255), atol=1e-6)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("channels", [1, 3, 4, 13])
+def test_the_orientation_of_a_tiff_is_applied_for_any_number_of_channels(
+    orientation: int, channels: int, tmp_path: Path
+) -> None:
+    values = bands(0, channels=channels, largest=60000).astype(np.uint16).transpose(1, 2, 0)[:, :9]
+    tifffile.imwrite(
+        tmp_path / "x.tif", values, photometric="rgb" if channels == 3 else "minisblack",
+        planarconfig=None if channels == 1 else "contig",
+        extratags=[(274, "H", 1, orientation, False)],
+    )  # fmt: skip
+    upright = {
+        1: values, 2: values[:, ::-1], 3: values[::-1, ::-1], 4: values[::-1], 5: values.transpose(1, 0, 2),
+        6: np.rot90(values, -1), 7: np.rot90(values, 2).transpose(1, 0, 2), 8: np.rot90(values),
+    }[orientation].transpose(2, 0, 1)  # fmt: skip
+    for options in (ReadOptions(), ReadOptions(bits=14)):
+        image = read_image(tmp_path / "x.tif", options, channels=channels)
+        largest = (1 << (options.bits or 16)) - 1
+        if channels == 3:
+            np.testing.assert_array_equal(image, (np.minimum(upright / largest, 1) * 255.999).astype(np.uint8))
+        else:
+            np.testing.assert_allclose(image, np.minimum(upright / largest, 1), rtol=1e-6)
+    assert read_size(tmp_path / "x.tif") == upright.shape[1:]
+
+
+def test_missing_pixels_are_zero(tmp_path: Path) -> None:
+    for dtype, missing in (("uint16", 65535), ("uint16", 0), ("int16", -9999), ("int16", 32767), ("uint8", 255)):
+        values = bands(1, channels=5, largest=200).astype(dtype)
+        values[:, :3] = missing
+        tifffile.imwrite(
+            tmp_path / "x.tif", values, photometric="minisblack", planarconfig="separate",
+            extratags=[(42113, "s", 0, str(missing), False)],
+        )  # fmt: skip
+        image = read_image(tmp_path / "x.tif", channels=5)
+        assert (image[:, :3] == 0).all()
+        assert (image[:, 3:] * (255 if dtype == "uint8" else 65535)).max() > 100
+
+
+def test_bits_apply_to_signed_pixels(tmp_path: Path) -> None:
+    values = bands(1, channels=5).astype(np.int16)
+    tifffile.imwrite(tmp_path / "x.tif", values, photometric="minisblack", planarconfig="separate")
+    image = read_image(tmp_path / "x.tif", ReadOptions(bits=12), channels=5)
+    np.testing.assert_allclose(image, values / np.float32(4095), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_three_channels_that_are_not_called_red_green_and_blue(
+    dtype: str, planar: str, bigtiff: bool, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (3, 5, 7)).astype(dtype)
+    pixels = values if planar == "separate" else values.transpose(1, 2, 0)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="minisblack", planarconfig=planar, bigtiff=bigtiff)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), values >> (0 if dtype == "uint8" else 8))
+    assert read_size(tmp_path / "x.tif") == (5, 7)
+    with pytest.raises(UserError, match=r"found a TIFF with shape .*, expected 1 channel "):
+        read_image(tmp_path / "x.tif", channels=1)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_inverted_pixels_of_any_byte_order(byteorder: str, tmp_path: Path) -> None:
+    gray = np.random.default_rng(0).integers(0, 65536, (5, 7)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "x.tif", 65535 - gray, photometric="miniswhite", byteorder=byteorder)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif")[0], gray >> 8)
+    np.testing.assert_allclose(read_image(tmp_path / "x.tif", channels=1)[0], gray / np.float32(65535), rtol=1e-6)
+
+
+@pytest.mark.parametrize("program", ["imagej", "ome"])
+def test_pages_that_are_channels_become_red_green_and_blue(program: str, tmp_path: Path) -> None:
+    values = bands(0, channels=3, largest=60000).astype(np.uint16)
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, values, photometric="minisblack", metadata={"axes": "CYX"}, **{program: True})
+    np.testing.assert_array_equal(read_image(path), values >> 8)
+    (fact,) = [look_at(open_images(tmp_path), 0, split="train")]
+    assert (fact.mode, fact.frames, fact.is_stack) == ("3 channels", 1, False)
+    data = path.read_bytes()
+    for length in range(400, len(data) - 10, 101):
+        path.write_bytes(data[:length])
+        with pytest.raises(UserError, match=r"x\.tif"):
+            read_image(path)
+
+
+def test_a_stack_is_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    decoding._warned.clear()
+    values = bands(0, channels=5, largest=60000).astype(np.uint16)
+    for name, pages, options in (
+        ("preview", values[:1], {}),
+        ("plain", values, {}),
+        ("z", values[:3], {"metadata": {"axes": "ZYX"}, "ome": True}),
+    ):
+        decoding._warned.clear()
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif", ome=options.get("ome")) as file:
+            file.write(pages, photometric="minisblack", metadata=options.get("metadata"))
+            if name == "preview":
+                file.write(values[0, ::2, ::2], photometric="minisblack", subfiletype=1, metadata=None)
+        np.testing.assert_array_equal(read_image(tmp_path / f"{name}.tif")[0], values[0] >> 8)
+        assert ("several gray pages, of which only the first" in capsys.readouterr().err) == (name != "preview")
+    found = [finding for finding in examine(tmp_path).findings if finding.kind == "stack"]
+    assert [finding.title.partition(":")[0] for finding in found] == ["2 files are a stack of gray pages"]
+
+
+def test_channels_in_other_files_are_not_taken_for_zeros(tmp_path: Path) -> None:
+    """An OME-TIFF whose channels are files of their own."""
+    channel = "".join(
+        f'<TiffData IFD="0" FirstC="{c}" PlaneCount="1"><UUID FileName="{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>'
+        for c in range(2)
+    )
+    values = bands(0, channels=2).astype(np.uint16)
+    for c in range(2):
+        about = (
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{c}"><Image ID="Image:0">'
+            '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="16" SizeY="16" SizeC="2" SizeZ="1" '
+            f'SizeT="1">{channel}</Pixels></Image></OME>'
+        )
+        tifffile.imwrite(
+            tmp_path / f"{c}.ome.tif", values[c], description=about, metadata=None, photometric="minisblack"
+        )
+        np.testing.assert_allclose(
+            read_image(tmp_path / f"{c}.ome.tif", channels=1)[0], values[c] / np.float32(65535), rtol=1e-6
+        )
+        with pytest.raises(UserError, match="expected 2 channels"):
+            read_image(tmp_path / f"{c}.ome.tif", channels=2)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_transparent_pixels_are_white_in_one_channel_as_in_rgb(mode: str, tmp_path: Path) -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (6, 8, 4), dtype=np.uint8)
+    rgba[:3, :, 3] = 0
+    image = Image.fromarray(rgba)
+    if mode == "P":
+        image.quantize(8).save(tmp_path / "x.png")
+    else:
+        image.convert(mode).save(tmp_path / "x.png")
+    gray = Image.fromarray(read_image(tmp_path / "x.png").permute(1, 2, 0).numpy()).convert("L")
+    np.testing.assert_allclose(read_image(tmp_path / "x.png", channels=1)[0], np.asarray(gray) / 255, atol=1.01 / 255)
+
+
+@pytest.mark.parametrize("layout", ["separate", "contig", "pages", "bigtiff"])
+def test_no_part_of_a_file_of_many_channels_passes_for_the_whole(layout: str, tmp_path: Path) -> None:
+    values = bands(0, channels=5, largest=60000).astype(np.uint16)
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(
+        path, values.transpose(1, 2, 0) if layout == "contig" else values, photometric="minisblack",
+        planarconfig=None if layout == "pages" else "contig" if layout == "contig" else "separate",
+        bigtiff=layout == "bigtiff", compression="zlib",
+    )  # fmt: skip
+    data = path.read_bytes()
+    assert read_image(path, channels=5).shape == (5, 16, 16)
+    for length in range(0, len(data) - 1, 29):
+        path.write_bytes(data[:length])
+        with pytest.raises(UserError, match=r"x\.tif"):
+            read_image(path, channels=5)
+
+
 def test_stacks_are_no_single_channel(tmp_path: Path) -> None:
     stack = np.zeros((4, 5, 6), np.uint8)
     tifffile.imwrite(tmp_path / "pages.tif", stack, photometric="minisblack")
     tifffile.imwrite(tmp_path / "imagej.tif", stack, imagej=True, metadata={"axes": "ZYX"})
     for name in ("pages.tif", "imagej.tif"):
-        with pytest.raises(UserError, match=r"shape 4 x 5 x 6 .axes .YX., expected 1 channels"):
+        with pytest.raises(UserError, match=r"shape 4 x 5 x 6 .axes .YX., expected 1 channel "):
             read_image(tmp_path / name, channels=1)
 
 

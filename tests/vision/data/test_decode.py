@@ -357,7 +357,7 @@ def test_12_bits_in_16_are_scaled_or_warned_of(kind: str, tmp_path: Path, capsys
     path = tmp_path / f"cells.{kind.lower()}"
     values = np.array([[0, 16, 2048, 4095]], np.uint16)
     path.write_bytes(encoded(Image.fromarray(values), kind))
-    decoding._warned_dark = False
+    decoding._warned.clear()
     assert read_image(path)[0].tolist() == [[0, 0, 8, 15]]
     assert f"warning: {path}: found 16-bit pixels below 4096" in capsys.readouterr().err
     assert read_image(path, ReadOptions(bits=12))[0].tolist() == [[0, 1, 128, 255]]

@@ -48,6 +48,7 @@ class Facts:
         file_hash: Hash of the file.
         pixel_hash: Hash of size and decoded pixels.
         is_dark: Whether it has 16 bits per channel, of which at most the lower 12 are used.
+        is_stack: Whether it is a TIFF of several gray pages, of which the first is used.
     """
 
     split: str
@@ -64,6 +65,7 @@ class Facts:
     file_hash: bytes = b""
     pixel_hash: bytes = b""
     is_dark: bool = False
+    is_stack: bool = False
 
 
 def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
@@ -81,7 +83,7 @@ def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
         data = read_bytes(path)
         with native_reader(path):
             picture = decode(data, images.options)
-            several = picture.format in _MAY_HOLD_SEVERAL
+            several = picture.format in _MAY_HOLD_SEVERAL and not picture.mode.endswith("channels")
             frames = count_frames(data, images.options) if several else 1
     except UserError as error:
         return Facts(split, index, class_name, problem=str(error).removeprefix(f"{path}: "))
@@ -102,6 +104,7 @@ def look_at(images: ImageSet, index: int, *, split: str) -> Facts:
         file_hash=_hash(data),
         pixel_hash=pixel_hash,
         is_dark=picture.dark,
+        is_stack=picture.stack,
     )
 
 

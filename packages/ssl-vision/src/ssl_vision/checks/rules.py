@@ -89,6 +89,7 @@ def unlike_the_rest(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
     short = median_low(min(fact.size) for fact in good)
     blank = [Item([name(fact)]) for fact in good if fact.is_blank]
     dark = [Item([name(fact)]) for fact in good if fact.is_dark]
+    stack = [Item([name(fact)]) for fact in good if fact.is_stack]
     tiny, long, other = [], [], []
     for fact in good:
         width, height = fact.size
@@ -104,6 +105,7 @@ def unlike_the_rest(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
         ("tiny", tiny, f"very small: under {_TINY} px, or {_TINY} times smaller than usual here"),
         ("long", long, f"more than {_LONG} times as long as wide; a crop shows only a small part"),
         ("dark", dark, "nearly black: at most 12 of 16 bits are used; --bits 12 scales them"),
+        ("stack", stack, "a stack of gray pages: the first is used; if they are channels, set --image-channels"),
         ("odd_size", other, f"of another size than nearly all others ({typical[0]}x{typical[1]} px)"),
     ):
         if items:
@@ -121,9 +123,10 @@ def converted(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
         items = [Item(files, f"{mode} ({_mode_in_words(mode)})") for mode, files in by_mode.items()]
         count = sum(len(files) for files in by_mode.values())
         yield Finding("note", "mode", f"{several(count, 'file')} not in RGB, converted when read", items)
+    several_pictures = [name(fact) for fact in facts if fact.frames > 1 and not fact.is_stack]
     for kind, files, what in (
         ("turned", [name(fact) for fact in facts if fact.is_turned], "rotated or mirrored according to the EXIF block"),
-        ("frames", [name(fact) for fact in facts if fact.frames > 1], "with several pictures: the first is used"),
+        ("frames", several_pictures, "with several pictures: the first is used"),
         ("misnamed", [name(fact) for fact in facts if fact.is_misnamed], "with the suffix of another format"),
     ):
         if files:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import re
 import struct
 import sys
 import zlib
@@ -47,6 +49,8 @@ _BEGINNINGS = (
     (b"BM", "a BMP with a damaged or truncated header"),
     (b"II*\0", "a TIFF with a damaged or truncated directory"),
     (b"MM\0*", "a TIFF with a damaged or truncated directory"),
+    (b"II+\0", "a TIFF with a damaged or truncated directory"),
+    (b"MM\0+", "a TIFF with a damaged or truncated directory"),
     (b"RIFF", "a WebP with a damaged or truncated header, or another RIFF file"),
     (b"version https://git-lfs", "a Git LFS pointer instead of the file itself (git lfs pull fetches it)"),
     (b"%PDF", "a PDF document"),
@@ -82,8 +86,9 @@ def describe(data: bytes) -> str:  # noqa: PLR0911 - one return per kind
 
 _UNKNOWN_RANGE = "whose range is unknown; save the image with unsigned pixels of 8 or 16 bits per channel"
 # Tags of TIFF, and their values.
-_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
-_WHITE_IS_ZERO, _SEPARATE, _SIGNED, _FLOAT = 0, 2, 2, 3
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _STRIPS, _ORIENTATION, _SAMPLES = 256, 257, 258, 262, 273, 274, 277
+_SUBFILE_TYPE, _DESCRIPTION, _PLANES, _TILES, _EXTRA, _SAMPLE_FORMAT, _NO_DATA = 254, 270, 284, 324, 338, 339, 42113
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _SEPARATE, _SIGNED, _FLOAT = 0, 1, 2, 2, 2, 3
 
 
 def describe_tiff(data: bytes, *, more_than: int = 0) -> str | None:
@@ -93,31 +98,46 @@ def describe_tiff(data: bytes, *, more_than: int = 0) -> str | None:
         data: Content of the file.
         more_than: Number of channels that the file must exceed.
     """
-    order: Literal["little", "big"] | None = {b"II*\0": "little", b"MM\0*": "big"}.get(data[:4])  # type: ignore[assignment]
-    if order is None:
-        return None
-
-    def number(at: int, size: int) -> int:
-        return int.from_bytes(data[at : at + size], order)
-
-    directory = number(4, 4)
-    tags: dict[int, int] = {}
-    for entry in range(number(directory, 2)):
-        at = directory + 2 + 12 * entry
-        if at + 12 > len(data):
-            return None
-        size, count = {1: 1, 3: 2, 4: 4}.get(number(at + 2, 2), 0), number(at + 4, 4)
-        place = at + 8 if size * count <= 4 else number(at + 8, 4)
-        tags[number(at, 2)] = number(place, size)
-    width, height, bands, bits = (tags.get(tag, default) for tag, default in ((256, 0), (257, 0), (277, 1), (258, 1)))
-    if not width or not height or (273 not in tags and 324 not in tags) or bands <= more_than:
+    tags = _tiff_tags(data)
+    bands, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, 1)
+    if not tags or bands <= more_than:
         return None
     if tags.get(_SAMPLE_FORMAT) == _FLOAT:
         return f"found {bits}-bit floating-point pixels, {_UNKNOWN_RANGE}"
     return (
-        f"found a TIFF with {bands} channels of {bits} bits ({width}x{height} px), expected at most 4 of 8 bits, or 1 "
-        f"or 3 of 16; to train on all of them set --image-channels {bands}, otherwise export the channels to use"
+        f"found a TIFF with {several(bands, 'channel')} of {bits} bits ({tags[_WIDTH]}x{tags[_HEIGHT]} px), expected "
+        f"at most 4 of 8 bits, or 1 or 3 of 16; to train on all of them set --image-channels {bands}, otherwise export "
+        "the channels to use"
     )
+
+
+_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+
+
+def _tiff_tags(data: bytes) -> dict[int, int]:
+    """Return the tags of the first page of a TIFF, of lists the first value; empty without an intact directory."""
+    order: Literal["little", "big"] | None = {b"II": "little", b"MM": "big"}.get(data[:2])  # type: ignore[assignment]
+    big = data[2:4].strip(b"\0") == b"+"
+    if order is None or not (big or data[2:4].strip(b"\0") == b"*"):
+        return {}
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)
+
+    offset = 8 if big else 4
+    directory = number(offset, offset)
+    first = directory + (8 if big else 2)
+    tags: dict[int, int] = {}
+    for at in range(first, first + (4 + 2 * offset) * min(number(directory, first - directory), 4096), 4 + 2 * offset):
+        size, count = _TYPE_SIZES.get(number(at + 2, 2), 0), number(at + 4, offset)
+        place = at + 4 + offset
+        if size * count > offset:
+            place = number(place, offset)
+        if max(place + size * count, at + 4 + 2 * offset) > len(data):
+            return {}
+        tags[number(at, 2)] = number(place, size)
+    has_pixels = tags.get(_WIDTH) and tags.get(_HEIGHT) and (_STRIPS in tags or _TILES in tags)
+    return tags if has_pixels else {}
 
 
 _AVIF = ".avif" in EXTENSIONS
@@ -150,7 +170,8 @@ class UndecodableError(ValueError):
 class Picture:
     """A decoded file: its pixels, uint8 ``[3, H, W]``, and how it was stored (EXIF orientation 1: upright).
 
-    `dark` means that the file has 16 bits per channel, of which at most the lower 12 are used.
+    `dark` means that the file has 16 bits per channel, of which at most the lower 12 are used, and `stack` that it is a
+    TIFF of several gray pages, of which the first was read.
     """
 
     pixels: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
@@ -158,6 +179,7 @@ class Picture:
     mode: str
     orientation: int
     dark: bool = False
+    stack: bool = False
 
 
 class FileImages(ImageSet):
@@ -226,14 +248,14 @@ def read_image(path: Path, options: ReadOptions = ReadOptions(), *, channels: in
     The EXIF orientation is applied. Gray, palette, CMYK and other colour modes are converted with PIL's formulas,
     without colour profiles. 16-bit pixels are reduced to their high 8 bits (scaled, not clipped: 65535 becomes 255), or
     to the highest 8 of the significant bits. Transparent pixels are composited over white. The first frame of an
-    animation, or the first page, is used. A warning is printed once if a 16-bit image uses at most 12 bits and `bits`
-    is not set.
+    animation, or the first page, is used; three pages that OME-TIFF or ImageJ metadata describes as channels become
+    red, green and blue. Warnings are printed once if a 16-bit image uses at most 12 bits and `bits` is not set, and if
+    only the first of several gray pages of a TIFF is used.
 
     Raises:
         UserError: There is no such file, it is not an image, damaged, truncated or too large, or the range of its
             pixels is unknown.
     """
-    global _warned_dark  # noqa: PLW0603 - once per process
     if channels != 3:
         return read_channels(path, channels, options)
     try:
@@ -241,13 +263,17 @@ def read_image(path: Path, options: ReadOptions = ReadOptions(), *, channels: in
             picture = decode(read_bytes(path), options)
     except UndecodableError as error:
         raise UserError(f"{path}: {error}") from error
-    if picture.dark and not options.bits and not _warned_dark:
-        _warned_dark = True
-        print(  # noqa: T201 - visible from Python and the command line
-            f"warning: {path}: found 16-bit pixels below 4096, so that the image is nearly black; if the files have 12 "
-            "significant bits, set --bits 12",
-            file=sys.stderr,
-            flush=True,
+    if picture.dark and not options.bits:
+        _warn_once(
+            path,
+            "found 16-bit pixels below 4096, so that the image is nearly black; if the files have 12 significant bits, "
+            "set --bits 12",
+        )
+    if picture.stack:
+        _warn_once(
+            path,
+            "found a TIFF of several gray pages, of which only the first is used; if they are channels, set "
+            "--image-channels to their number, otherwise save the page to use as a file",
         )
     return torch.from_numpy(picture.pixels)
 
@@ -256,9 +282,10 @@ def read_channels(path: Path, channels: int, options: ReadOptions = ReadOptions(
     """Decode a file of any number of channels to float32 ``[channels, H, W]`` in [0, 1], without converting channels.
 
     Unsigned pixels are divided by their largest value (255, 65535, or that of the significant bits), signed 16-bit
-    pixels by 32767, with negative ones, which mark missing pixels in satellite products, set to 0. A TIFF can store its
-    channels interleaved, as planes or as pages; it is read with tifffile (extra ``tiff``). For a single channel, colour
-    images are converted to luminance.
+    pixels by 32767 (or the value for their bits), with negative ones, which mark missing pixels in satellite products,
+    set to 0, like pixels of the value that a GeoTIFF declares as missing (GDAL_NODATA). A TIFF can store its channels
+    interleaved, as planes or as pages; it is read with tifffile (extra ``tiff``), and its orientation is applied. For a
+    single channel, colour images are converted to luminance, and transparent pixels are composited over white.
 
     Raises:
         UserError: The file cannot be read, has another number of channels, or the range of its pixels is unknown.
@@ -284,7 +311,7 @@ def _plain_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
             image = _plain_tiff(image, data, options)  # noqa: PLW2901 - the same image
         image.load()
         if channels == 1 and not image.mode.startswith("I"):
-            image = image.convert("L")  # noqa: PLW2901 - the same image
+            image = _opaque(image).convert("L")  # noqa: PLW2901 - the same image
         values = np.asarray(image)
         orientation = _orientation(image)
         if orientation != 1:
@@ -296,28 +323,53 @@ def _plain_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
 
 
 def _tiff_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
+    with _tiff_file(data) as file:
+        series, page = file.series[0], file.series[0].keyframe
+        # tifffile returns the indices of a palette, and inverted values where 0 means white.
+        as_stored = page.photometric == _BLACK_IS_ZERO and page.bitspersample in (8, 16) and not any(page.extrasamples)
+        if channels > 1 or as_stored or len(series.pages) > 1 or series.dtype not in ("bool", "uint8", "uint16"):
+            return _unit(_tiff_values(series, channels, options), options.bits)
+    return _plain_channels(data, channels, options)
+
+
+def _tiff_file(data: bytes) -> Any:
+    """Open a TIFF with tifffile.
+
+    Raises:
+        UserError: It is not installed.
+        UnidentifiedImageError: The directory of the file is damaged.
+    """
     try:
         import tifffile  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise UserError(
-            "a TIFF whose number of channels is not 3 is read with tifffile, which is not installed; pip install "
-            "'ssl-vision[tiff]'"
+            "this TIFF (its number of channels is not 3, or PIL does not read its layout) is read with tifffile, which "
+            "is not installed; pip install 'ssl-vision[tiff]'"
         ) from error
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        series = file.series[0]
-        sizes = dict(zip(series.axes, series.shape, strict=True))
-        if sizes.get("Y", 1) * sizes.get("X", 1) > options.max_megapixels * 1e6:
-            raise UndecodableError(
-                f"is too large: {sizes['X']}x{sizes['Y']} px; raise --max-megapixels if you trust it"
-            )
-        planes = math.prod(series.shape) // max(1, sizes.get("Y", 1) * sizes.get("X", 1))
-        if channels == 1 and planes == series.keyframe.samplesperpixel and series.dtype in ("bool", "uint8", "uint16"):
-            # tifffile returns the indices of a palette, and inverted values where 0 means white.
-            return _plain_channels(data, channels, options)
-        if math.prod(series.shape) > channels * sizes.get("Y", 1) * sizes.get("X", 1):  # before memory is allocated
-            raise _other_channels(series.shape, series.axes, channels)
-        values = series.asarray()
-    axes = series.axes
+    if not _tiff_tags(data):  # tifffile leaves out damaged tags
+        raise UnidentifiedImageError
+    file = tifffile.TiffFile(io.BytesIO(data))
+    if len(set(re.findall(r'\bFileName="([^"]*)"', file.pages.first.description))) > 1:
+        # An OME-TIFF of several files: without the others, tifffile would fill their pages with zeros.
+        file = tifffile.TiffFile(io.BytesIO(data), is_ome=False)
+    return file
+
+
+def _tiff_values(series: Any, channels: int, options: ReadOptions) -> NDArray[Any]:
+    """Read the channels of an image as they are stored, upright ``[channels, H, W]``, with missing pixels as 0.
+
+    Raises:
+        UndecodableError: It has another number of channels, is too large, or lacks pages.
+    """
+    page, axes, shape = series.keyframe, series.axes, series.shape
+    sizes = dict(zip(axes, shape, strict=True))
+    _check_area(sizes.get("X", 1), sizes.get("Y", 1), options)
+    area = sizes.get("Y", 1) * sizes.get("X", 1)
+    if math.prod(shape) > channels * area:  # before memory is allocated
+        raise _other_channels(shape, axes, channels)
+    if any(part is None for part in series.pages):  # tifffile would fill them with zeros
+        raise UndecodableError("is damaged: pages are missing; copy or export it again, or remove it")
+    values: NDArray[Any] = series.asarray()
     for axis in [a for a in axes if a not in "YX" and sizes[a] == 1]:
         values, axes = values.squeeze(axes.index(axis)), axes.replace(axis, "")
     if axes in ("YX", "XY"):
@@ -326,13 +378,21 @@ def _tiff_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
     if len(extra) != 1 or values.shape[axes.index(extra[0])] != channels:
         raise _other_channels(values.shape, axes, channels)
     values = values.transpose([axes.index(extra[0]), axes.index("Y"), axes.index("X")])
-    return _unit(values, options.bits)
+    missing = page.tags.get(_NO_DATA)  # page.nodata of tifffile is 0 for some values of signed pixels
+    if missing is not None:
+        with contextlib.suppress(ValueError):
+            values = np.where(values == float(str(missing.value).strip(" \0")), values.dtype.type(0), values)
+    turn = page.tags.get(_ORIENTATION)
+    turn = 1 if turn is None else int(turn.value)
+    if 5 <= turn <= 8:
+        values = values.swapaxes(1, 2)
+    return values[:, :: -1 if turn in (3, 4, 7, 8) else 1, :: -1 if turn in (2, 3, 6, 7) else 1]
 
 
 def _other_channels(shape: Sequence[int], axes: str, channels: int) -> UndecodableError:
     found = " x ".join(map(str, shape))
     return UndecodableError(
-        f"found a TIFF with shape {found} (axes {axes}), expected {channels} channels (--image-channels)"
+        f"found a TIFF with shape {found} (axes {axes}), expected {several(channels, 'channel')} (--image-channels)"
     )
 
 
@@ -340,7 +400,11 @@ def _unit(values: NDArray[Any], bits: int) -> Float:
     """Scale pixels to [0, 1] by the range of their type."""
     if values.dtype == np.bool_:
         return values.astype(np.float32)
-    largest = {np.dtype(np.uint8): 255, np.dtype(np.uint16): (1 << (bits or 16)) - 1, np.dtype(np.int16): 32767}
+    largest = {
+        np.dtype(np.uint8): 255,
+        np.dtype(np.uint16): (1 << (bits or 16)) - 1,
+        np.dtype(np.int16): (1 << min(bits or 15, 15)) - 1,
+    }
     if values.dtype.newbyteorder("=") not in largest:
         raise UndecodableError(
             f"found {values.dtype.name} pixels, whose range is unknown; save the image with 8 or 16 bits per channel"
@@ -357,16 +421,19 @@ def read_size(path: Path, options: ReadOptions = ReadOptions()) -> tuple[int, in
         UserError: There is no such file, or it has no image header.
     """
     data = read_bytes(path)
+    tags = _tiff_tags(data)
     try:
-        with native_reader(path), _open(data, options) as image:
-            if image.format == "TIFF":
-                image.load()  # whether PIL swaps the sides of its header depends on its version
-            lies = image.format != "TIFF" and _orientation(image) >= 5
-            return (image.width, image.height) if lies else (image.height, image.width)
+        if tags:  # of any number of channels
+            _check_area(tags[_WIDTH], tags[_HEIGHT], options)
+            width, height, orientation = tags[_WIDTH], tags[_HEIGHT], tags.get(_ORIENTATION, 1)
+        else:
+            with native_reader(path), _open(data, options) as image:
+                width, height, orientation = image.width, image.height, _orientation(image)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: {_problem(error, data)}") from error
+    return (width, height) if 5 <= orientation <= 8 else (height, width)
 
 
 _LARGEST_FILE = 4 << 30
@@ -418,12 +485,15 @@ def decode(data: bytes, options: ReadOptions = ReadOptions()) -> Picture:  # noq
 def _decode(data: bytes, options: ReadOptions) -> Picture:
     _check_png(data)
     bands = describe_tiff(data, more_than=4)
+    tags = _tiff_tags(data)
+    if bands is None and tags.get(_SAMPLES) == 2 and not tags.get(_EXTRA):  # PIL would leave out the second
+        bands = describe_tiff(data)
     if bands is not None:
         raise UndecodableError(bands)
     with _open(data, options) as image:
         found, mode = image.format, image.mode
         deep = _is_deep_colour(image, data)
-        if deep and 0 < options.bits < 16 and (found != "TIFF" or len(image.tag_v2[_BITS]) > 3):  # type: ignore[attr-defined]
+        if deep and 0 < options.bits < 16 and (found != "TIFF" or _tiff_tags(data).get(_SAMPLES, 1) > 3):
             raise UndecodableError(
                 f"found a {found} in colour with 16 bits per channel, of which the high 8 are read, so that --bits "
                 f"{options.bits} would have no effect; save it as a TIFF with three channels, or with 8 bits"
@@ -431,7 +501,12 @@ def _decode(data: bytes, options: ReadOptions) -> Picture:
         # PIL rotates a TIFF while loading it, and then drops the orientation. For other files the orientation is read
         # after loading: reading it from a PNG loads the image, and a failure must not look like a damaged EXIF block.
         turned = _orientation(image) if image.format == "TIFF" else 1
+        stack = False
         if image.format == "TIFF":
+            if (colour := _colour_of_pages(image, data, options)) is not None:
+                image, mode, deep = colour, "3 channels", image.mode != "L"  # noqa: PLW2901
+            else:
+                stack = _is_stack(image, data, options)
             image = _plain_tiff(image, data, options)  # noqa: PLW2901 - the same image
         image.load()
         orientation = _orientation(image)
@@ -440,14 +515,14 @@ def _decode(data: bytes, options: ReadOptions) -> Picture:
             rgb = rgb.transpose(_UPRIGHT[orientation])
         pixels = np.asarray(rgb).transpose(2, 0, 1).copy()
         dark = dark or (deep and 0 < int(pixels.max()) < 16)
-        return Picture(pixels, found or "", mode, max(orientation, turned), dark)
+        return Picture(pixels, found or "", mode, max(orientation, turned), dark, stack)
 
 
 def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
-    """Return whether a colour image has 16 bits per channel, of which PIL keeps the high 8."""
+    """Return whether a colour image has 16 bits per channel, of which the high 8 are used."""
     if image.format == "TIFF":
-        bits = getattr(image, "tag_v2", {}).get(_BITS, (1,))
-        return len(bits) >= 3 and bits[0] == 16
+        tags = _tiff_tags(data)
+        return tags.get(_SAMPLES, 1) >= 3 and tags.get(_BITS) == 16
     return image.format == "PNG" and data[24] == 16 and image.mode in ("RGB", "RGBA")
 
 
@@ -462,11 +537,7 @@ def _plain_tiff(image: Image.Image, data: bytes, options: ReadOptions) -> Image.
     if bits == 8 and tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
         raise UndecodableError(f"found 8-bit signed pixels, {_UNKNOWN_RANGE}")
     if bits == 16 and samples == 3 and (tags.get(_PLANES) == _SEPARATE or 0 < options.bits < 16):
-        try:
-            planes = _tiff_channels(data, 3, ReadOptions(options.bits, options.max_megapixels))
-        except UserError as error:
-            raise UndecodableError(f"found a TIFF in colour with 16 bits per channel; {error}") from error
-        return _turned(Image.fromarray((planes * 255.999).astype(np.uint8).transpose(1, 2, 0)), _orientation(image))
+        return _rgb_of_tiff(data, options)
     if bits == 16 and samples == 1 and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         largest = (1 << (options.bits or 16)) - 1
         values = np.clip(largest - np.asarray(image).astype(np.int64), 0, largest).astype(np.uint16)
@@ -474,8 +545,70 @@ def _plain_tiff(image: Image.Image, data: bytes, options: ReadOptions) -> Image.
     return image
 
 
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])
+def _rgb_of_tiff(data: bytes, options: ReadOptions) -> Image.Image:
+    """Read three channels with tifffile."""
+    try:
+        with _tiff_file(data) as file:
+            planes = _unit(_tiff_values(file.series[0], 3, options), options.bits)
+    except UserError as error:
+        raise UndecodableError(str(error)) from error
+    return Image.fromarray((planes * 255.999).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _other_tiff(data: bytes, options: ReadOptions) -> Image.Image | None:
+    """Read a TIFF of one or three channels whose layout PIL does not know; None for other files."""
+    tags = _tiff_tags(data)
+    samples, zero = tags.get(_SAMPLES, 1), tags.get(_PHOTOMETRIC)
+    if not tags or samples not in (1, 3) or zero not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
+        return None
+    if samples == 3:
+        image = _rgb_of_tiff(data, options)
+    else:
+        try:
+            with _tiff_file(data) as file:
+                (values,) = _tiff_values(file.series[0], 1, options)
+        except UserError as error:
+            raise UndecodableError(str(error)) from error
+        _unit(values, options.bits)  # refuses other types
+        if zero == _WHITE_IS_ZERO:
+            values = np.invert(values)
+        image = Image.fromarray(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")))
+    image.format = "TIFF"
+    return image
+
+
+def _colour_of_pages(image: Image.Image, data: bytes, options: ReadOptions) -> Image.Image | None:
+    """Read three pages that OME-TIFF or ImageJ metadata describes as channels; None for other pages."""
+    about = str(getattr(image, "tag_v2", {}).get(_DESCRIPTION, ""))
+    if not _has_gray_pages(image) or not ("<OME" in about or "ImageJ=" in about):
+        return None
+    try:
+        with _tiff_file(data) as file:
+            series = file.series[0]
+            channels = dict(zip(series.axes, series.shape, strict=True)).get("C")
+            complete = channels == 3 and math.prod(series.shape) == 3 * image.width * image.height
+    except UserError:  # tifffile is not installed
+        return None
+    if not complete and {"images=3", "channels=3"} <= set(about.splitlines()):
+        raise UndecodableError("is damaged: pages are missing; copy or export it again, or remove it")
+    return _rgb_of_tiff(data, options) if complete else None
+
+
+def _is_stack(image: Image.Image, data: bytes, options: ReadOptions) -> bool:
+    """Return whether a gray TIFF has a second page of the same size, which is no preview or mask of the first."""
+    if not _has_gray_pages(image):
+        return False
+    try:
+        with _open(data, options) as other:
+            other.seek(1)
+            same = other.size == image.size and other.mode == image.mode
+            return same and not other.tag_v2.get(_SUBFILE_TYPE)  # type: ignore[attr-defined]
+    except Exception:  # noqa: BLE001 - a damaged second page does not affect the first
+        return False
+
+
+def _has_gray_pages(image: Image.Image) -> bool:
+    return getattr(image, "is_animated", False) and image.mode in ("L", "I;16", "I;16B")
 
 
 def _check_png(data: bytes) -> None:
@@ -516,13 +649,20 @@ def _open(data: bytes, options: ReadOptions) -> Image.Image:
             image: Image.Image = factory(io.BytesIO(data), "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # as in PIL: another format may accept the file
             continue
-        if image.width * image.height > options.max_megapixels * 1e6:
-            raise UndecodableError(
-                f"is too large: {image.width}x{image.height} px are {image.width * image.height / 1e6:.4g} megapixels, "
-                f"the limit is {options.max_megapixels:.4g}; scale it down, or raise --max-megapixels if you trust it"
-            )
+        _check_area(image.width, image.height, options)
         return image
-    raise UnidentifiedImageError
+    other = _other_tiff(data, options)
+    if other is None:
+        raise UnidentifiedImageError
+    return other
+
+
+def _check_area(width: int, height: int, options: ReadOptions) -> None:
+    if width * height > options.max_megapixels * 1e6:
+        raise UndecodableError(
+            f"is too large: {width}x{height} px are {width * height / 1e6:.4g} megapixels, the limit is "
+            f"{options.max_megapixels:.4g}; scale it down, or raise --max-megapixels if you trust it"
+        )
 
 
 def _without_text(data: bytes) -> bytes | None:
@@ -577,10 +717,15 @@ def _to_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, bool]:
         if "transparency" in image.info:
             gray[values == image.info["transparency"]] = 255
         return Image.fromarray(gray).convert("RGB"), bool(0 < values.max() < 4096)
-    if mode in _ALPHA_MODES or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), False
-    return image.convert("RGB"), False
+    return _opaque(image).convert("RGB"), False
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Composite an image with transparent pixels over white."""
+    if image.mode not in _ALPHA_MODES and "transparency" not in image.info:
+        return image
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
 
 
 def _sample_of(image: Image.Image) -> str:
@@ -590,4 +735,10 @@ def _sample_of(image: Image.Image) -> str:
     return f"{bits}-bit" + {2: " signed", 3: " floating-point"}.get(int(kind), "")
 
 
-_warned_dark = False
+_warned: set[str] = set()
+
+
+def _warn_once(path: Path, text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        print(f"warning: {path}: {text}", file=sys.stderr, flush=True)  # noqa: T201 - also visible from Python

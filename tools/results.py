@@ -4,7 +4,7 @@
     python -m tools.results --check    # changes nothing; exits with status 1 if a table or a file is wrong
 
 The text between `<!-- results:NAME -->` and `<!-- /results -->` is generated from docs/results/NAME.json: a table with
-its notes and origin. `<!-- results:NAME {"rows": [["a", 1], ["b"]], "columns": ["method", "Dice"]} -->` selects the
+its notes and origin; long notes are folded. `<!-- results:NAME {"rows": [["a", 1], ["b"]], "columns": ["method", "Dice"]} -->` selects the
 rows that begin with these cells and the columns with these names, and omits the notes.
 
 For `<!-- results:NAME {"gpu_stage": "STAGE"} -->` the file may be missing; the page then names the stage of
@@ -104,6 +104,8 @@ def _versions() -> dict[str, str]:
 MARKED = re.compile(r"(<!-- results:([\w-]+)(?: (\{.*?\}))? -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 HEADLINE = re.compile(r"(<!-- headline:([\w-]+) -->\n)(.*?)(<!-- /headline -->)", re.DOTALL)
 HEADLINES = "headline.json"
+FOLD = 500
+"""Number of characters of notes, without the first, that a page shows without folding them."""
 KINDS: dict[str, type] = {
     "name": str,
     "commit": str,
@@ -244,7 +246,15 @@ def render(result: Mapping[str, Any], source: str) -> str:
         f"[{Path(source).name}]({source}): commit {result['commit'][:12]}, {result['date']}, {device}, "
         f"torch {result['versions'].get('torch', '-')}, seed{'s' * (len(result['seeds']) > 1)} {seeds}."
     )
-    return "\n\n".join([table, *result["notes"], origin]) + "\n"
+    return "\n\n".join([table, *folded(result["notes"]), origin]) + "\n"
+
+
+def folded(notes: Sequence[str]) -> list[str]:
+    """Return the notes as paragraphs; long ones, except for the first, in a part of the page that the reader opens."""
+    first, rest = notes[:1], notes[1:]
+    if sum(map(len, rest)) <= FOLD:
+        return [*notes]
+    return [*first, "<details>\n<summary>Conditions, runs and choice of settings</summary>", *rest, "</details>"]
 
 
 def aligned(column: Sequence[object]) -> list[str]:

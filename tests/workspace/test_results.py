@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,17 @@ def test_table_is_written_and_checked(repository: Path, capsys: pytest.CaptureFi
     assert results.main([]) == 0
     assert page.read_text() == f"before\n<!-- results:speed -->\n{TABLE}<!-- /results -->\nafter\n"
     assert results.main(["--check"]) == 0
+
+
+def test_long_notes_are_folded(repository: Path) -> None:
+    notes = ["Accuracy on the test images.", "First." + " word" * 100, "Last."]
+    (repository / "docs" / "results" / "speed.json").write_text(json.dumps(example() | {"notes": notes}))
+    assert results.main([]) == 0
+    text = (repository / "docs" / "page.md").read_text()
+    before, hidden, after = re.split(r"\n\n<details>\n<summary>.*</summary>\n\n|\n\n</details>\n\n", text)
+    assert before.endswith(notes[0])
+    assert hidden == f"{notes[1]}\n\n{notes[2]}"
+    assert after.startswith("[speed.json]")
 
 
 def test_part_of_a_table(repository: Path) -> None:

@@ -4,8 +4,8 @@
     python -m tools.results --check    # changes nothing; exits with status 1 if a table or a file is wrong
 
 The text between `<!-- results:NAME -->` and `<!-- /results -->` is generated from docs/results/NAME.json: a table with
-its notes and origin; long notes are folded. `<!-- results:NAME {"rows": [["a", 1], ["b"]], "columns": ["method", "Dice"]} -->` selects the
-rows that begin with these cells and the columns with these names, and omits the notes.
+its notes and origin; long notes are folded. `<!-- results:NAME {"rows": [["a", 1], ["b"]], "columns": ["method",
+"Dice"]} -->` selects the rows that begin with these cells and the columns with these names, and omits the notes.
 
 For `<!-- results:NAME {"gpu_stage": "STAGE"} -->` the file may be missing; the page then names the stage of
 tools.gpu.run that measures it.

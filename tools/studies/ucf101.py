@@ -246,8 +246,8 @@ def _command(job: Job, log: Path) -> None:
 
 ABOUT = (  # to be completed by the number of steps
     "Top-1 % on the 208 videos of the test part, with 2 clips of each: mean and standard deviation over the draws; "
-    "differences from labels alone on all views, paired by draw: mean and standard error. 3-D ResNet with 10 layers and "
-    "width 8, trained from scratch on clips of 8 frames at 48 pixels in bf16-mixed. MvPL: {:,} steps with "
+    "differences from labels alone on all views, paired by draw: mean and standard error. 3-D ResNet with 10 layers "
+    "and width 8, trained from scratch on clips of 8 frames at 48 pixels in bf16-mixed. MvPL: {:,} steps with "
     f"{CLIPS} labelled clips each and {MU} unlabelled clips per labelled one; the other methods have the number of "
     "steps with the same number of passes through the network."
 )

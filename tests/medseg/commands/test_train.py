@@ -16,7 +16,7 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions, config, load_model
-from ssl_medseg import predict, report, train
+from ssl_medseg import predict, report, selftrain, train
 from ssl_medseg.datasets import DataOptions, Split, open_dataset, read_split, write_split
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.model_folder import load_segmenter
@@ -26,6 +26,7 @@ from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.training.optim import DurationEstimate
 from ssl_medseg.training.recipe import RecipeName
+from ssl_medseg.training.slices import AugmentOptions
 from tests.medseg.grouped import grouped
 from tests.medseg.small_sets import ball
 from tests.medseg.volumes_on_disk import write_nifti
@@ -169,6 +170,25 @@ def test_the_strong_recipe_keeps_the_last_weights_and_the_papers_the_best(
     for recipe, words in (("strong", "last step (3)"), ("paper", "best step (")):
         folder = train(str(data), tmp_path / recipe, split=split, **grouped(recipe=recipe, steps=3, run=QUIET, **SMALL))
         assert load_segmenter(folder, device="cpu").details["weights"].startswith(words)
+
+
+@pytest.mark.parametrize(("names", "share"), [("RV myocardium LV", 0.25), ("kidney_right spleen kidney_left", 0.0)])
+def test_slices_are_not_mirrored_if_structures_lie_on_a_side(
+    data: Path, split: Path, tmp_path: Path, names: str, share: float
+) -> None:
+    """The labels of a structure and of its mirror image would contradict each other."""
+    listed = {name: number for number, name in enumerate(["background", *names.split()])}
+    (tmp_path / "map.json").write_text(json.dumps(listed))
+    opening = DataOptions(allow_unlabelled=True, label_map=tmp_path / "map.json")
+    settings = {**SMALL, "opening": opening, "steps": 2, "run": QUIET}
+    folder = train(str(data), tmp_path / "run", split=split, **grouped(**settings))
+    assert config.read(tmp_path / "run" / "config.yaml")["augment"]["mirror"] == share
+    selftrain(str(folder), str(data), tmp_path / "self", split=split, opening=opening, **grouped(steps=2, run=QUIET))
+    written = config.read(tmp_path / "self" / "config.yaml")
+    assert written["augment"]["mirror"] == written["selftraining"]["unlabelled_augment"]["mirror"] == share
+    settings["augment"] = AugmentOptions(mirror=0.5)
+    train(str(data), tmp_path / "given", split=split, **grouped(**settings))
+    assert config.read(tmp_path / "given" / "config.yaml")["augment"]["mirror"] == 0.5
 
 
 def test_without_validation_the_last_weights_or_their_average_are_kept(data: Path, tmp_path: Path) -> None:

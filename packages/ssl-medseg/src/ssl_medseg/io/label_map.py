@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from ssl_medseg.io.tables import read_table
 ROUNDING = 1e-3
 """Largest distance from an integer at which a float counts as a label value; programs may save 1 as 0.9999999."""
 _SHOWN = 8
+_SIDES = frozenset({"left", "right", "l", "r", "lh", "rh", "lt", "rt"})
+_WORD = re.compile(r"[A-Z]?[a-z]+\d*|[A-Z]+(?![a-z])\d*")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,15 @@ class LabelMap:
     def structures(self) -> tuple[str, ...]:
         """Names of the structures, without the background."""
         return self.names[1:]
+
+    @property
+    def sided(self) -> tuple[str, ...]:
+        """Names of the structures that state a side of the body.
+
+        >>> LabelMap(("background", "kidney_left", "Right-Hippocampus", "RV", "L5"), (0, 1, 2, 3, 4)).sided
+        ('kidney_left', 'Right-Hippocampus')
+        """
+        return tuple(name for name in self.structures if _SIDES.intersection(map(str.lower, _WORD.findall(name))))
 
     def to_classes(self, array: NDArray[Any], *, name: object = "label") -> NDArray[np.uint8]:
         """Convert the values of a label file to class numbers.

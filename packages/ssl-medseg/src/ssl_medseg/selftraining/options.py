@@ -7,6 +7,7 @@ from typing import Literal
 
 from contrastive_core.errors import UserError
 from contrastive_core.losses.local_contrastive import Reduction, Variant
+from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models.network import Norm
 from ssl_medseg.selftraining.crf import CrfName
 from ssl_medseg.training.recipe import Settings
@@ -229,3 +230,7 @@ class SelfTrainingOptions:
             reuse=self.reuse or ("trunk" if training.recipe == "paper" else "whole"),
             unlabelled_augment=replace(self.unlabelled_augment, kind=training.augment.kind if kind == "auto" else kind),
         )
+
+    def for_labels(self, labels: LabelMap) -> SelfTrainingOptions:
+        """Return the options with an augmentation that suits the structures of the data."""
+        return replace(self, unlabelled_augment=self.unlabelled_augment.for_labels(labels))

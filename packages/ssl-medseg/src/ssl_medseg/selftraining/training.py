@@ -106,10 +106,11 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     in_rounds, contrast = how.method == "rounds", how.contrast
     if in_rounds and training.steps is None:
         chosen = replace(chosen, steps=-(-chosen.steps // how.rounds))
-    resolved = chosen.values | {"selftraining": how}
     seen = open_training_data(
         data, split, opening=opening, preprocessing=found.preprocessing, unlabelled=True, cache=cache
     )
+    chosen, how = chosen.for_labels(seen.labels), how.for_labels(seen.labels)
+    resolved = chosen.values | {"selftraining": how}
     _check_data(seen, found, how, model=model, split=split, keep=chosen.keep)
     classes, slices, unlabelled = len(seen.labels), seen.slices(), how.unlabelled_batch or chosen.batch_size
     total = how.rounds * chosen.steps if in_rounds else chosen.steps

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 from contrastive_core.errors import UserError
 from contrastive_core.training.config import FixedPrecision, Precision
 from contrastive_core.training.launch import choose_device, settled
+from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models.network import AUTO, NetworkOptions
 from ssl_medseg.training.optim import Schedule
@@ -203,6 +204,10 @@ class Settings:
     augment: AugmentOptions
     precision: FixedPrecision
 
+    def for_labels(self, labels: LabelMap) -> Settings:
+        """Return the settings with an augmentation that suits the structures of the data."""
+        return replace(self, augment=self.augment.for_labels(labels))
+
     @property
     def values(self) -> dict[str, object]:
         """The settings as options of a command, for the configuration of a run."""
@@ -216,10 +221,11 @@ class Settings:
     def __str__(self) -> str:
         """Summarise the settings in one line, for the log."""
         effort = "" if self.recipe == "paper" else f", effort {self.effort}"
+        upright = " without mirroring" if self.augment.kind == "strong" and self.augment.mirror == 0 else ""
         return (
             f"recipe {self.recipe}{effort}: {self.steps:,} steps of {self.batch_size} labelled slices, "
             f"{self.network.name} of width {self.network.width}, loss {self.loss}, learning rate {self.lr:g}, "
-            f"{self.augment.kind} augmentation, precision {self.precision}"
+            f"{self.augment.kind} augmentation{upright}, precision {self.precision}"
         )
 
 

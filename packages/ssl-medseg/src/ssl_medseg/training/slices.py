@@ -21,6 +21,7 @@ from contrastive_core.rng import derive, permutation, uniform
 from contrastive_core.synchronization import free_to_read
 from contrastive_core.text import some_of
 from contrastive_core.training import Run
+from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.preprocessing.cases import PreparedCase
 
 __all__ = ["AugmentOptions", "change_intensity", "deform", "jitter_intensity"]
@@ -46,7 +47,8 @@ class AugmentOptions:
         scale: Largest factor by which a slice is enlarged or reduced.
         shift: Largest shift along each axis, as a fraction of the side.
         turn: Fraction of the slices that are also rotated by a multiple of 90 degrees.
-        mirror: Fraction of the slices that are flipped along each axis.
+        mirror: Fraction of the slices that are flipped along each axis; by default 0.25, and 0 if names of structures
+            state a side of the body (left kidney), because left and right look alike in mirror images.
         gamma: Largest exponent of the intensities; the smallest is its inverse.
         contrast: Largest contrast factor about the mean; the smallest is its inverse.
         brightness: Largest brightness change, added or subtracted.
@@ -63,7 +65,7 @@ class AugmentOptions:
     scale: float = 1.33
     shift: float = 0.1
     turn: float = 0.25
-    mirror: float = 0.25
+    mirror: float | None = None
     gamma: float = 1.6
     contrast: float = 1.5
     brightness: float = 0.2
@@ -72,7 +74,7 @@ class AugmentOptions:
 
     def __post_init__(self) -> None:
         for name in ("elastic_share", "turn", "mirror", "smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise UserError(f"augment.{name} is {getattr(self, name)}; expected a fraction between 0 and 1")
         for name in ("elastic", "rotation", "shift", "brightness", "noise"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -81,7 +83,14 @@ class AugmentOptions:
             if not 1 <= getattr(self, name) < math.inf:
                 raise UserError(f"augment.{name} is {getattr(self, name)}; expected a factor of at least 1")
 
+    def for_labels(self, labels: LabelMap) -> AugmentOptions:
+        """Return the options with a fraction of mirrored slices that suits the structures, unless one is given."""
+        if self.mirror is not None:
+            return self
+        return replace(self, mirror=0.0 if labels.sided else _MIRROR)
 
+
+_MIRROR = 0.25
 _KNOTS = 3
 _FULL_SIZE = 192
 _NOISY = 0.4
@@ -163,7 +172,8 @@ def _strong_affine(draws: Tensor, options: AugmentOptions) -> tuple[Tensor, Tens
     angle = math.radians(options.rotation) * spread[:, 0]
     angle = angle + torch.where(draws[:, 6] < options.turn, math.pi / 2 * (4 * draws[:, 7]).floor(), 0.0)
     scale = torch.exp(math.log(options.scale) * spread[:, 1])
-    flip_x, flip_y = (torch.where(draws[:, i] < options.mirror, -1.0, 1.0) for i in (4, 5))
+    mirror = _MIRROR if options.mirror is None else options.mirror
+    flip_x, flip_y = (torch.where(draws[:, i] < mirror, -1.0, 1.0) for i in (4, 5))
     cos, sin = angle.cos() / scale, angle.sin() / scale
     rows = torch.stack([cos * flip_x, -sin * flip_y], 1), torch.stack([sin * flip_x, cos * flip_y], 1)
     return torch.stack(rows, 1), options.shift * spread[:, 2:4]

@@ -11,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from contrastive_core.training.files import name_in_errors, open_atomic, write_atomic
+from contrastive_core.training.checkpoint import save
+from contrastive_core.training.documents import read_json_lines
+from contrastive_core.training.files import append_line, name_in_errors, open_atomic, write_atomic
+from contrastive_core.training.model_file import save_model
 
 
 def _write(file: Path, letter: bytes) -> None:
@@ -53,6 +56,32 @@ def test_errors_of_a_full_disk_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file") as caught, name_in_errors(path):
         save_file({"x": torch.zeros(9)}, tmp_path / "missing" / "file")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(path))
+
+
+def test_a_line_that_fits_in_part_does_not_damage_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log.jsonl"
+    append_line(log, '{"index": 1}')
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda file, content, write=os.write: write(file, content[:5]))
+        with pytest.raises(OSError, match="No space") as caught:
+            append_line(log, '{"index": 2}')
+    assert caught.value.filename == str(log)
+    append_line(log, '{"index": 3}')
+    assert [record["index"] for record in read_json_lines(log)] == [1, 3]
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "model"])
+def test_folders_that_do_not_fit_leave_nothing_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def write(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", write)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, 1, {"x": torch.zeros(9)}) if kind == "checkpoint" else save_model(tmp_path / "m", {}, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_equal_process_numbers_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,26 +299,25 @@ def listing(folder: Path) -> list[tuple[int, Path]]:
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     """Write the state after `step` steps and return the folder, which gets its final name once it is on the disk."""
     target = folder / f"step-{step:06d}"
-    new = folder / f".{target.name}.tmp"
     if not folder.is_dir():
         folder.mkdir(parents=True)
         files.sync(folder.parent)
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
     tree: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         tree[name], own = encode(value, name=name)
         tensors.update(own)
-    safetensors.torch.save_file(tensors, new / _TENSORS)
-    (new / _STATE).write_text(json.dumps(tree, indent=1, allow_nan=False), encoding="utf-8")
-    manifest = {
-        "format": _FORMAT,
-        "step": step,
-        "files": {name: {"bytes": (new / name).stat().st_size, "sha256": files.sha256(new / name)} for name in _FILES},
-    }
-    (new / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    files.replace_folder(new, target)
+    with files.atomic_folder(target) as new:
+        safetensors.torch.save_file(tensors, new / _TENSORS)
+        (new / _STATE).write_text(json.dumps(tree, indent=1, allow_nan=False), encoding="utf-8")
+        manifest = {
+            "format": _FORMAT,
+            "step": step,
+            "files": {
+                name: {"bytes": (new / name).stat().st_size, "sha256": files.sha256(new / name)} for name in _FILES
+            },
+        }
+        (new / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return target
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -225,9 +226,29 @@ def append_line(path: Path, line: str) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         with name_in_errors(path):
-            os.write(file, f"{line}\n".encode())
+            content = f"{line}\n".encode()
+            written = os.write(file, content)
+            if written < len(content):
+                # A disk that is about full takes the beginning of the line, which would damage the next one.
+                os.ftruncate(file, os.lseek(file, 0, os.SEEK_CUR) - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(file)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder that then replaces the folder `target`; after an error, nothing of it is left on the disk."""
+    new = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        with name_in_errors(target):
+            yield new
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    replace_folder(new, target)
 
 
 def replace_folder(new: Path, target: Path) -> None:

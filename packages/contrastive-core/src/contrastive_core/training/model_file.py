@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,17 +41,13 @@ def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             raise TypeError(
                 f"{name} is a {type(tensor).__name__}, expected a tensor; pass other values in the metadata"
             )
-    new = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
     # Clone the tensors, because safetensors does not accept tensors that share memory, such as tied weights.
     clones = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    with files.name_in_errors(target):
+    with files.atomic_folder(target) as new:
         safetensors.torch.save_file(clones, new / _WEIGHTS)
-    card = {"format": 2, "sha256": files.sha256(new / _WEIGHTS), "metadata": plain(metadata, "metadata")}
-    write_card(new / _CARD, card)
-    files.keep_others(target, new)
-    files.replace_folder(new, target)
+        card = {"format": 2, "sha256": files.sha256(new / _WEIGHTS), "metadata": plain(metadata, "metadata")}
+        write_card(new / _CARD, card)
+        files.keep_others(target, new)
     return target
 
 

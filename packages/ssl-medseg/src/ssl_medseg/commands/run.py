@@ -306,8 +306,6 @@ def _is_done(stage: Path) -> bool:
 
 
 def _take_model(stage: Path, out: Path) -> None:
-    new = out / ".model.tmp"
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(stage / "model", new)
-    files.keep_others(out / "model", new)
-    files.replace_folder(new, out / "model")
+    with files.atomic_folder(out / "model") as new:
+        shutil.copytree(stage / "model", new, dirs_exist_ok=True)
+        files.keep_others(out / "model", new)

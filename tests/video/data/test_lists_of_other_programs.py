@@ -81,7 +81,9 @@ def test_a_list_of_missing_videos_keeps_their_paths(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file,label\na.mp4,Diving\nb.mp4,Rowing\n")
     videos = open_videos(tmp_path / "list.csv")
     assert [video.path for video in videos.videos] == [tmp_path / "a.mp4", tmp_path / "b.mp4"]
-    assert videos.notes == ()
+    (note,) = videos.notes
+    assert note.startswith(f"none of the videos of the list was found relative to {tmp_path}")
+    assert note.endswith("move the list to the folder of the videos")
 
 
 def test_segments_and_nearly_equal_classes_are_noted(tmp_path: Path) -> None:
@@ -127,3 +129,29 @@ def test_numbers_that_pandas_wrote_with_decimals_are_whole(name: str, head: str,
     videos = open_videos(tmp_path / name)
     assert videos.classes == tuple(map(str, range(11)))
     assert [video.key for video in videos.videos if video.label is None] == ["0.mp4"]  # -1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("list.csv", "Diving/a.mp4,0.5,2.0,Diving\n", r"found several columns after a video \(0\.5,2\.0,Diving\)"),
+        ("list.txt", "Diving/a.mp4\t30\tDiving\n", "line 1: found several columns after a video"),
+        ("Diving_test_split1.txt", "a.mp4 1 \nb.mp4 2 \nc.mp4 0 \n", "a list of HMDB51, whose numbers are parts"),
+        (
+            "kinetics.csv",
+            "label,youtube_id,time_start,time_end,split\nDiving,abc,1,11,train\n",
+            r"found none of the 1 video in the list below .*; expected files such as abc_000001_000011\.mp4",
+        ),
+    ],
+)
+def test_columns_without_names_and_parts_of_hmdb51_are_no_classes(
+    name: str, text: str, words: str, tmp_path: Path
+) -> None:
+    (files(tmp_path) / name).write_text(text)
+    with pytest.raises(UserError, match=words):
+        open_videos(tmp_path / name)
+
+
+def test_a_class_may_begin_with_a_number(tmp_path: Path) -> None:
+    (files(tmp_path) / "list.txt").write_text("Diving/a.mp4 3 point shot\nRowing/b.mp4 100 m\n")
+    assert open_videos(tmp_path / "list.txt").classes == ("100 m", "3 point shot")

@@ -65,6 +65,8 @@ _EXPECTED = "a list of videos"
 _SEPARATORS = dict.fromkeys((0x85, 0x2028, 0x2029), "\n")  # line ends of other programs and languages
 _ENDING = "|".join(map(re.escape, sorted(SUFFIXES)))
 _NUMBERS = re.compile(r"-?\d+(?:[\s,;]+-?\d+)+")
+_COLUMN = re.compile(r"-?\d+(\.\d*)?\s*[,;\t]")
+_HMDB = re.compile(r"_test_split\d$")
 _LINE = re.compile(rf"(?P<path>.+(?:{_ENDING})\"?)(?:[\s,;]+(?P<label>.*\S))?\s*", re.IGNORECASE)
 
 
@@ -270,6 +272,10 @@ def _located(file: Path, videos: list[Video], notes: list[str]) -> list[Video]:
                 dataclasses.replace(video, key=key, path=path)
                 for video, key, path in zip(videos, keys, paths, strict=True)
             ]
+    notes.append(
+        f"none of the videos of the list was found relative to {root} or to the working directory, nor by its name "
+        f"below {root}; move the list to the folder of the videos"
+    )
     return videos
 
 
@@ -277,7 +283,8 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
     """Read a list with a video and its label per line, separated by spaces, a tab, a comma or a semicolon.
 
     Raises:
-        UserError: It cannot be read as text, or a line names no video, or several numbers.
+        UserError: It cannot be read as text, a line names no video or has several columns, or the labels are the parts
+            of HMDB51.
     """
     entries, lines = [], []
     for number, line in enumerate(_text(file).split("\n"), start=1):
@@ -295,11 +302,22 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
                 f"{file}, line {number}: found the numbers {label} after a video; expected one label. Lists with the "
                 "number of frames or with several labels are not read; write `path label`, or a CSV file"
             )
+        if label is not None and _COLUMN.match(label):
+            raise UserError(
+                f"{file}, line {number}: found several columns after a video ({label[:80]}), and no header that names "
+                "them; expected one label. Add a first line with their names, such as `path,start,end,class`"
+            )
         path = local_path(found["path"].strip('"'), file.parent)
         lines.append((number, path))
         entries.append((path, "" if label is None else label.strip('"')))
     check_local(file, lines)
     labels = whole_numbers([label for _, label in entries])
+    if _HMDB.search(file.stem) and set(labels) <= {"0", "1", "2"}:
+        raise UserError(
+            f"{file}: is a list of HMDB51, whose numbers are parts (1 for training, 2 for testing, 0 for neither) and "
+            "no classes; expected a video and its class per line. Give the folder of the class folders, or a CSV file "
+            "with the columns path, class and split"
+        )
     return [(path, label or None) for (path, _), label in zip(entries, labels, strict=True)]
 
 
@@ -434,6 +452,11 @@ def _in_kinetics(file: Path, rows: Sequence[Mapping[str, str]], notes: list[str]
         path = max(found, key=lambda path: len(near & set(path.relative_to(root).parts)))
         key = path.relative_to(root).as_posix()
         yield Video(key, path, _label(label), row["youtube_id"], canonical_part(part) if part else None)
+    if rows and gone == len(rows):
+        raise UserError(
+            f"{file}: found none of the {several(gone, 'video')} in the list below {root}; expected files such as "
+            f"{kinetics_name(rows[0]) or rows[0]['youtube_id']}.mp4. Move the list to the folder of the videos"
+        )
     if gone:
         notes.append(f"{gone} of the {several(len(rows), 'video')} in the list are missing")
 

@@ -227,6 +227,11 @@ def _frames(dataset, place: int) -> None:
         dataset.NumberOfFrames = 2
 
 
+def _palette(dataset, place: int) -> None:
+    if place == 3:
+        dataset.PhotometricInterpretation = "PALETTE COLOR"
+
+
 def _short(dataset, place: int) -> None:
     dataset.ImageOrientationPatient = [1, 0, 0, 0, 0.9, 0]
 
@@ -261,6 +266,7 @@ def _raw(name: str, value: bytes):
         (_plane, r"1 of 7 images have a different orientation from the others \(NAME\)"),
         (_mosaic, r"7 of 7 images are mosaics"),
         (_frames, r"7 images, of which 1 are multi-frame \(NAME\)"),
+        (_palette, "NAME contains the numbers of colours in a palette, expected one intensity per voxel"),
         (_short, r"\(1, 0, 0, 0, 0\.9, 0\) does not consist of two perpendicular unit vectors"),
         (_skewed, r"does not consist of two perpendicular unit vectors"),
         (_raw("PixelSpacing", b"2,6\\2,6 "), r"PixelSpacing of NAME is invalid; expected 2 numbers above 0"),

@@ -280,6 +280,7 @@ def _is_image(kind: Any, name: str, dataset: Any) -> bool:
 def _multi_frame(image: SeriesImage, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     highdicom = import_extra("highdicom", extra="dicom", needed_for=f"{path}: reading DICOM")
     _check_decoder(image, path)
+    _check_colour(image, path)
     problem = f"the frames of {image.name} do not form one volume"
     with reading(path, problem, "expected parallel frames at equal distances. Export the series again, or split it"):
         # The transforms are those of single-frame images; by default, highdicom would also invert what is displayed
@@ -287,8 +288,6 @@ def _multi_frame(image: SeriesImage, path: Path) -> tuple[NDArray[np.float32], N
         volume = highdicom.Image.from_dataset(image.dataset, copy=False).get_volume(
             dtype=np.float32, apply_real_world_transform=False, apply_presentation_lut=False
         )
-    if volume.array.ndim != 3:
-        raise UserError(f"{path}: {image.name} contains colour images, expected one number per voxel")
     affine = volume.get_affine("RAS")[:, [2, 1, 0, 3]]
     if len(volume.array) == 1:
         affine[:3, 2] *= _thickness(image.dataset) / volume.spacing[0]
@@ -397,8 +396,15 @@ def _check_tags(images: Sequence[SeriesImage], path: Path) -> None:
                     f"{path}: {name} of {image.name} is invalid; expected {several(_NEEDED[name], 'number')}"
                     f"{' above 0' * is_size}, with a decimal point. Export the series again, or remove the file"
                 )
-        if int(image.dataset.get("SamplesPerPixel", 1) or 1) != 1:
-            raise UserError(f"{path}: {image.name} contains a colour image, expected one number per voxel")
+        _check_colour(image, path)
+
+
+def _check_colour(image: SeriesImage, path: Path) -> None:
+    """Refuse colours, also those of a palette, whose numbers are no intensities."""
+    is_palette = image.dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
+    if is_palette or int(image.dataset.get("SamplesPerPixel", 1) or 1) != 1:
+        which = "the numbers of colours in a palette" if is_palette else "colours"
+        raise UserError(f"{path}: {image.name} contains {which}, expected one intensity per voxel")
 
 
 def _numbers(dataset: Any, name: str) -> tuple[float, ...] | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.model_code import import_function
@@ -197,6 +198,11 @@ def _own(name: str, classes: int) -> nn.Module:
         raise UserError(f"{name}({classes}) fails ({error}); expected a function of the number of classes") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{name}({classes}) returned a {type(network).__name__}; expected a torch.nn.Module")
+    if lazy := [place for place, weight in network.named_parameters() if is_lazy(weight)]:
+        raise UserError(
+            f"{name}({classes}) returned a network whose parameter {lazy[0]} has no size yet (LazyModule); expected a "
+            "complete one: call it once on a clip before it is returned"
+        )
     return network
 
 

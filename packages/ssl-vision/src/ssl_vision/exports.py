@@ -38,6 +38,7 @@ class Exportable:
         image_size: Side of the images in pixels.
         classes: Names of the classes in the order of the logits; None for an encoder, which outputs features.
         from_layer: Number of layers of a projection head between features and logits.
+        bits: Significant bits of its 16-bit images, whose largest value is 1 in the input; 0: all 16.
     """
 
     source: str
@@ -46,6 +47,7 @@ class Exportable:
     image_size: int
     classes: list[str] | None
     from_layer: int = 0
+    bits: int = 0
 
     @property
     def output(self) -> str:
@@ -70,6 +72,7 @@ class Exportable:
                 "dtype": "float32",
                 "channels": "RGB" if self.options.image_channels == 3 else "as stored",
                 "range": [0.0, 1.0],
+                "bits": self.bits,
                 "normalisation": normalisation,
                 "preparation": "central square of 0.875 of the shorter side, resized bicubically without antialiasing; "
                 "images of at most 32 px whole (ssl_vision.augment.EvalTransform)",
@@ -105,9 +108,10 @@ def open_exportable(model: str) -> Exportable:
             classifier.image_size,
             classifier.classes,
             architecture.from_layer,
+            classifier.bits,
         )
     found = load_pretrained(model)
-    return Exportable(model, _plain(found.encoder.eval()), found.options, found.image_size, None)
+    return Exportable(model, _plain(found.encoder.eval()), found.options, found.image_size, None, bits=found.bits)
 
 
 def _plain(module: nn.Module) -> nn.Module:

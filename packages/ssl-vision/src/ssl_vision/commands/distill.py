@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from contrastive_core.errors import UserError
 from contrastive_core.losses import distillation
+from contrastive_core.text import several
 from contrastive_core.training import Run, RunOptions
 from ssl_vision.data import ImageSet, open_images, skip_bad
 from ssl_vision.data.dataset import Load, UnlabelledReadOptions
@@ -107,12 +108,15 @@ def distill(
     _check(training, alpha=alpha, temperature=temperature, labels=labels)
     epochs = training.epochs
     found = load_classifier(teacher, device="cpu")
+    read = read.for_model(found.bits)
     images = open_images(data, split=part, channels=found.channels, read=read)
     if init == TEACHER:
         encoder = _encoder_of(teacher, encoder)
-    start = _student(init, encoder=encoder, from_layer=from_layer, image_size=training.image_size, teacher=found)
+    start = _student(
+        init, encoder=encoder, from_layer=from_layer, image_size=training.image_size, teacher=found, images=images
+    )
     size, teacher_size = start.architecture.image_size, found.image_size
-    resolved = {"encoder": start.described(encoder), "training": replace(training, image_size=size)}
+    resolved = {"encoder": start.described(encoder), "training": replace(training, image_size=size), "read": read}
     scored, held_out = validation_set(validation.validate_on, data, images)
     labelled = None if alpha == 1 else training_set(images, labels, held_out=held_out)
     _check_labels(scored, labelled, labels=labels, teacher=teacher, classes=found.classes)
@@ -172,6 +176,7 @@ def distill(
             validation=scored,
             validated_before=merge_fingerprints(start.validated_on, found.validated_on),
             class_names=found.class_names,
+            bits=read.bits,
         )
 
 
@@ -207,12 +212,21 @@ class _Labelled:
 
 
 def _student(
-    init: str, *, encoder: EncoderOptions | None, from_layer: int, image_size: int | None, teacher: LoadedClassifier
-) -> Start:
+    init: str, *, encoder: EncoderOptions | None, from_layer: int, image_size: int | None, teacher: LoadedClassifier,
+    images: ImageSet,
+) -> Start:  # fmt: skip
     """The student before training; with random weights it is built for images of the teacher's size."""
     random = init in (NONE, TEACHER) and (encoder is None or encoder.weights is None)
     size = image_size or (teacher.image_size if random else None)
-    return open_start(NONE if init == TEACHER else init, encoder=encoder, from_layer=from_layer, image_size=size)
+    if init == NONE and encoder is None:
+        encoder = EncoderOptions(image_channels=teacher.channels)
+    start = open_start(NONE if init == TEACHER else init, encoder=encoder, from_layer=from_layer, image_size=size)
+    if (channels := start.architecture.encoder.image_channels) != teacher.channels:
+        raise UserError(
+            f"the student takes images with {several(channels, 'channel')}, the teacher with {teacher.channels}; both "
+            f"see the same images: expected --encoder.image-channels {teacher.channels}, or a student trained for them"
+        )
+    return start.measured(images)
 
 
 def _encoder_of(teacher: str, asked: EncoderOptions | None) -> EncoderOptions:

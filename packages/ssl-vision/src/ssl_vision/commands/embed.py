@@ -69,7 +69,7 @@ def embed(
         [out], command="ssl-vision embed", inputs=input_files(data, *run_files(model)), overwrite=overwrite
     )
     loaded = load_encoder(model, device=inference.device, encoder=encoder)
-    images = open_images(data, split=part, channels=loaded.channels, read=read)
+    images = open_images(data, split=part, channels=loaded.channels, read=read.for_model(loaded.bits))
     if ending in _FILES:
         size = len(images) * int(getattr(loaded.encoder, "feature_dim", loaded.channels * loaded.image_size**2)) * 4
         check_space(out.parent, size, what=f"the features of {len(images):,} images", files=1)

@@ -83,7 +83,7 @@ def evaluate(
     if bins < 1:
         raise UserError(f"evaluate needs bins >= 1, got bins={bins}")
     loaded = load_classifier(model, device=inference.device)
-    images = labelled_images(data, split=part, channels=loaded.channels, read=read)
+    images = labelled_images(data, split=part, channels=loaded.channels, read=read.for_model(loaded.bits))
     labels = match_classes(images, loaded.classes)
     share = validation_share(images, loaded.validated_on, part=part)
     folder = Path(out) if out is not None else evaluation_folder(model) or Path()

@@ -224,7 +224,7 @@ def few_labels(
     out = Path(out)
     claim_folder(out, command="ssl-vision few-labels")
     loaded = load_encoder(model, device=inference.device, encoder=encoder)
-    images = open_images(data, split=part, channels=loaded.channels, read=read)
+    images = open_images(data, split=part, channels=loaded.channels, read=read.for_model(loaded.bits))
     train = training_set(images, labels)
     require_two_classes(train, labels=labels)
     note_unseen_classes(train, labels)
@@ -242,6 +242,7 @@ def few_labels(
         fitted = _linear(
             x, y, queries, truth,
             model=model, encoder=encoder, classes=train.classes, class_names=names, folds=folds, seed=seed, out=out,
+            bits=images.options.bits,
         )  # fmt: skip
         tried.append(fitted)
     if "knn" in methods:
@@ -372,6 +373,7 @@ def _test_images(data: str, *, part: str, test_part: str, images: ImageSet) -> I
 def _linear(
     x: Tensor, y: Tensor, queries: Tensor | None, truth: Tensor | None, *, model: str, encoder: EncoderOptions | None,
     classes: list[str], class_names: dict[str, str], folds: int, seed: int, out: Path,
+    bits: int,
 ) -> _Tried:  # fmt: skip
     found = choose_logistic(x, y, len(classes), folds=folds, seed=derive(seed, "few labels"))
     classifier = found.fit.classifier
@@ -379,7 +381,9 @@ def _linear(
         start = open_start(model, encoder=encoder, from_layer=0, image_size=None)
         network = start.build(len(classes))
         network.fc.load_state_dict(classifier.state_dict())
-        card = classifier_card(start.architecture, classes, class_names=class_names, validated_on=start.validated_on)
+        card = classifier_card(
+            start.architecture, classes, class_names=class_names, validated_on=start.validated_on, bits=bits
+        )
         save_model(out / "linear" / "model", dict(network.state_dict()), card)
     with torch.no_grad():
         test = None if queries is None or truth is None else percent_correct(classifier(queries), truth)

@@ -57,6 +57,7 @@ def linear(
     planned = plan_score(model, "linear", data, probe)
     loaded = load_encoder(model, device=probe.device, encoder=encoder)
     before = module_hash(loaded.encoder)
+    read = read.for_model(loaded.bits)
     train = labelled_images(data, split=probe.train_part, labels=probe.labels, channels=loaded.channels, read=read)
     require_two_classes(train, labels=probe.labels)
     test = evaluation_features(

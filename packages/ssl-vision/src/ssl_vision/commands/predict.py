@@ -93,7 +93,7 @@ def predict(
         [out], command="ssl-vision predict", inputs=input_files(data, *run_files(model)), overwrite=overwrite
     )
     loaded = load_classifier(model, device=inference.device)
-    images = _open(data, part, channels=loaded.channels, read=read)
+    images = _open(data, part, channels=loaded.channels, read=read.for_model(loaded.bits))
     if not 1 <= top <= len(loaded.classes):
         raise UserError(f"predict can list 1 to {len(loaded.classes)} classes of this model, got top={top}")
     unreadable = 0

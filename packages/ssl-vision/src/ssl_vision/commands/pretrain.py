@@ -102,7 +102,7 @@ def pretrain(
     start = open_pretrained(
         init, encoder=encoder, image_size=image_size, layers=head.layers, out_features=head.out_features
     )
-    encoder = encoder if start is None else start.options
+    encoder, read = (encoder, read) if start is None else (start.options, read.for_model(start.bits))
     unlabelled = open_images(data, split=part, channels=encoder.image_channels, read=read) if batch_size else None
     labelled = (
         open_labelled(suncet, data, split=part, channels=encoder.image_channels, read=read)
@@ -110,7 +110,7 @@ def pretrain(
         else None
     )
     encoder = with_statistics(encoder, unlabelled or labelled)
-    resolved = {"encoder": replace(encoder, weights=config["encoder"].weights)}
+    resolved = {"encoder": replace(encoder, weights=config["encoder"].weights), "read": read}
     with Run(out, config=config, command="ssl-vision pretrain", options=run, free=FREE, resolved=resolved) as r:
         feed = Feed(
             r, unlabelled, labelled, suncet,
@@ -138,8 +138,9 @@ def pretrain(
 
         def save(epoch: int, folder: str) -> Path:
             return save_encoder(
-                r, network, encoder=encoder, image_size=image_size, epoch=epoch, start=start, folder=folder
-            )
+                r, network, encoder=encoder, image_size=image_size, epoch=epoch, start=start, bits=read.bits,
+                folder=folder,
+            )  # fmt: skip
 
         for step in r.steps(total_steps):
             if training.save_every and step % (training.save_every * steps_per_epoch) == 0:

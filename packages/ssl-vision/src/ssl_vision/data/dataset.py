@@ -7,8 +7,8 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,7 +35,8 @@ class ReadOptions:
     """How to read image files.
 
     Attributes:
-        bits: Significant bits of 16-bit files, for example 12 for many microscopes and X-ray detectors; 0: all 16.
+        bits: Significant bits of 16-bit files, for example 12 for many microscopes and X-ray detectors; 0: those that
+            the model was trained with, or all 16.
         max_megapixels: Largest accepted image, in millions of pixels; a larger one may be a decompression bomb.
     """
 
@@ -47,6 +48,10 @@ class ReadOptions:
             raise UserError(f"bits is {self.bits}; expected 8 to 16, or 0 for all 16")
         if not self.max_megapixels > 0:
             raise UserError(f"max_megapixels is {self.max_megapixels}; expected more than 0")
+
+    def for_model(self, bits: int) -> Self:
+        """Return the options with the bits of the images that a model was trained on, unless bits are set."""
+        return self if self.bits or not bits else replace(self, bits=bits)
 
 
 Load = Literal["auto", "memory", "files"]

@@ -154,7 +154,9 @@ def labelled_features(
     Raises:
         UserError: See `labelled_images`; without `classes`, also if all images are of a single class.
     """
-    images = labelled_images(data, split=split, classes=classes, labels=labels, channels=model.channels, read=read)
+    images = labelled_images(
+        data, split=split, classes=classes, labels=labels, channels=model.channels, read=read.for_model(model.bits)
+    )
     if classes is None:
         require_two_classes(images, labels=labels)
     features = extract(model, images, batch_size=batch_size)
@@ -177,7 +179,9 @@ def evaluation_features(
     Raises:
         UserError: See `labelled_images` and `validation_share`.
     """
-    images = labelled_images(data, split=part, classes=classes, channels=model.channels, read=read)
+    images = labelled_images(
+        data, split=part, classes=classes, channels=model.channels, read=read.for_model(model.bits)
+    )
     share = validation_share(images, model.validated_on, part=part)
     features = extract(model, images, batch_size=batch_size)
     labels = images.labels().to(features.device)

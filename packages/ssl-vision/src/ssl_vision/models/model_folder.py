@@ -21,6 +21,7 @@ from contrastive_core.training.model_file import build_from
 from contrastive_core.training.names import check_labels
 from contrastive_core.training.weights import below_prefix
 from ssl_vision.data import ImageSet, measure_statistics
+from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.labels.files import labels_digest
 from ssl_vision.labels.subsets import merge_fingerprints, sample_fingerprints
 from ssl_vision.methods import SimCLR
@@ -49,6 +50,8 @@ class LoadedModel:
     channels: int = 3
     validated_on: tuple[str, ...] = ()
     """Fingerprints of the images used for validation during training, see `sample_fingerprints`."""
+    bits: int = 0
+    """Significant bits of the 16-bit files that it was trained on, see `ReadOptions`."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class LoadedClassifier:
     """Fingerprints of the images used for validation during training, see `sample_fingerprints`."""
     class_names: Mapping[str, str] = field(default_factory=dict)
     """Names of classes whose labels are WordNet identifiers, see `find_class_names`."""
+    bits: int = 0
+    """Significant bits of the 16-bit files that it was trained on, see `ReadOptions`."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class Pretrained:
     image_size: int
     validated_on: tuple[str, ...] = ()
     """Fingerprints of the images used for validation during its training, see `sample_fingerprints`."""
+    bits: int = 0
+    """Significant bits of the 16-bit files that it was trained on, see `ReadOptions`."""
 
     def copy_to(self, network: SimCLR) -> None:
         """Copy the weights into a network with the same encoder."""
@@ -128,6 +135,7 @@ def encoder_card(
     head: ProjectionHead | None,
     epoch: int | None = None,
     validated_on: Sequence[str] = (),
+    bits: int = 0,
 ) -> dict[str, object]:
     """Describe an encoder for model.json.
 
@@ -137,9 +145,10 @@ def encoder_card(
         head: Its projection head among the tensors (``head.*``), if any.
         epoch: Number of epochs of training.
         validated_on: Fingerprints of the images used for validation of the model that training started from.
+        bits: Significant bits of its 16-bit images, see `ReadOptions`.
     """
     described = None if head is None else {"layers": len(head.layers), "out_features": head.out_features}
-    return _with_validation(validated_on) | {
+    return _with_images(validated_on, bits) | {
         "format": ENCODER_FORMAT,
         "encoder": asdict(encoder),
         "head": described,
@@ -148,8 +157,9 @@ def encoder_card(
     }
 
 
-def _with_validation(fingerprints: Sequence[str]) -> dict[str, object]:
-    return {"validation": {"fingerprints": list(fingerprints)}} if fingerprints else {}
+def _with_images(fingerprints: Sequence[str], bits: int) -> dict[str, object]:
+    card: dict[str, object] = {"validation": {"fingerprints": list(fingerprints)}} if fingerprints else {}
+    return card | ({"bits": bits} if bits else {})
 
 
 def classifier_card(
@@ -159,6 +169,7 @@ def classifier_card(
     epoch: int | None = None,
     class_names: Mapping[str, str] | None = None,
     validated_on: Sequence[str] = (),
+    bits: int = 0,
 ) -> dict[str, object]:
     """Describe a classifier for model.json.
 
@@ -168,9 +179,10 @@ def classifier_card(
         epoch: Number of epochs of training.
         class_names: Names of classes that are wnids.
         validated_on: Fingerprints of the images used for validation, also of the model that training started from.
+        bits: Significant bits of its 16-bit images, see `ReadOptions`.
     """
     head = architecture.head
-    return _with_validation(validated_on) | {
+    return _with_images(validated_on, bits) | {
         "format": CLASSIFIER_FORMAT,
         "encoder": asdict(architecture.encoder),
         "head": None if head is None else {"layers": head[0], "out_features": head[1]},
@@ -190,11 +202,14 @@ def save_encoder(
     image_size: int,
     epoch: int,
     start: Pretrained | None = None,
+    bits: int = 0,
     folder: str = "model",
 ) -> Path:
     """Write encoder and head to the run's folder; `start` is the model that training started from, if any."""
     validated_on = () if start is None else start.validated_on
-    metadata = encoder_card(encoder, image_size=image_size, head=model.head, epoch=epoch, validated_on=validated_on)
+    metadata = encoder_card(
+        encoder, image_size=image_size, head=model.head, epoch=epoch, validated_on=validated_on, bits=bits
+    )
     return run.save_model(dict(model.state_dict()), metadata, folder=folder)
 
 
@@ -209,6 +224,7 @@ def save_classifier(
     validation: ImageSet | None = None,
     validated_before: Sequence[str] = (),
     class_names: Mapping[str, str] | None = None,
+    bits: int = 0,
     folder: str = "model",
 ) -> Path:
     """Write a classifier to the run's folder.
@@ -220,7 +236,7 @@ def save_classifier(
     own = [] if validation is None else sample_fingerprints(validation)
     card = classifier_card(
         architecture, classes, epoch=epoch, class_names=class_names,
-        validated_on=merge_fingerprints(own, validated_before),
+        validated_on=merge_fingerprints(own, validated_before), bits=bits,
     )  # fmt: skip
     card["labelled"] = learned_from
     return run.save_model(dict(model.state_dict()), card, folder=folder)
@@ -245,7 +261,8 @@ def load_encoder(
     folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
     options, size = _described(folder, card)
     net = _build_encoder(options, size, tensors, folder)
-    return LoadedModel(_ready(net, place), size, place, options.image_channels, _validated_on(folder, card))
+    validated_on = _validated_on(folder, card)
+    return LoadedModel(_ready(net, place), size, place, options.image_channels, validated_on, _bits(folder, card))
 
 
 def load_pretrained(model: str) -> Pretrained:
@@ -268,7 +285,7 @@ def load_pretrained(model: str) -> Pretrained:
             out_features = in_head[f"layers.{layers - 1}.linear.weight"].shape[0]
         features = _feature_dim(encoder)
         head = build_from(lambda: ProjectionHead(features, out_features, layers=layers), in_head, source=folder)
-    return Pretrained(encoder, head, options, size, _validated_on(folder, card))
+    return Pretrained(encoder, head, options, size, _validated_on(folder, card), _bits(folder, card))
 
 
 def open_pretrained(
@@ -350,7 +367,9 @@ def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
     with reading(folder, "model.json names no classes", _CHANGED):
         names = dict(card.get("class_names") or {})
     check_labels(names.values(), what="class", source=folder / "model.json")
-    return LoadedClassifier(_ready(classifier, place), classes, size, place, channels, validated_on, names)
+    return LoadedClassifier(
+        _ready(classifier, place), classes, size, place, channels, validated_on, names, _bits(folder, card)
+    )
 
 
 def load_architecture(model: str) -> Architecture:
@@ -382,6 +401,12 @@ def _validated_on(folder: Path, card: dict[str, Any]) -> tuple[str, ...]:
     """Return the fingerprints of the validation images that a model's card records."""
     with reading(folder, "model.json lists no validation images", _CHANGED):
         return tuple(map(str, (card.get("validation") or {}).get("fingerprints", ())))
+
+
+def _bits(folder: Path, card: dict[str, Any]) -> int:
+    """Return the significant bits of the 16-bit images that a model was trained on; 0 for all 16."""
+    with reading(folder, "model.json does not state the bits of its images", _CHANGED):
+        return ReadOptions(from_plain(int, card.get("bits", 0), "bits")).bits
 
 
 def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]:
@@ -434,6 +459,18 @@ class Start:
     def validated_on(self) -> tuple[str, ...]:
         """Fingerprints of the images used for validation while the pre-trained model was trained."""
         return () if self.weights is None else self.weights.validated_on
+
+    @property
+    def bits(self) -> int:
+        """Significant bits of the 16-bit images that the pre-trained model was trained on."""
+        return 0 if self.weights is None else self.weights.bits
+
+    def measured(self, images: ImageSet) -> Start:
+        """Return the start with the mean and deviation of these images, if a random network needs them."""
+        if self.weights is not None:
+            return self
+        encoder = with_statistics(self.architecture.encoder, images)
+        return replace(self, architecture=replace(self.architecture, encoder=encoder))
 
     def described(self, asked: EncoderOptions | None) -> EncoderOptions:
         """Return the encoder for the configuration of a run, which also names the file of its weights."""

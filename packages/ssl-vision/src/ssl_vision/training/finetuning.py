@@ -106,13 +106,19 @@ def finetune(
         )
     epochs = training.epochs or _EPOCHS
     start = open_start(init, encoder=encoder, from_layer=from_layer, image_size=training.image_size)
+    read = read.for_model(start.bits)
     images = open_images(data, split=part, channels=start.architecture.encoder.image_channels, read=read)
     scored, held_out = validation_set(validation.validate_on, data, images)
     labelled = training_set(images, labels, held_out=held_out)
     require_two_classes(labelled, labels=labels)
     targets = labelled.labels()
+    start = start.measured(labelled)
     size = start.architecture.image_size
-    resolved = {"encoder": start.described(encoder), "training": replace(training, image_size=size, epochs=epochs)}
+    resolved = {
+        "encoder": start.described(encoder),
+        "training": replace(training, image_size=size, epochs=epochs),
+        "read": read,
+    }
     with Run(out, config=config, command="ssl-vision finetune", options=run, free=FREE, resolved=resolved) as r:
         budget = plan_budget(len(labelled), epochs=epochs, batch_size=training.batch_size, world_size=r.world_size)
         r.say(str(budget))
@@ -161,4 +167,5 @@ def finetune(
             validation=scored,
             validated_before=start.validated_on,
             class_names=find_class_names(data, images.classes),
+            bits=read.bits,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from scipy import ndimage
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, uniform
+from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.preprocessing.cases import PreparedCase
 from ssl_medseg.training.slices import AugmentOptions, _normal, change_intensity, deform, sampling_places
+from tests.medseg.toy_cases import toy_case
 
 STRONG = AugmentOptions(kind="strong")
 
@@ -88,9 +92,38 @@ def test_places_are_rotated_scaled_shifted_turned_and_mirrored() -> None:
     assert len(quarters.round().remainder(4).unique()) == 4
 
 
+def test_enlargement_has_a_limit_of_its_own() -> None:
+    options = AugmentOptions(kind="strong", elastic=0, scale=1.2, enlarge=1.9)
+    places = sampling_places(torch.Size([33, 33]), seed=1, ids=torch.arange(4000), options=options) * 33 / 2
+    factor = 10 / (places[:, 16, 26] - places[:, 16, 16]).norm(dim=1)
+    assert factor.max() == pytest.approx(1.9, abs=0.02)
+    assert factor.min() == pytest.approx(1 / 1.2, abs=0.01)
+    assert float((factor > 1).float().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_small_structures_of_a_single_patient_are_enlarged() -> None:
+    """The structures of `square` extend over a given fraction of the side; two patients show how sizes vary."""
+    labels = LabelMap(("background", "organ"), (0, 1))
+
+    def square(patient: str, side: int) -> PreparedCase:
+        label = torch.zeros(3, 64, 64, dtype=torch.uint8)
+        label[1, 3 : 3 + side // 2, 50 - side : 50] = 1
+        return replace(toy_case(f"{patient}-{side}", slices=3, size=64), patient=patient, label=label)
+
+    def enlarge(*cases: PreparedCase, **given: float) -> float | None:
+        return AugmentOptions(kind="strong", **given).for_data(labels, cases).enlarge
+
+    assert enlarge(square("a", 16), square("a", 14)) == pytest.approx(0.4 / (16 / 64))
+    assert enlarge(square("a", 6)) == 2
+    assert enlarge(square("a", 24)) == 1.33
+    assert enlarge(square("a", 16), square("b", 14)) == 1.33
+    assert enlarge(square("a", 16), enlarge=1.5) == 1.5
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
+        ({"enlarge": 0.5}, "augment.enlarge is 0.5; expected a factor"),
         ({"turn": 1.5}, "augment.turn is 1.5; expected a fraction"),
         ({"noise": -1}, "augment.noise is -1"),
         ({"gamma": 0.5}, "augment.gamma is 0.5; expected a factor"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -9,6 +10,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.losses.local_contrastive import Reduction, Variant
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.models.network import Norm
+from ssl_medseg.preprocessing.cases import PreparedCase
 from ssl_medseg.selftraining.crf import CrfName
 from ssl_medseg.training.recipe import Settings
 from ssl_medseg.training.slices import AugmentOptions
@@ -231,6 +233,6 @@ class SelfTrainingOptions:
             unlabelled_augment=replace(self.unlabelled_augment, kind=training.augment.kind if kind == "auto" else kind),
         )
 
-    def for_labels(self, labels: LabelMap) -> SelfTrainingOptions:
-        """Return the options with an augmentation that suits the structures of the data."""
-        return replace(self, unlabelled_augment=self.unlabelled_augment.for_labels(labels))
+    def for_data(self, labels: LabelMap, labelled: Sequence[PreparedCase]) -> SelfTrainingOptions:
+        """Return the options with an augmentation that suits the structures of the labelled cases."""
+        return replace(self, unlabelled_augment=self.unlabelled_augment.for_data(labels, labelled))

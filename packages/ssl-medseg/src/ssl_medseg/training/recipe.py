@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, TypeVar
 
@@ -11,6 +12,7 @@ from contrastive_core.training.launch import choose_device, settled
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models.network import AUTO, NetworkOptions
+from ssl_medseg.preprocessing.cases import PreparedCase
 from ssl_medseg.training.optim import Schedule
 from ssl_medseg.training.slices import AugmentOptions
 
@@ -204,9 +206,9 @@ class Settings:
     augment: AugmentOptions
     precision: FixedPrecision
 
-    def for_labels(self, labels: LabelMap) -> Settings:
-        """Return the settings with an augmentation that suits the structures of the data."""
-        return replace(self, augment=self.augment.for_labels(labels))
+    def for_data(self, labels: LabelMap, labelled: Sequence[PreparedCase]) -> Settings:
+        """Return the settings with an augmentation that suits the structures of the labelled cases."""
+        return replace(self, augment=self.augment.for_data(labels, labelled))
 
     @property
     def values(self) -> dict[str, object]:
@@ -221,11 +223,15 @@ class Settings:
     def __str__(self) -> str:
         """Summarise the settings in one line, for the log."""
         effort = "" if self.recipe == "paper" else f", effort {self.effort}"
-        upright = " without mirroring" if self.augment.kind == "strong" and self.augment.mirror == 0 else ""
+        augmentation = f"{self.augment.kind} augmentation"
+        if self.augment.kind == "strong":
+            augmentation += " without mirroring" if self.augment.mirror == 0 else ""
+            larger = self.augment.enlarge or self.augment.scale
+            augmentation += f" and up to {larger:.2g}-fold enlargement" if larger > self.augment.scale else ""
         return (
             f"recipe {self.recipe}{effort}: {self.steps:,} steps of {self.batch_size} labelled slices, "
             f"{self.network.name} of width {self.network.width}, loss {self.loss}, learning rate {self.lr:g}, "
-            f"{self.augment.kind} augmentation{upright}, precision {self.precision}"
+            f"{augmentation}, precision {self.precision}"
         )
 
 

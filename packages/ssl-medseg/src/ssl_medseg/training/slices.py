@@ -45,6 +45,9 @@ class AugmentOptions:
             brightness and contrast as for the contrastive loss, which the released code defines but does not use.
         rotation: Largest rotation angle in degrees, in either direction (``strong`` only, like all options below).
         scale: Largest factor by which a slice is enlarged or reduced.
+        enlarge: Largest factor by which a slice is enlarged, in place of `scale`. By default `scale`; with a single
+            labelled patient, whose structures have one size only, the factor at which they extend over 0.4 of the side
+            of a slice, but at least `scale` and at most 2.
         shift: Largest shift along each axis, as a fraction of the side.
         turn: Fraction of the slices that are also rotated by a multiple of 90 degrees.
         mirror: Fraction of the slices that are flipped along each axis; by default 0.25, and 0 if names of structures
@@ -63,6 +66,7 @@ class AugmentOptions:
     intensity: bool = True
     rotation: float = 30.0
     scale: float = 1.33
+    enlarge: float | None = None
     shift: float = 0.1
     turn: float = 0.25
     mirror: float | None = None
@@ -79,17 +83,41 @@ class AugmentOptions:
         for name in ("elastic", "rotation", "shift", "brightness", "noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"augment.{name} is {getattr(self, name)}; expected a number of at least 0")
-        for name in ("scale", "gamma", "contrast"):
-            if not 1 <= getattr(self, name) < math.inf:
+        for name in ("scale", "enlarge", "gamma", "contrast"):
+            if not 1 <= (1 if getattr(self, name) is None else getattr(self, name)) < math.inf:
                 raise UserError(f"augment.{name} is {getattr(self, name)}; expected a factor of at least 1")
 
-    def for_labels(self, labels: LabelMap) -> AugmentOptions:
-        """Return the options with a fraction of mirrored slices that suits the structures, unless one is given."""
-        if self.mirror is not None:
-            return self
-        return replace(self, mirror=0.0 if labels.sided else _MIRROR)
+    def for_data(self, labels: LabelMap, labelled: Sequence[PreparedCase]) -> AugmentOptions:
+        """Return the options with values of `mirror` and `enlarge` that suit the data, unless they are given.
+
+        Args:
+            labels: Label map.
+            labelled: Labelled cases.
+        """
+        mirror, enlarge = self.mirror, self.enlarge
+        if mirror is None:
+            mirror = 0.0 if labels.sided else _MIRROR
+        if enlarge is None:
+            enlarge = self.scale
+            if len({case.patient for case in labelled}) == 1:
+                enlarge = max(enlarge, min(_LARGEST, _EXTENT / max(_extent(labelled), 1e-3)))
+        return replace(self, mirror=mirror, enlarge=enlarge)
 
 
+def _extent(labelled: Sequence[PreparedCase]) -> float:
+    """Return the largest extent, as a fraction of the side of a slice, of all structures that a slice contains."""
+    found = [0.0]
+    for label in [case.label for case in labelled if case.label is not None]:
+        for along in (1, 2):
+            for line in (label > 0).any(along):
+                places = line.nonzero()
+                if len(places):
+                    found.append((int(places.max() - places.min()) + 1) / len(line))
+    return max(found)
+
+
+_LARGEST, _EXTENT = 2.0, 0.4
+"""Largest factor of enlargement with a single labelled patient, and extent that enlarged structures may reach."""
 _MIRROR = 0.25
 _KNOTS = 3
 _FULL_SIZE = 192
@@ -171,7 +199,8 @@ def _strong_affine(draws: Tensor, options: AugmentOptions) -> tuple[Tensor, Tens
     spread = 2 * draws - 1
     angle = math.radians(options.rotation) * spread[:, 0]
     angle = angle + torch.where(draws[:, 6] < options.turn, math.pi / 2 * (4 * draws[:, 7]).floor(), 0.0)
-    scale = torch.exp(math.log(options.scale) * spread[:, 1])
+    largest = torch.where(spread[:, 1] > 0, math.log(options.enlarge or options.scale), math.log(options.scale))
+    scale = torch.exp(largest * spread[:, 1])
     mirror = _MIRROR if options.mirror is None else options.mirror
     flip_x, flip_y = (torch.where(draws[:, i] < mirror, -1.0, 1.0) for i in (4, 5))
     cos, sin = angle.cos() / scale, angle.sin() / scale

@@ -72,17 +72,19 @@ def test_entropy_is_that_of_scipy() -> None:
     np.testing.assert_allclose(predictive_entropy(probabilities).numpy(), expected, rtol=1e-5)
 
 
-def test_agreement_of_a_volume_is_that_of_its_mirrored_files(place: Path) -> None:
-    """Compare with mirroring the volume instead of its prepared slices."""
+@pytest.mark.parametrize("sided", [False, True])
+def test_agreement_of_a_volume_is_that_of_its_mirrored_or_turned_files(place: Path, sided: bool) -> None:
+    """Compare with mirroring or turning the volume instead of its prepared slices."""
     segmenter = load_segmenter(place / "run", device="cpu")
     array = np.asarray(nibabel.load(place / "data" / "imagesTr" / "b.nii.gz").dataobj)
     masks = []
-    for axes in ((), (0,), (1,), (0, 1)):
-        file = place / "mirrored.nii.gz"
-        nibabel.Nifti1Image(np.flip(array, axes), AFFINE).to_filename(file)
-        masks.append(np.flip(segment(read_volume(ImageFile(file)), segmenter.network, P).classes, axes))
+    file = place / "moved.nii.gz"
+    for axes, quarters in zip(((), (0,), (1,), (0, 1)), range(4), strict=True):
+        nibabel.Nifti1Image(np.rot90(array, quarters) if sided else np.flip(array, axes), AFFINE).to_filename(file)
+        mask = segment(read_volume(ImageFile(file)), segmenter.network, P).classes
+        masks.append(np.rot90(mask, -quarters) if sided else np.flip(mask, axes))
     volume = read_volume(ImageFile(place / "data" / "imagesTr" / "b.nii.gz"))
-    found = segment(volume, segmenter.network, P, uncertainty=True)
+    found = segment(volume, segmenter.network, P, uncertainty=True, sided=sided)
     assert found.agreement == pytest.approx(agreement(masks, classes=3))
     assert 0 < quality(found.agreement or ()) < 1
     np.testing.assert_array_equal(found.classes, masks[0])

@@ -24,6 +24,7 @@ from ssl_medseg.phantom import write_phantom
 from ssl_medseg.prediction import InferenceOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation import evaluate
+from ssl_medseg.selftraining.options import PseudoLabelOptions
 from ssl_medseg.training.optim import DurationEstimate
 from ssl_medseg.training.recipe import RecipeName
 from ssl_medseg.training.slices import AugmentOptions
@@ -186,6 +187,12 @@ def test_slices_are_not_mirrored_if_structures_lie_on_a_side(
     selftrain(str(folder), str(data), tmp_path / "self", split=split, opening=opening, **grouped(steps=2, run=QUIET))
     written = config.read(tmp_path / "self" / "config.yaml")
     assert written["augment"]["mirror"] == written["selftraining"]["unlabelled_augment"]["mirror"] == share
+    if not share:
+        with pytest.raises(UserError, match=r"predictions is 3, but mirror images exchange the sides of kidney_right"):
+            selftrain(
+                str(folder), str(data), tmp_path / "three", split=split, opening=opening,
+                **grouped(steps=2, run=QUIET, pseudo=PseudoLabelOptions(predictions=3)),
+            )  # fmt: skip
     settings["augment"] = AugmentOptions(mirror=0.5)
     train(str(data), tmp_path / "given", split=split, **grouped(**settings))
     assert config.read(tmp_path / "given" / "config.yaml")["augment"]["mirror"] == 0.5

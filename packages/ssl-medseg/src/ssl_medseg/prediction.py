@@ -41,7 +41,7 @@ from ssl_medseg.io.file_types import (
 from ssl_medseg.io.volume import ImageFile, Volume
 from ssl_medseg.models.largest_parts import largest_parts
 from ssl_medseg.models.model_folder import load_segmenter
-from ssl_medseg.models.network import Refinement, mirrored_probabilities
+from ssl_medseg.models.network import Refinement, mirrored_probabilities, turned_probabilities
 from ssl_medseg.models.network import probabilities as class_probabilities
 from ssl_medseg.preprocessing import Preprocessing, place, prepare, restore_slices
 
@@ -270,6 +270,7 @@ def segment(
     precision: InferencePrecision = "32-true",
     refinement: Refinement = Refinement(),  # noqa: B008 - frozen
     uncertainty: bool = False,
+    sided: bool = False,
 ) -> Segmented:
     """Segment a volume.
 
@@ -288,6 +289,8 @@ def segment(
             kept; the rest becomes background. The probabilities are not changed.
         uncertainty: Whether to compare the predictions of the volume and its mirror images, which takes four forward
             passes. The mask remains that of `refinement`.
+        sided: Whether structures are named after a side of the body. Mirror images exchange the sides, so slices
+            rotated by quarter turns are compared instead, unless `refinement` includes mirroring.
 
     Raises:
         UserError: The volume cannot be prepared.
@@ -301,11 +304,12 @@ def segment(
         batch = prepared.slices[start : start + count].to(device).contiguous(memory_format=torch.channels_last)
         if uncertainty:
             with autocast(precision, device):
-                found = mirrored_probabilities(network, batch)
-            mirrored = [restore_slices(view, geometry) for view in found]
-            mean = torch.stack(mirrored).mean(0)
-            native = mean if refinement.mirror else mirrored[0]
-            views.append([view.max(dim=1).indices.to(torch.uint8).cpu().numpy() for view in mirrored])
+                four = turned_probabilities if sided and not refinement.mirror else mirrored_probabilities
+                found = four(network, batch)
+            restored = [restore_slices(view, geometry) for view in found]
+            mean = torch.stack(restored).mean(0)
+            native = mean if refinement.mirror else restored[0]
+            views.append([view.max(dim=1).indices.to(torch.uint8).cpu().numpy() for view in restored])
             entropies.append(predictive_entropy(mean).cpu().numpy())
         else:
             with autocast(precision, device):

@@ -92,8 +92,9 @@ def next_cases(
 ) -> Ranking:
     """Rank unlabelled cases by uncertainty, to choose which ones to label next.
 
-    The model segments every volume and its mirror images. If these predictions disagree, the model is uncertain, and a
-    label for the case is most informative. If the model is a folder written by `ssl-medseg run`, the prediction is also
+    The model segments every volume and its mirror images (slices rotated by quarter turns, if structures are named
+    after a side of the body). If these predictions disagree, the model is uncertain, and a label for the case is most
+    informative. If the model is a folder written by `ssl-medseg run`, the prediction is also
     compared with that of the baseline, because cases that self-training changed much deserve a look. Agreement is
     measured by Dice:
 
@@ -216,6 +217,7 @@ def _segment(
     return segment(
         volume, segmenter.network, segmenter.preprocessing, batch_size=inference.batch_size,
         precision=inference.precision, refinement=segmenter.refinement, uncertainty=uncertainty,
+        sided=bool(segmenter.labels.sided),
     )  # fmt: skip
 
 

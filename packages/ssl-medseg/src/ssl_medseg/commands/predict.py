@@ -208,6 +208,7 @@ def predict(
                     probabilities=probabilities,
                     refinement=refinement,
                     uncertainty=uncertainty,
+                    sided=bool(segmenter.labels.sided),
                 )
                 target, more = _writable(target, volume, mask_format)  # noqa: PLW2901
                 _write(segmented, volume, target, segmenter.labels)

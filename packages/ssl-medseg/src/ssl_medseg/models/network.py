@@ -522,5 +522,11 @@ def mirrored_probabilities(network: nn.Module, slices: Tensor) -> Tensor:
     return torch.stack([_softmax(network(slices.flip(dims))).flip(dims) for dims in _MIRRORS])
 
 
+def turned_probabilities(network: nn.Module, slices: Tensor) -> Tensor:
+    """Compute the probabilities of slices in the four orientations of a quarter turn; float32 ``[4, N, C, H, W]``."""
+    turned = [_softmax(network(slices.rot90(quarters, (-2, -1)))) for quarters in range(4)]
+    return torch.stack([found.rot90(-quarters, (-2, -1)) for quarters, found in enumerate(turned)])
+
+
 def _softmax(logits: Tensor) -> Tensor:
     return logits.float().softmax(1)

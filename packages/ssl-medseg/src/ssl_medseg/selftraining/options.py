@@ -234,5 +234,14 @@ class SelfTrainingOptions:
         )
 
     def for_data(self, labels: LabelMap, labelled: Sequence[PreparedCase]) -> SelfTrainingOptions:
-        """Return the options with an augmentation that suits the structures of the labelled cases."""
+        """Return the options with an augmentation that suits the structures of the labelled cases.
+
+        Raises:
+            UserError: Predictions of mirror images are to be averaged, but structures lie on a side of the body.
+        """
+        if labels.sided and self.pseudo.predictions > 1:
+            raise UserError(
+                f"pseudo.predictions is {self.pseudo.predictions}, but mirror images exchange the sides of "
+                f"{labels.sided[0]}; expected 1"
+            )
         return replace(self, unlabelled_augment=self.unlabelled_augment.for_data(labels, labelled))

@@ -235,7 +235,10 @@ class Study:
         ]
         shared += ["--threads", "1", "--precision", self.precision, "--log_every", "25"]
         jobs = [Job(out.name, (*command, *shared), out / "model" / "model.json", (after,), "ssl-medseg")]
-        for which, model in (("chosen", out), ("last", out / "models" / "last")):
+        models = {"chosen": out, "last": out / "models" / "last"}
+        if "rounds" in command:  # the models of the rounds are kept instead of that of the last step
+            del models["last"]
+        for which, model in models.items():
             result = _scores(out, which)
             split = ("--split", _split(command), "--part", "test")
             words = ("evaluate", str(model), str(self.data), *split, "--name", which, "--out", str(result.parent))

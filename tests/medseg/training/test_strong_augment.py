@@ -113,11 +113,11 @@ def test_small_structures_of_a_single_patient_are_enlarged() -> None:
     def enlarge(*cases: PreparedCase, **given: float) -> float | None:
         return AugmentOptions(kind="strong", **given).for_data(labels, cases).enlarge
 
-    assert enlarge(square("a", 16), square("a", 14)) == pytest.approx(0.4 / (16 / 64))
+    assert enlarge(square("a", 24), square("a", 14)) == pytest.approx(0.65 / (24 / 64))
     assert enlarge(square("a", 6)) == 2
-    assert enlarge(square("a", 24)) == 1.33
-    assert enlarge(square("a", 16), square("b", 14)) == 1.33
-    assert enlarge(square("a", 16), enlarge=1.5) == 1.5
+    assert enlarge(square("a", 40)) == 1.33
+    assert enlarge(square("a", 24), square("b", 14)) == 1.33
+    assert enlarge(square("a", 24), enlarge=1.5) == 1.5
 
 
 @pytest.mark.parametrize(

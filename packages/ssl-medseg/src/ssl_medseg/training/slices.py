@@ -46,7 +46,7 @@ class AugmentOptions:
         rotation: Largest rotation angle in degrees, in either direction (``strong`` only, like all options below).
         scale: Largest factor by which a slice is enlarged or reduced.
         enlarge: Largest factor by which a slice is enlarged, in place of `scale`. By default `scale`; with a single
-            labelled patient, whose structures have one size only, the factor at which they extend over 0.4 of the side
+            labelled patient, whose structures have one size only, the factor at which they extend over 0.65 of the side
             of a slice, but at least `scale` and at most 2.
         shift: Largest shift along each axis, as a fraction of the side.
         turn: Fraction of the slices that are also rotated by a multiple of 90 degrees.
@@ -116,7 +116,7 @@ def _extent(labelled: Sequence[PreparedCase]) -> float:
     return max(found)
 
 
-_LARGEST, _EXTENT = 2.0, 0.4
+_LARGEST, _EXTENT = 2.0, 0.65
 """Largest factor of enlargement with a single labelled patient, and extent that enlarged structures may reach."""
 _MIRROR = 0.25
 _KNOTS = 3

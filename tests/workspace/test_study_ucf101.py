@@ -52,7 +52,7 @@ def test_scores_are_paired_by_draw(tmp_path: Path) -> None:
     assert paired(scores, "mvpl", "labels", "rgb") == [3.0]
     assert paired(scores, "mvpl", "labels", "fused") == []
     assert signed([3.0]) == "+3.0"
-    assert signed([-1.0, -3.0]) == "-2.0 ± 1.4"
+    assert signed([-1.0, -3.0]) == "-2.0 ± 1.0"
 
 
 def test_steps_without_pseudo_labels_have_no_accuracy(tmp_path: Path) -> None:

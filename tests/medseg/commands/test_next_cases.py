@@ -25,7 +25,7 @@ from ssl_medseg.io import read_volume
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
 from ssl_medseg.models.model_folder import load_segmenter
-from ssl_medseg.prediction import segment
+from ssl_medseg.prediction import InferenceOptions, segment
 from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.small_models import random_segmenter
 from tests.medseg.small_sets import AFFINE, SHAPE, decathlon
@@ -90,6 +90,23 @@ def test_agreement_of_a_volume_is_that_of_its_mirrored_or_turned_files(place: Pa
     np.testing.assert_array_equal(found.classes, masks[0])
     assert found.uncertainty is not None
     assert found.uncertainty.shape == SHAPE
+
+
+def test_cases_with_structures_on_a_side_are_ranked_by_quarter_turns(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LabelMap, "sided", ("left lobe",))
+    model, data, exact = str(place / "run"), place / "data", InferenceOptions(device="cpu", precision="32-true")
+    ranking = next_cases(model, str(data), tmp_path / "next", pictures=False, inference=exact)
+    predicted = predict(model, str(data / "imagesTr"), tmp_path / "masks", uncertainty=True, inference=exact)
+    written = {Path(row.image).name.partition(".")[0]: row.quality for row in predicted.cases}
+    network = load_segmenter(place / "run", device="cpu").network
+    for case in ranking.cases:
+        image = place / "data" / "imagesTr" / f"{case.case}.nii.gz"
+        found = segment(read_volume(ImageFile(image)), network, P, uncertainty=True, sided=True)
+        expected = pytest.approx(quality(found.agreement or ()), abs=5e-5)  # predict rounds it
+        assert case.mirrored == expected
+        assert written[case.case] == expected
 
 
 def test_the_most_uncertain_case_comes_first(place: Path, tmp_path: Path) -> None:

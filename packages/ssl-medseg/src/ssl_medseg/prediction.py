@@ -244,8 +244,8 @@ class Segmented:
         classes: uint8 ``[X, Y, Z]`` on the grid of the volume; 0 is the background.
         probabilities: float32 ``[C, X, Y, Z]``, if requested.
         notes: Remarks about unusual properties and additional processing.
-        agreement: Agreement of each structure between the predictions of the volume and its mirror images, if
-            requested; None for a structure that none of them contains.
+        agreement: Agreement of each structure between the predictions of the volume and its mirror images (or quarter
+            turns, see `segment`), if requested; None for a structure that none of them contains.
         uncertainty: float32 ``[X, Y, Z]``, entropy of the mean of these predictions in [0, 1], if requested.
     """
 

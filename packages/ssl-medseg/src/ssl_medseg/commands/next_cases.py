@@ -39,9 +39,10 @@ class RankedCase:
         case: Name of the case.
         patient: Name of the patient.
         quality: Mean of `mirrored` and `baseline`, in [0, 1]; label the cases with the lowest values first.
-        mirrored: Agreement of the predictions of the volume and its mirror images, averaged over structures.
+        mirrored: Agreement of the predictions of the volume and its mirror images (or quarter turns, see `next_cases`),
+            averaged over structures.
         baseline: Agreement of the prediction with that of the baseline of the run; None without a baseline.
-        structures: Agreement of the mirrored predictions for each structure; None if none of them contains it.
+        structures: The same for each structure; None if none of the predictions contains it.
         error: Reason why there is no prediction.
     """
 
@@ -94,11 +95,10 @@ def next_cases(
 
     The model segments every volume and its mirror images (slices rotated by quarter turns, if structures are named
     after a side of the body). If these predictions disagree, the model is uncertain, and a label for the case is most
-    informative. If the model is a folder written by `ssl-medseg run`, the prediction is also
-    compared with that of the baseline, because cases that self-training changed much deserve a look. Agreement is
-    measured by Dice:
+    informative. If the model is a folder written by `ssl-medseg run`, the prediction is also compared with that of the
+    baseline, because cases that self-training changed much deserve a look. Agreement is measured by Dice:
 
-        quality = mean(pairwise Dice of the mirrored predictions, Dice of prediction and baseline)
+        quality = mean(pairwise Dice of these predictions, Dice of prediction and baseline)
 
     The output folder contains ``next.csv`` and ``next.json`` with all cases, and a picture of each of the first cases
     with its mask. Labels are never opened.

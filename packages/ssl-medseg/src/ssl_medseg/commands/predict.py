@@ -45,9 +45,9 @@ class PredictedCase:
         mask: Mask file, relative to the output folder; empty if there is none.
         millilitres: Volume of each structure; None if the voxel size is unknown.
         seconds: Time for reading, segmenting and writing.
-        quality: With `uncertainty`, the agreement of the predictions of the volume and its mirror images, averaged over
-            structures, in [0, 1]. A low value means that the mask needs inspection; a high value does not guarantee a
-            correct mask.
+        quality: With `uncertainty`, the agreement of the predictions of the volume and its mirror images (or quarter
+            turns, if structures are named after a side of the body), averaged over structures, in [0, 1]. A low value
+            means that the mask needs inspection; a high value does not guarantee a correct mask.
         agreement: Agreement for each structure; None if no prediction contains it.
         notes: Remarks about unusual properties of the image.
         error: Reason why there is no mask.

@@ -358,7 +358,7 @@ sys.exit(status)
     if not child:
         os.execv(sys.executable, [sys.executable, "-c", program])
     shown = b""
-    while b"begun" not in shown:
+    while b"begun\r\n" not in shown:  # an interrupt discards what the terminal has not passed on
         shown += os.read(terminal, 100)
     os.write(terminal, b"\x03")
     with contextlib.suppress(OSError):  # the terminal's end

@@ -160,7 +160,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, image: Path) -> Non
         read_volume(ImageFile(tmp_path / "place.nii.gz"))
 
 
-@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd", ".nhdr"])
 def test_nrrd_and_metaimage_lie_where_the_nifti_file_does(tmp_path: Path, image: Path, ending: str) -> None:
     sitk = pytest.importorskip("SimpleITK")
     path = tmp_path / f"image{ending}"
@@ -169,11 +169,13 @@ def test_nrrd_and_metaimage_lie_where_the_nifti_file_does(tmp_path: Path, image:
     np.testing.assert_array_equal(volume.array, expected.array)
     assert grid_difference(volume.grid, expected.grid) == ""
     _, classes = phantom((21, 34, 7))
+    before = set(tmp_path.iterdir())
     for name in ("mask.nii.gz", f"mask{ending}"):
         write_mask(classes, volume, tmp_path / name, LABELS)
         found, grid = read_label(tmp_path / name, LABELS)
         np.testing.assert_array_equal(found, classes)
         np.testing.assert_allclose(grid.affine, OBLIQUE, atol=1e-4)
+    assert {path.name for path in set(tmp_path.iterdir()) - before} == {"mask.nii.gz", f"mask{ending}"}
 
 
 def test_a_mask_of_another_shape_or_ending_is_refused(tmp_path: Path, image: Path) -> None:

@@ -6,16 +6,19 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+import torch
 
 from contrastive_core.errors import UserError
 from ssl_medseg.datasets.dataset import Case, DataSet
-from ssl_medseg.io import Grid
+from ssl_medseg.datasets.splits import fingerprint
+from ssl_medseg.io import Grid, read_volume
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing
-from ssl_medseg.preprocessing.cases import prepare_cases, share_lost
+from ssl_medseg.preprocessing.cases import cached, prepare_cases, share_lost
 from tests.medseg.volumes_on_disk import affine, phantom, write_nifti
 
 LABELS = LabelMap(("background", "outer", "middle", "inner"), (0, 1, 2, 3))
@@ -130,6 +133,47 @@ def test_the_cache_gives_the_same_and_notices_changes(two: DataSet, tmp_path: Pa
     assert plain[1].label is not None
     assert not swapped.equal(plain[1].label)
     assert {name: (cache / name).stat().st_mtime_ns for name in kept} == kept
+
+
+@pytest.mark.parametrize("kind", ["mhd", "mhd list", "mhd pattern", "nhdr", "nhdr list", "img"])
+def test_voxels_and_headers_beside_a_file_identify_it(tmp_path: Path, kind: str) -> None:
+    """Headers of several patients may be equal, and a corrected label changes only the file with its voxels."""
+    ending, _, how = kind.partition(" ")
+    voxels = [np.full((4, 5, 6), number, np.int16) for number in (1, 2)]
+    files = []
+    for number, array in enumerate(voxels):
+        folder = tmp_path / f"patient{number}"
+        folder.mkdir()
+        path = folder / f"image.{ending}"
+        if ending == "img":
+            nibabel.Nifti1Pair(voxels[0], np.diag([1.0 + number, 1, 1, 1])).to_filename(path)
+        else:
+            slices = array.T.reshape(6, -1)
+            names = [f"slice{k}.raw" for k in range(1, 7)] if how else ["image.raw"]
+            for name, part in zip(names, slices if how else [slices], strict=True):
+                (folder / name).write_bytes(part.tobytes())
+            pattern = "slice%d.raw 1 6 1"
+            named = {"": "image.raw", "list": "\n".join(["LIST", *names]), "pattern": pattern}[how]
+            header = {
+                "mhd": "NDims = 3\nDimSize = 4 5 6\nBinaryData = True\nElementType = MET_SHORT\nElementDataFile = ",
+                "nhdr": "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 5 6\nendian: little\nencoding: raw\ndata file: ",
+            }[ending]
+            path.write_text(f"{header}{named}\n")
+        files.append(path)
+    cases = tuple(Case(f"p{n}", f"p{n}", ImageFile(path), path) for n, path in enumerate(files))
+    assert cases[0].image.path.read_bytes() == cases[1].image.path.read_bytes()
+    first, second = (fingerprint(case, label=True) for case in cases)
+    assert first["image"] != second["image"]
+    assert first["label"] != second["label"]
+
+    def prepared(path: Path) -> float:
+        tensor, _ = cached(tmp_path / "cache", [path], [], lambda: (torch.tensor(float(files.index(path))), {}))
+        return float(tensor)
+
+    assert [prepared(path) for path in (*files, *files)] == [0, 1, 0, 1]
+    if ending != "img":
+        pytest.importorskip("SimpleITK")
+        assert [read_volume(case.image).array.max() for case in cases] == [1, 2]
 
 
 def test_temporary_files_of_killed_processes_leave_the_cache(two: DataSet, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from contrastive_core.training.documents import read_object, reading, to_json_li
 from contrastive_core.training.files import sha256
 from contrastive_core.training.outputs import write_once
 from ssl_medseg.datasets.dataset import Case, DataSet
+from ssl_medseg.io.file_types import parts_of
 
 Fingerprint = dict[str, str]
 
 
 def fingerprint(case: Case, *, label: bool) -> Fingerprint:
     """Hash the image files of a case with SHA-256, and optionally the label: ``{"image": ..., "label": ...}``."""
-    first, *others = (_hash(path) for path in case.image.paths)
-    found = {"image": hashlib.sha256("\n".join([first, *others]).encode()).hexdigest() if others else first}
+    found = {"image": _joined(_hash(path) for path in case.image.paths)}
     if label and case.label is not None:
         found["label"] = _hash(case.label)
     return found
@@ -49,11 +49,17 @@ def _frame(case: Case) -> dict[str, str]:
 
 def _hash(path: Path) -> str:
     if not path.is_dir():
-        return sha256(path)
+        return _joined(map(sha256, parts_of(path)))
     digest = hashlib.sha256()
     for file in sorted(entry for entry in path.iterdir() if entry.is_file()):
         digest.update(f"{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def _joined(hashes: Iterable[str]) -> str:
+    """Return one hash for several, and the hash itself if there is only one."""
+    first, *others = hashes
+    return hashlib.sha256("\n".join([first, *others]).encode()).hexdigest() if others else first
 
 
 FORMAT = "ssl-medseg split 1"

@@ -24,6 +24,7 @@ UNREAD_ENDINGS = (
 """Endings of files that may contain volumes but cannot be read; such files in image folders are reported."""
 _BESIDE_IMAGES = (".json", ".txt", ".md", ".csv", ".tsv", ".xml", ".yaml", ".md5", ".sha1", ".sha256")
 _COMPANIONS = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".img": (".hdr", ".mat")}
+_DETACHED = 1 << 20  # largest number of bytes of a header that are searched for the names of files beside it
 _LOOKED_AT = 20  # largest number of files with the same ending that are tested for being DICOM
 _GZIP = b"\x1f\x8b"
 _DICOM_OFFSET, _DICOM_MARK, _STORAGE_CLASS = 128, b"DICM", b"1.2.840.10008.5.1.4.1.1."
@@ -147,6 +148,38 @@ def is_companion(path: Path) -> bool:
         path.name.lower().endswith(ends) and any(path.with_suffix(e).is_file() for e in (ending, ending.upper()))
         for ending, ends in _COMPANIONS.items()
     )
+
+
+def parts_of(path: Path) -> list[Path]:
+    """Return the files that hold an image or label: the file, and those with its voxels or header beside it.
+
+    A header alone does not identify its image: those of several patients may be equal, and a program that saves a
+    corrected label changes only the file with the voxels.
+    """
+    name = path.name.lower()
+    if name.endswith(".img"):
+        beside = header_of(path)
+        return [path] if beside is None else [path, beside]
+    if name.endswith(".hdr"):
+        return [path, *(other for end in (".img", ".IMG") if (other := path.with_suffix(end)).is_file())][:2]
+    if not name.endswith((".mhd", ".nhdr")):
+        return [path]
+    with path.open("rb") as file:
+        lines = [os.fsdecode(line.strip()) for line in file.read(_DETACHED).splitlines()]
+    for place, line in enumerate(lines):
+        key, _, value = line.replace("=", ":", 1).partition(":")
+        if key.strip().lower() in ("elementdatafile", "data file", "datafile"):
+            named = value.strip()
+            if named.upper().startswith("LIST"):
+                names = lines[place + 1 :]
+            elif "%" in named:  # a file per slice, such as slice%03d.raw 1 20 1
+                start = named.partition("%")[0]
+                names = sorted(other.name for other in path.parent.iterdir() if other.name.startswith(start))
+            else:
+                names = [named]
+            named_files = [path.parent / each for each in names if each]
+            return [path, *(other for other in named_files if os.path.isfile(other))]  # noqa: PTH113 - also for long names
+    return [path]
 
 
 def content_of(path: Path) -> str:  # noqa: PLR0911 - a kind each

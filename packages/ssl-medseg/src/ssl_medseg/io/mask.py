@@ -18,6 +18,7 @@ from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import Volume, grid_difference
 
 _NIFTI = (".nii.gz", ".nii")
+_ATTACHED = {".mhd": ".mha", ".nhdr": ".nrrd"}
 _PLACE = (
     "sform_code", "qform_code", "quatern_b", "quatern_c", "quatern_d", "xyzt_units", "srow_x", "srow_y", "srow_z",
     "qoffset_x", "qoffset_y", "qoffset_z",
@@ -68,7 +69,8 @@ def write_on_grid(array: NDArray[Any], like: Volume, path: Path) -> None:
     if ending in _NIFTI:
         _put(path, ending, lambda new: _write_nifti(array, like, new))
     else:
-        _put(path, ending, lambda new: _write_itk(array, like, new))
+        # ITK writes the voxels of .mhd and .nhdr to a second file, which would keep the temporary name.
+        _put(path, _ATTACHED.get(ending, ending), lambda new: _write_itk(array, like, new))
 
 
 def _put(path: Path, ending: str, write: Callable[[Path], None]) -> None:

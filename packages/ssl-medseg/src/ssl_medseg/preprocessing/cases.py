@@ -21,6 +21,7 @@ from contrastive_core.training.documents import reading
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io import Grid, grid_difference, read_label, read_volume
+from ssl_medseg.io.file_types import parts_of
 from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label
 from ssl_medseg.preprocessing.prepare import describe_erased, erased_structures
 
@@ -75,9 +76,9 @@ def _checksum(tensor: Tensor, facts: str) -> str:
 
 
 def _digest(path: Path) -> list[str]:
-    """Hash a file, or the files in a folder."""
-    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    """Hash the files of an image or label, or the files in a folder."""
     try:
+        inside = sorted(path.iterdir()) if path.is_dir() else parts_of(path)
         return [files.sha256(file) for file in inside if file.is_file() or not path.is_dir()]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected an image or a label") from error

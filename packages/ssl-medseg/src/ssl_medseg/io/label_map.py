@@ -20,8 +20,17 @@ from ssl_medseg.io.tables import read_table
 ROUNDING = 1e-3
 """Largest distance from an integer at which a float counts as a label value; programs may save 1 as 0.9999999."""
 _SHOWN = 8
-_SIDES = frozenset({"left", "right", "l", "r", "lh", "rh", "lt", "rt"})
-_WORD = re.compile(r"[A-Z]?[a-z]+\d*|[A-Z]+(?![a-z])\d*")
+_SIDES = frozenset({"l", "r", "lh", "rh", "lt", "rt", "li", "re", "sin", "dex", "dx", "sx"})
+_STEMS = (
+    *("left", "right", "link", "recht", "gauche", "droit", "izquierd", "derech", "sinist", "destro", "destra"),
+    *("dext", "esquerd", "direit", "лев", "прав", "左", "右"),
+)
+"""Abbreviations of left and right, and beginnings of the words in the languages of many users."""
+_WORD = re.compile(r"[A-Z]?[^\W\d_A-Z]+\d*|[A-Z]+(?![^\W\d_A-Z])\d*")
+
+
+def _states_side(word: str) -> bool:
+    return word.lower() in _SIDES or word.lower().startswith(_STEMS) or word[-1] in "左右"
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,12 @@ class LabelMap:
 
     @property
     def sided(self) -> tuple[str, ...]:
-        """Names of the structures that state a side of the body.
+        """Names of the structures that state a side of the body, in English or another of ten languages.
 
-        >>> LabelMap(("background", "kidney_left", "Right-Hippocampus", "RV", "L5"), (0, 1, 2, 3, 4)).sided
-        ('kidney_left', 'Right-Hippocampus')
+        >>> LabelMap(("background", "kidney_left", "NiereRechts", "RV", "L5"), (0, 1, 2, 3, 4)).sided
+        ('kidney_left', 'NiereRechts')
         """
-        return tuple(name for name in self.structures if _SIDES.intersection(map(str.lower, _WORD.findall(name))))
+        return tuple(name for name in self.structures if any(map(_states_side, _WORD.findall(name))))
 
     def to_classes(self, array: NDArray[Any], *, name: object = "label") -> NDArray[np.uint8]:
         """Convert the values of a label file to class numbers.

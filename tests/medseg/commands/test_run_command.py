@@ -204,6 +204,27 @@ def test_without_validation_cases_the_baseline_is_judged_by_the_labelled_ones(da
     assert "Training used the labels of these cases" in report(tmp_path / "run").read_text()
 
 
+def test_a_baseline_is_not_judged_by_healthy_patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any structure in their labels, the best Dice is that of an empty prediction, which has none."""
+    write_phantom(tmp_path / "data", patients=4, frames=1, labelled=3, size=64)
+    dataset = open_dataset(tmp_path / "data")
+    *labelled, healthy, unlabelled = dataset.cases
+    assert healthy.label is not None
+    opened = nibabel.load(healthy.label)
+    nibabel.save(nibabel.Nifti1Image(np.zeros(opened.shape, np.uint8), opened.affine), healthy.label)
+    names = tuple(case.name for case in labelled)
+    split = Split(names, validation=(healthy.name,), unlabelled=(unlabelled.name,))
+    write_split(tmp_path / "split.json", split, dataset)
+    options = {**SHORT, "split": tmp_path / "split.json", "baseline_floor": 0.1}
+    with pytest.raises(UserError, match=r"on 2 labelled cases that it was trained with"):
+        run(str(tmp_path / "data"), tmp_path / "failed", **grouped(**{**options, "lr": 1e-9}))
+    assert "the run stopped because its baseline failed" in report(tmp_path / "failed").read_text()
+    # Of the labelled cases, whatever they are, a Dice above 0 is enough here.
+    monkeypatch.setattr(module, "never_found", lambda summary: ())
+    run(str(tmp_path / "data"), tmp_path / "run", **grouped(**{**options, "baseline_floor": 1e-9}))
+    assert (tmp_path / "run" / "model" / "model.json").is_file()
+
+
 def test_a_run_that_is_stopped_in_a_stage_is_resumed_as_a_whole(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ from ssl_medseg.evaluation import (
 from ssl_medseg.evaluation.metrics import measure
 from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import scores_csv
-from ssl_medseg.evaluation.summary import statistic, summary_csv
+from ssl_medseg.evaluation.summary import Summary, dice_where_present, never_found, statistic, summary_csv
 from ssl_medseg.evaluation.text import table
 
 SPACING = (1.5, 1.2, 8.0)
@@ -175,6 +175,26 @@ def test_summary_counts_what_it_does_not_average() -> None:
     rows = list(csv.DictReader(summary_csv(summary).splitlines()))
     assert len(rows) == 12
     assert (rows[1]["measure"], rows[1]["n"], rows[1]["n_missing"], rows[1]["sd"]) == ("hd95", "1", "2", "")
+
+
+def test_healthy_patients_do_not_count_against_finding_a_structure() -> None:
+    """A single voxel in them has a Dice of 0."""
+    whole, empty = balls(), np.zeros_like(balls())
+    speck = empty.copy()
+    speck[0, 0, 0], speck[1, 0, 0] = 1, 2
+
+    def summary_of(*pairs: tuple[np.ndarray, np.ndarray]) -> Summary:
+        cases = [
+            CaseScores(f"c_{n}", f"c{n}", SPACING, "", measure(*pair, structures=NAMES, spacing=SPACING, tolerance=2))
+            for n, pair in enumerate(pairs)
+        ]
+        return summarise(Evaluation("test", "data", "all", "mm", 2.0, NAMES, tuple(cases)))
+
+    found = summary_of((whole, whole), *[(speck, empty)] * 60)
+    assert dice_where_present(found) == pytest.approx(dict.fromkeys(NAMES, 1.0))
+    assert never_found(found) == ()
+    assert never_found(summary_of((empty, whole), (speck, empty))) == NAMES
+    assert dice_where_present(summary_of((speck, empty), (empty, empty))) == {}
 
 
 def test_files(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
@@ -21,7 +22,7 @@ from contrastive_core.training.run import stages_of
 from ssl_medseg.datasets import DataOptions, open_split, open_with, read_split, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
 from ssl_medseg.evaluation.results import read_evaluation
-from ssl_medseg.evaluation.summary import Summary, never_found, summarise
+from ssl_medseg.evaluation.summary import Summary, dice_where_present, never_found, summarise
 from ssl_medseg.evaluation.text import failures, number
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.network import AUTO
@@ -188,19 +189,26 @@ def check_baseline(
     """Evaluate the baseline on the validation cases, and stop the run if it has failed.
 
     If the network does not find a structure, its pseudo-labels would pass this error on to the student. Without
-    validation cases, the labelled ones are scored: a network that fails on its training cases fails on all others.
+    validation cases that contain a structure, the labelled ones are scored: a network that fails on its training cases
+    fails on all others.
 
     Raises:
         UserError: The Dice is below the floor, or a structure of these cases is never found.
     """
-    part: Part = "validation" if _has_validation(data, split, opening) else "labelled"
-    scored = score_part(baseline, data, split, part, opening=opening, device=device)
-    dice = {each.structure: each.measures["dice"].mean for each in scored.summary.structures}
-    mean = scored.summary.mean_dice.mean or 0.0
-    never = never_found(scored.summary)
+    part: Part = "labelled"
+    dice: dict[str, float] = {}
+    if _has_validation(data, split, opening):
+        part = "validation"
+        scored = score_part(baseline, data, split, part, opening=opening, device=device)
+        dice = dice_where_present(scored.summary)
+    if not dice:  # no validation cases, or only patients without any structure
+        part = "labelled"
+        scored = score_part(baseline, data, split, part, opening=opening, device=device)
+        dice = dice_where_present(scored.summary)
+    mean, never = fmean(dice.values()), never_found(scored.summary)
     if mean >= floor and not never:
         return
-    each = ", ".join(f"{name} {value:.2f}" for name, value in dice.items() if value is not None)
+    each = ", ".join(f"{name} {value:.2f}" for name, value in dice.items())
     what = f"never finds {some_of(never)}" if never else f"has a mean Dice of {mean:.2f}, below {floor:g},"
     cases = several(scored.summary.cases, "labelled case" if part == "labelled" else "validation case")
     on = f"on {cases}" + (" that it was trained with" if part == "labelled" else "")

@@ -185,10 +185,23 @@ def statistic(values: Iterable[float | None]) -> Statistic:
     )
 
 
+def dice_where_present(summary: Summary) -> dict[str, float]:
+    """Return the mean Dice of each structure over the cases whose truth contains it.
+
+    Cases without the structure in which it is predicted, whose Dice is 0, do not count: in healthy patients, a single
+    voxel is enough for that. Structures that no truth contains are left out.
+    """
+    found = {}
+    for each in summary.structures:
+        dice, present = each.measures["dice"], each.both + each.truth_only
+        if present:
+            found[each.structure] = (dice.mean or 0.0) * dice.n / present  # the other cases add 0
+    return found
+
+
 def never_found(summary: Summary) -> tuple[str, ...]:
     """Return the structures that occur in the evaluated cases and that the predictions practically never contain."""
-    dice = {each.structure: each.measures["dice"] for each in summary.structures if each.both or each.truth_only}
-    return tuple(name for name, found in dice.items() if found.mean is not None and found.mean < _FOUND)
+    return tuple(name for name, dice in dice_where_present(summary).items() if dice < _FOUND)
 
 
 def case_dice(case: CaseScores) -> float | None:

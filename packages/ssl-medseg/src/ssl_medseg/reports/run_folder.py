@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from contrastive_core.app.report.run_record import RunRecord, read_record
@@ -12,7 +13,7 @@ from contrastive_core.training import config
 from contrastive_core.training.documents import read_object
 from ssl_medseg.datasets.splits import PARTS
 from ssl_medseg.evaluation.results import Evaluation, read_evaluation
-from ssl_medseg.evaluation.summary import never_found, summarise
+from ssl_medseg.evaluation.summary import dice_where_present, never_found, summarise
 
 _MADE_BY = "`ssl-medseg train`, `pretrain`, `selftrain` or `run`"
 
@@ -88,7 +89,8 @@ class Reported:
         if not (self.floor and self.evaluations and self.last.name == "baseline" and self.last.is_done):
             return False
         summary = summarise(self.evaluations[0][0])
-        return bool(never_found(summary)) or (summary.mean_dice.mean or 0.0) < self.floor
+        dice = dice_where_present(summary)
+        return bool(never_found(summary)) or (bool(dice) and fmean(dice.values()) < self.floor)
 
     @property
     def stage_evaluations(self) -> dict[str, Evaluation]:

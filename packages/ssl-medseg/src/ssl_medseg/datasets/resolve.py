@@ -389,7 +389,7 @@ def _twice(listing: Listing) -> Iterator[Finding]:
 
 
 def _read_names(file: Path) -> set[str]:
-    return {line.strip() for line in read_text(file).splitlines()} - {""}
+    return {unicodedata.normalize("NFC", line.strip()) for line in read_text(file).splitlines()} - {""}
 
 
 def _like(path: Path) -> str:

@@ -45,7 +45,7 @@ def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], di
     old, why, inside = _of_predict(folder)
     for path in (*sorted(folder.iterdir()), *(folder / mask for mask in inside)):
         if path.is_file() and not path.name.startswith(".") and (is_image(path) or is_dicom(path)):
-            name = path.stem if path.suffix.lower() in DICOM_ENDINGS else stem(path)
+            name = stem(path.with_suffix("") if path.suffix.lower() in DICOM_ENDINGS else path)
             files.setdefault(name.removesuffix(".seg"), []).append(path)
     found: dict[str, Path] = {}
     left: dict[str, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -45,15 +46,18 @@ _OTHERS = {
 
 
 def stem(path: Path) -> str:
-    """Return the name of a file without its image ending; for a folder, its name.
+    """Return the name of a file without its image ending; for a folder, its name. Accents are composed (NFC).
+
+    Files from macOS may have decomposed accents, which look the same: their labels, tables and masks would not be
+    found.
 
     >>> stem(Path("imagesTr/patient002_frame01.nii.gz"))
     'patient002_frame01'
     """
     for ending in ENDINGS:
         if path.name.lower().endswith(ending):
-            return path.name[: -len(ending)]
-    return path.name
+            return unicodedata.normalize("NFC", path.name[: -len(ending)])
+    return unicodedata.normalize("NFC", path.name)
 
 
 def is_image(path: Path) -> bool:

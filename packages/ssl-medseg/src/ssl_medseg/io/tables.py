@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from contrastive_core.training.tables import stated_separator
 def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") -> list[dict[str, str]]:
     """Read a table as one dictionary per row, from column name to cell.
 
-    Column names are converted to lower case, and spaces around cells are removed.
+    Column names are converted to lower case, spaces around cells are removed, and accents are composed (NFC), except in
+    the paths of the columns ``image`` and ``label``.
 
     Args:
         file: File with tabs as separators if its name ends in .tsv. Otherwise the separator is that of Excel's first
@@ -49,7 +51,12 @@ def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") ->
             f"{file}: the number of cells in line {some_of(wrong)} differs "
             f"from the number of columns, {len(columns)}; put quotes around values that contain the separator"
         )
-    return [dict(zip(columns, map(str.strip, row), strict=True)) for _, row in cells]
+    return [{name: _cell(cell, name) for name, cell in zip(columns, row, strict=True)} for _, row in cells]
+
+
+def _cell(cell: str, column: str) -> str:
+    is_path = column == "label" or column.startswith("image")
+    return cell.strip() if is_path else unicodedata.normalize("NFC", cell.strip())
 
 
 def _text(file: Path) -> str:

@@ -50,7 +50,7 @@ def label_folders(names: Iterable[str]) -> list[str]:
 
 def image_name(label: Path) -> str:
     """Return the name of the image that a label belongs to, without ``_label``, ``_seg``, ``_mask`` or ``_gt``."""
-    own = label.stem if label.suffix.lower() in DICOM_ENDINGS and label.is_file() else stem(label)
+    own = stem(label.with_suffix("")) if label.suffix.lower() in DICOM_ENDINGS and label.is_file() else stem(label)
     return _without(own, _LABEL_ENDINGS)
 
 
@@ -139,7 +139,7 @@ def _named(root: Path, folders: Iterable[str]) -> list[tuple[str, Path]]:
 def _in_case_folders(root: Path, folders: Iterable[str]) -> list[tuple[str, Path]]:
     """List the images in folders of cases, with their names: folder and file, without extension."""
     return [
-        (f"{folder.name}/{stem(path)}", path)
+        (f"{stem(folder)}/{stem(path)}", path)
         for folder in _subfolders(root, folders)
         if not is_series(folder)
         for path in images_in(folder, series=False)

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contrastive_core.app.checks import Finding
+from contrastive_core.training.tables import local_path
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
 
 
 def place(root: Path, written: str) -> Path:
-    r"""Return the path of a file in a list, resolved against the folder of the list.
+    """Return the path of a file in a list, resolved against the folder of the list.
 
-    Lists written on Windows separate folders by backslashes, which other systems treat as part of a name.
+    Lists written on Windows separate folders by backslashes, and files from macOS may have decomposed accents.
     """
-    path = root / written
-    return path if "\\" not in written or path.exists() else root / written.replace("\\", "/")
+    return root / local_path(written, root)
 
 
 @dataclass(frozen=True)

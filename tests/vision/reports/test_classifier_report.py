@@ -90,6 +90,13 @@ def test_page_stands_alone(runs: Path, page: Page) -> None:
     assert page.tags.count("svg") == 6  # three curves, confusion, reliability, accuracy by number of labels
 
 
+def test_batches_are_not_larger_than_the_set(copy: Path) -> None:
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("batch_size: 50", "batch_size: 256"))
+    text = read(report(copy, device="cpu", overwrite=True)).text
+    assert "12 epochs in batches of 200, seed" in text
+
+
 def test_page_says_what_was_trained(page: Page) -> None:
     assert "Training of resnet18 on digits from scratch" in page.text
     assert "trained from scratch on 200 images with the labels in 20-per-class-draw0.json. 12 epochs" in page.text

@@ -151,7 +151,9 @@ def title(settings: RunSettings) -> str:
 def header(run: RunFolder, evaluations: Sequence[Evaluated], *, labelled: int | None) -> str:
     """Return the title, a summary in two sentences, and the headline numbers."""
     s = run.settings
-    text = f"{_what_was_done(s, labelled)} {s.epochs:,} epochs in batches of {s.batch_size:,}, seed {s.seed}."
+    # A batch is never larger than the set.
+    batch = min(s.batch_size, labelled) if labelled and s.kind == "finetune" else s.batch_size
+    text = f"{_what_was_done(s, labelled)} {s.epochs:,} epochs in batches of {batch:,}, seed {s.seed}."
     numbers = {}
     for evaluated in evaluations[:2]:
         numbers[f"accuracy, {evaluated.name}"] = f"{evaluated.score.top1:.1f} %"

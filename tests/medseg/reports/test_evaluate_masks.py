@@ -271,6 +271,25 @@ def test_long_names_are_not_cut_off_in_pictures() -> None:
     assert figure.axes[1].bbox.width > whole.width / 10  # the names leave room for the slices
 
 
+def test_structures_of_a_picture_can_be_told_apart() -> None:
+    names = [f"vertebra {n}" for n in range(1, 41)]
+    classes = np.zeros((40, 24, 6), np.uint8)
+    classes[:, 8:16, 1:5] = np.arange(1, 41)[:, None, None]
+    figure = sheet_figure(
+        Sheet(
+            title="spine",
+            subtitle="",
+            images={"image": np.zeros((40, 24, 6))},
+            masks={"predicted": classes},
+            structures=names,
+            view=view(np.diag([-2.0, -2.0, 6.0, 1.0]), 2, known=True),
+        )
+    )
+    outlines = [outline for axes in figure.axes for outline in axes.collections]
+    styles = {(*outline.get_edgecolor()[0].tolist(), str(outline.get_linestyle()[0])) for outline in outlines}
+    assert len(styles) == len(names)
+
+
 def test_the_padding_of_ct_does_not_darken_pictures() -> None:
     image = np.random.default_rng(0).uniform(-1000, 1000, (24, 24, 6))
     windows = []

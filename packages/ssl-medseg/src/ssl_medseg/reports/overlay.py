@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -128,8 +128,13 @@ def _edge_letters(direction: NDArray[np.float64]) -> str:
     return "".join(_ENDS[axis][int(direction[axis] > 0)] for axis in order if abs(direction[axis]) > _SHARE)
 
 
-#: Colours of the structures, distinguishable on grey images and with colour blindness.
-COLOURS = ("#ff5a4d", "#35c2ff", "#ffd83d", "#5fe08a", "#c98bff", "#ff9ad5", "#4f7dff", "#b0e000")
+#: Colours of the structures on grey images; the first eight are distinguishable with colour blindness.
+COLOURS = (
+    "#ff5a4d", "#35c2ff", "#ffd83d", "#5fe08a", "#c98bff", "#ff9ad5", "#4f7dff", "#b0e000",
+    "#2424ff", "#8c733f", "#ff00ff", "#a30052", "#1c8c7a", "#ff8a1f", "#00ff00", "#00ffff",
+)  # fmt: skip
+_LINES: tuple[Literal["solid", "dashed", "dotted"], ...] = ("solid", "dashed", "dotted")
+"""Outlines of the structures that have the same colour because there are more structures than colours."""
 
 _TRACE = "#ffffff"
 _MARGIN = 0.35  # margin around the structures, relative to their extent
@@ -263,12 +268,18 @@ def _draw(axes: Axes, classes: NDArray[np.uint8], structures: int) -> None:
         inside = classes == k
         if not inside.any():
             continue
-        colour = COLOURS[(k - 1) % len(COLOURS)]
+        colour, line = _style(k)
         fill = np.zeros((*inside.shape, 4))
         fill[inside] = to_rgba(colour, 0.28)
         aspect = axes.get_aspect()
         axes.imshow(fill, interpolation="nearest", aspect=aspect)
-        _outline(axes, inside, colour, 1.1)
+        _outline(axes, inside, colour, 1.1, line)
+
+
+def _style(k: int) -> tuple[str, Literal["solid", "dashed", "dotted"]]:
+    """Return colour and outline of structure k, counted from 1."""
+    lap, place = divmod(k - 1, len(COLOURS))
+    return COLOURS[place], _LINES[lap % len(_LINES)]
 
 
 def _trace(axes: Axes, classes: NDArray[np.uint8], structures: int) -> None:
@@ -278,10 +289,10 @@ def _trace(axes: Axes, classes: NDArray[np.uint8], structures: int) -> None:
             _outline(axes, classes == k, _TRACE, 0.7)
 
 
-def _outline(axes: Axes, inside: NDArray[np.bool_], colour: str, width: float) -> None:
+def _outline(axes: Axes, inside: NDArray[np.bool_], colour: str, width: float, line: str = "solid") -> None:
     padded = np.pad(inside, 1).astype(np.float64)  # so that outlines close at the edge of the picture
     rows, columns = np.arange(-1, inside.shape[0] + 1), np.arange(-1, inside.shape[1] + 1)
-    axes.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=width)
+    axes.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=width, linestyles=line)
 
 
 def _overview(
@@ -315,14 +326,11 @@ def _letters(axes: Axes, view: View) -> None:
 def _legend(axes: Axes | None, sheet: Sheet, together: NDArray[np.bool_]) -> None:
     if axes is None or not together.any():
         return
-    handles = [
-        Patch(
-            facecolor=to_rgba(COLOURS[i % len(COLOURS)], 0.5),
-            edgecolor=COLOURS[i % len(COLOURS)],
-            label=textwrap.fill(name, _NAME_WIDTH),
-        )
-        for i, name in enumerate(sheet.structures)
-    ]
+    handles = []
+    for k, name in enumerate(sheet.structures, start=1):
+        colour, line = _style(k)
+        label = textwrap.fill(name, _NAME_WIDTH)
+        handles.append(Patch(facecolor=to_rgba(colour, 0.5), edgecolor=colour, linestyle=line, label=label))
     if len(sheet.masks) > 1:
         handles.append(Patch(facecolor="none", edgecolor=MUTED, label=f"white line: {next(iter(sheet.masks))}"))
     axes.legend(handles=handles, loc="center", frameon=False, fontsize=8, labelcolor=INK)

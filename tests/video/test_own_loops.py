@@ -32,7 +32,7 @@ def test_two_processes_share_the_steps_and_stay_alike(title: str, method: str, t
     one = 'accelerator="cpu", devices=1'
     assert one in parts[title]
     loop = parts[title].replace(one, 'accelerator="cpu", devices=2, strategy="ddp"')
-    data = parts["What all of them need"]
+    data = parts["What every loop needs"]
     (tmp_path / "loop.py").write_text(data + WATCH + loop + TELL.format(method=method))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "loop.py"]
     subprocess.run([sys.executable, "-c", data], cwd=tmp_path, check=True)  # writes the videos

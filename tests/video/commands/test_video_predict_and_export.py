@@ -166,9 +166,12 @@ def expected(model: Path, clips: Tensor, view: str) -> Tensor:
 
 
 @pytest.mark.parametrize("view", ["rgb", "tg"])
-def test_exported_programs_give_the_same(model: Path, tmp_path: Path, view: str) -> None:
+def test_exported_programs_give_the_same(
+    model: Path, tmp_path: Path, view: str, recwarn: pytest.WarningsRecorder
+) -> None:
     clips = torch.rand(5, 3, 3, 24, 24)
     said = export(str(model), tmp_path / "net.pt2", view=view)
+    assert not [warning for warning in recwarn if "complete tensor" in str(warning.message)]
     assert "largest difference" in said
     logits = torch.export.load(tmp_path / "net.pt2").module()(clips)
     assert torch.allclose(logits.softmax(1), expected(model, clips, view), atol=1e-5)
@@ -186,6 +189,7 @@ def test_onnx_gives_the_same(model: Path, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     export(str(model), tmp_path / "net.onnx")
+    assert "short side of 24 px" in json.loads((tmp_path / "net.onnx.json").read_text())["input"]["preparation"]
     clips = torch.rand(4, 3, 3, 24, 24)
     session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     logits = torch.from_numpy(session.run(["logits"], {"clips": clips.numpy()})[0])

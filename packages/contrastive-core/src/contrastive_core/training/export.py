@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,10 @@ def write_exported_program(program: Program, file: Path, card: Mapping[str, Any]
     """
     # Write to memory first: on a full disk, torch's writer fails again when it is collected, which aborts the process.
     archive = io.BytesIO()
-    torch.export.save(_exported(program), archive, extra_files={f"{program.package}.json": json.dumps(card)})
+    with warnings.catch_warnings():
+        # torch 2.14 warns of weights in channels-last order, which it writes correctly, as the comparison confirms.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        torch.export.save(_exported(program), archive, extra_files={f"{program.package}.json": json.dumps(card)})
     file.write_bytes(archive.getbuffer())
     difference = program.compare(torch.export.load(file).module(), f"{file.name} in torch.export")
     return {**card, "checked": {"with": f"torch {torch.__version__}", "largest_difference": difference}}

@@ -129,6 +129,10 @@ def _card(opened: Recognizer, model: str, file: Path, *, view: str, side: int) -
                 "by": "the caller" if weights else "the model",
             },
             "clip": asdict(recipe.clip),
+            "preparation": f"frames resized as bytes, bilinearly with antialiasing, to a short side of {side} px, and "
+            "cut to squares along the long side (ssl_video.augment.spread_crops); pictures of the view as float, "
+            f"divided by 255 (ssl_video.views.make_views, flow={recipe.flow!r}, tg_gain={recipe.tg_gain:g}); "
+            "probabilities of a video are the mean over clips and crops",
         },
         "output": {"name": "logits", "shape": ["batch", len(recipe.classes)]},
         "classes": list(recipe.classes),

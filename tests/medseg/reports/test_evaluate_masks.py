@@ -245,7 +245,8 @@ def test_masks_of_predict_in_a_subfolder_are_found(tmp_path: Path) -> None:
     assert "the last run failed for this case" in done.failed["a"]
 
 
-def test_long_names_are_not_cut_off_in_pictures() -> None:
+@pytest.mark.parametrize("rows", [1, 2])
+def test_long_names_are_not_cut_off_in_pictures(rows: int) -> None:
     names = ["<b>RV</b><script>alert(1)</script>", *(f"left ventricular myocardium, segment {n}" for n in range(7))]
     classes = np.zeros((24, 24, 6), np.uint8)
     classes[8:16, 8:16, 1:5] = 1
@@ -253,7 +254,7 @@ def test_long_names_are_not_cut_off_in_pictures() -> None:
         title="Best case: " + "patient-" * 20,
         subtitle="; ".join(f"{name}: Dice 0.912, HD95 4.2 mm" for name in names),
         images={"image": np.random.default_rng(0).random((24, 24, 6))},
-        masks={"truth": classes, "predicted": classes},
+        masks=dict(list({"truth": classes, "predicted": classes}.items())[:rows]),
         structures=names,
         view=view(np.diag([-2.0, -2.0, 6.0, 1.0]), 2, known=True),
     )
@@ -262,6 +263,9 @@ def test_long_names_are_not_cut_off_in_pictures() -> None:
     canvas.draw()
     whole = figure.bbox
     legend = next(legend for axes in figure.axes if (legend := axes.get_legend()) is not None)
+    around = [figure.axes[0], *figure.texts]  # the overview, title and subtitle
+    boxes = [artist.get_window_extent(canvas.get_renderer()) for artist in (legend, *around)]
+    assert not any(boxes[0].overlaps(box) for box in boxes[1:])
     for artist in (*figure.texts, legend):
         box = artist.get_window_extent(canvas.get_renderer())
         assert whole.x0 <= box.x0

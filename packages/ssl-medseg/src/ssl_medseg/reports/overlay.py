@@ -139,6 +139,7 @@ _LINES: tuple[Literal["solid", "dashed", "dotted"], ...] = ("solid", "dashed", "
 _TRACE = "#ffffff"
 _MARGIN = 0.35  # margin around the structures, relative to their extent
 _LEAST = 0.25  # smallest displayed region, relative to the shorter side of the slice
+_LINE_HEIGHT = 0.17  # inches of a line in the legend
 _NAME_WIDTH = 22  # characters of a line in the legend, which has the width of a slice
 _WINDOW = (1.0, 99.5)  # percentiles of the displayed region that become black and white
 
@@ -183,16 +184,25 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
     height, width = _size(view.slice(first, chosen[0])[box].shape, view)
     inches = 1.6 * width * (len(chosen) + 1) + 0.4
     title, subtitle = textwrap.wrap(sheet.title, round(10 * inches)), textwrap.wrap(sheet.subtitle, round(14 * inches))
-    figure = new_figure(inches, 1.6 * height * len(names) + 0.6 + 0.15 * (len(title) + len(subtitle)))
+    legend = _legend(sheet) if together.any() and len(names) > 1 else []
+    lines = sum(str(patch.get_label()).count("\n") + 1 for patch in legend)
+    # The legend stands below the overview, beside the other rows, which are higher if it needs more room.
+    row = 1.6 * height
+    others = max(row, (_LINE_HEIGHT * lines + 0.2) / max(1, len(names) - 1))
+    figure = new_figure(inches, row + others * (len(names) - 1) + 0.6 + 0.15 * (len(title) + len(subtitle)))
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     figure.suptitle("\n".join(title), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
-    grid = figure.subplots(len(names), len(chosen) + 1, squeeze=False)
+    ratios = [row, *[others] * (len(names) - 1)]
+    grid = figure.subplots(len(names), len(chosen) + 1, squeeze=False, height_ratios=ratios)
     middle = chosen[len(chosen) // 2]
     window = next(iter(windows.values()))
     _overview(grid[0, 0], view.slice(first, middle), box, window, view)
     for axes in grid[1:, 0]:
-        axes.set_axis_off()
-    _legend(grid[-1, 0] if len(names) > 1 else None, sheet, together)
+        axes.remove()
+    if legend:
+        beside = figure.add_subplot(grid[0, 0].get_gridspec()[1:, 0])
+        beside.set_axis_off()
+        beside.legend(handles=legend, loc="center", frameon=False, fontsize=8, labelcolor=INK)
     traced = next(iter(sheet.masks), None)
     for column, index in enumerate(chosen, 1):
         for row, name in enumerate(names):
@@ -323,9 +333,8 @@ def _letters(axes: Axes, view: View) -> None:
         )  # fmt: skip
 
 
-def _legend(axes: Axes | None, sheet: Sheet, together: NDArray[np.bool_]) -> None:
-    if axes is None or not together.any():
-        return
+def _legend(sheet: Sheet) -> list[Patch]:
+    """Return the entries of the legend."""
     handles = []
     for k, name in enumerate(sheet.structures, start=1):
         colour, line = _style(k)
@@ -333,7 +342,7 @@ def _legend(axes: Axes | None, sheet: Sheet, together: NDArray[np.bool_]) -> Non
         handles.append(Patch(facecolor=to_rgba(colour, 0.5), edgecolor=colour, linestyle=line, label=label))
     if len(sheet.masks) > 1:
         handles.append(Patch(facecolor="none", edgecolor=MUTED, label=f"white line: {next(iter(sheet.masks))}"))
-    axes.legend(handles=handles, loc="center", frameon=False, fontsize=8, labelcolor=INK)
+    return handles
 
 
 def choose(evaluation: Evaluation) -> dict[str, CaseScores]:

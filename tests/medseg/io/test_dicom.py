@@ -84,6 +84,37 @@ def test_a_segmentation_overlays_on_its_series(tmp_path: Path, name: str) -> Non
     assert seg.PatientID == "42"
 
 
+@pytest.mark.parametrize("characters", [None, "ISO_IR 100", "GB18030", ["", "ISO 2022 IR 87"]])
+@pytest.mark.parametrize(
+    "names", [("prostate", "bladder"), ("前列腺", "мочевой пузырь"), ("left " * 20, "right " * 20)]
+)
+def test_a_segmentation_keeps_names_in_any_script(
+    tmp_path: Path, characters: str | list[str] | None, names: tuple[str, ...]
+) -> None:
+    """Characters outside of the character set of the series were replaced by question marks."""
+    patient = {"ISO_IR 100": "Müller^Jörg", "GB18030": "王^小东"}.get(str(characters), "Doe^Jane")
+    if isinstance(characters, list):
+        patient = "Yamada^Tarou=山田^太郎"
+    image, classes = phantom(SHAPE)
+    folder = write_series(tmp_path / "series", image.round(), GEOMETRIES["axial"])
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        if characters:
+            dataset.SpecificCharacterSet = characters
+        dataset.PatientName = patient
+        dataset.save_as(file)
+    volume = read_volume(ImageFile(folder))
+    labels = LabelMap(("background", *(name.strip() for name in names)), (0, 1, 2))
+    classes = np.minimum(in_file_order(classes, GEOMETRIES["axial"], volume), 2).astype(np.uint8)
+    write_dicom_seg(classes, volume, tmp_path / "seg.dcm", labels)
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == [
+        name[:64].strip() for name in labels.structures
+    ]
+    assert str(seg.PatientName) == patient
+    np.testing.assert_array_equal(read_label(tmp_path / "seg.dcm", labels, image=volume.grid)[0], classes)
+
+
 def test_an_empty_mask_is_still_a_segmentation(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "series", phantom(SHAPE)[0].round(), GEOMETRIES["axial"])
     volume = read_volume(ImageFile(folder))

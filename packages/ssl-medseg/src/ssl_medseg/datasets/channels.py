@@ -194,7 +194,7 @@ def apply_channels(listing: Listing, options: DataOptions) -> Listing:
     Raises:
         UserError: ``--channels`` names a channel that does not exist.
     """
-    whole = [e for e in listing.entries if not e.image.others and not e.image.name and e.image.channel is None]
+    whole = [entry for entry in listing.entries if _is_whole(entry)]
     folders = {entry.name for entry in whole if entry.image.path.is_dir()}
     files = [entry for entry in whole if entry.name not in folders]
     if not whole:
@@ -209,7 +209,7 @@ def apply_channels(listing: Listing, options: DataOptions) -> Listing:
         numbers = {0: listing.channels[0]}
     entries = []
     for entry in listing.entries:
-        if entry not in whole:
+        if not _is_whole(entry):
             entries.append(entry)
         elif entry.name in folders:
             entries.append(_of_study(entry, options) if options.channels else entry)
@@ -217,6 +217,11 @@ def apply_channels(listing: Listing, options: DataOptions) -> Listing:
             entries.append(_of_file(entry, numbers, counts.get(entry.image.path)))
     names = tuple(numbers.values()) or tuple(name for _, name in parse_channels(options.channels))
     return replace(listing, entries=entries, channels=names, findings=[*listing.findings, *findings])
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Return whether an image may hold several channels, because its channel is not stated."""
+    return not entry.image.others and not entry.image.name and entry.image.channel is None
 
 
 def unique_names(names: Sequence[str], *, source: object) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import Grid, ImageFile, Volume, checked_affine, import_extra
 
 _SERIES_NUMBER = 9001
-_NAME_LENGTH = 64
+NAME_LENGTH = 64
+"""Largest number of characters of a segment's name; longer names of structures are cut off."""
 _MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "SeriesNumber", "InstanceNumber",
@@ -156,6 +158,7 @@ def write_dicom_seg(classes: NDArray[np.uint8], like: Volume, path: Path, labels
             device_serial_number="0",
             content_label="SEGMENTATION",
             series_description="ssl-medseg segmentation",
+            specific_character_set=_character_set(source[0], labels.structures),
         )
     except Exception as error:
         raise UserError(
@@ -169,6 +172,17 @@ def write_dicom_seg(classes: NDArray[np.uint8], like: Volume, path: Path, labels
         files.put_in_place(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def _character_set(dataset: Any, names: Sequence[str]) -> str | None:
+    """Return the character set of a series, or UTF-8 if it cannot hold the names of the structures.
+
+    Characters that it lacks would be replaced by question marks. highdicom writes no text with several character sets,
+    as it is usual in Japan.
+    """
+    own = dataset.get("SpecificCharacterSet")
+    is_single = own is None or (isinstance(own, str) and own)
+    return own if is_single and all(map(str.isascii, names)) else "ISO_IR 192"
 
 
 def _complete(dataset: Any, thickness: float) -> Any:
@@ -188,7 +202,7 @@ def _segment(number: int, name: str) -> Any:
 
     return highdicom.seg.SegmentDescription(
         segment_number=number,
-        segment_label=name[:_NAME_LENGTH],
+        segment_label=name[:NAME_LENGTH],
         # The names of structures are the user's, so their codes are unknown; these two apply to all.
         segmented_property_category=codes.SCT.AnatomicalStructure,
         segmented_property_type=codes.SCT.AnatomicalStructure,

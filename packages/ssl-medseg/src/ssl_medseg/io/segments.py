@@ -23,7 +23,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import reading
 from contrastive_core.training.names import check_labels
-from ssl_medseg.io.dicom_seg import named_segments, read_segmentation
+from ssl_medseg.io.dicom_seg import NAME_LENGTH, named_segments, read_segmentation
 from ssl_medseg.io.file_types import is_dicom
 from ssl_medseg.io.itk import nrrd_fields, read_itk
 from ssl_medseg.io.label_map import LabelMap
@@ -60,7 +60,8 @@ class Segments:
         Raises:
             UserError: A segment with voxels does not have the name of a structure.
         """
-        known = {_plain(name): value for name, value in zip(labels.names, labels.values, strict=True)}
+        pairs = list(zip(labels.names, labels.values, strict=True))
+        known = {_plain(name[:length]): value for length in (NAME_LENGTH, None) for name, value in pairs}
         found = [known.get(_plain(name)) for name in self.names]
         if all(
             value is None and _DEFAULT.fullmatch(_plain(name)) for name, value in zip(self.names, found, strict=True)

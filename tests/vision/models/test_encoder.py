@@ -170,6 +170,27 @@ def test_own_encoder_by_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
         build_encoder(EncoderOptions(name="my_nets:map"))
 
 
+class _Double(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.double().mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda channels: nn.Conv2d(channels, 4, 1), "a function that needs no arguments"),
+        (18, "a function that needs no arguments"),
+        (_Double, r"returned features of torch\.float64 for float32 images; expected float32"),
+    ],
+)
+def test_own_encoders_of_another_form_are_refused(make: object, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("my_nets")
+    module.net = make  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_nets", module)
+    with pytest.raises(UserError, match=message):
+        build_encoder(EncoderOptions(name="my_nets:net"))
+
+
 @pytest.mark.parametrize(
     "name", ["resnet19", "vit", "torchvision:resnet19", "torchvision:fcn_resnet50", "no_such_module:net"]
 )

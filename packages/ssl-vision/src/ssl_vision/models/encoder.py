@@ -119,6 +119,11 @@ class _Features(nn.Module):
                 f"encoder {name!r} returned {found} for two images of {image_size} px; "
                 "expected a tensor [2, features]. Wrap it in a module that pools and flattens."
             )
+        if features.dtype != torch.float32:  # the layers on top of it are float32
+            raise UserError(
+                f"encoder {name!r} returned features of {features.dtype} for float32 images; expected float32. Build "
+                "it in float32 (run.precision selects mixed precision), or convert its output."
+            )
         self.feature_dim = features.shape[1]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -251,7 +256,11 @@ def core_network(encoder: nn.Module) -> nn.Module:
 
 
 def _own(name: str) -> nn.Module:
-    module = import_function(name, setting="encoder.name")()
+    make = import_function(name, setting="encoder.name")
+    try:
+        module = make()
+    except TypeError as error:
+        raise UserError(f"{name}() fails ({error}); expected a function that needs no arguments") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"encoder {name!r} returned {type(module).__name__}, expected a torch.nn.Module")
     return module

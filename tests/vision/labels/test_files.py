@@ -98,6 +98,18 @@ def test_names_are_compared_in_composed_form(write: Write, noise: Callable[[int]
     assert read_labelled(file, open_images(root)).tolist() == [0]
 
 
+@pytest.mark.parametrize("separator", [" ", ",", "\t"])
+def test_class_numbers_must_correspond_to_the_classes(photos: Path, tmp_path: Path, separator: str) -> None:
+    file = tmp_path / "list.txt"
+    for numbers in ([0, 1, 1], [0, 0, 0]):
+        rows = zip(("cat/1.png", "cat/2.png", "dog/3.png"), numbers, strict=True)
+        file.write_text("".join(f"{path}{separator}{number}\n" for path, number in rows))
+        with pytest.raises(UserError, match="expected one number per class"):
+            read_labelled(file, open_images(photos))
+    file.write_text("cat/1.png,640,480\ncat/2.png,800,600\n")  # not class numbers
+    assert read_labelled(file, open_images(photos)).tolist() == [0, 1]
+
+
 def test_official_imagenet_names(write: Write, noise: Callable[[int], Image.Image], tmp_path: Path) -> None:
     names = ["n01440764_10026.JPEG", "n01440764_9981.JPEG", "n01443537_16.JPEG"]
     root = write({f"imagenet/train/{name[:9]}/{name}": noise(number) for number, name in enumerate(names)})

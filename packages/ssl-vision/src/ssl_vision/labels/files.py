@@ -185,6 +185,24 @@ class _Places:
                 return index
         return None
 
+    def check_numbers(self, numbers: Sequence[tuple[str, str]], file: Path) -> None:
+        """Check that class numbers and the classes of the data, whose order may differ, correspond one to one."""
+        first: dict[str, tuple[str, str, str]] = {}  # by number and by class
+        for name, number in numbers:
+            index = self.of(name, file)
+            own = None if index is None else self._images.label(index)
+            if own is None or not number.isdigit():
+                continue
+            pair = name, str(int(number)), self._images.classes[own]
+            for key in (f"number {pair[1]}", f"class {pair[2]}"):
+                other = first.setdefault(key, pair)
+                if other[1:] != pair[1:]:
+                    raise UserError(
+                        f"{file}: gives {name} of class {pair[2]} the number {pair[1]}, but {other[0]} of class "
+                        f"{other[2]} the number {other[1]}; expected one number per class of {self._images.name}. "
+                        "Correct the numbers, or remove them to use the classes of the data"
+                    )
+
     def _by_longer_path(self, name: str) -> int | None:
         """Return the image whose path ends in the name, or is the name."""
         rest = name
@@ -208,6 +226,7 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
     if delimiter is None and lines and place.of(lines[0], file) is None:
         spaced = [line.rsplit(None, 1) for line in lines]
         if all(len(parts) == 2 and place.of(parts[0], file) is not None for parts in spaced):  # path and class number
+            place.check_numbers([(path, label) for path, label in spaced if label.isdigit()], file)
             return [(path, None if label.isdigit() else label) for path, label in spaced]
     if delimiter is None or place.of(lines[0], file) is not None:
         return [(_unquoted(line, place, file), None) for line in lines]
@@ -218,6 +237,8 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
     label = next((head.index(name) for name in COLUMNS["label"] if name in head), None)
     if path is None:  # no header
         path, label = 0, (1 if len(rows[0]) > 1 and not rows[0][1].strip().isdigit() else None)
+        if label is None:
+            place.check_numbers([(row[0].strip(), row[1].strip()) for row in rows if len(row) == 2], file)
     else:
         rows = rows[1:]
     short = [row for row in rows if len(row) <= max(path, label or 0)]

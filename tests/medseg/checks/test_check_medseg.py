@@ -19,7 +19,9 @@ from ssl_medseg.checks import Report, examine
 from ssl_medseg.checks.pictures import draw_pictures
 from ssl_medseg.cli import main
 from ssl_medseg.commands.make_splits import make_splits
-from ssl_medseg.datasets import DataOptions
+from ssl_medseg.datasets import DataOptions, open_dataset
+from ssl_medseg.preprocessing import choose_preprocessing
+from ssl_medseg.preprocessing.cases import prepare_cases, skipped_notes
 from tests.medseg.broken_set import AFFINE, SHAPE, broken
 from tests.medseg.small_sets import ball, decathlon, save
 
@@ -274,3 +276,22 @@ def test_the_source_of_patients_is_named(tmp_path: Path) -> None:
     assert examine(table, opening=DataOptions(patient_pattern=".")).rule == (
         "derived from the names of cases with the pattern '.'"
     )
+
+
+def test_labels_of_single_slices_are_warned_of(tmp_path: Path) -> None:
+    """Annotators may label every second or fifth slice only; training would learn the others as background."""
+    shape = (24, 20, 12)
+    for number, name in enumerate(("whole", "every_second", "two_lesions")):
+        image, label = ball(number, shape)
+        if name == "every_second":
+            label[:, :, ::2] = 0
+        elif name == "two_lesions":
+            label[:, :, [n for n in range(12) if n not in (4, 8)]] = 0
+        for folder, array in (("images", image), ("labels", label)):
+            save(tmp_path / folder / f"{name}.nii.gz", array.swapaxes(0, 2), AFFINE[:, [2, 1, 0, 3]])
+    (tmp_path / "labels.json").write_text(json.dumps({"background": 0, "shell": 1, "core": 2}))
+    assert found(examine(tmp_path))["warning"]["skipped_slices"] == {"every_second"}
+    dataset = open_dataset(tmp_path)
+    chosen, _ = choose_preprocessing(dataset, dataset.names, labelled=dataset.names)
+    (note,) = skipped_notes(prepare_cases(dataset, dataset.names, chosen, labels=True))
+    assert note.startswith("warning: every_second: single labelled slices with unlabelled ones between them")

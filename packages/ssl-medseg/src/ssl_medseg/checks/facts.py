@@ -23,7 +23,7 @@ from ssl_medseg.io.file_types import DICOM_ENDINGS, is_series
 from ssl_medseg.io.label_map import ROUNDING, LabelMap
 from ssl_medseg.io.nifti import one_volume, open_nifti
 from ssl_medseg.io.volume import ImageFile, rounding_note
-from ssl_medseg.preprocessing.prepare import axis_letters
+from ssl_medseg.preprocessing.prepare import axis_letters, skips_slices
 
 _NIFTI_FIELDS = ("descrip", "aux_file", "db_name", "intent_name")
 _DICOM_FIELDS = (
@@ -241,6 +241,10 @@ class LabelFacts:
     def labelled_slices(self, axis: int) -> int:
         """Count the slices that contain any structure."""
         return int(self.profiles[axis].any(axis=0).sum()) if self.voxels else 0
+
+    def skips_slices(self, axis: int) -> bool:
+        """Return whether only single slices across an axis contain structures."""
+        return bool(self.voxels) and skips_slices(np.asarray(self.profiles[axis].any(axis=0)))
 
     def at_edge(self, structure: int, axis: int) -> bool:
         """Return whether a structure touches the edge of a slice, where the field of view may cut it off."""

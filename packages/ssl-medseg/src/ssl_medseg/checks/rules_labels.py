@@ -14,6 +14,7 @@ from ssl_medseg.checks.facts import CaseFacts, LabelFacts, about
 from ssl_medseg.datasets import DataSet, Split, read_split
 from ssl_medseg.datasets.splits import fingerprint, read_fingerprints
 from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.preprocessing.prepare import SKIPPED
 
 _FAR = 5.0  # factor by which an unusual volume differs from the median
 _FEWEST = 5  # labels needed for a meaningful median
@@ -106,6 +107,9 @@ def contents(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Fi
     if empty:
         title = f"{several(len(empty), 'label')} without any structure: check whether this is intended"
         yield Finding("warning", "empty_label", title, [Item(empty)])
+    skipping = [one.case.name for one in read if one.label is not None and one.label.skips_slices(one.image.axis)]
+    if skipping:
+        yield Finding("warning", "skipped_slices", f"{several(len(skipping), 'label')} of {SKIPPED}", [Item(skipping)])
     for i, name in enumerate(labels.structures):
         if name in never:
             continue

@@ -23,7 +23,7 @@ from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.io import Grid, grid_difference, read_label, read_volume
 from ssl_medseg.io.file_types import parts_of
 from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label
-from ssl_medseg.preprocessing.prepare import describe_erased, erased_structures
+from ssl_medseg.preprocessing.prepare import SKIPPED, describe_erased, erased_structures, skips_slices
 
 _VERSION = 5
 """Version of the preprocessing; raising it invalidates cached results."""
@@ -176,6 +176,15 @@ def erased_notes(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[st
         f"{describe_erased(names[number], *counts, case.geometry)}"
         for case in cases
         for number, counts in case.erased.items()
+    ]
+
+
+def skipped_notes(cases: Sequence[PreparedCase]) -> list[str]:
+    """Describe the labels in which only single slices contain structures."""
+    return [
+        f"warning: {case.name}: {SKIPPED}"
+        for case in cases
+        if case.label is not None and skips_slices((case.label > 0).flatten(1).any(1).numpy())
     ]
 
 

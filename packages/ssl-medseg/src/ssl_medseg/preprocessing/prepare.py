@@ -412,6 +412,24 @@ def erased_structures(classes: NDArray[np.uint8], pixels: Tensor, geometry: Geom
     }
 
 
+SKIPPED = (
+    "single labelled slices with unlabelled ones between them, which training takes as background; if these are not "
+    "annotated, complete the label, for example with Fill between slices in 3D Slicer"
+)
+
+
+def skips_slices(labelled: NDArray[np.bool_]) -> bool:
+    """Return whether only single slices contain structures, as in a label of every fifth slice.
+
+    At least three such slices are needed, because a volume may have two small lesions.
+
+    >>> [skips_slices(np.array(labelled, dtype=bool)) for labelled in ([1, 0, 1, 0, 0, 1], [1, 1, 0, 1], [1, 0, 1])]
+    [True, False, False]
+    """
+    places = np.flatnonzero(labelled)
+    return len(places) > 2 and bool((np.diff(places) > 1).all())
+
+
 def describe_erased(name: str, voxels: int, pixels: int, geometry: Geometry) -> str:
     """Describe an erased structure, such as ``seed: 2 voxels of 0.6 mm before, 0 pixels of 1.8 mm after``."""
     rows, columns = (geometry.grid.spacing[axis] for axis in geometry.axes[1:])

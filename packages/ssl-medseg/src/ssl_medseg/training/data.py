@@ -20,7 +20,14 @@ from ssl_medseg.datasets import DataOptions, Split, open_split
 from ssl_medseg.datasets.splits import identify
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing
-from ssl_medseg.preprocessing.cases import PreparedCase, erased_notes, prepare_cases, read_truth, share_lost
+from ssl_medseg.preprocessing.cases import (
+    PreparedCase,
+    erased_notes,
+    prepare_cases,
+    read_truth,
+    share_lost,
+    skipped_notes,
+)
 from ssl_medseg.preprocessing.prepare import axis_letters, describe_erased
 from ssl_medseg.training.slices import SliceSet, stack_slices
 from ssl_medseg.training.validation import Validation
@@ -166,6 +173,7 @@ def open_training_data(
     rest = prepare_cases(dataset, parts.unlabelled if unlabelled else (), chosen, labels=False, cache=cache)
     validation = prepare_cases(dataset, parts.validation, chosen, labels=False, cache=cache)
     notes += [*share_lost(labelled, dataset.labels.names), *erased_notes(labelled, dataset.labels.names)]
+    notes += skipped_notes(labelled)
     notes += _by_note([*labelled, *rest, *validation])
     truths = [read_truth(dataset, dataset.case(case.name), case.geometry.grid) for case in validation]
     identity = identify(dataset, parts)

@@ -151,6 +151,30 @@ class Stateful(Protocol):
         """Restore the state."""
 
 
+class Unchanged:
+    """Checkpoint entry with a hash of something that must be the same when a run is resumed, such as its data.
+
+    Args:
+        digest: Hash.
+        message: Error if the hash differs: what has changed, and what to do.
+
+    Raises:
+        UserError: On loading, the hash differs.
+    """
+
+    def __init__(self, digest: str, message: str) -> None:
+        self._digest, self._message = digest, message
+
+    def state_dict(self) -> dict[str, str]:
+        """Return the hash."""
+        return {"sha256": self._digest}
+
+    def load_state_dict(self, state_dict: Mapping[str, str], /) -> None:
+        """Compare the stored hash with the present one."""
+        if state_dict["sha256"] != self._digest:
+            raise UserError(self._message)
+
+
 @dataclass(frozen=True)
 class Position:
     """Position from which a run resumes.

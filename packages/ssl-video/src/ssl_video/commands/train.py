@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.metrics import top_k_accuracy
 from contrastive_core.optim import WarmupCosine
 from contrastive_core.training import Run, RunOptions
+from contrastive_core.training.checkpoint import Unchanged
 from contrastive_core.training.tables import is_address
 from ssl_video.augment import REORDERING, StrongOptions, WeakOptions
 from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
@@ -140,7 +141,7 @@ def train(
             warmup_steps=min(round(optimizer.warmup * steps), steps - 1),
             total_steps=steps,
         )
-        r.track(model=mvpl, optimizer=optim, schedule=schedule, split=_SameSplit(found.digest, split))
+        r.track(model=mvpl, optimizer=optim, schedule=schedule, split=Unchanged(found.digest, _OTHER.format(split)))
         r.say(f"{len(labelled)} labelled of {len(learned)} videos, {feed.clips} clips per step, {steps} steps")
 
         def tested(count: int) -> Recognizer:
@@ -210,23 +211,7 @@ def _finite(step: int, loss: Tensor) -> Iterator[None]:
 
 _FREE = ("data", "split", "read.flow_cache", "read.reader", "read.max_bad", "read.cache", "read.cache_size")
 """Settings that a resumed run may change: the place of the data, and how to read them. The split must be the same."""
-
-
-class _SameSplit:
-    """Checkpoint entry with the hash of the split, which must be the same when a run is resumed."""
-
-    def __init__(self, digest: str, file: Path) -> None:
-        self._digest, self._file = digest, file
-
-    def state_dict(self) -> dict[str, str]:
-        return {"sha256": self._digest}
-
-    def load_state_dict(self, state: Mapping[str, str]) -> None:
-        if state["sha256"] != self._digest:
-            raise UserError(
-                f"{self._file}: is not the split that this run was started with (sha256 {self._digest[:12]} instead of "
-                f"{state['sha256'][:12]}); resume with the original split, or start a new run"
-            )
+_OTHER = "{}: is not the split that this run was started with; resume with the original split, or start a new run"
 
 
 class _Videos(NamedTuple):

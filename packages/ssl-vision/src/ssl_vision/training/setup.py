@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from contrastive_core.errors import UserError
 from contrastive_core.optim import WarmupCosine, scaled_lr
 from contrastive_core.training import Batches, Run
+from contrastive_core.training.checkpoint import Unchanged
 from ssl_vision.data import ImageSet, Subset
 from ssl_vision.evaluation.features import evaluation_batches, outputs
 from ssl_vision.training.options import OptimizerOptions, build_optimizer
@@ -91,6 +93,8 @@ def set_up(
     network: nn.Module,
     options: OptimizerOptions,
     *,
+    images: ImageSet | None,
+    labelled: ImageSet | None,
     batch_size: int,
     epochs: int,
     total_steps: int,
@@ -102,6 +106,8 @@ def set_up(
         run: Run that they belong to.
         network: Network to train.
         options: Options of optimiser and schedule.
+        images: Images that the run is trained on without their labels. A resumed run must have the same.
+        labelled: Images with labels, which must also be the same.
         batch_size: Number of images per step over all processes; the learning rate scales with it.
         epochs: Number of epochs of the run; the warm-up is given in epochs.
         total_steps: Number of steps of the run.
@@ -116,8 +122,24 @@ def set_up(
     # At least one step follows the warm-up, however few there are.
     warmup_steps = min(options.warmup_steps(epochs=epochs, steps_per_epoch=total_steps / epochs), total_steps - 1)
     schedule = WarmupCosine(optimizer, peak_lr=rates, warmup_steps=warmup_steps, total_steps=total_steps)
-    run.track(model=model, optimizer=optimizer, schedule=schedule)
+    same = Unchanged(
+        _identity(images, labelled),
+        f"{run.out}: the run was started with other images, labels or classes. Restore the data to resume it, or start "
+        "a new run in another --out",
+    )
+    run.track(images=same, model=model, optimizer=optimizer, schedule=schedule)
     return model, optimizer, schedule
+
+
+def _identity(images: ImageSet | None, labelled: ImageSet | None) -> str:
+    """Hash the paths of all images, relative to their sets, and the classes of the labelled ones."""
+    total = hashlib.sha256()
+    lines = [] if images is None else [str(len(images)), *map(images.key, range(len(images)))]
+    if labelled is not None:
+        lines += [*labelled.classes, *(f"{labelled.label(i)} {labelled.key(i)}" for i in range(len(labelled)))]
+    for line in lines:
+        total.update(line.encode("utf-8", "surrogateescape") + b"\0")
+    return total.hexdigest()
 
 
 class Validation:

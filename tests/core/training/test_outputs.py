@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -300,3 +305,84 @@ def test_a_kill_between_two_records_of_a_command_loses_none(tmp_path: Path) -> N
             os.kill(os.getpid(), 9)
     os.waitpid(child, 0)
     write(first, second)
+
+
+@contextmanager
+def other_process(code: str, *arguments: Path) -> Iterator[None]:
+    """Run code in another process until it waits, and end it after the block as a user ends a command."""
+    code = f"import sys\nfrom pathlib import Path\n{code}"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        yield
+    finally:
+        other.communicate()
+    assert other.returncode == 0
+
+
+WRITING = """
+from contrastive_core.training import files
+from contrastive_core.training.outputs import Outputs
+targets = [Path(target) for target in sys.argv[1:]]
+with Outputs(targets, command="prog verb"):
+    print("ready", flush=True)
+    sys.stdin.read()
+    for target in targets:
+        files.write_atomic(target, b"theirs")
+"""
+
+
+def test_two_processes_do_not_write_the_same_file(tmp_path: Path) -> None:
+    """One summary described the files of two commands."""
+    shared, own, other = (tmp_path / "out" / name for name in ("summary.json", "a.csv", "b.csv"))
+    with other_process(WRITING, other, shared):
+        with pytest.raises(UserError, match=r"summary\.json is being written by another process; wait for it to end"):
+            write(own, shared, folder=tmp_path / "out")
+        assert not own.exists()
+        write(own)  # other files of the folder remain free
+    assert shared.read_text() == "theirs"
+    write(own, other, shared, text="again")  # both processes have recorded their files
+    assert shared.read_text() == "again"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"summary.json", "a.csv", "b.csv", INDEX}
+
+
+def test_processes_at_once_lose_no_record(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from contrastive_core.training import files
+from contrastive_core.training.outputs import Outputs
+for number in range(50):
+    target = Path(sys.argv[1]) / f"{sys.argv[2]}-{number}.csv"
+    with Outputs([target], command="prog verb"):
+        files.write_atomic(target, b"theirs")
+"""
+    others = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
+    assert [other.wait() for other in others] == [0, 0]
+    assert len(json.loads((tmp_path / INDEX).read_text())["prog verb"]) == 100
+    assert not (tmp_path / files.OUTPUTS_LOCK).exists()
+
+
+def test_thousands_of_files_are_locked_by_the_first_and_the_last(tmp_path: Path) -> None:
+    names = [f"case {number:05d}.nii.gz" for number in range(20_000)]
+    code = (
+        "from contrastive_core.training.files import FileLocks\nlocks = FileLocks(Path(sys.argv[1]))\n"
+        "names = [f'case {number:05d}.nii.gz' for number in range(20_000)]\n"
+        "assert locks.acquire([*names, 'summary.json']) is None\nprint('ready', flush=True)\nsys.stdin.read()"
+    )
+    with other_process(code, tmp_path):
+        locks = files.FileLocks(tmp_path)
+        assert locks.acquire(["other.nii.gz"]) is None
+        assert locks.acquire([names[0], "other.json"]) == names[0]
+        assert locks.acquire([*names[5000:9000], "summary.json"]) == "summary.json"
+        locks.release()
+
+
+def test_without_permission_for_the_lock_the_files_are_written(tmp_path: Path) -> None:
+    """Members of a group share a folder of results, but the first one owns the lock."""
+    (tmp_path / files.OUTPUTS_LOCK).mkdir()  # cannot be opened, also by root
+    write(tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text() == "ours"

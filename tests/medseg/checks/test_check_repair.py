@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -243,3 +245,20 @@ def test_a_label_of_a_series_in_another_order_stays_on_its_anatomy(tmp_path: Pat
     indices = np.rint(places @ np.linalg.inv(written.affine).T).astype(int)[:, :3]
     assert (np.asarray(written.dataobj)[tuple(indices.T)] == 2).all()
     assert not [str(finding) for finding in examine(tmp_path / "copy").errors]
+
+
+def test_two_repairs_at_once_do_not_mix_their_copies(root: Path, tmp_path: Path) -> None:
+    """The second one removed the unfinished copy of the first one."""
+    code = "import sys; from pathlib import Path; from contrastive_core.training import files; "
+    code += "print(files.FileLocks(Path(sys.argv[1])).acquire(['copy']), flush=True); sys.stdin.read()"
+    unfinished = tmp_path / ".copy.tmp"
+    unfinished.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"None\n"
+        with pytest.raises(UserError, match="copy is being written by another process; wait for it to end"):
+            repair(str(root), tmp_path / "copy", ("grid",))
+        assert unfinished.exists()
+        other.communicate()

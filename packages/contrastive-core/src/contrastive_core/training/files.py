@@ -10,8 +10,8 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -307,20 +307,98 @@ class FolderLock:
         The wait is for the child of a command that was killed, which outlives the command by milliseconds. On a file
         system without locks the result is always True.
         """
-        if fcntl is None:
-            return True
-        for attempt in range(_ATTEMPTS + 1):
-            try:
-                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                if attempt < _ATTEMPTS:
-                    time.sleep(1 / _ATTEMPTS)
-            except OSError:
-                return True
-            else:
-                return True
-        return False
+        return _lock_range(self._descriptor)
 
     def release(self) -> None:
         """Release the lock."""
         os.close(self._descriptor)
+
+
+def _lock_range(descriptor: int, start: int = 0, length: int = 0) -> bool:
+    """Acquire a record lock on a range of a file, or return False if another process holds it for over a second."""
+    if fcntl is None:
+        return True
+    for attempt in range(_ATTEMPTS + 1):
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+        except (BlockingIOError, PermissionError):
+            if attempt < _ATTEMPTS:
+                time.sleep(1 / _ATTEMPTS)
+        except OSError:
+            return True
+        else:
+            return True
+    return False
+
+
+#: Name of the file that `FileLocks` uses.
+OUTPUTS_LOCK = ".outputs.lock"
+_MOST_LOCKS = 1000
+
+
+class FileLocks:
+    """Locks that keep a second process from writing the same files of a folder; its other files remain free.
+
+    Every file has a byte of ``.outputs.lock``, on which it takes a record lock, see `FolderLock`. The locks of a
+    process on a folder end together, because the system releases them when one descriptor of this file is closed.
+    Users who cannot write to ``.outputs.lock`` of another user have no locks.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / OUTPUTS_LOCK
+        self._descriptor: int | None = None
+
+    def acquire(self, names: Sequence[str]) -> str | None:
+        """Acquire the locks, or return the name of a file that another process is writing.
+
+        Of thousands of files, the first and the last ones are locked, because the time is quadratic in their number.
+        Two commands that write that many files to a folder also write the same summary, which is among them.
+        """
+        half = _MOST_LOCKS // 2
+        names = names if len(names) <= _MOST_LOCKS else [*names[:half], *names[-half:]]
+        for attempt in range(0 if fcntl is None else _ATTEMPTS):
+            if attempt:
+                self.release()
+            try:
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError:
+                return None
+            for name in names:
+                start = 1 + int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:7], "big")
+                if not _lock_range(self._descriptor, start, 1):
+                    return name
+            if self._is_there():  # otherwise the last process to release its locks has removed the file meanwhile
+                return None
+        return None  # the file system has no lasting numbers of files
+
+    @contextmanager
+    def index(self) -> Iterator[None]:
+        """Keep other processes from changing the index of the folder inside the block."""
+        if fcntl is None or self._descriptor is None:
+            yield
+            return
+        with suppress(OSError):
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, 0)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, 0)
+
+    def release(self) -> None:
+        """Release the locks, and remove their file if no other process has one."""
+        if fcntl is None or self._descriptor is None:
+            return
+        with suppress(OSError):
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._is_there():
+                self._path.unlink()
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def _is_there(self) -> bool:
+        """Return whether the open file is still the one of this name."""
+        try:
+            return self._descriptor is not None and os.path.samestat(self._path.stat(), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False

@@ -32,7 +32,7 @@ _SHOWN = 3
 
 
 class Outputs:
-    """Files that a command writes, which are checked on construction and recorded inside a ``with`` block.
+    """Files that a command writes, which are checked on construction, and locked and recorded in a ``with`` block.
 
     Args:
         targets: All files that the command may write.
@@ -45,7 +45,7 @@ class Outputs:
 
     Raises:
         UserError: A target is an input, a folder, or a file that this command did not write here; or two targets are
-            one file.
+            one file. On entry of the block: another process is writing a target.
     """
 
     def __init__(
@@ -77,17 +77,33 @@ class Outputs:
     def __enter__(self) -> Self:
         # Record the files before they are written, so that a killed command recognises them later.
         if self._targets:
-            self._before = {path: _version(path) for path in self._targets}
-            for path in (*self._targets, self._folder / INDEX):
-                files.remove_stale(path)
             self._is_new = not self._folder.exists()
-            _tell_replaced(self._replaced)
-            self._recorded = _absorb_journal(self._folder, self._command)
-            new = {path: None for path in self._targets if _name(path, self._folder) not in self._recorded}
-            _record(self._folder, self._command, new)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._locks = files.FileLocks(self._folder)
+            try:
+                self._begin()
+            except BaseException:
+                self._locks.release()
+                raise
             self._wanted = frozenset(self._targets)
             files.on_replacement.append(self._note)
         return self
+
+    def _begin(self) -> None:
+        names = [_name(path, self._folder) for path in self._targets]
+        if (taken := self._locks.acquire(names)) is not None:
+            raise UserError(
+                f"{self._folder / taken} is being written by another process; wait for it to end, or choose another "
+                "output"
+            )
+        self._before = {path: _version(path) for path in self._targets}
+        for path in (*self._targets, self._folder / INDEX):
+            files.remove_stale(path)
+        _tell_replaced(self._replaced)
+        with self._locks.index():
+            self._recorded = _absorb_journal(self._folder, self._command)
+            new = {path: None for path, name in zip(self._targets, names, strict=True) if name not in self._recorded}
+            _record(self._folder, self._command, new)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Files that the command has written before an error are also recorded as its own.
@@ -99,13 +115,16 @@ class Outputs:
         except OSError:  # on a full disk the index still lists the planned files
             if kind is None:
                 raise
+        finally:
+            self._locks.release()
 
     def _note(self, path: Path, temporary: Path) -> None:
         """Record the hash of a target before it is put in place, in case the command is killed afterwards."""
         if path in self._wanted:
             self._hashes[path] = files.sha256(temporary)
             line = {"command": self._command, "file": _name(path, self._folder), "sha256": self._hashes[path]}
-            files.append_line(self._folder / JOURNAL, json.dumps(line))
+            with self._locks.index():
+                files.append_line(self._folder / JOURNAL, json.dumps(line))
 
     def _record_written(self) -> None:
         written = {}
@@ -116,8 +135,10 @@ class Outputs:
             elif path.is_file() and self._recorded.get(name):
                 written[path] = self._recorded[name]
         gone = [path for path in self._targets if path not in written]
-        _record(self._folder, self._command, written, gone=gone)
-        _forget_journal(self._folder, self._command, {_name(path, self._folder) for path in self._targets})
+        with self._locks.index():
+            _record(self._folder, self._command, written, gone=gone)
+            _forget_journal(self._folder, self._command, {_name(path, self._folder) for path in self._targets})
+        self._locks.release()
         if self._is_new and not written:
             with contextlib.suppress(OSError):  # the folder contains other files
                 self._folder.rmdir()
@@ -195,7 +216,7 @@ def run_files(folder: Path | str) -> Iterator[Path]:
         return
     added = {name for names in _read(place).values() for name in names} - _MODEL
     for file in place.iterdir():
-        if file.is_file() and file.suffix != ".html" and file.name not in {INDEX, JOURNAL, *added}:
+        if file.is_file() and file.suffix != ".html" and file.name not in {INDEX, JOURNAL, files.OUTPUTS_LOCK, *added}:
             yield file
     for inner in ("model", "models", "checkpoints"):
         yield from (place / inner).rglob("*")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError, without_path
 from contrastive_core.text import several
-from contrastive_core.training.files import check_space, replace_folder, write_atomic
+from contrastive_core.training.files import FileLocks, check_space, replace_folder, write_atomic
 from ssl_medseg.datasets import Case, DataOptions
 from ssl_medseg.datasets.open import label_map_for, list_cases
 from ssl_medseg.io import Grid, grid_difference, read_grid, read_label_values, read_volume
@@ -264,9 +264,14 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
                     "move it there"
                 )
     new = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
+    locks = FileLocks(out.parent)
+    if locks.acquire([out.name]) is not None:
+        locks.release()
+        raise UserError(f"{out} is being written by another process; wait for it to end, or choose another folder")
+    shutil.rmtree(new, ignore_errors=True)
     try:
+        _places(listing.root, out)  # another process may have written it since
         shutil.copytree(root, new, ignore=_dead_links)
         changes = [
             replace(change, left=change.left.replace(f"{new}/", ""))
@@ -278,6 +283,7 @@ def repair(data: str, out: Path, fixes: Sequence[Fix], *, opening: DataOptions |
         replace_folder(new, out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+        locks.release()
     return Repaired(out, changes)
 
 

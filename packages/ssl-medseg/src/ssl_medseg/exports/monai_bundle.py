@@ -361,19 +361,19 @@ def write_bundle(segmenter: Segmenter, source: str, out: Path, *, overwrite: boo
     check_space_of(segmenter.network, out, copies=2)
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        checked = _write(segmenter, source, new)
-        with tempfile.TemporaryDirectory() as scratch:
-            checked["bundle"] = _agreement(segmenter, new, Path(scratch))
-        (new / "docs" / "checked.json").write_text(json.dumps(checked, indent=1) + "\n", encoding="utf-8")
-        with planned:
+    with planned:  # also keeps a second export out of the temporary folder
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            checked = _write(segmenter, source, new)
+            with tempfile.TemporaryDirectory() as scratch:
+                checked["bundle"] = _agreement(segmenter, new, Path(scratch))
+            (new / "docs" / "checked.json").write_text(json.dumps(checked, indent=1) + "\n", encoding="utf-8")
             for name in _BUNDLE:
                 files.sync(new / name)
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 files.put_in_place(new / name, out / name)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
     return checked
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from contrastive_core.training import Run, RunOptions
 from ssl_medseg.evaluation.metrics import class_dice
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
 from ssl_medseg.models.network import Refinement, slice_probabilities
+from ssl_medseg.selftraining.student import Scoring
 from ssl_medseg.training.optim import BestWeights, moving_average
 from ssl_medseg.training.validation import Validation, VolumeScores, choose_refinement
 from tests.medseg.toy_cases import toy_case
@@ -56,6 +60,34 @@ def test_means_say_who_is_counted() -> None:
     assert list(scores.record("x")) == ["x_dice", "x_dice_present", "x_false_structures", "x_dice_a", "x_dice_b"]
     nothing = VolumeScores(("a",), np.array([[NAN]]), np.array([[False]]))
     assert (nothing.mean, nothing.mean_present) == (0.0, 0.0)
+    assert (scores.score, nothing.score) == (scores.mean, 0.0)
+    assert replace(scores, recipe="strong").score == scores.mean_present
+    assert replace(nothing, recipe="strong").score is None
+
+
+@pytest.mark.parametrize(("recipe", "kept"), [("strong", "last step"), ("paper", "initial segmenter")])
+def test_a_false_voxel_in_a_healthy_patient_does_not_bring_back_the_initial_segmenter(recipe: Any, kept: str) -> None:
+    """The paper's Dice falls from 0.7 to 0.45, although the only patient with the structure improves."""
+    present = np.array([[True], [False]])
+    values = iter([np.array([[0.7], [NAN]]), np.array([[0.9], [0.0]])])
+    run: Any = SimpleNamespace(track=lambda **_: None, say=lambda _: None)
+    validation: Any = SimpleNamespace(scores=lambda _: VolumeScores(("a",), next(values), present, recipe))
+    scoring = Scoring(run, validation, every=1)
+    scoring.begin(nn.Linear(1, 1))
+    scoring.best.offer(1.0, step=1, network=nn.Linear(1, 1))
+    assert scoring.choose(nn.Linear(1, 1), keep="last", steps=1).startswith(kept)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_healthy_patients_alone_choose_no_step(keep: str) -> None:
+    nothing = VolumeScores(("a",), np.array([[0.0]]), np.array([[False]]), "strong")
+    run: Any = SimpleNamespace(track=lambda **_: None, say=lambda _: None, record=lambda **_: None)
+    validation: Any = SimpleNamespace(scores=lambda *_, **__: nothing)
+    scoring = Scoring(run, validation, every=1)
+    scoring.begin(nn.Linear(1, 1))
+    scoring.after(0, nn.Linear(1, 1), ends_round=True)
+    assert scoring.choose(nn.Linear(1, 1), keep=keep, steps=1) == "last step (1)"
+    assert choose_refinement(run, validation, nn.Linear(1, 1)) == Refinement()
 
 
 class Brightness(nn.Module):

@@ -99,7 +99,9 @@ class Scoring:
     def begin(self, network: nn.Module) -> None:
         """Score the initial segmenter, which is kept if no training step improves on it."""
         if self._validation is not None:
-            self.begun.offer(self._validation.scores(network).mean, step=0, network=network)
+            score = self._validation.scores(network).score
+            if score is not None:
+                self.begun.offer(score, step=0, network=network)
 
     def after(self, step: int, network: nn.Module, *, ends_round: bool) -> None:
         """Score after a step, if a validation is due."""
@@ -107,8 +109,9 @@ class Scoring:
             return
         scores = self._validation.scores(network, step=step + 1)
         self._run.record(**scores.record())
-        for keeper in (self.best, self.best_of_round):
-            keeper.offer(scores.mean, step=step + 1, network=network)
+        if scores.score is not None:
+            for keeper in (self.best, self.best_of_round):
+                keeper.offer(scores.score, step=step + 1, network=network)
 
     def choose(self, network: nn.Module, *, keep: str, steps: int) -> str:
         """Load the weights to keep into the network and return a description of them."""
@@ -119,10 +122,10 @@ class Scoring:
                 f"warning: the initial segmenter has a validation Dice of {begun.score:.3f}, the best training step "
                 f"{best.score:.3f}: the unlabelled volumes did not help, or the run was too short"
             )
-        if self._validation is None or keep == "last":
+        if best.score is None or keep == "last":
             if self._validation is not None and begun.score is not None:
-                last = self._validation.scores(network).mean
-                if last < begun.score - _LOSS:
+                last = self._validation.scores(network).score
+                if last is not None and last < begun.score - _LOSS:
                     begun.give(network)
                     return f"initial segmenter, validation Dice {begun.score:.3f}; the last step had {last:.3f}"
             return f"last step ({steps})"

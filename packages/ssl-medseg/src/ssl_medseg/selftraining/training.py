@@ -133,7 +133,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
             lr=chosen.lr, weight_decay=chosen.weight_decay, schedule=chosen.schedule, cycle=chosen.steps,
             decay=chosen.ema or (0.0 if in_rounds else 0.99), steps=total,
         )  # fmt: skip
-        validation = seen.validate_with(r, steps=total, every=chosen.validate_every)
+        validation = seen.validate_with(r, steps=total, every=chosen.validate_every, recipe=chosen.recipe)
         scoring, pool = Scoring(r, validation, every=chosen.validate_every), Pool(r, seen, how.pseudo)
         r.track(pool=pool)
         estimate = DurationEstimate(

@@ -29,6 +29,7 @@ from ssl_medseg.preprocessing.cases import (
     skipped_notes,
 )
 from ssl_medseg.preprocessing.prepare import axis_letters, describe_erased
+from ssl_medseg.training.recipe import RecipeName
 from ssl_medseg.training.slices import SliceSet, stack_slices
 from ssl_medseg.training.validation import Validation
 
@@ -125,11 +126,13 @@ class TrainingData:
         )]  # fmt: skip
         return _first(share_lost(outside, self.labels.names))
 
-    def validate_with(self, run: Run, *, steps: int, every: int) -> Validation | None:
+    def validate_with(self, run: Run, *, steps: int, every: int, recipe: RecipeName) -> Validation | None:
         """Create the validation of a run of `steps` steps, run every `every` steps; None without validation cases."""
         if not self.validation:
             return None
-        return Validation(run, self.validation, self.truths, self.labels.structures, steps=steps, every=every)
+        return Validation(
+            run, self.validation, self.truths, self.labels.structures, steps=steps, every=every, recipe=recipe
+        )
 
 
 def open_training_data(

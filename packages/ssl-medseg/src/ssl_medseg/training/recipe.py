@@ -114,9 +114,10 @@ class TrainingOptions:
         least_classes: Smallest number of classes, background included, that a labelled slice must contain to be used.
         validate_every: Steps between two validations (3-D Dice on the original grids); by default a twentieth of the
             steps, or 50 in the paper's recipe.
-        keep: Weights to keep: ``best`` (mean foreground Dice on the validation cases) or ``last``. ``auto`` means last
-            in the strong recipe, whose averaged weights improve until the end, while one or two validation patients
-            cannot distinguish steps; in the paper's recipe it means best if the split has validation cases.
+        keep: Weights to keep: ``best`` (mean Dice on the validation cases, in the strong recipe over those that contain
+            the structure) or ``last``. ``auto`` means last in the strong recipe, whose averaged weights improve until
+            the end, while one or two validation patients cannot distinguish steps; in the paper's recipe it means best
+            if the split has validation cases.
             Self-training keeps the initial segmenter if the best step scores lower, or the last step much lower (by
             0.05 Dice), on the validation cases.
         test_time: Whether to choose mirroring of slices and the largest component of each structure for prediction,

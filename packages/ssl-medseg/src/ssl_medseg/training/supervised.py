@@ -110,7 +110,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
             average = moving_average(segmenter, chosen.ema)
             r.track(average=average)
         kept = segmenter if average is None else average.module
-        validation = seen.validate_with(r, steps=chosen.steps, every=chosen.validate_every)
+        validation = seen.validate_with(r, steps=chosen.steps, every=chosen.validate_every, recipe=chosen.recipe)
         estimate = _duration_estimate(r, chosen, slices, validation, kept)
 
         for step in r.steps(chosen.steps, samples_per_step=chosen.batch_size):
@@ -128,7 +128,8 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
             if validation is not None and (done % chosen.validate_every == 0 or done == chosen.steps):
                 scores = validation.scores(kept, step=done)
                 r.record(**scores.record())
-                best.offer(scores.mean, step=done, network=kept)
+                if scores.score is not None:
+                    best.offer(scores.score, step=done, network=kept)
 
         def save(folder: str, weights: str, refinement: Refinement) -> Path:
             return save_segmenter(
@@ -142,7 +143,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
 
         weights = f"last step ({chosen.steps})"
         save("models/last", weights, Refinement())
-        if validation is not None and chosen.keep != "last":
+        if best.score is not None and chosen.keep != "last":
             best.give(kept)
             weights = f"best step ({best.step}), validation Dice {best.score:.3f}"
         weights += f", averaged with decay {chosen.ema:g}" if chosen.ema else ""

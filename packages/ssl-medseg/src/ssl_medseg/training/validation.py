@@ -18,6 +18,7 @@ from ssl_medseg.models.network import Refinement, slice_probabilities
 from ssl_medseg.preprocessing import restore
 from ssl_medseg.preprocessing.cases import PreparedCase
 from ssl_medseg.preprocessing.prepare import place, to_voxels
+from ssl_medseg.training.recipe import RecipeName
 
 _DRAWN = 5
 """Pictures of a training, evenly over its steps."""
@@ -32,15 +33,28 @@ class VolumeScores:
         names: Names of the structures.
         dice: [V, F]; 0 if the structure is present in only one of truth and prediction, NaN if in neither.
         present: [V, F], whether the truth contains the structure.
+        recipe: Recipe of the training, which determines `score`.
     """
 
     names: tuple[str, ...]
     dice: NDArray[np.float64]
     present: NDArray[np.bool_]
+    recipe: RecipeName = "paper"
+
+    @property
+    def score(self) -> float | None:
+        """Mean Dice that selects weights and test-time settings; None if no truth has a structure.
+
+        In the paper's recipe it is `mean`, otherwise `mean_present`: healthy patients do not decide, in whom a single
+        false voxel makes the Dice 0.
+        """
+        if self.recipe == "paper":
+            return self.mean
+        return self.mean_present if self.structures else None
 
     @property
     def mean(self) -> float:
-        """Mean foreground Dice in the paper's convention, which selects the best step.
+        """Mean foreground Dice in the paper's convention.
 
         The mean over volumes of the mean over the structures that are present in truth or prediction. A structure that
         is present in only one of them counts as 0. The result is 0 if there is nothing to score.
@@ -85,12 +99,14 @@ class Validation:
         names: Names of the structures.
         steps: Steps of the training, over which pictures of the first volume are spread; 0 draws none.
         every: Steps between two validations.
+        recipe: Recipe of the training, which determines the score that selects weights.
     """
 
     def __init__(
         self, run: Run, cases: Sequence[PreparedCase], truths: Sequence[NDArray[np.uint8]], names: tuple[str, ...],
-        *, steps: int = 0, every: int = 1,
+        *, steps: int = 0, every: int = 1, recipe: RecipeName = "paper",
     ) -> None:  # fmt: skip
+        self._recipe: RecipeName = recipe
         self._run, self._cases, self._truths, self._names = run, cases, truths, names
         self._steps, self._every = steps, every
         present = [[(truth == number).any() for number in range(1, len(names) + 1)] for truth in truths]
@@ -130,7 +146,7 @@ class Validation:
             # Reduced in float32, because Apple GPUs have no float64.
             shared = torch.from_numpy(dice).float().to(self._run.device)
             dice = self._run.fabric.all_reduce(shared, reduce_op="sum").double().cpu().numpy()  # type: ignore[union-attr]
-        return VolumeScores(self._names, dice, self._present)
+        return VolumeScores(self._names, dice, self._present, self._recipe)
 
     def _is_drawn(self, step: int) -> bool:
         """Whether this is the first score after another fifth of the steps."""
@@ -168,14 +184,16 @@ def choose_refinement(run: Run, validation: Validation | None, network: nn.Modul
 
     Args:
         run: Run, which reports the choice.
-        validation: Validation; with None, the refinement is empty.
+        validation: Validation; with None, or without any structure in its cases, the refinement is empty.
         network: Network with the weights to keep.
     """
     if validation is None:
         return Refinement()
     plain = validation.scores(network)
     mirrored = validation.scores(network, Refinement(mirror=True))
-    mirror = mirrored.mean > plain.mean + _GAIN
+    if plain.score is None or mirrored.score is None:
+        return Refinement()
+    mirror = mirrored.score > plain.score + _GAIN
     base = mirrored if mirror else plain
     every = tuple(range(1, len(base.names) + 1))
     parts = validation.scores(network, Refinement(mirror, every))
@@ -188,7 +206,7 @@ def choose_refinement(run: Run, validation: Validation | None, network: nn.Modul
     names = ", ".join(base.names[number - 1] for number in largest)
     run.say(
         f"test-time settings chosen on the validation cases: mirroring {'on' if mirror else 'off'} (Dice "
-        f"{plain.mean:.3f} without, {mirrored.mean:.3f} with); keep the largest component of "
+        f"{plain.score:.3f} without, {mirrored.score:.3f} with); keep the largest component of "
         f"{names if largest else 'no structure'}"
     )
     return chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -346,3 +347,32 @@ def test_deleted_scans_are_not_found(tmp_path: Path) -> None:
     assert all("old" not in name for name in unread_files(tmp_path, find_images(tmp_path)))
     images = tmp_path / "images"
     assert [wanted.name for wanted in find_images(images)] == ["p0", "p1"]
+
+
+def test_binary_masks_of_totalsegmentator_are_not_taken_for_images(tmp_path: Path) -> None:
+    image, mask = phantom((40, 36, 5), seed=9)
+    for name in ("s0001/ct", "s0001/segmentations/liver", "s0001/segmentations/spleen"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_nifti(tmp_path / f"{name}.nii.gz", image if name.endswith("ct") else mask, MATRIX)
+    found = find_images(tmp_path)
+    assert [each.name for each in found] == ["s0001/ct"]
+    assert unread_files(tmp_path, found) == ["s0001/segmentations: labels, which are not segmented"]
+    assert len(find_images(tmp_path / "s0001" / "segmentations")) == 2  # asked for
+    with pytest.raises(UserError, match="layout of TotalSegmentator, with a binary mask of every structure"):
+        open_dataset(tmp_path)
+
+
+def test_labels_by_several_raters_are_neither_images_nor_chosen_silently(tmp_path: Path) -> None:
+    root = folders(tmp_path / "data")
+    label = next((root / "labels").glob("p0*"))
+    for place in ("labels", "images"):
+        for rater in ("p0_rater1", "p0_Reader-2_seg"):
+            shutil.copy(label, root / place / f"{rater}.nii.gz")
+    assert {each.name for each in find_images(root / "images")} == {"p0", "p1"}
+    for rater in (root / "images").glob("p0_*"):
+        unread = unread_files(root / "images", find_images(root / "images"))
+        assert f"{rater.name}: a label, which is not segmented" in unread
+        rater.unlink()
+    label.unlink()
+    with pytest.raises(UserError, match="p0 has several labels: keep one, or list the cases in a CSV file"):
+        open_dataset(root)

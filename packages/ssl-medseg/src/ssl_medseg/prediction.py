@@ -21,7 +21,7 @@ from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.channel_groups import Wanted, group_channels
 from ssl_medseg.datasets.dataset import Case, DataSet
-from ssl_medseg.datasets.layouts.folders import label_folders
+from ssl_medseg.datasets.layouts.folders import label_folders, labels_beside
 from ssl_medseg.datasets.open import read_frames
 from ssl_medseg.evaluation.uncertainty import agreement, predictive_entropy
 from ssl_medseg.io import read_volume, write_mask
@@ -132,12 +132,17 @@ def _walk(root: Path) -> list[tuple[str, Path]]:
         if folder != root and _is_of_predict(names):
             folders.clear()
             continue
-        for name in label_folders(folders):
+        for name in label_folders(folders, [folder / name for name in names]):
             folders.remove(name)
+        labels = labels_beside(folder, names)
         inside = folder.relative_to(root)
         if is_series(folder):
             found.append((stem(root.resolve()) if folder == root else inside.as_posix(), folder))
-        images = [path for name in names if is_image(path := folder / name) and not is_segmentation(path)]
+        images = [
+            path
+            for name in names
+            if name not in labels and is_image(path := folder / name) and not is_segmentation(path)
+        ]
         found += [((inside / stem(path)).as_posix(), path) for path in images]
     return found
 
@@ -173,13 +178,15 @@ def unread_files(data: Path, found: Sequence[Wanted]) -> list[str]:
             folders.clear()
             unread.append(f"{folder.relative_to(data).as_posix()}: masks of `predict`, which are not segmented")
             continue
-        for name in label_folders(folders):
+        for name in label_folders(folders, [folder / name for name in names]):
             folders.remove(name)
             unread.append(f"{(folder / name).relative_to(data).as_posix()}: labels, which are not segmented")
         if is_series(folder):
             unread += [f"{folder.relative_to(data).as_posix()}: {why}" for why in _no_images(folder)]
+        labels = labels_beside(folder, names)
         for name in names:
             reason = "" if folder / name in used else why_unread(folder / name)
+            reason = "a label, which is not segmented" if name in labels and folder / name not in used else reason
             if reason and not is_companion(folder / name):
                 unread.append(f"{(folder / name).relative_to(data).as_posix()}: {reason}")
     return unread

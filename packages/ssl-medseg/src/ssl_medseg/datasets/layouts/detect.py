@@ -108,6 +108,12 @@ def _recognised(source: Path) -> str:
             return "bids"
         if any((root / name).is_dir() for name in (*IMAGES, *UNLABELLED)):
             return "folders"
+    if source.is_dir() and any(is_image(mask) for mask in root.glob("*/segmentations/*")):
+        raise UserError(
+            f"{source}: has the layout of TotalSegmentator, with a binary mask of every structure in segmentations; "
+            "expected one label per case. Write the masks of each case into one file with a value per structure, and "
+            "move these to labels/CASE.nii.gz and the images to images/CASE.nii.gz"
+        )
     raise UserError(f"{source}: found no data set in a known layout; {_EXPECTED}")
 
 

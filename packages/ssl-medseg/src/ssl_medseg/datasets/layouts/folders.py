@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from ssl_medseg.datasets.layouts.channel_files import ChannelCase, channel_files
 from ssl_medseg.datasets.layouts.listing import Entry, Listing, place
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.datasets.phases import phase_in_table
-from ssl_medseg.io.file_types import DICOM_ENDINGS, images_in, is_dicom, is_segmentation, is_series, stem
+from ssl_medseg.io.file_types import DICOM_ENDINGS, images_in, is_dicom, is_image, is_segmentation, is_series, stem
 from ssl_medseg.io.label_map import LabelMap, read_label_map
 from ssl_medseg.io.tables import read_table, whole_number
 from ssl_medseg.io.volume import join_channels
@@ -26,6 +27,7 @@ _IMAGE_ENDINGS = ("_image", "_img")
 _LABEL_ENDINGS = tuple(
     f"{separator}{word}" for separator in "_-." for word in ("label", "labels", "seg", "mask", "gt", "segmentation")
 )
+_RATER = re.compile(r"[_.-](rater|reader|annotator|observer)[_-]?\d+$", re.IGNORECASE)
 _PARTS = {
     "": "",
     **dict.fromkeys(("train", "training", "labelled", "labeled"), "training"),
@@ -37,21 +39,31 @@ _PARTS = {
 _MAPS = ("labels.json", "labels.csv", "labels.tsv", "dataset.json")
 
 
-def label_folders(names: Iterable[str]) -> list[str]:
+def label_folders(names: Iterable[str], files: Iterable[Path] = ()) -> list[str]:
     """Return the folders that hold labels, among folders of which one holds their images; otherwise none.
 
-    Next to the subjects of BIDS, labels are in ``derivatives``.
+    Next to the subjects of BIDS, labels are in ``derivatives``, next to the image of a case of TotalSegmentator in
+    ``segmentations``.
     """
     there = set(names)
+    if "segmentations" in there and any(map(is_image, files)):
+        return ["segmentations"]
     if "derivatives" in there and any(name.startswith("sub-") for name in there):
         return ["derivatives"]
     return [name for name in (*LABELS, "labelsTs") if name in there] if there & {*IMAGES, "imagesTs"} else []
 
 
 def image_name(label: Path) -> str:
-    """Return the name of the image that a label belongs to, without ``_label``, ``_seg``, ``_mask`` or ``_gt``."""
+    """Return the name of the image that a label belongs to, without ``_seg`` (see `list_folders`) or ``_rater1``."""
     own = stem(label.with_suffix("")) if label.suffix.lower() in DICOM_ENDINGS and label.is_file() else stem(label)
-    return _without(own, _LABEL_ENDINGS)
+    return _without(_RATER.sub("", _without(own, _LABEL_ENDINGS)), _LABEL_ENDINGS)
+
+
+def labels_beside(folder: Path, names: Iterable[str]) -> set[str]:
+    """Return the files of a folder that are labels of another one by their names, such as ``CASE_seg.nii.gz``."""
+    images = [name for name in names if is_image(folder / name)]
+    cases = {stem(Path(name)) for name in images}
+    return {name for name in images if (case := image_name(folder / name)) in cases and case != stem(Path(name))}
 
 
 def list_folders(root: Path, options: DataOptions) -> Listing:
@@ -63,7 +75,8 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
     series of a study, or with a folder for each series, is one image.
 
     A label has the name of its image, with an optional ``_label``, ``_seg``, ``_mask``, ``_gt`` or ``_segmentation`` at
-    the end, also after a dot or hyphen; an ``_image`` at the end of the image name is ignored. Labels may be DICOM
+    the end, also after a dot or hyphen; an ``_image`` at the end of the image name is ignored. Labels by several
+    raters (``CASE_rater1``, ``CASE_rater2``) are an error, because one must be chosen. Labels may be DICOM
     segmentations, also in a folder of their own. The label map is read from labels.json, labels.csv or labels.tsv.
     """
     labels: dict[str, list[Path]] = {}

@@ -185,8 +185,9 @@ def unread_files(data: Path, found: Sequence[Wanted]) -> list[str]:
             unread += [f"{folder.relative_to(data).as_posix()}: {why}" for why in _no_images(folder)]
         labels = labels_beside(folder, names)
         for name in names:
-            reason = "" if folder / name in used else why_unread(folder / name)
-            reason = "a label, which is not segmented" if name in labels and folder / name not in used else reason
+            reason = ""
+            if folder / name not in used:
+                reason = why_unread(folder / name) or ("a label, which is not segmented" if name in labels else "")
             if reason and not is_companion(folder / name):
                 unread.append(f"{(folder / name).relative_to(data).as_posix()}: {reason}")
     return unread

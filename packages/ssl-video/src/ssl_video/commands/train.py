@@ -141,7 +141,9 @@ def train(
             warmup_steps=min(round(optimizer.warmup * steps), steps - 1),
             total_steps=steps,
         )
-        r.track(model=mvpl, optimizer=optim, schedule=schedule, split=Unchanged(found.digest, _OTHER.format(split)))
+        r.track(
+            model=mvpl, optimizer=optim, schedule=schedule, split=Unchanged(found.digest, _OTHER_SPLIT.format(split))
+        )
         r.say(f"{len(labelled)} labelled of {len(learned)} videos, {feed.clips} clips per step, {steps} steps")
 
         def tested(count: int) -> Recognizer:
@@ -211,7 +213,7 @@ def _finite(step: int, loss: Tensor) -> Iterator[None]:
 
 _FREE = ("data", "split", "read.flow_cache", "read.reader", "read.max_bad", "read.cache", "read.cache_size")
 """Settings that a resumed run may change: the place of the data, and how to read them. The split must be the same."""
-_OTHER = "{}: is not the split that this run was started with; resume with the original split, or start a new run"
+_OTHER_SPLIT = "{}: is not the split that this run was started with; resume with the original split, or start a new run"
 
 
 class _Videos(NamedTuple):

@@ -127,7 +127,7 @@ def distill(
         torch.manual_seed(r.seed("weights"))
         network = start.build(len(found.classes)).to(memory_format=torch.channels_last)
         model, optim, schedule = set_up(
-            r, network, optimizer, images=unlabelled, labelled=labelled,
+            r, network, optimizer, unlabelled=unlabelled, labelled=labelled,
             batch_size=budget.batch_size, epochs=epochs, total_steps=budget.total_steps, unadapted=("fc",),
         )  # fmt: skip
         readable = skip_bad(unlabelled, max_bad=read.max_bad, log=out / "bad_files.jsonl")

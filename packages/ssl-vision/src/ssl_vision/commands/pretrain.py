@@ -129,7 +129,7 @@ def pretrain(
         chunks = _chunks(network, grad_cache, grad_cache_norm, compiled=run.compile)
         r.say(feed.summary)
         model, optim, schedule = set_up(
-            r, network, optimizer, images=unlabelled, labelled=labelled,
+            r, network, optimizer, unlabelled=unlabelled, labelled=labelled,
             batch_size=feed.inputs(0) // 2, epochs=epochs, total_steps=total_steps,
         )  # fmt: skip
         weight = {"nt_xent": 1.0, "suncet": suncet.weight}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,9 +259,10 @@ def core_network(encoder: nn.Module) -> nn.Module:
 def _own(name: str) -> nn.Module:
     make = import_function(name, setting="encoder.name")
     try:
-        module = make()
+        inspect.signature(make).bind()
     except TypeError as error:
         raise UserError(f"{name}() fails ({error}); expected a function that needs no arguments") from error
+    module = make()
     if not isinstance(module, nn.Module):
         raise UserError(f"encoder {name!r} returned {type(module).__name__}, expected a torch.nn.Module")
     return module

@@ -136,7 +136,7 @@ def finetune(
             add_low_rank(network.encoder, lora_rank)
         crops = Crops(labelled, batches, size=size, seed=r.seed("crops"), load=read.load, workers=run.workers)
         wrapped, optim, schedule = set_up(
-            r, network, optimizer, images=None, labelled=labelled,
+            r, network, optimizer, unlabelled=None, labelled=labelled,
             batch_size=budget.batch_size, epochs=epochs, total_steps=budget.total_steps, unadapted=("fc",),
         )  # fmt: skip
         validating = Validation(r, scored, budget, every=validation.validate_every, size=size)

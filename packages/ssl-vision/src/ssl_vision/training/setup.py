@@ -93,7 +93,7 @@ def set_up(
     network: nn.Module,
     options: OptimizerOptions,
     *,
-    images: ImageSet | None,
+    unlabelled: ImageSet | None,
     labelled: ImageSet | None,
     batch_size: int,
     epochs: int,
@@ -106,7 +106,7 @@ def set_up(
         run: Run that they belong to.
         network: Network to train.
         options: Options of optimiser and schedule.
-        images: Images that the run is trained on without their labels. A resumed run must have the same.
+        unlabelled: Images whose labels are not read. A resumed run must have the same.
         labelled: Images with labels, which must also be the same.
         batch_size: Number of images per step over all processes; the learning rate scales with it.
         epochs: Number of epochs of the run; the warm-up is given in epochs.
@@ -123,7 +123,7 @@ def set_up(
     warmup_steps = min(options.warmup_steps(epochs=epochs, steps_per_epoch=total_steps / epochs), total_steps - 1)
     schedule = WarmupCosine(optimizer, peak_lr=rates, warmup_steps=warmup_steps, total_steps=total_steps)
     same = Unchanged(
-        _identity(images, labelled),
+        _identity(unlabelled, labelled),
         f"{run.out}: the run was started with other images, labels or classes. Restore the data to resume it, or start "
         "a new run in another --out",
     )
@@ -131,10 +131,10 @@ def set_up(
     return model, optimizer, schedule
 
 
-def _identity(images: ImageSet | None, labelled: ImageSet | None) -> str:
+def _identity(unlabelled: ImageSet | None, labelled: ImageSet | None) -> str:
     """Hash the paths of all images, relative to their sets, and the classes of the labelled ones."""
     total = hashlib.sha256()
-    lines = [] if images is None else [str(len(images)), *map(images.key, range(len(images)))]
+    lines = [] if unlabelled is None else [str(len(unlabelled)), *map(unlabelled.key, range(len(unlabelled)))]
     if labelled is not None:
         lines += [*labelled.classes, *(f"{labelled.label(i)} {labelled.key(i)}" for i in range(len(labelled)))]
     for line in lines:

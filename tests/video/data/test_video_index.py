@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from contrastive_core.errors import UserError
 from ssl_video.cli import main
@@ -233,6 +234,35 @@ MADE: dict[str, Callable[[Path], Path]] = {
 @pytest.mark.parametrize("kind", MADE)
 def test_frames_are_those_that_ffmpeg_shows(kind: str, tmp_path: Path) -> None:
     assert_same_frames(MADE[kind](tmp_path))
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 6])
+def test_motion_jpeg_of_photos_is_read_with_its_exif(orientation: int, tmp_path: Path) -> None:
+    photos = []
+    for number in range(4):
+        photo, exif = Image.new("RGB", (48, 32), (20, 60, 120)), Image.Exif()
+        photo.paste((250, 40, 40), (4, 4, 12 + 4 * number, 12))
+        exif[0x0112] = orientation
+        photo.save(tmp_path / f"{number}.jpg", exif=exif, quality=95)
+        photos.append(np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / f"{number}.jpg"))))
+    ffmpeg("-framerate", "25", "-i", tmp_path / "%d.jpg", "-c", "copy", tmp_path / "photos.avi")
+    # The JPEG decoders of Pillow and FFmpeg interpolate colours differently.
+    assert max(map(differ, every_frame(tmp_path / "photos.avi"), photos)) < 5
+
+
+def test_more_frames_than_milliseconds_keep_their_times(tmp_path: Path) -> None:
+    fast = tmp_path / "fast.mkv"
+    ffmpeg(*source(0.1, rate=2000), *X264, fast)
+    index = index_video(fast)
+    assert len(index) == 200
+    assert np.abs(index.times - np.arange(200) / 2000).max() < 0.0015
+    assert index.duration == pytest.approx(0.1, abs=0.002)
+
+
+def test_leading_frames_stated_at_the_time_of_the_first_are_left_out(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.mkv"
+    ffmpeg(*source(2, rate=25), "-c:v", "mpeg2video", "-bf", "2", "-g", "12", "-b:v", "2M", whole)
+    assert_same_frames(cut(tmp_path / "cut.ts", whole))
 
 
 def test_joined_recordings_follow_one_another_in_time(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import av
 import av.logging
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
@@ -385,6 +386,7 @@ def _indexed(path: str) -> VideoIndex:
         # Xvid packs two pictures into a packet, and a packet without one follows: the times are in no order at all.
         is_packed = index.codec == "mpeg4" and smallest <= _PLACEHOLDER
         if not reorders or (_is_reordered(listed) and not is_packed) or not _is_decoding_order(path):
+            known = _without_lost(path, known, begin, base) if reorders else known
             return _timed(index, known[known >= begin], base, last_duration, skipped=int((known < begin).sum()))
     with open_video(path) as (container, stream):
         order = [frame.pts for frame in decoded(container, stream)]
@@ -393,6 +395,8 @@ def _indexed(path: str) -> VideoIndex:
         steps = np.diff(known)
         if (steps > 0).all():
             return _timed(index, known, base, last_duration, skipped=max(0, len(listed) - len(order)))
+        if (steps >= 0).all() and (steps > 0).any():
+            return _repeating(index, known, base)
         if _goes_back([entry.dts for entry in listed]) or (steps <= 0).mean() <= _FAKE_SHARE:
             return _joined(index, known, base, rate)
     times = np.arange(len(order)) / rate
@@ -415,6 +419,19 @@ def _timed(index: VideoIndex, ticks: NDArray[np.int64], base: float, last_durati
         duration=float(times[-1]) + shown,
         skipped=skipped,
     )
+
+
+def _repeating(index: VideoIndex, ticks: NDArray[np.int64], base: float) -> VideoIndex:
+    """Complete the index of a file with more frames than times, such as 2,000 per second in Matroska's milliseconds.
+
+    Frames with the same time are spread evenly up to the next time.
+    """
+    known, first = np.unique(ticks, return_index=True)
+    usual = (known[-1] - known[0]) / first[-1]
+    places, moments = [*first, len(ticks)], [*known, known[-1] + usual * (len(ticks) - first[-1])]
+    *times, end = ((np.interp(np.arange(len(ticks) + 1), places, moments) - known[0]) * base).tolist()
+    clock = ticks.astype(np.float64) * base
+    return dataclasses.replace(index, times=np.array(times), duration=float(end), clock=clock)
 
 
 def _joined(index: VideoIndex, ticks: NDArray[np.int64], base: float, rate: float) -> VideoIndex:
@@ -453,6 +470,19 @@ def _is_decoding_order(path: str) -> bool:
     return len(order) > 1 and bool((np.diff(order) <= 0).mean() > _FAKE_SHARE)
 
 
+def _without_lost(path: str, ticks: NDArray[np.int64], begin: int, base: float) -> NDArray[np.int64]:
+    """Remove the frames of a cut file that refer to missing ones, if they are stated at the time of the first frame.
+
+    The ffmpeg program writes them a tick after it where their own times would be earlier.
+    """
+    close = ticks[(ticks > begin) & (ticks < begin + _TOLERANCE / base)]
+    if not len(close):
+        return ticks
+    with open_video(path) as (container, stream):
+        second = next((frame.pts for frame in decoded(container, stream) if frame.pts not in (None, begin)), begin)
+    return ticks[~(np.isin(ticks, close) & (ticks < second))]
+
+
 def _goes_back(ticks: list[int | None]) -> bool:
     known = [tick for tick in ticks if tick is not None]
     return any(b < a for a, b in itertools.pairwise(known))
@@ -465,7 +495,14 @@ def _is_invisible(packet: Any, stream: Any) -> bool:
 
 def _orientation(frame: Any) -> tuple[Orientation, float]:
     """Return the orientation that a frame states, and the angle in degrees that it leaves out."""
-    for data in frame.side_data:
+    try:
+        everything = frame.side_data
+    except ValueError:  # PyAV cannot list data without a name in its table, such as EXIF and the views of spatial video
+        unnamed: Any = object.__new__(SideDataType)
+        unnamed._name_, unnamed._value_ = "UNNAMED", -1
+        SideDataType._missing_ = classmethod(lambda _, value: unnamed)  # type: ignore[method-assign,assignment]
+        everything = frame.side_data
+    for data in everything:
         if data.type.name == "DISPLAYMATRIX":
             return Orientation.of_matrix(bytes(data)), tilt_of_matrix(bytes(data))
     return Orientation(), 0.0

@@ -95,6 +95,13 @@ def test_segments_and_nearly_equal_classes_are_noted(tmp_path: Path) -> None:
     assert "nearly the same name: Long Jump and long_jump" in notes
 
 
+def test_columns_that_may_state_parts_are_noted(tmp_path: Path) -> None:
+    (files(tmp_path) / "list.csv").write_text("path,class,is_train\nDiving/a.mp4,Diving,1\nRowing/b.mp4,Rowing,0\n")
+    assert open_videos(tmp_path / "list.csv").notes == (
+        "not used as parts: is_train; parts are read from a column named split",
+    )
+
+
 @pytest.mark.parametrize("text", ["", "path,class\n", "# nothing\n"])
 def test_an_empty_list_is_named_as_one(text: str, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(text)
@@ -136,6 +143,10 @@ def test_numbers_that_pandas_wrote_with_decimals_are_whole(name: str, head: str,
     [
         ("list.csv", "Diving/a.mp4,0.5,2.0,Diving\n", r"found several columns after a video \(0\.5,2\.0,Diving\)"),
         ("list.txt", "Diving/a.mp4\t30\tDiving\n", "line 1: found several columns after a video"),
+        # Moments in Time: class, votes for and against it
+        ("list.csv", "Diving/a.mp4,Diving,3,0\nRowing/b.mp4,Rowing,4,1\n", r"several columns .* \(Diving,3,0\)"),
+        ("list.csv", "Diving/a.mp4;Diving;train\n", "found several columns after a video"),
+        ("list.txt", "Diving/a.mp4 2.5 0\n", "found the numbers 2.5 0 after a video"),
         ("Diving_test_split1.txt", "a.mp4 1 \nb.mp4 2 \nc.mp4 0 \n", "a list of HMDB51, whose numbers are parts"),
         (
             "kinetics.csv",
@@ -155,3 +166,8 @@ def test_columns_without_names_and_parts_of_hmdb51_are_no_classes(
 def test_a_class_may_begin_with_a_number(tmp_path: Path) -> None:
     (files(tmp_path) / "list.txt").write_text("Diving/a.mp4 3 point shot\nRowing/b.mp4 100 m\n")
     assert open_videos(tmp_path / "list.txt").classes == ("100 m", "3 point shot")
+
+
+def test_a_class_may_contain_a_comma(tmp_path: Path) -> None:
+    (files(tmp_path) / "list.txt").write_text('Diving/a.mp4 Dive, high\nRowing/b.mp4,"Row, far"\nRowing/c.mp4,Row,\n')
+    assert open_videos(tmp_path / "list.txt").classes == ("Dive, high", "Row", "Row, far")

@@ -53,6 +53,7 @@ _COLUMNS = {
 }
 _MOMENTS = {f"{word}{unit}" for word in ("start", "end") for unit in ("", "_time", "_frame", "_sec", "_seconds")}
 """Columns of lists of segments, which are not cut out of their videos."""
+_PARTS_ELSEWHERE = {"set", "partition", "phase", "fold", "is_train", "is_training", "is_val", "is_valid", "is_test"}
 _KINETICS = {"youtube_id", "time_start", "time_end"}
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
 _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -64,10 +65,11 @@ _UNLABELLED = ("-1", "unlabelled", "unlabeled")
 _EXPECTED = "a list of videos"
 _SEPARATORS = dict.fromkeys((0x85, 0x2028, 0x2029), "\n")  # line ends of other programs and languages
 _ENDING = "|".join(map(re.escape, sorted(SUFFIXES)))
-_NUMBERS = re.compile(r"-?\d+(?:[\s,;]+-?\d+)+")
+_NUMBERS = re.compile(r"-?\d+(?:\.\d+)?(?:[\s,;]+-?\d+(?:\.\d+)?)+")
 _COLUMN = re.compile(r"-?\d+(\.\d*)?\s*[,;\t]")
+_MARK = re.compile(r"[,;\t]")
 _HMDB = re.compile(r"_test_split\d$")
-_LINE = re.compile(rf"(?P<path>.+(?:{_ENDING})\"?)(?:[\s,;]+(?P<label>.*\S))?\s*", re.IGNORECASE)
+_LINE = re.compile(rf"(?P<path>.+(?:{_ENDING})\"?)(?:(?P<space>[\s,;]+)(?P<label>.*\S))?\s*", re.IGNORECASE)
 
 
 def open_videos(data: str | Path, *, part: str | None = None) -> VideoSet:
@@ -302,10 +304,14 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
                 f"{file}, line {number}: found the numbers {label} after a video; expected one label. Lists with the "
                 "number of frames or with several labels are not read; write `path label`, or a CSV file"
             )
-        if label is not None and _COLUMN.match(label):
+        others = []
+        if label is not None and (mark := _MARK.search(found["space"])):
+            label, *others = next(csv.reader([label], delimiter=mark[0], skipinitialspace=True))
+        if any(others) or (label is not None and _COLUMN.match(label)):
             raise UserError(
-                f"{file}, line {number}: found several columns after a video ({label[:80]}), and no header that names "
-                "them; expected one label. Add a first line with their names, such as `path,start,end,class`"
+                f"{file}, line {number}: found several columns after a video ({found['label'][:80]}), and no header "
+                "that names them; expected one label. Add a first line with their names, such as "
+                "`path,start,end,class`, or quotes around a label"
             )
         path = local_path(found["path"].strip('"'), file.parent)
         lines.append((number, path))
@@ -356,12 +362,7 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
         wanted = {"class": ("label",), "split": ("split",)}
     places, ignored = find_columns(file, names, wanted)
     notes += ignored
-    if not set(places) & {"class", "split"} and len(names) > 1:
-        others = some_of([name for name in names if name not in _COLUMNS["path"]])
-        notes.append(f"no column is used as the class ({others} found; expected class or label)")
-    moments = [name for name in names if name in _MOMENTS]
-    if moments:
-        notes.append(f"the columns {some_of(moments)} are not used: the class of a row applies to its whole video")
+    notes += _unused(names, places)
     ours = {names[place]: name for name, place in places.items()}
     rows, paths = [], []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
@@ -390,6 +391,19 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
     check_local(file, paths)
     labels = whole_numbers([row.get("class", "") for row in rows])
     return [{**row, "class": label} if "class" in row else row for row, label in zip(rows, labels, strict=True)]
+
+
+def _unused(names: Sequence[str], places: Mapping[str, int]) -> Iterator[str]:
+    """Yield sentences on columns that are not used although they may matter."""
+    if not set(places) & {"class", "split"} and len(names) > 1:
+        others = some_of([name for name in names if name not in _COLUMNS["path"]])
+        yield f"no column is used as the class ({others} found; expected class or label)"
+    moments = [name for name in names if name in _MOMENTS]
+    if moments:
+        yield f"the columns {some_of(moments)} are not used: the class of a row applies to its whole video"
+    elsewhere = [name for name in names if name in _PARTS_ELSEWHERE]
+    if elsewhere and "split" not in places:
+        yield f"not used as parts: {some_of(elsewhere)}; parts are read from a column named split"
 
 
 def _without_preamble(text: str) -> tuple[int, str, str]:

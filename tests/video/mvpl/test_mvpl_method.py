@@ -206,6 +206,10 @@ def test_a_low_threshold_is_warned_of() -> None:
         ({"fusion": [1.0]}, "2 weights"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"temperature": 0.0}, "temperature"),
+        ({"unlabelled_weight": -1.0}, "unlabelled_weight is -1.0"),
+        ({"mean": [123.675, 116.28, 103.53]}, "mean is .*; expected .* on the scale 0 to 1"),
+        ({"std": 0.0}, "std 0.0; expected"),
+        ({"std": [0.2, 0.2]}, "expected one number or three"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object], said: str) -> None:
@@ -390,6 +394,7 @@ def test_labels_may_be_a_list_and_must_be_classes() -> None:
         ([0, 4], "from 0 to 4; expected classes from 0 to 3"),
         ([0.0, 1.0], "float32"),
         ([0], r"\[1\]"),
+        ([0, None], "labels are no numbers"),
     ):
         with pytest.raises(ValueError, match=said):
             step(network, wrong)
@@ -527,6 +532,34 @@ def test_networks_that_classify_frames_need_joint_batch_norm() -> None:
     with pytest.raises(UserError, match=r"got 8 rows for 4 clips.*Use bn=joint"):
         step(Frames())
     assert step(Frames(), bn="joint").isfinite()
+
+
+@pytest.mark.parametrize("network", [torch.float32, torch.float64])
+@pytest.mark.parametrize("given", [torch.uint8, torch.float16, torch.float32, torch.float64])
+def test_pictures_and_networks_may_have_any_precision(given: torch.dtype, network: torch.dtype) -> None:
+    whole = {view: batch.round() for view, batch in pictures(2, "rgb", "tg").items()}  # exact in every type
+    losses = []
+    for kind in (given, torch.float32):
+        method = MultiviewPseudoLabel(small().to(network), classes=4, threshold=0.5)
+        batch = {view: x.to(kind) for view, x in whole.items()}
+        losses.append(method(batch, [0, 1], batch, batch).loss)
+    assert losses[0].dtype == network
+    assert torch.allclose(*losses)
+
+
+def test_truth_and_reordered_may_be_lists_and_must_fit() -> None:
+    method = MultiviewPseudoLabel(small(), classes=4, threshold=0.5, directed=[0])
+    both = pictures(2, "rgb", "tg")
+    listed = method(both, [0, 1], both, both, truth=[1, 3], reordered=[True, False])
+    given = method(both, [0, 1], both, both, truth=torch.tensor([1, 3]), reordered=torch.tensor([True, False]))
+    assert torch.equal(listed.loss, given.loss)
+    for wrong, said in (
+        ({"truth": [1]}, r"truth is \[1\]; expected \[2\]"),
+        ({"reordered": torch.ones(3).bool()}, r"reordered is \[3\]; expected \[2\]"),
+        ({"present": {"audio": [True, True]}}, "present names audio; expected views among rgb, tg"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            method(both, [0, 1], both, both, **wrong)
 
 
 def test_batches_of_another_form_are_refused() -> None:

@@ -131,6 +131,21 @@ def normalize(pictures: Tensor, *, mean: float | Sequence[float] = MEAN, std: fl
     return ((scaled - centre) / spread).contiguous()
 
 
+def check_normalization(mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+    """Check the arguments of `normalize`.
+
+    Raises:
+        ValueError: They are not one number or three, or on the scale 0 to 255.
+    """
+    centre, spread = ([x] if isinstance(x, float | int) else list(x) for x in (mean, std))
+    are_counts_right = len(centre) in (1, 3) and len(spread) in (1, 3)
+    if not are_counts_right or not all(0 <= x <= 1 for x in centre) or not all(0 < x <= 1 for x in spread):
+        raise ValueError(
+            f"mean is {mean} and std {std}; expected one number or three each, on the scale 0 to 1 and std above 0. "
+            "Divide numbers on the scale 0 to 255 by 255"
+        )
+
+
 def checked(clips: Tensor, what: str) -> Tensor:
     """Check that clips are uint8 ``[..., T, 3, H, W]``, and return them.
 

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.model_code import import_function
+from ssl_video.views import check_normalization
 
 NetworkName = Literal[
     "slow_r50",
@@ -90,10 +91,10 @@ class NetworkOptions:
             raise UserError(
                 f"network.name is {self.name!r}; expected one of {', '.join(NETWORKS)}, or package.module:function"
             )
-        if len(self.mean) not in (1, 3) or len(self.std) not in (1, 3) or not all(value > 0 for value in self.std):
-            raise UserError(
-                f"network.mean is {self.mean} and network.std {self.std}; expected one number or three, std above 0"
-            )
+        try:
+            check_normalization(self.mean, self.std)
+        except ValueError as error:
+            raise UserError(f"network: {error}") from error
         if self.width < 0 or (self.width and self.name not in ("slow_r50", "small_slow")):
             raise UserError(
                 f"network.width is {self.width} for {self.name}; expected 0, because only slow_r50 and small_slow "

@@ -34,7 +34,7 @@ from ssl_video.mvpl.state import (
     ViewWeights,
     diagnose,
 )
-from ssl_video.views import MEAN, STD, check_views, normalize
+from ssl_video.views import MEAN, STD, check_normalization, check_views, normalize
 
 Pictures = Mapping[str, Tensor]
 """By view, float ``[N, T, 3, H, W]`` on the scale 0 to 255, as `views.make_views` returns."""
@@ -170,10 +170,14 @@ class MultiviewPseudoLabel(nn.Module):
                 f"teacher is average with ema_decay {ema_decay:g} and weak_batch {weak_batch}; expected an ema_decay "
                 "above 0 (0.99 for runs of some thousand steps) and weak_batch separate"
             )
-        if not 0 <= mix < math.inf or not 0 <= agreement_weight < math.inf:
-            raise ValueError(
-                f"mix is {mix} and agreement_weight {agreement_weight}; expected finite numbers, at least 0"
-            )
+        for name, weight in (
+            ("mix", mix),
+            ("agreement_weight", agreement_weight),
+            ("unlabelled_weight", unlabelled_weight),
+        ):
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name} is {weight}; expected a finite number, at least 0")
+        check_normalization(mean, std)
         self.teacher, self.mix, self.agreement_weight = teacher, mix, agreement_weight
         wrong = [number for number in directed if not 0 <= number < classes]
         if wrong:
@@ -201,8 +205,8 @@ class MultiviewPseudoLabel(nn.Module):
         step: int | None = None,
         present: Pictures | None = None,
         labelled_present: Pictures | None = None,
-        truth: Tensor | None = None,
-        reordered: Tensor | None = None,
+        truth: Tensor | Sequence[int] | None = None,
+        reordered: Tensor | Sequence[bool] | None = None,
     ) -> Losses:
         """Compute the losses of a step.
 
@@ -251,6 +255,8 @@ class MultiviewPseudoLabel(nn.Module):
         there_too = known_too.to(device, non_blocking=True)
         if there_too.shape != self._present(strong, present).shape:
             raise ValueError("weak and strong clips differ in number; expected the same clips, augmented twice")
+        true_classes = _one_per_clip(truth, there_too, name="truth")
+        is_reordered = _one_per_clip(reordered, there_too, name="reordered")
         mixing, share = None, None
         if self.mix:
             mixing, share = self._mixing(strong, there_too, number)
@@ -279,7 +285,7 @@ class MultiviewPseudoLabel(nn.Module):
         weights = None if self.soft_weights is None else self.soft_weights(*targets)
         unlabelled = pseudo_label_loss(
             strong_logits,
-            self._without_directed(targets, reordered),
+            self._without_directed(targets, is_reordered),
             threshold=threshold if weights is None else 0.0,
             soft=self.soft,
             temperature=self.temperature,
@@ -288,7 +294,7 @@ class MultiviewPseudoLabel(nn.Module):
             partners=None if mixing is None else mixing.partners.to(device, non_blocking=True),
             share=share,
         )
-        found = diagnose(weak_logits, unlabelled, present=there_too, views=self.views, truth=truth)
+        found = diagnose(weak_logits, unlabelled, present=there_too, views=self.views, truth=true_classes)
         return self._total(supervised, unlabelled.loss, found, distance)
 
     def _total(
@@ -335,7 +341,7 @@ class MultiviewPseudoLabel(nn.Module):
         device = targets.usable.device
         classes = torch.tensor(self.directed).to(device, non_blocking=True)
         directed = torch.isin(targets.probabilities.argmax(dim=-1), classes)
-        return targets._replace(usable=targets.usable & ~(directed & reordered.to(device, non_blocking=True)))
+        return targets._replace(usable=targets.usable & ~(directed & reordered))
 
     def _trained(self, pictures: Pictures, present: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the logits of the clips to train on, and the distance of their features if it is used."""
@@ -363,7 +369,12 @@ class MultiviewPseudoLabel(nn.Module):
         return loss
 
     def _checked_labels(self, labels: Tensor | Sequence[int], present: Tensor) -> Tensor:
-        given = torch.as_tensor(labels, device=present.device)
+        try:
+            given = torch.as_tensor(labels, device=present.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"labels are no numbers ({error}); expected integers [{present.shape[1]}]") from error
+        if not given.numel():  # an empty list becomes float32
+            given = given.long()
         if given.is_floating_point() or given.shape != present.shape[1:]:
             raise ValueError(
                 f"labels are {given.dtype} {list(given.shape)}; expected integers [{present.shape[1]}], one per clip"
@@ -397,6 +408,9 @@ class MultiviewPseudoLabel(nn.Module):
                     f"pictures of {view} are {list(shape)}; expected [N, T, 3, H, W], frames before channels{others}"
                 )
         given = {} if present is None else present
+        strange = sorted(set(given) - set(pictures))
+        if strange:
+            raise ValueError(f"present names {', '.join(strange)}; expected views among {', '.join(pictures)}")
         rows = [
             torch.as_tensor(given[view]).to("cpu", torch.bool) if view in given else torch.ones(first[0]).bool()
             for view in self.views
@@ -413,9 +427,12 @@ class MultiviewPseudoLabel(nn.Module):
         device, everything = pictures[self.views[0]].device, bool(present.all())
         rows = [row.nonzero().flatten().to(device, non_blocking=True) for row in present]
         parts = [
-            normalize(pictures[view] if everything else pictures[view][chosen], mean=self.mean, std=self.std)
+            normalize(
+                _at_least_float32(pictures[view] if everything else pictures[view][chosen]),
+                mean=self.mean, std=self.std,
+            ).to(_precision(network))
             for view, chosen in zip(self.views, rows, strict=True)
-        ]
+        ]  # fmt: skip
         layout = [(view, len(part)) for view, part in zip(self.views, parts, strict=True)]
         with views_in_batch(network, layout):
             logits = self._logits(network(torch.cat(parts)), sum(map(len, parts)))
@@ -427,6 +444,15 @@ class MultiviewPseudoLabel(nn.Module):
         return full.index_copy(0, places, logits).view(*present.shape, -1)
 
 
+def _at_least_float32(pictures: Tensor) -> Tensor:
+    return pictures.to(torch.promote_types(pictures.dtype, torch.float32))
+
+
+def _precision(network: nn.Module) -> torch.dtype:
+    """Return the type of the parameters, such as float64; float32 for a network without any."""
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+
 def _agreeing_layer(network: nn.Module, views: Sequence[str]) -> nn.Module:
     """Return the layer whose inputs are the features to compare."""
     if not {"rgb", "tg"} <= set(views):
@@ -435,6 +461,15 @@ def _agreeing_layer(network: nn.Module, views: Sequence[str]) -> nn.Module:
     if not isinstance(layer, nn.Linear):
         raise ValueError("agreement_weight needs a network with a linear last layer; this one has no linear layer")
     return layer
+
+
+def _one_per_clip(given: Tensor | Sequence[int] | None, present: Tensor, *, name: str) -> Tensor | None:
+    if given is None:
+        return None
+    found = torch.as_tensor(given).to(present.device, non_blocking=True)
+    if found.shape != present.shape[1:]:
+        raise ValueError(f"{name} is {list(found.shape)}; expected [{present.shape[1]}], one value per unlabelled clip")
+    return found
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.reports.evaluation_section import evaluation_section, stages_table
 from ssl_medseg.reports.rounds import rounds_figure
 from ssl_medseg.reports.run_folder import Stage, open_run
+from ssl_medseg.reports.sections import panels
 from ssl_medseg.training.recipe import TrainingOptions
 from ssl_medseg.training.supervised import train
 from tests.pages import assert_fits_a_phone, assert_stands_alone, read
@@ -218,6 +219,14 @@ def test_a_run_without_validation_says_that_its_length_was_fixed(run: Path, fini
     own.write_text(json.dumps(json.loads(own.read_text()) | {"validation": []}))
     words = "No validation volumes: the best step could not be determined, so training had a fixed length and its last"
     assert words in read(report(run)).text
+
+
+@pytest.mark.parametrize(("recipe", "mean"), [("strong", "validation_dice_present"), ("paper", "validation_dice")])
+def test_the_curve_of_the_validation_is_the_score_that_selects(run: Path, recipe: str, mean: str) -> None:
+    stage = open_run(run).last
+    stage = replace(stage, card={**stage.card, "details": {**stage.card["details"], "recipe": recipe}})
+    [dice] = [panel for panel in panels(stage, ("RV",)) if panel.title == "Validation Dice"]
+    assert dice.lines == {mean: "mean", "validation_dice_RV": "RV"}
 
 
 def test_a_run_that_has_only_begun(run: Path) -> None:

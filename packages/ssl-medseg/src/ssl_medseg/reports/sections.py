@@ -227,8 +227,9 @@ def training(run: Reported) -> str:
             parts.append(page.paragraph(f"Weights kept: {kept}.", kind="note"))
     parts.append(
         page.paragraph(
-            "Validation Dice is measured on whole volumes on their original grid. Where it selected the step that was "
-            "kept, its best value is optimistic; test cases are not used for any selection.",
+            "Validation Dice is measured on whole volumes on their original grid, for each structure in the volumes that "
+            "contain it. Where it selected the step that was kept, its best value is optimistic; test cases are not "
+            "used for any selection.",
             kind="note",
         )
     )
@@ -262,8 +263,10 @@ def panels(stage: Stage, structures: tuple[str, ...]) -> tuple[Panel, ...]:
     found = [Panel("Loss", losses or {"loss": ""})]
     dice = {f"validation_dice_{name.replace(' ', '_')}": name for name in structures}
     lines = {key: name for key, name in dice.items() if key in logged}
-    if "validation_dice" in logged:
-        found.append(Panel("Validation Dice", {"validation_dice": "mean", **lines}, from_zero=True, noisy=False))
+    recipe = stage.card.get("details", {}).get("recipe") or stage.record.config.get("recipe")
+    mean = "validation_dice" if recipe == "paper" else "validation_dice_present"  # the one that selects weights
+    if mean in logged:
+        found.append(Panel("Validation Dice", {mean: "mean", **lines}, from_zero=True, noisy=False))
     return tuple(found)
 
 

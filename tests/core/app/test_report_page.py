@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 
 from contrastive_core.app.report import page
 from contrastive_core.app.report.figures import RATE, Panel, new_figure, to_png, to_svg, training_curves
@@ -51,3 +55,38 @@ def test_names_in_other_scripts_print_no_warnings(recwarn: pytest.WarningsRecord
     assert to_png(figure).startswith(b"\x89PNG")
     assert "\u65e5".encode() in to_svg(figure)
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_names_in_other_scripts_are_drawn_with_an_installed_font(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    pen.lineTo((0, 700))
+    pen.lineTo((700, 0))
+    pen.closePath()
+    shape = pen.glyph()
+    font = FontBuilder(1000)
+    font.setupGlyphOrder([".notdef", "A", "heart"])
+    font.setupCharacterMap({ord("A"): "A", 0x5FC3: "heart"})
+    font.setupGlyf(dict.fromkeys((".notdef", "A", "heart"), shape))
+    font.setupHorizontalMetrics(dict.fromkeys((".notdef", "A", "heart"), (1000, 0)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "SimHei", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(tmp_path / "font.ttf")
+
+    def draw(title: str) -> bytes:
+        figure = new_figure(2, 1)
+        figure.add_subplot().set_title(title)
+        return to_png(figure)
+
+    others = [entry for entry in font_manager.fontManager.ttflist if entry.name == "DejaVu Sans"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", others)
+    before = draw("A"), draw("\u5fc3")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(others))
+    font_manager.fontManager.addfont(tmp_path / "font.ttf")
+    after = draw("A"), draw("\u5fc3")
+    assert after[0] == before[0], "a character of the usual font looks the same on every machine"
+    assert after[1] != before[1]

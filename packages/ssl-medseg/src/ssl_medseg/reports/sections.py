@@ -227,9 +227,9 @@ def training(run: Reported) -> str:
             parts.append(page.paragraph(f"Weights kept: {kept}.", kind="note"))
     parts.append(
         page.paragraph(
-            "Validation Dice is measured on whole volumes on their original grid, for each structure in the volumes that "
-            "contain it. Where it selected the step that was kept, its best value is optimistic; test cases are not "
-            "used for any selection.",
+            "Validation Dice is measured on whole volumes on their original grid, for each structure in the volumes "
+            "that contain it. Where it selected the step that was kept, its best value is optimistic; test cases are "
+            "not used for any selection.",
             kind="note",
         )
     )

@@ -17,7 +17,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
@@ -37,7 +39,16 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
     | {colour: f"--series-{i}" for i, colour in enumerate(SERIES)}
 )
 
-_FILE_FONT = ["DejaVu Sans"]  # included in matplotlib, so that figures look the same on every machine
+_FILE_FONT = "DejaVu Sans"  # included in matplotlib, so that figures look the same on every machine
+
+#: Fonts for characters that this one lacks, such as Chinese ones, where they are installed.
+_OTHER_SCRIPTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Noto Sans TC", "Noto Sans KR",
+    "Source Han Sans", "IPAGothic", "IPAexGothic", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback",
+    "Hiragino Sans", "PingFang SC", "Heiti TC", "Apple SD Gothic Neo", "Yu Gothic", "Meiryo", "MS Gothic",
+    "Microsoft YaHei", "Microsoft JhengHei", "SimHei", "SimSun", "Malgun Gothic", "NanumGothic", "Noto Sans Thai",
+    "Leelawadee UI", "Nirmala UI", "Arial Unicode MS", "Segoe UI Symbol",
+)  # fmt: skip
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -61,15 +72,18 @@ def plain_axes(axes: Axes, title: str) -> None:
 
 @contextmanager
 def _file_font() -> Iterator[None]:
-    """Draw with the font of files, which shows characters that it lacks as boxes, without a warning for each."""
-    with rc_context({"font.family": _FILE_FONT}), warnings.catch_warnings():
+    """Draw with the font of files; characters that no font has are shown as boxes, without a warning for each."""
+    with rc_context({"font.family": [_FILE_FONT]}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
-    """Render the figure as PNG; equal figures give equal bytes."""
+    """Render the figure as PNG; equal figures give equal bytes if they need no font of the system."""
     file = io.BytesIO()
+    installed = {font.name for font in fontManager.ttflist}
+    for text in figure.findobj(Text):  # each has its own fonts since it was created
+        text.set_fontfamily([_FILE_FONT, *(name for name in _OTHER_SCRIPTS if name in installed)])
     with _file_font():
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return file.getvalue()

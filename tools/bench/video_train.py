@@ -7,9 +7,9 @@ alternate between a fixed batch, batches that are read and augmented as in the c
 where flow is a view, with `--flow-cache` in addition. The caches are filled and the videos indexed before, as after the
 first epoch of a run. Medians over rounds are printed; the ratio is the share of the speed that remains with loading.
 
-On a CPU without loader processes, CPU time is measured, so that the ratio is also valid on a busy machine. With
-`--workers`, wall time is measured, and no other programs should run on the machine. A round then consists of several
-steps, the first of which use up the batches that were loaded in the meantime and are not counted.
+Wall time is measured, and no other programs should run on the machine: clips are loaded in a thread of the training
+process, or in loader processes with `--workers`, while a core trains. The first steps of a round use up the batches
+that were loaded in the meantime and are not counted.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from tools.results import provenance, write_result
 VIEWS = {"frames": ("rgb",), "frames, gradient": ("rgb", "tg"), "frames, flow, gradient": ("rgb", "flow", "tg")}
 FIXED, LOADED, CACHED, FLOW_CACHED = "a fixed batch", "with loading", "with --cache", "with --cache, --flow-cache"
 LOADING = (LOADED, CACHED, FLOW_CACHED)
-_QUEUED = 2  # batches that each loader process holds ready
-_STEPS = 10  # steps of a round with loader processes
+_QUEUED = 2  # batches that each loader process holds ready; a thread holds one
+_STEPS = 10  # counted steps of a round
 
 
 def contestant(
@@ -96,19 +96,16 @@ def measure(steps: dict[str, Callable[[int], None]], videos: int, arguments: arg
     """Measure the clips per second of each contestant."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     workers = arguments.workers
-    clock = time.perf_counter if workers or arguments.device != "cpu" else time.process_time
     clips = arguments.batch_size * (1 + arguments.mu)
     first = 3 * max(1, workers) * videos // clips if workers else 1  # until every process has indexed most videos
     number = dict.fromkeys(steps, 0)
     for turn in range(arguments.rounds + 1):
         for name, step in steps.items():
-            unused = _QUEUED * workers + 1 if workers and turn else 0 if turn else first
-            counted = (_STEPS if workers else 1) if turn else 0
-            _advance(step, number, name, unused)
-            begun = clock()
-            _advance(step, number, name, counted)
+            _advance(step, number, name, max(1, _QUEUED * workers) + 1 if turn else first)
             if turn:
-                seconds[name].append((clock() - begun) / counted)
+                begun = time.perf_counter()
+                _advance(step, number, name, _STEPS)
+                seconds[name].append((time.perf_counter() - begun) / _STEPS)
     return {name: clips / statistics.median(found) for name, found in seconds.items()}
 
 
@@ -155,9 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for row in table(speeds[-1:]):
                 print(*row, sep="\t", flush=True)
     if arguments.out:
-        place = (
-            f"in {arguments.workers} loader processes" if arguments.workers else "in the training process (CPU time)"
-        )
+        place = f"in {arguments.workers} loader processes" if arguments.workers else "in a thread"
         names = ("frames", "size", "width", "batch_size", "mu", "threads", "workers", "count", "rounds", "device")
         write_result(
             arguments.out,

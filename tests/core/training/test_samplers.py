@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from itertools import chain
 
 import pytest
@@ -97,10 +98,46 @@ def test_steps_are_loaded_from_any_of_them(workers: int) -> None:
     before = torch.random.get_rng_state()
     steps = [2, 3, 4, 7, 0, 1]  # forward, on, and back
     assert [next(loader.at(step, pin_memory=False)) for step in steps] == [step**2 for step in steps]
-    if not workers:
-        assert data.read == steps  # nothing is loaded twice
     assert torch.equal(torch.random.get_rng_state(), before)
     with pytest.raises(UserError, match="step 5 is damaged"):
         next(loader.at(5, pin_memory=False))
     with pytest.raises(StopIteration):
         next(loader.at(8, pin_memory=False))
+    if not workers:
+        assert data.read == [2, 3, 4, 5, 7, 0, 1, 2, 5, 6], "one batch ahead, and nothing twice"
+
+
+class Meeting(Dataset[int]):
+    """Tells when the loading of a step begins; the one of step 2 fails."""
+
+    def __init__(self) -> None:
+        self.begun = [threading.Event() for _ in range(4)]
+
+    def __getitem__(self, step: int) -> int:
+        self.begun[step].set()
+        if step == 2:
+            raise OSError("step 2")
+        return step
+
+
+def loading() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loading")]
+
+
+def test_a_step_is_loaded_while_the_one_before_is_trained() -> None:
+    data = Meeting()
+    loader: StepLoader[int] = StepLoader(data, total_steps=2, workers=0)
+    assert next(loader.at(0, pin_memory=False)) == 0
+    assert data.begun[1].wait(60)
+    assert next(loader.at(1, pin_memory=False)) == 1
+    assert not loading(), "the thread ends with the last batch"
+    loader = StepLoader(data, total_steps=4, workers=0)
+    assert [next(loader.at(step, pin_memory=False)) for step in (0, 1)] == [0, 1]
+    assert data.begun[2].wait(60)
+    with pytest.raises(OSError, match="step 2"):  # in its own step
+        next(loader.at(2, pin_memory=False))
+    assert not loading()
+    loader = StepLoader(data, total_steps=4, workers=0)
+    next(loader.at(0, pin_memory=False))
+    del loader
+    assert not loading(), "the thread ends with a run that is stopped"

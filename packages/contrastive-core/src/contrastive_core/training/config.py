@@ -60,8 +60,8 @@ class RunOptions:
             precision; auto selects bf16-mixed on devices with bfloat16 arithmetic, and 32-true elsewhere, where
             bf16-mixed is emulated and can take ten times as long.
         compile: Whether to compile the model with torch.compile.
-        workers: Number of data loading processes; 0 loads in the training process. The result does not depend on it.
-            No effect in ssl-medseg, whose slices are in memory.
+        workers: Number of data loading processes; 0 loads in a thread of the training process. The result does not
+            depend on it. No effect in ssl-medseg, whose slices are in memory.
         threads: Number of CPU threads; 0 keeps torch's default. Results differ by rounding between numbers of threads.
         log_every: Number of steps between two lines of metrics.
         checkpoint_every: Number of steps between two checkpoints.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import queues
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -219,13 +220,13 @@ T = TypeVar("T")
 
 
 class StepLoader(Generic[T]):
-    """Load the batches of a run in data loading processes that start at any step.
+    """Load the batches of a run, from any step on, while the calling thread trains.
 
     Args:
         dataset: Dataset whose item `step` is the batch of that step, or a `UserError`, which is raised here, because an
             error that is raised in a worker would be wrapped in a traceback.
         total_steps: Number of steps of the run.
-        workers: Number of data loading processes; 0 loads in the calling process.
+        workers: Number of data loading processes; 0 loads in a thread of the calling process, one batch ahead.
         timeout: Seconds to wait for a batch of another process; 0 for no limit.
     """
 
@@ -254,9 +255,27 @@ class StepLoader(Generic[T]):
                 generator=torch.Generator().manual_seed(0),
                 pin_memory=pin_memory,
             )
-            self._batches = map(_without_error, loader)
+            self._batches = map(_without_error, loader if self._workers else _ahead(loader))
         self._next_step = step + 1
         return self._batches
+
+
+def _ahead(loader: DataLoader[T]) -> Iterator[T]:
+    """Load every batch in a thread while the calling thread works on the one before.
+
+    Decoders, resampling and the network release the interpreter's lock, so both get on. The thread ends with the last
+    batch, and not later, because a command that follows in the same process may fork.
+    """
+    if not len(loader):
+        return
+    batches = iter(loader)
+    with ThreadPoolExecutor(1, thread_name_prefix="loading") as thread:
+        coming = thread.submit(next, batches)
+        for _ in range(1, len(loader)):
+            batch, coming = coming.result(), thread.submit(next, batches)
+            yield batch
+        last = coming.result()
+    yield last
 
 
 def _without_error(item: T | UserError) -> T:

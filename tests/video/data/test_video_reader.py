@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from contrastive_core.errors import UserError
-from ssl_video.data import ClipSpec, clip_start, clip_starts, index_video, read_clip
+from ssl_video.data import ClipSpec, clip_start, clip_starts, index_video, read_clip, reader
 from ssl_video.data.audio_reader import read_audio
-from ssl_video.data.reader import read_frames
+from ssl_video.data.reader import decode_all, every_frame, read_frames
 
 Make = Callable[..., np.ndarray]
 Write = Callable[..., Path]
@@ -98,6 +98,23 @@ def test_real_files_of_every_codec(shared_data: Path) -> None:
                     break
     clip = read_clip(shared_data / "ucf101_10/train/Diving/v_Diving_train_003.avi", 0.2, ClipSpec(), following=True)
     assert clip.frames.shape == (1, 8, 3, 64, 64)
+
+
+def test_frames_that_a_damaged_stream_returns_in_another_order_are_read(
+    write_video: Write, numbered: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = numbered(30)
+    path = write_video("a.mkv", frames)
+    index = index_video(path)
+    in_order = list(reader._walk(path, index))
+    monkeypatch.setattr(reader, "_walk", lambda *_: (yield from [*in_order[:3], in_order[6], *in_order[3:]]))
+    monkeypatch.setattr(reader, "_LEADS", ())
+    assert all(np.array_equal(read_frames(path, [number])[number], frames[number]) for number in range(8))
+    assert np.array_equal(np.stack(list(every_frame(path))), frames)
+    assert decode_all(path).missing == []
+    monkeypatch.setattr(reader, "_walk", lambda *_: (yield from [*in_order[:3], *in_order[4:]]))
+    with pytest.raises(UserError, match="frame 3 of 30 cannot be decoded"):
+        list(every_frame(path))
 
 
 def test_broken_files_say_what_is_wrong(write_video: Write, numbered: Make, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from ssl_video.data.video_index import Orientation, VideoIndex, decoded, index_v
 from ssl_video.data.videos import VideoSet
 
 _LEADS = (0.0, 3.0)  # seconds before a frame to look for its key frame, before decoding from the start
+_REORDERED = 16  # frames: the most that H.264 and HEVC reorder
 Picture = NDArray[np.uint8]
 
 
@@ -191,8 +192,6 @@ def read_frames(path: str | Path, frames: list[int]) -> dict[int, Picture]:
                 found[number] = _picture(frame, index, path)
                 if len(found) == len(wanted):
                     return found
-            if number > max(wanted) and len(index.ticks):
-                break
     missing = min(wanted - set(found))
     raise _lost(path, missing, index)
 
@@ -209,11 +208,14 @@ def every_frame(path: str | Path, *, intact: bool = False) -> Iterator[Picture]:
     """
     index = index_video(path)
     expected = 0
+    early: dict[int, Picture] = {}  # from damaged streams, the decoder returns some frames in another order
     for number, frame in _walk(path, index):
-        if number > expected or (intact and frame.is_corrupt):
-            raise _lost(path, expected, index)
-        if number == expected:
-            yield _picture(frame, index, path)
+        if len(early) > _REORDERED or (intact and frame.is_corrupt):
+            break
+        if number >= expected:
+            early.setdefault(number, _picture(frame, index, path))
+        while expected in early:
+            yield early.pop(expected)
             expected += 1
     if expected < len(index):
         raise _lost(path, expected, index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from contrastive_core.training import RunOptions
 from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.make_splits import LabelDrawOptions, make_splits
+from ssl_video.commands.predict import predict
 from ssl_video.commands.train import train
 from ssl_video.data import ClipSpec
 from ssl_video.evaluation import SamplingOptions
@@ -55,3 +57,11 @@ def test_silent_videos_train_and_test_without_their_sound(
     assert torch.equal(probabilities[:, 1].isnan().all(dim=1), silent)
     assert found.views["audio"].videos == int((~silent).sum())
     assert found.views["fused"].videos == len(keys)
+    alone = SamplingOptions(views=("audio",), clips=1, crops=1)
+    found = evaluate(
+        str(tmp_path / "run"), data, split=split, sampling=alone, device="cpu", out=tmp_path / "alone", part="test"
+    )
+    assert sum(map(sum, found.confusion)) == int((~silent).sum())
+    assert predict(str(tmp_path / "run"), data, tmp_path / "alone.csv", sampling=alone, sheet=0).unreadable == 4
+    for row in csv.DictReader((tmp_path / "alone.csv").open(encoding="utf-8")):
+        assert ("has no sound" in row["error"]) == (not row["class"]) == (int(row["path"][-5]) % 3 == 2)

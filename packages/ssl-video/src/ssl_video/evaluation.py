@@ -249,7 +249,12 @@ def score_view(probabilities: Tensor, labels: Tensor) -> ViewScore:
 
 
 def confusion_of(probabilities: Tensor, labels: Tensor) -> tuple[list[list[int]], list[float | None]]:
-    """Return the confusion matrix and the accuracy of each class in percent, None for a class without videos."""
+    """Return the confusion matrix and the accuracy of each class in percent, None for a class without videos.
+
+    Rows of NaN are videos without this view, which do not count.
+    """
+    there = ~probabilities.isnan().any(dim=1)
+    probabilities, labels = probabilities[there], labels[there]
     counts = confusion_matrix(probabilities.argmax(dim=1), labels, probabilities.shape[1])
     shares: Sequence[float] = per_class_accuracy(counts).tolist()
     return counts.tolist(), [None if share != share else 100 * share for share in shares]  # noqa: PLR0124 - NaN

@@ -111,7 +111,7 @@ def evaluate(
     scores = {view: score_view(probabilities[:, place], labels) for place, view in enumerate(wanted)}
     if len(wanted) > 1:
         scores[FUSED] = score_view(fused(probabilities), labels)
-    confusion, per_class = confusion_of(probabilities[:, 0].nan_to_num(0), labels)
+    confusion, per_class = confusion_of(probabilities[:, 0], labels)
     result = Evaluation(
         model=model,
         model_hash=module_hash(recognizer.network),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from contrastive_core.training.files import check_space, open_atomic
 from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
 from contrastive_core.training.tables import safe_cell
-from ssl_video.data import open_videos
+from ssl_video.data import Video, open_videos
 from ssl_video.data.reader import ReadOptions
 from ssl_video.data.torchcodec_reader import check_reader
 from ssl_video.evaluation import SamplingOptions, classify, fused
@@ -110,6 +111,8 @@ def predict(
                         recognizer, video, views=wanted, clips=sampling.clips, crops=sampling.crops,
                         to_the_end=sampling.to_the_end, flow=stored, reader=read.reader,
                     )  # fmt: skip
+                    if found.isnan().any(dim=1).all():
+                        raise _no_result(video, wanted)
                 except UserError as error:
                     unreadable += 1
                     writer.writerow([safe_cell(video.key, path=True), *[""] * (2 * top), safe_cell(str(error))])
@@ -125,6 +128,12 @@ def predict(
         if picture and thumbnails:
             contact_sheet(thumbnails, picture)
     return PredictResult(out, len(videos), unreadable, picture if thumbnails else None)
+
+
+def _no_result(video: Video, views: Sequence[str]) -> UserError:
+    if tuple(views) == ("audio",):
+        return UserError(f"{video.path}: has no sound, and the view audio alone was asked for; name other views too")
+    return UserError(f"{video.path}: the network returned values that are not finite")
 
 
 def spread(videos: int, most: int) -> set[int]:

@@ -21,6 +21,8 @@ from tests.core.app.toy_program import VERBS, fit
         (["d", "o", "x"], "unexpected argument 'x', expected 2 without a flag (data, out)"),
         (["--data", "d", "o", "x"], "unexpected argument 'x', expected 1 without a flag (out)"),
         (["--data", "d", "--out", "o", "x"], "unexpected argument 'x', expected only flags"),
+        (["d", ""], "OUT is empty, expected a path"),
+        (["d", "--out= "], "OUT is empty, expected a path"),
         (["d", "o", "--stesp", "3"], "unknown flag --stesp; did you mean --steps?"),
         (["d", "o", "--stesp=3"], "unknown flag --stesp; did you mean --steps?"),
         (["d", "o", "--optimizer.nmae", "x"], "unknown flag --optimizer.nmae; did you mean --optimizer.name?"),

@@ -140,6 +140,8 @@ def test_nothing_of_the_users_is_replaced(
         ):
             with pytest.raises(UserError, match=said):
                 run(name)
+        with pytest.raises(UserError, match=r"^\. is a folder"):
+            predict(str(model), str(videos / "red/000.mkv"), Path(), device="cpu")
     assert (tmp_path / "mine.png").read_text() == "my picture"
     run("mine.csv", sheet=0)
     run("own.csv")

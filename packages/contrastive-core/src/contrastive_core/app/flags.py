@@ -106,6 +106,11 @@ class Flags:
                 + (f", and {', '.join(flagged)}" if flagged else "")
             )
         flags += [(f"--{name}", value) for name, value in zip(places, bare, strict=False)]
+        for name, value in flags:
+            if value is not None and not value.strip() and self._is_path(name[2:]):
+                # An unset variable of the shell; as a path it would mean the working directory.
+                key = self.short_name(name[2:])
+                raise UsageError(f"{key.upper() if key in self.positional else dashed(key)} is empty, expected a path")
         written = [name if value is None else f"{name}={self._as_list(name, value)}" for name, value in flags]
         return [f"--config={path}" for path in files] + written
 
@@ -171,6 +176,10 @@ class Flags:
             if [other for other in self.types if other == last or other.endswith(f".{last}")] == [key]:
                 return last
         return key
+
+    def _is_path(self, key: str) -> bool:
+        kind = self._type(key)  # data and models are text, because they may be addresses
+        return key in self.positional or Path in (kind, *typing.get_args(kind))
 
     def _type(self, key: str) -> Any:
         return self.types.get(key, self._optional.get(key))

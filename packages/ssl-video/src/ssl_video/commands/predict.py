@@ -83,7 +83,7 @@ def predict(
     if not 1 <= top <= len(classes) or sheet < 0:
         raise UserError(f"predict can list 1 to {len(classes)} classes of this model; got top={top}, sheet={sheet}")
     check_reader(read.reader)
-    picture = out.with_suffix(".png") if sheet else None
+    picture = out.with_suffix(".png") if sheet and out.name else None  # Path(".") has no name, and is refused below
     stored = open_flow(read.flow_cache, method=recognizer.recipe.flow, views=wanted)
     videos = open_videos(data)
     planned = Outputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import textwrap
 import warnings
@@ -73,16 +74,23 @@ def plain_axes(axes: Axes, title: str) -> None:
 @contextmanager
 def _file_font() -> Iterator[None]:
     """Draw with the font of files; characters that no font has are shown as boxes, without a warning for each."""
+    messages = logging.getLogger("matplotlib.font_manager")  # one for each text if a font has no bold characters
+    before = messages.level
     with rc_context({"font.family": [_FILE_FONT]}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
+        messages.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            messages.setLevel(before)
 
 
 def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
     """Render the figure as PNG; equal figures give equal bytes if they need no font of the system."""
     file = io.BytesIO()
     installed = {font.name for font in fontManager.ttflist}
-    for text in figure.findobj(Text):  # each has its own fonts since it was created
+    for text in figure.findobj(lambda part: isinstance(part, Text) and not part.get_text().isascii()):
+        # each text has its own fonts since it was created
         text.set_fontfamily([_FILE_FONT, *(name for name in _OTHER_SCRIPTS if name in installed)])
     with _file_font():
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})

@@ -443,3 +443,23 @@ def test_whole_files_do_not_seem_to_lack_their_end(tmp_path: Path, how: str) -> 
     else:
         ffmpeg(*video, "-vf", "setpts='if(eq(N,19),50,N)/10/TB'", "-fps_mode", "vfr", *X264, path)
     assert index_video(path).stated == 0
+
+
+def test_copies_in_other_containers_have_the_same_pictures(tmp_path: Path) -> None:
+    """The files differ, so that neither `make-splits` nor `evaluate` recognises them."""
+    first = plain(tmp_path, "a.mp4", size="70x50")
+    for ending in ("mkv", "ts", "avi", "mov", "flv"):
+        ffmpeg("-i", first, "-c", "copy", tmp_path / f"a.{ending}")
+    sound = ("-f", "lavfi", "-i", "sine=440:duration=2", "-c:a", "aac")
+    ffmpeg("-i", first, *sound, "-c:v", "copy", tmp_path / "sound.mp4")
+    raw = plain(tmp_path, "raw.avi", "-c:v", "rawvideo", "-pix_fmt", "yuv420p", size="70x50", rate=10)
+    ffmpeg("-i", raw, "-c", "copy", tmp_path / "raw.mkv")
+    plain(tmp_path, "other.mp4", size="70x50", kind="smptebars")
+    plain(tmp_path, "other.mkv", size="70x50", kind="smptebars", seconds=1)  # still: says nothing
+    plain(tmp_path, "longer.mp4", size="70x50", seconds=2.5)
+    _, findings = examine(open_videos(tmp_path))
+    [found] = [finding for finding in findings if finding.kind == "same_pictures"]
+    assert sorted(sorted(item.files) for item in found.items) == [
+        ["a.avi", "a.flv", "a.mkv", "a.mov", "a.mp4", "a.ts", "sound.mp4"], ["raw.avi", "raw.mkv"],
+    ]  # fmt: skip
+    assert found.level == "warning"

@@ -67,7 +67,7 @@ def examine(videos: VideoSet, *, decode: bool = True) -> tuple[list[Facts], list
             facts = list(track(looked, total=len(videos), what=f"checking {videos.name}"))
     finally:
         av.logging.set_level(level)
-    findings = [*_broken(facts), *_twice(facts), *_few(videos), *_peculiar(facts)]
+    findings = [*_broken(facts), *_twice(facts), *_same_pictures(facts), *_few(videos), *_peculiar(facts)]
     order = ("error", "warning", "note")
     return facts, sorted(findings, key=lambda finding: order.index(finding.level))
 
@@ -155,6 +155,18 @@ def _twice(facts: Sequence[Facts]) -> Iterator[Finding]:
         yield Finding("error", "contradictory", title, contradictory)
     if twice:
         yield Finding("warning", "duplicate", f"{several(len(twice), 'video')} stored more than once", twice)
+
+
+def _same_pictures(facts: Sequence[Facts]) -> Iterator[Finding]:
+    """Find videos that were copied to another container, or have another sound."""
+    same: dict[str, dict[str, str]] = defaultdict(dict)  # pictures -> file -> name
+    for fact in facts:
+        if fact.decoding is not None and fact.decoding.pictures:
+            same[fact.decoding.pictures].setdefault(fact.digest, fact.video.key)
+    items = [Item(list(group.values()), "same pictures") for group in same.values() if len(group) > 1]
+    if items:
+        title = f"{several(len(items), 'video')} with the same pictures in different files: keep them in one part"
+        yield Finding("warning", "same_pictures", title, items)
 
 
 def _few(videos: VideoSet) -> Iterator[Finding]:

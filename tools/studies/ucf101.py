@@ -71,6 +71,7 @@ class Method:
 
 
 PAPER_VIEWS = ("rgb", "flow", "tg")
+FIXED = ("--pseudo.select", "fixed")
 METHODS: dict[str, Method] = {
     "labels-rgb": Method("labels alone, frames", ("--views", "[rgb]"), supervised=True, views=("rgb",)),
     "labels": Method("labels alone, all views", supervised=True),
@@ -78,22 +79,24 @@ METHODS: dict[str, Method] = {
     "paper": Method(
         "MvPL, settings of the paper", ("--recipe", "paper", "--flow", "dis_fast"), views=PAPER_VIEWS, warmup=0.125
     ),
-    "mvpl": Method("MvPL, recommended"),
+    "mvpl": Method("MvPL, fixed threshold", FIXED),
+    "freematch": Method("MvPL, FreeMatch thresholds", ("--pseudo.select", "freematch")),
     "late": Method(
         "pseudo-labels in the last fifth, threshold 0.8",
         ("--pseudo.warmup", "0.8", "--pseudo.threshold", "0.8"),
         warmup=0.8,
     ),
-    "freematch": Method("recommended, FreeMatch thresholds", ("--pseudo.select", "freematch")),
-    "softmatch": Method("recommended, SoftMatch weights", ("--pseudo.select", "softmatch")),
-    "align": Method("recommended, distribution alignment", ("--pseudo.align", "true")),
-    "average": Method("recommended, moving average tested", ("--ema", "0.99")),
-    "teacher": Method("recommended, pseudo-labels of the average", ("--ema", "0.99", "--pseudo.labeller", "average")),
-    "mix": Method("recommended, TubeMix", ("--pseudo.mix", "1")),
-    "order": Method("recommended, order of frames", ("--strong.temporal", "[reverse,shuffle,warp,speed]")),
-    "agreement": Method("recommended, agreeing features", ("--pseudo.agreement_weight", "1")),
+    "softmatch": Method("MvPL, SoftMatch weights", ("--pseudo.select", "softmatch")),
+    "align": Method("fixed threshold, distribution alignment", (*FIXED, "--pseudo.align", "true")),
+    "average": Method("fixed threshold, moving average tested", (*FIXED, "--ema", "0.99")),
+    "teacher": Method(
+        "fixed threshold, pseudo-labels of the average", (*FIXED, "--ema", "0.99", "--pseudo.labeller", "average")
+    ),
+    "mix": Method("fixed threshold, TubeMix", (*FIXED, "--pseudo.mix", "1")),
+    "order": Method("fixed threshold, order of frames", (*FIXED, "--strong.temporal", "[reverse,shuffle,warp,speed]")),
+    "agreement": Method("fixed threshold, agreeing features", (*FIXED, "--pseudo.agreement_weight", "1")),
 }
-CORE = ("mvpl", "labels")
+CORE = ("freematch", "mvpl", "labels")
 DRAWS = (0, 1, 2, 5, 6)
 """Draws of labelled videos; settings were chosen with draws 3 and 4."""
 FEW = 3

@@ -541,12 +541,23 @@ def test_a_low_threshold_is_said_once_where_it_matters(
 
 
 @pytest.mark.parametrize(
-    ("labelled", "classes", "expected"),
-    [(40, 10, 0.4), (39, 10, 0.8), (400, 4, 0.8), (20, 5, 0.4), (1600, 400, 0.4)],
-)
-def test_the_threshold_follows_the_number_of_labels(labelled: int, classes: int, expected: float) -> None:
-    assert PseudoOptions().threshold_for(labelled, classes) == expected
-    assert PseudoOptions(threshold=0.55).threshold_for(labelled, classes) == 0.55
+    ("labelled", "classes", "views", "expected"),
+    [
+        (40, 10, 2, ("freematch", 0.4)), (39, 10, 2, ("fixed", 0.8)), (400, 4, 2, ("fixed", 0.8)),
+        (20, 5, 3, ("freematch", 0.4)), (1600, 400, 2, ("freematch", 0.4)), (40, 10, 1, ("fixed", 0.4)),
+    ],
+)  # fmt: skip
+def test_the_selection_follows_the_number_of_labels(
+    labelled: int, classes: int, views: int, expected: tuple[str, float]
+) -> None:
+    def settled(**given: Any) -> tuple[str | None, float | None]:
+        found = PseudoOptions(**given).settled(labelled, classes=classes, views=views)
+        return found.select, found.threshold
+
+    assert settled() == expected
+    assert settled(threshold=0.55) == ("fixed", 0.55)
+    assert settled(select="softmatch") == ("softmatch", expected[1])
+    assert settled(select="freematch", threshold=0.5) == ("freematch", 0.5)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -91,3 +91,15 @@ def test_videos_of_unknown_class_count_in_no_accuracy() -> None:
     for accuracy in (unknown.accuracy, unknown.accuracy_all, *unknown.accuracy_by_view.values()):
         assert accuracy is not None
         assert accuracy.isnan()
+
+
+def test_thresholds_follow_the_confidence_unless_one_is_given_or_there_is_one_view() -> None:
+    def adapts(**settings: object) -> bool:
+        network = SmallSlow(K, width=4, dropout=0.0)
+        return MultiviewPseudoLabel(network, classes=K, **settings).adaptive is not None  # type: ignore[arg-type]
+
+    assert adapts()
+    assert not adapts(threshold=0.6)
+    assert not adapts(views=("rgb",), threshold=None, select="softmatch")
+    with pytest.warns(UserWarning, match=r"threshold 0\.4 is below twice chance"):
+        assert not adapts(views=("rgb",))

@@ -35,7 +35,6 @@ from ssl_video.training.loader import Feed
 from ssl_video.training.options import (
     FEW,
     SURE,
-    USUAL,
     InputOptions,
     OptimizerOptions,
     PseudoOptions,
@@ -113,7 +112,7 @@ def train(
             torch.manual_seed(r.seed("weights"))
             net = _network(network, labelled.classes, init, say=r.say)
             say = _quietly if method == "supervised" else r.say
-            pseudo = _settle(pseudo, strong, labelled, say=say)
+            pseudo = _settle(pseudo, strong, labelled, views=len(inputs.views), say=say)
             mvpl = _method(
                 net, pseudo, described, training=training, ema=optimizer.ema, seed=r.seed("targets"), say=say
             )
@@ -291,7 +290,7 @@ def _method(
             target=pseudo.target,
             fuse_by=pseudo.fuse_by,
             fusion=pseudo.view_weights or pseudo.fusion,
-            threshold=USUAL if pseudo.threshold is None else pseudo.threshold,
+            threshold=pseudo.threshold,
             soft=pseudo.soft,
             temperature=pseudo.temperature,
             unlabelled_weight=pseudo.weight,
@@ -314,13 +313,13 @@ def _method(
 
 
 def _settle(
-    pseudo: PseudoOptions, strong: StrongOptions, labelled: VideoSet, *, say: Callable[[str], None]
+    pseudo: PseudoOptions, strong: StrongOptions, labelled: VideoSet, *, views: int, say: Callable[[str], None]
 ) -> PseudoOptions:
-    """Return the options with their threshold, and print notes on settings with which pseudo-labels may do harm."""
-    threshold = pseudo.threshold_for(len(labelled), len(labelled.classes))
+    """Settle how pseudo-labels are selected, and print notes on settings with which they may do harm."""
+    pseudo = pseudo.settled(len(labelled), classes=len(labelled.classes), views=views)
     _say_directed(pseudo, strong, labelled.classes, say=say)
-    _say_few(pseudo, threshold, labelled, say=say)
-    return replace(pseudo, threshold=threshold)
+    _say_few(pseudo, labelled, say=say)
+    return pseudo
 
 
 def _say_directed(
@@ -345,10 +344,11 @@ def _say_directed(
         )
 
 
-def _say_few(pseudo: PseudoOptions, threshold: float, labelled: VideoSet, *, say: Callable[[str], None]) -> None:
+def _say_few(pseudo: PseudoOptions, labelled: VideoSet, *, say: Callable[[str], None]) -> None:
     each = len(labelled) / len(labelled.classes)
     if each >= FEW:
         return
+    threshold = pseudo.threshold or 0.0
     number = f"{each:.1f}".removesuffix(".0")
     videos = "video" if number == "1" else "videos"
     few = f"note: {number} labelled {videos} per class. With so few, most pseudo-labels may be wrong"

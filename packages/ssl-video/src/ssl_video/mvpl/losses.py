@@ -14,6 +14,7 @@ from contrastive_core.rng import derive, uniform
 from contrastive_core.similarity.precision import full
 
 TargetKind = Literal["self", "random", "cross", "aggregated"]
+Selection = Literal["fixed", "freematch", "softmatch"]
 TARGETS: tuple[TargetKind, ...] = ("self", "random", "cross", "aggregated")
 
 

@@ -14,7 +14,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.optim import lars_param_groups
 from contrastive_core.training.config import check_counts, check_fields
 from ssl_video.augment import ClipAugment, StrongOptions, WeakOptions
-from ssl_video.mvpl.losses import TargetKind
+from ssl_video.mvpl.losses import Selection, TargetKind
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,18 @@ class PseudoOptions:
         fuse_by: Quantity averaged over views: ``probabilities`` or ``logits``.
         fusion: Weights of the views: ``exact`` for equal ones, ``adaptive`` for larger ones on views with small loss.
         view_weights: Fixed weights of the views, one per view, in place of `fusion`.
-        threshold: Smallest confidence of a pseudo-label to train on; by default 0.4, and 0.8 with fewer than 4 labelled
-            videos per class or fewer than 5 classes. 0.4 was best in measurements with ten classes and two or three
-            views, whose mean is less confident than a single view; with fewer labels it lowered the accuracy. Use 0.3
-            for hundreds of classes.
+        threshold: Smallest confidence of a pseudo-label to train on if `select` is ``fixed``; by default 0.4, and 0.8
+            with fewer than 4 labelled videos per class or fewer than 5 classes. 0.4 was the best one in measurements
+            with ten classes and two or three views, whose mean is less confident than a single view; with fewer labels
+            it lowered the accuracy. Use 0.3 for hundreds of classes.
         soft: Train on the whole distribution instead of the most probable class.
         temperature: Temperature of soft targets.
         weight: Weight of the loss on pseudo-labels.
         warmup: Fraction of the steps at the start that use labels only.
         align: Align the distribution of pseudo-labels with that of the labels.
-        select: Selection of pseudo-labels: ``fixed`` for the threshold, ``freematch`` for thresholds per class that
-            follow the confidence, ``softmatch`` for weights.
+        select: Selection of pseudo-labels: ``freematch`` for thresholds per class that follow the confidence, ``fixed``
+            for `threshold`, ``softmatch`` for weights. The default is ``freematch``, and ``fixed`` if a threshold is
+            given, with one view (FixMatch), and with fewer than 4 labelled videos per class or fewer than 5 classes.
         labeller: Network that makes the pseudo-labels: ``network``, or its moving ``average`` (with ``--ema``).
         mix: TubeMix, which replaces one box in all frames by that of another clip and mixes the targets: parameter of
             the Beta distribution of the remaining share, such as 1; 0 for none.
@@ -113,7 +114,7 @@ class PseudoOptions:
     weight: float = 1.0
     warmup: float = 0.4
     align: bool = False
-    select: Literal["fixed", "freematch", "softmatch"] = "fixed"
+    select: Selection | None = None
     labeller: Literal["network", "average"] = "network"
     mix: float = 0.0
     directed: tuple[str, ...] = ()
@@ -133,17 +134,18 @@ class PseudoOptions:
             agreement_weight=(0 <= self.agreement_weight < math.inf, "a finite number, at least 0"),
         )
 
-    def threshold_for(self, labelled: int, classes: int) -> float:
-        """Return the threshold given, or the one for so many labelled videos of so many classes."""
-        if self.threshold is not None:
-            return self.threshold
-        return SURE if labelled < FEW * classes or classes < FEW_CLASSES else USUAL
+    def settled(self, labelled: int, *, classes: int, views: int) -> PseudoOptions:
+        """Return the options with `threshold` and `select` for so many labelled videos, classes and views."""
+        few = labelled < FEW * classes or classes < FEW_CLASSES
+        usual: Selection = "fixed" if self.threshold is not None or few or views == 1 else "freematch"
+        threshold = (SURE if few else USUAL) if self.threshold is None else self.threshold
+        return dataclasses.replace(self, threshold=threshold, select=self.select or usual)
 
 
 USUAL, SURE = 0.4, 0.8
 """Thresholds: the best one in measurements, and one that did not lower the accuracy with few labels."""
 FEW = 4
-"""Number of labelled videos per class below which the usual threshold lowered the accuracy."""
+"""Number of labelled videos per class below which the usual threshold, and FreeMatch's, lowered the accuracy."""
 FEW_CLASSES = 5
 """Classes below which the usual threshold is under twice chance."""
 

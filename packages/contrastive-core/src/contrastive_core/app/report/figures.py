@@ -89,9 +89,9 @@ def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
     """Render the figure as PNG; equal figures give equal bytes if they need no font of the system."""
     file = io.BytesIO()
     installed = {font.name for font in fontManager.ttflist}
-    for text in figure.findobj(lambda part: isinstance(part, Text) and not part.get_text().isascii()):
-        # each text has its own fonts since it was created
-        text.set_fontfamily([_FILE_FONT, *(name for name in _OTHER_SCRIPTS if name in installed)])
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and not text.get_text().isascii():  # each has its own fonts since it was created
+            text.set_fontfamily([_FILE_FONT, *(name for name in _OTHER_SCRIPTS if name in installed)])
     with _file_font():
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return file.getvalue()

@@ -62,6 +62,14 @@ def test_val_stands_for_test_but_not_for_train(write, dot) -> None:
         (("archive/train", "archive/test"), ["train", "test"]),
         (("a/b/Train", "a/b/Valid"), ["train", "val"]),
         (("seg_train/seg_train", "seg_test/seg_test"), ["train", "test"]),
+        (("train2017", "val2017"), ["train", "val"]),
+        (("train1", "test1"), ["train", "test"]),
+        (("BirdsTrain", "BirdsTest"), ["train", "test"]),
+        (("Trainingsdaten", "Validierung", "Testdaten"), ["train", "val", "test"]),
+        (("entrenamiento", "validacio\u0301n", "prueba"), ["train", "val", "test"]),
+        (("训练集", "测试集"), ["train", "test"]),
+        (("学習データ", "テスト"), ["train", "test"]),
+        (("훈련", "검증"), ["train", "val"]),
     ],
 )
 def test_folders_of_splits_in_any_spelling(write, dot, folders: tuple[str, str], splits: list[str]) -> None:
@@ -115,6 +123,15 @@ def test_two_folders_of_one_split_are_refused(write, dot) -> None:
         open_images(root)
 
 
+@pytest.mark.parametrize(
+    "folders", [("trainA", "trainB", "testA", "testB"), ("cat_train", "cat_test", "dog-train", "dog-test")]
+)
+def test_splits_of_several_data_sets_are_no_classes(write, dot, folders: tuple[str, ...]) -> None:
+    root = write({f"{folder}/1.png": dot for folder in folders})
+    with pytest.raises(UserError, match="the splits of several data sets"):
+        open_images(root)
+
+
 def test_splits_inside_classes_are_refused(write, dot) -> None:
     root = write({f"{name}/{split}/1.png": dot for name in ("cat", "dog") for split in ("train", "test")})
     with pytest.raises(UserError, match=r"split folders inside class folders \(cat/test\)"):
@@ -124,6 +141,7 @@ def test_splits_inside_classes_are_refused(write, dot) -> None:
 def test_classes_are_compared_in_composed_form(write, dot) -> None:
     root = write({"train/caf\u00e9/1.png": dot, "train/dog/1.png": dot, "test/cafe\u0301/1.png": dot})
     assert open_images(root, split="test").classes == open_images(root).classes == ["caf\u00e9", "dog"]
+    assert "empty_class" not in {finding.kind for finding in examine(root).findings}
 
 
 def test_images_of_kinds_that_are_not_read_are_counted(write, dot) -> None:
@@ -188,9 +206,17 @@ def test_class_folders_that_hold_the_same_folders_are_warned_of(write, dot) -> N
         expected = f"{above[0]}, {above[1]} are used as the classes, and each contains the same folders, cat, dog"
         assert expected in images.notes[-1]
         assert next(f.kind for f in examine(root).findings if f.level == "warning") == "nested_classes"
+    most = open_images(write({f"most/{a}/{c}/1.png": dot for a in "ab" for c in "vwxyz"[: 5 - (a == "b")]}) / "most")
+    assert "each contains the same folders, v, w, x, y; if" in most.notes[0]
     for files in (["a/x/1.png", "a/y/1.png", "b/x/1.png"], ["a/x/1.png", "b/x/1.png"], ["a/1.png", "b/1.png"]):
         root = write({f"{len(files)}{files[0][2]}/{file}": dot for file in files}) / f"{len(files)}{files[0][2]}"
         assert open_images(root).notes == ()
+
+
+def test_a_folder_of_unlabelled_images_among_the_classes_is_warned_of(write, dot) -> None:
+    root = write({f"{name}/1.png": dot for name in ("cat", "dog", "Unlabeled")})
+    assert open_images(root).notes[0].startswith(f"{root}: the folder Unlabeled is used as a class")
+    assert "unlabelled_class" in {finding.kind for finding in examine(root).findings}
 
 
 def test_a_class_keeps_its_number_in_every_split(write, dot) -> None:

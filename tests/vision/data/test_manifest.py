@@ -44,9 +44,12 @@ def test_numbers_that_pandas_wrote_with_decimals_are_whole(manifest) -> None:
 
 
 def test_labels_that_join_several_classes_are_noted(manifest) -> None:
-    for text, noted in (("cat|dog", True), ("cat, dog", True), ("fox|dog", False), ("cats", False)):
-        images = open_images(manifest(f'path,label\na.png,cat\nsub/b c.png,"{text}"\n'))
-        assert any(f"labels such as '{text}' join several classes" in note for note in images.notes) == noted
+    for text, noted in (
+        *(("cat|dog", True), ("cat, dog", True), ("fox|dog", False), ("cats", False)),
+        *(("cat owl", True), ("cat / owl", True), ("cat fox", False), ("['fox', 'owl']", True), ("[fox]", False)),
+    ):
+        images = open_images(manifest(f'path,label\na.png,cat\na.png,owl\nsub/b c.png,"{text}"\n'))
+        assert any(f"labels such as {text!r} join several classes" in note for note in images.notes) == noted
 
 
 def test_a_name_without_its_ending_is_pointed_out(manifest, tmp_path: Path) -> None:
@@ -219,6 +222,9 @@ def test_lines_are_counted_over_quoted_line_breaks(manifest) -> None:
         ),
         ("path,label,is_valid\na.png,x,False\nsub/b c.png,y,True\n", r"column is_valid with the values false and true"),
         ("path,label,test\na.png,x,0\nsub/b c.png,y,1\n", r"column test with the values 0 and 1"),
+        ("path,label,is_training_image\na.png,x,0\nsub/b c.png,y,1\n", r"is_training_image with the values 0 and 1"),
+        ("path,label,usage\na.png,x,train\nsub/b c.png,y,eval\n", r"in the column usage \(eval, train\)"),
+        ("path,label,set\na.png,x,Train\na.png,x,A\nsub/b c.png,y,Test\n", r"the column set \(a, test, train\)"),
     ],
 )
 def test_splits_in_a_column_of_another_name_are_refused(manifest, text: str, message: str) -> None:
@@ -250,3 +256,9 @@ def test_images_that_are_listed_again_are_named(manifest, rows: str, note: str) 
     path = manifest(f"path,label,split\n{rows}sub/b c.png,z,train\n")
     found = [text for text in open_images(path).notes if "listed again" in text]
     assert [text.removeprefix(f"{path}: ").startswith(note) for text in found] == ([True] if note else [])
+
+
+def test_a_missing_split_is_none(manifest) -> None:
+    file = manifest("path,label,split\na.png,x,train\nsub/b c.png,y,train\na.png,x,nan\n")
+    assert list_splits(file) == ["train"]
+    assert any("1 row without a split" in note for note in open_images(file).notes)

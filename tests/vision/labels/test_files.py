@@ -98,6 +98,25 @@ def test_names_are_compared_in_composed_form(write: Write, noise: Callable[[int]
     assert read_labelled(file, open_images(root)).tolist() == [0]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,cat,dog\ncat/1.png,1,0\ndog/3.png,0.0,1.0\n", ""),
+        ("path,cat,dog\ncat/1.png,0,1\n", "lists cat/1.png in class dog"),
+        ("path,cat,dog\ncat/1.png,1,1\n", "does not mark one class with 1 for cat/1.png"),
+        ("path,set\ncat/1.png,train\ndog/3.png,test\n", r"names of splits in the column set \(test, train\)"),
+    ],
+)
+def test_other_columns_of_a_table(photos: Path, tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text(text)
+    if message:
+        with pytest.raises(UserError, match=message):
+            read_labelled(file, open_images(photos))
+    else:
+        assert len(read_labelled(file, open_images(photos))) == 2
+
+
 @pytest.mark.parametrize("separator", [" ", ",", "\t"])
 def test_class_numbers_must_correspond_to_the_classes(photos: Path, tmp_path: Path, separator: str) -> None:
     file = tmp_path / "list.txt"
@@ -106,6 +125,12 @@ def test_class_numbers_must_correspond_to_the_classes(photos: Path, tmp_path: Pa
         file.write_text("".join(f"{path}{separator}{number}\n" for path, number in rows))
         with pytest.raises(UserError, match="expected one number per class"):
             read_labelled(file, open_images(photos))
+    for text in ("path,label\ncat/1.png,0.0\ndog/3.png,1.0\n", "cat/1.png 0.0\ndog/3.png 1.0\n"):
+        file.write_text(text)
+        assert len(read_labelled(file, open_images(photos))) == 2
+    file.write_text("path,label\ncat/1.png,1\ndog/3.png,1\n")
+    with pytest.raises(UserError, match="expected one number per class"):
+        read_labelled(file, open_images(photos))
     file.write_text("cat/1.png,640,480\ncat/2.png,800,600\n")  # not class numbers
     assert read_labelled(file, open_images(photos)).tolist() == [0, 1]
 

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from contrastive_core.errors import UserError
+from contrastive_core.text import some_of
 
 SPLITS = ("train", "val", "test")
 """Canonical names of the parts, in their usual order."""
 
+
+def _plain(name: str) -> str:
+    """Return a name in lower case and without accents."""
+    return "".join(c for c in unicodedata.normalize("NFKD", name.casefold()) if not unicodedata.combining(c))
+
+
 _WORDS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
-    "dev": "val", "test": "test", "testing": "test",
-}  # fmt: skip
+    _plain(word): split
+    for split, words in {
+        "train": "train training trainingsdaten entrenamiento entrainement apprentissage addestramento treino "
+        "treinamento обучение 训练 訓練 学習 훈련 학습",
+        "val": "val valid validate validation dev validierung validacion validazione validacao валидация "
+        "验证 驗證 検証 검증",
+        "test": "test testing testdaten prueba pruebas teste тест 测试 測試 テスト 테스트",
+    }.items()
+    for word in words.split()
+}
 # Words that are often added to the name of a split: train_set, test-images, TrainData.
 _FILLERS = frozenset(
     {
         *("", "set", "data", "dataset", "split", "folder", "samples"),
-        *("image", "images", "img", "imgs", "video", "videos", "clips"),
+        *("image", "images", "img", "imgs", "video", "videos", "clips", "集", _plain("データ")),
     }
 )
 
@@ -45,7 +60,7 @@ def canonical_split(name: str) -> str:
     >>> canonical_split("VALID"), canonical_split("holdout")
     ('val', 'holdout')
     """
-    return _WORDS.get(name.strip().lower(), name)
+    return _WORDS.get(_plain(name.strip()), name)
 
 
 def split_word(name: str) -> SplitWord | None:
@@ -54,11 +69,12 @@ def split_word(name: str) -> SplitWord | None:
     >>> split_word("seg_Train")
     SplitWord(split='train', is_whole=False, rest=('seg',))
     """
-    lowered = name.lower()
-    if lowered in _WORDS:
-        return SplitWord(_WORDS[lowered], True, ())
+    if _plain(name) in _WORDS:
+        return SplitWord(_WORDS[_plain(name)], True, ())
     found, rest = None, []
-    for token in re.split(r"[\W_]+", lowered):
+    # Words also begin at digits and capitals: train2017, trainA.
+    spaced = re.sub(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])|(?<=[a-z])(?=[A-Z])", "_", name)
+    for token in re.split(r"[\W_]+", _plain(spaced)):
         split = _WORDS.get(token)
         if split is None:  # trainset, testdata
             split = next(
@@ -85,7 +101,7 @@ def find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
         Name of the folder of each split that was found.
 
     Raises:
-        UserError: Two folders contain the same split.
+        UserError: Two folders contain the same split, or there are the splits of several data sets.
     """
     exact: dict[str, list[str]] = {}
     padded: dict[str, list[str]] = {}
@@ -101,7 +117,13 @@ def find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
     found = padded | exact
     if not found:
         groups = [group for group in alike.values() if len(group) > 1]
-        found = groups[0] if len(groups) == 1 else {}
+        if len(groups) > 1:
+            found_names = sorted(name for group in groups for folders in group.values() for name in folders)
+            raise UserError(
+                f"{folder}: found the splits of several data sets ({some_of(found_names)}), expected train, val "
+                "and test once; move each data set into a folder of its own, or merge them"
+            )
+        found = groups[0] if groups else {}
     for split, folders in found.items():
         if len(folders) > 1:
             raise UserError(

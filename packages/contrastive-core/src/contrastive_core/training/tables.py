@@ -35,7 +35,7 @@ def whole_numbers(labels: Sequence[str]) -> list[str]:
 
 
 def similar_names(names: Iterable[str]) -> list[str]:
-    """Describe names of classes that differ only in case, spaces, underscores, hyphens or invisible characters.
+    """Describe names that differ only in case, spaces, underscores, hyphens, invisible characters or leading zeros.
 
     >>> similar_names(["long jump", "Long_Jump", "1_0", "10"])
     ['classes with nearly the same name: Long_Jump and long jump; they are different classes']
@@ -45,6 +45,7 @@ def similar_names(names: Iterable[str]) -> list[str]:
         visible = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
         # Not between digits, where they may be signs or decimals.
         key = re.sub(r"(?<=[^\W\d_])[\s_-]+|[\s_-]+(?=[^\W\d_])", "", visible).casefold()
+        key = str(int(key)) if key.isdecimal() else key
         shown = "".join(c if unicodedata.category(c) != "Cf" else f"\\u{ord(c):04x}" for c in name)
         spellings.setdefault(key, []).append(shown)
     groups = [" and ".join(group) for group in spellings.values() if len(group) > 1]

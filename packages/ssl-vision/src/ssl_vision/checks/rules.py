@@ -21,6 +21,7 @@ from ssl_vision.data.folder import (
     folder_layout,
     same_folders_in_classes,
     split_folder,
+    unlabelled_class,
 )
 from ssl_vision.data.listing import Listing, list_folder, printable
 from ssl_vision.data.manifest import read_manifest
@@ -204,6 +205,8 @@ def _in_split(folder: Path, *, root: Path, split: str) -> Iterator[Finding]:
         yield Finding("warning", "similar_classes", f"in {split}, {printable(note)}")
     for note in same_folders_in_classes(listing):
         yield Finding("warning", "nested_classes", f"in {split}, {note}")
+    for note in unlabelled_class({class_of(path) for path in listing.images} if not beside else ()):
+        yield Finding("warning", "unlabelled_class", f"in {split}, {note}")
     without = [] if beside else _folders_without_images(listing)
     # A folder with other files is often not meant as a class: label files, a run, results.
     used = [name for name in without if any(path.startswith(f"{name}/") for path in listing.others)]
@@ -240,7 +243,7 @@ def _beside_splits(layout: Layout) -> Iterator[Finding]:
 
 def _folders_without_images(listing: Listing) -> list[str]:
     full = {class_of(path) for path in listing.images}
-    return [folder for folder in listing.folders if "/" not in folder and folder not in full]
+    return [folder for folder in listing.folders if "/" not in folder and class_of(f"{folder}/") not in full]
 
 
 def _in_manifest(manifest: Path, splits: Sequence[str]) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def open_folder(
         )  # fmt: skip
     _refuse_shared_by_classes(folder, listing)
     names = [class_of(path) for path in listing.images]
-    notes += [f"{folder}: {note}" for note in same_folders_in_classes(listing)]
+    notes += [f"{folder}: {note}" for note in (*unlabelled_class({*names}), *same_folders_in_classes(listing))]
     training = set() if found == "train" else _training_classes(layout)
     if training and names[0] not in training and set(names) == {names[0]} and names[0].lower() in _NO_CLASS_NAMES:
         # Tiny ImageNet, for example, has val/images beside train/<class>/images.
@@ -197,17 +197,30 @@ def beside_classes(listing: Listing) -> list[str]:
 
 
 def same_folders_in_classes(listing: Listing) -> list[str]:
-    """A sentence about class folders that all hold the same folders: centres, folds or parts above the true classes."""
+    """A sentence about class folders that hold mostly the same folders: centres, folds or splits above the classes."""
     inside: dict[str, set[str]] = {}
     for path in listing.images:
         name, _, rest = path.partition("/")
         inside.setdefault(name, set()).add(rest.partition("/")[0] if "/" in rest else "")
-    folders = next(iter(inside.values()))
-    if len(inside) < 2 or len(folders) < 2 or "" in folders or any(other != folders for other in inside.values()):
+    if len(inside) < 2:
+        return []
+    everywhere, anywhere = set.intersection(*inside.values()), set.union(*inside.values())
+    if len(everywhere) < 2 or "" in anywhere or 2 * len(everywhere) <= len(anywhere):
         return []
     return [
         f"{printable(some_of(sorted(inside)))} are used as the classes, and each contains the same folders, "
-        f"{printable(some_of(sorted(folders)))}; if those are the classes, give a CSV manifest, or one folder per class"
+        f"{printable(some_of(sorted(everywhere)))}; if those are the classes, give a CSV manifest, or one folder per "
+        "class"
+    ]
+
+
+def unlabelled_class(classes: Iterable[str]) -> list[str]:
+    """A sentence about a class folder whose name says that its images have no label."""
+    return [
+        f"the folder {printable(name)} is used as a class; if its images have no label, move it beside the folder of "
+        "the training images"
+        for name in sorted(classes)
+        if name.casefold().startswith(("unlabel", "no_label", "nolabel"))
     ]
 
 

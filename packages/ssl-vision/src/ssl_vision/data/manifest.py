@@ -152,7 +152,8 @@ def read_manifest(manifest: Path) -> Manifest:
         if label and is_missing(label):
             missing.append(line)
             label = ""
-        split = canonical_split(row[place["split"]].strip()) if "split" in place else "train"
+        split = row[place["split"]].strip() if "split" in place else "train"
+        split = "" if is_missing(split) else canonical_split(split)
         rows.append(Row(line, local_path(row[place["path"]].strip(), manifest.parent), label, split))
     labels = whole_numbers([row.label for row in rows])
     rows = [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
@@ -172,15 +173,15 @@ def read_manifest(manifest: Path) -> Manifest:
         notes += _one_hot({name: {row[number].strip() for _, row in cells} for number, name in enumerate(columns)})
     if "split" not in place:
         others = {number: name for number, name in enumerate(column_names(columns)) if number not in place.values()}
-        _refuse_other_splits(manifest, others, [row for _, row in cells])
+        refuse_unnamed_splits(manifest, others, [row for _, row in cells])
     notes += _repeated(rows)
     if "-1" in labels and len({*labels} - {"", "-1"}) > 1:
         notes.append("the label -1 is used as a class; leave the label of unlabelled images empty")
-    joined = sorted(label for label in {*labels} if {*_SEPARATOR.split(label)} & ({*labels} - {label}))
+    joined = _joined({*labels} - {""})
     if joined:
         notes.append(
-            f"labels such as {printable(joined[0])!r} join several classes, of which some are labels themselves; each "
-            "combination is used as a class of its own, because an image has one class"
+            f"labels such as {printable(joined[0])!r} join several classes; each combination is used as a class of its "
+            "own, because an image has one class"
         )
     notes += [printable(note) for note in similar_names({*labels} - {""})]
     if missing:
@@ -216,20 +217,36 @@ def _one_hot(values: Mapping[str, set[str]]) -> list[str]:
     ]
 
 
+def _joined(labels: set[str]) -> list[str]:
+    """Return the labels that list several classes: ``a|b`` beside a label a, ``a b`` beside a and b, ``['a', 'b']``."""
+    return sorted(
+        label
+        for label in labels
+        if {*_SEPARATOR.split(label)} & (labels - {label})
+        or (len(parts := {*_WEAK_SEPARATOR.split(label)}) > 1 and parts <= labels)
+        or _LIST.fullmatch(label)
+    )
+
+
 _FIRST = 20  # rows whose images are looked for
 _SEPARATOR = re.compile(r"\s*[|;,]\s*")
-_BOOLEAN = ("is_valid", "is_val", "is_validation", "is_test", "is_train", "valid", "train", "test", "val")
+_WEAK_SEPARATOR = re.compile(r"\s*[/+&]\s*|\s+")  # also within the name of a class
+_LIST = re.compile(r"""\[\s*['"].*['"]\s*\]""")
 _TRUTH = frozenset({"true", "false", "0", "1", "yes", "no", "t", "f", "y", "n"})
+_OTHER_SPLITS = frozenset({"eval", "evaluation", "holdout", "hold_out", "trainval", "query", "gallery", "unlabeled"})
 
 
-def _refuse_other_splits(manifest: Path, columns: Mapping[int, str], rows: Sequence[Sequence[str]]) -> None:
+def refuse_unnamed_splits(manifest: Path, columns: Mapping[int, str], rows: Sequence[Sequence[str]]) -> None:
     """Raise an error if a column of another name than split contains splits, because all rows would be trained on."""
     for number, name in columns.items():
-        values = {row[number].strip().lower() for row in rows} - {""}
-        words = {word.split for value in values if (word := split_word(value)) is not None}
-        if name in _BOOLEAN and len(values) == 2 and values <= _TRUTH:
+        values = {row[number].strip().lower() for row in rows if len(row) > number} - {""}
+        words = {value: word for value in values if (word := split_word(value)) is not None}
+        stated = {word.split for word in words.values() if word.is_whole}
+        distinct = {words[value].split if value in words else value for value in values}
+        mark = split_word(name.removeprefix("is_"))  # is_valid, is_training_image
+        if mark and not mark.rest and len(values) == 2 and values <= _TRUTH:
             found = f"the column {name} with the values {' and '.join(sorted(values))}"
-        elif len(words) > 1 and all(split_word(value) is not None for value in values):
+        elif len(stated) > 1 or (words and len(distinct) > 1 and values <= _OTHER_SPLITS.union(words)):
             found = f"the names of splits in the column {name} ({some_of(sorted(values))})"
         else:
             continue

@@ -27,7 +27,7 @@ from contrastive_core.training.outputs import write_once
 from contrastive_core.training.split_names import canonical_split
 from contrastive_core.training.tables import column_names, stated_separator, whole_numbers
 from ssl_vision.data import ImageSet
-from ssl_vision.data.manifest import COLUMNS
+from ssl_vision.data.manifest import COLUMNS, refuse_unnamed_splits
 
 FORMAT = "ssl-vision labels 1"
 
@@ -160,7 +160,7 @@ class _Places:
 
     def __init__(self, images: ImageSet) -> None:
         self._images = images
-        self.split = images.split
+        self.classes, self.split = images.classes, images.split
         self._by_key: dict[str, int] = {}
         self._by_name: dict[str, int | None] = {}
         for index in range(len(images)):
@@ -191,7 +191,7 @@ class _Places:
         for name, number in numbers:
             index = self.of(name, file)
             own = None if index is None else self._images.label(index)
-            if own is None or not number.isdigit():
+            if own is None:
                 continue
             pair = name, str(int(number)), self._images.classes[own]
             for key in (f"number {pair[1]}", f"class {pair[2]}"):
@@ -226,19 +226,17 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
     if delimiter is None and lines and place.of(lines[0], file) is None:
         spaced = [line.rsplit(None, 1) for line in lines]
         if all(len(parts) == 2 and place.of(parts[0], file) is not None for parts in spaced):  # path and class number
-            place.check_numbers([(path, label) for path, label in spaced if label.isdigit()], file)
-            return [(path, None if label.isdigit() else label) for path, label in spaced]
+            return _without_numbers([path for path, _ in spaced], [label for _, label in spaced], place, file)
     if delimiter is None or place.of(lines[0], file) is not None:
         return [(_unquoted(line, place, file), None) for line in lines]
     with reading(file, "cannot be read as CSV", "export it again"):
         rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
-    head = column_names(rows[0])
+    names, head = [normalize("NFC", name.strip()) for name in rows[0]], column_names(rows[0])
     path = next((head.index(name) for name in COLUMNS["path"] if name in head), None)
     label = next((head.index(name) for name in COLUMNS["label"] if name in head), None)
     if path is None:  # no header
-        path, label = 0, (1 if len(rows[0]) > 1 and not rows[0][1].strip().isdigit() else None)
-        if label is None:
-            place.check_numbers([(row[0].strip(), row[1].strip()) for row in rows if len(row) == 2], file)
+        path, label = 0, (1 if len(rows[0]) == 2 or (len(rows[0]) > 2 and not rows[0][1].strip().isdigit()) else None)
+        names = []
     else:
         rows = rows[1:]
     short = [row for row in rows if len(row) <= max(path, label or 0)]
@@ -248,6 +246,8 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
         )
     rows = [row for row in rows if row[path].strip()]
     _refuse_other_splits(head, rows, path, place.split, file)
+    if names and not {*head} & {*COLUMNS["split"]}:
+        refuse_unnamed_splits(file, {n: name for n, name in enumerate(head) if n not in (path, label)}, rows)
     if label is not None and not any(row[label].strip() for row in rows):
         label = None  # separators at the end of lines, or an empty column
     bare = [row[path].strip() for row in rows if label is not None and not row[label].strip()]
@@ -256,8 +256,38 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
             f"{file}: gives no class for {several(len(bare), 'image')} ({some_of(bare)}), expected one in every row; "
             "remove rows of unlabelled images, or the column"
         )
-    labels = None if label is None else whole_numbers([row[label].strip() for row in rows])
-    return [(row[path].strip(), labels[number] if labels else None) for number, row in enumerate(rows)]
+    paths = [row[path].strip() for row in rows]
+    if label is not None:
+        return _without_numbers(paths, [row[label].strip() for row in rows], place, file)
+    return list(zip(paths, _marked_classes(paths, names, rows, place, file), strict=True))
+
+
+def _marked_classes(
+    paths: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]], place: _Places, file: Path
+) -> list[str | None]:
+    """Return the class of each image in a table with a column of 0 and 1 per class, else None for each."""
+    marks = [number for number, name in enumerate(names) if name in place.classes]
+    if len(marks) < 2:
+        return [None] * len(rows)
+    marked = [[names[n] for n in marks if row[n : n + 1] and whole_numbers([row[n].strip()]) == ["1"]] for row in rows]
+    unclear = [name for name, classes in zip(paths, marked, strict=True) if len(classes) != 1]
+    if unclear:
+        raise UserError(
+            f"{file}: has one column per class, but does not mark one class with 1 for {some_of(unclear)}; correct "
+            "these rows, or remove them"
+        )
+    return [classes[0] for classes in marked]
+
+
+def _without_numbers(
+    paths: Sequence[str], labels: Sequence[str], place: _Places, file: Path
+) -> list[tuple[str, str | None]]:
+    """Return paths and classes; class numbers that are not the names of classes are checked and removed."""
+    labels = whole_numbers(labels)
+    if all(label.isdigit() for label in labels) and not {*labels} <= {*place.classes}:
+        place.check_numbers(list(zip(paths, labels, strict=True)), file)
+        return [(path, None) for path in paths]
+    return list(zip(paths, labels, strict=True))
 
 
 def _refuse_other_splits(head: Sequence[str], rows: Sequence[Sequence[str]], path: int, split: str, file: Path) -> None:

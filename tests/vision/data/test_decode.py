@@ -438,3 +438,13 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(5 << 30)  # takes no space
     with pytest.raises(UserError, match=r"x\.png: is too large"):
         read_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_tiff_that_begins_with_its_preview_is_refused(tmp_path: Path, channels: int) -> None:
+    pixels = np.zeros((64, 48, 3), np.uint8) if channels == 3 else np.zeros((64, 48), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "scan.tif") as file:
+        file.write(pixels[::4, ::4], subfiletype=1)
+        file.write(pixels)
+    with pytest.raises(UserError, match=r"first page is a preview \(12x16 px\) of page 2 \(48x64 px\)"):
+        read_image(tmp_path / "scan.tif", channels=channels)

@@ -323,6 +323,7 @@ def _plain_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
 
 
 def _tiff_channels(data: bytes, channels: int, options: ReadOptions) -> Float:
+    _check_first_page(data)
     with _tiff_file(data) as file:
         series, page = file.series[0], file.series[0].keyframe
         # tifffile returns the indices of a palette, and inverted values where 0 means white.
@@ -490,6 +491,7 @@ def _decode(data: bytes, options: ReadOptions) -> Picture:
         bands = describe_tiff(data)
     if bands is not None:
         raise UndecodableError(bands)
+    _check_first_page(data)
     with _open(data, options) as image:
         found, mode = image.format, image.mode
         deep = _is_deep_colour(image, data)
@@ -605,6 +607,21 @@ def _is_stack(image: Image.Image, data: bytes, options: ReadOptions) -> bool:
             return same and not other.tag_v2.get(_SUBFILE_TYPE)  # type: ignore[attr-defined]
     except Exception:  # noqa: BLE001 - a damaged second page does not affect the first
         return False
+
+
+def _check_first_page(data: bytes) -> None:
+    """Refuse a TIFF that begins with a reduced copy of another page, whose few pixels would be used without notice."""
+    if not _tiff_tags(data).get(_SUBFILE_TYPE, 0) & 1:
+        return
+    with TiffImagePlugin.TiffImageFile(io.BytesIO(data), "") as image:
+        first, pages = image.size, image.n_frames
+        for page in range(1, pages):
+            image.seek(page)
+            if min(image.size) > min(first):
+                raise UndecodableError(
+                    f"found a TIFF whose first page is a preview ({first[0]}x{first[1]} px) of page {page + 1} "
+                    f"({image.width}x{image.height} px); save that page as a file"
+                )
 
 
 def _has_gray_pages(image: Image.Image) -> bool:

@@ -121,7 +121,7 @@ class Meeting(Dataset[int]):
 
 
 def loading() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("loading")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 def test_a_step_is_loaded_while_the_one_before_is_trained() -> None:

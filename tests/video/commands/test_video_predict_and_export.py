@@ -27,7 +27,7 @@ from ssl_video.data import ClipSpec, Video, open_videos
 from ssl_video.data.audio_reader import read_audio
 from ssl_video.data.synthetic import CLASSES, draw_video, make_videos
 from ssl_video.data.video_index import index_video
-from ssl_video.evaluation import SamplingOptions, classify, fused
+from ssl_video.evaluation import SamplingOptions, classify_all, fused
 from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.model_folder import Recipe, load_recognizer, save_recognizer
 from ssl_video.reports.contact_sheet import beginning, end
@@ -84,7 +84,10 @@ def test_predictions_are_those_of_the_network(model: Path, videos: Path, tmp_pat
     for row in rows:
         if not row["error"]:
             video = Video(row["path"], videos / row["path"])
-            p = fused(classify(recognizer, video, views=("rgb", "tg"), clips=2, crops=1)[None])[0]
+            sampling = SamplingOptions(clips=2, crops=1)
+            [found] = classify_all(recognizer, [video], views=("rgb", "tg"), sampling=sampling)
+            assert isinstance(found, torch.Tensor)
+            p = fused(found[None])[0]
             assert row["class"] == CLASSES[int(p.argmax())]
             assert float(row["probability"]) == pytest.approx(p.max().item(), rel=1e-4)
             assert float(row["probability_2"]) == pytest.approx(p.topk(2).values[1].item(), rel=1e-4)
@@ -131,7 +134,7 @@ def test_nothing_of_the_users_is_replaced(
         predict(str(model), data, tmp_path / name, sampling=SamplingOptions(clips=1, crops=1), device="cpu", **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:  # before any work
-        patch.setattr("ssl_video.commands.predict.classify", lambda *_, **__: pytest.fail("has begun"))
+        patch.setattr("ssl_video.commands.predict.classify_all", lambda *_, **__: pytest.fail("has begun"))
         for name, said in (
             ("folder.csv", r"folder\.csv is a folder"),
             ("mine.csv", "mine.png already exists"),

@@ -33,6 +33,7 @@ __all__ = [
     "StrongOptions",
     "WeakOptions",
     "center_clip",
+    "join_clips",
     "reorder_clip",
     "spread_crops",
     "strong_augment",
@@ -151,7 +152,7 @@ def _mirrored(cut: _Cut) -> _Cut:
     return _Cut(cut.frames.flip(-1), None if cut.flow is None else mirror_flow(cut.flow))
 
 
-def _joined(clips: Sequence[Clips]) -> Clips:
+def join_clips(clips: Sequence[Clips]) -> Clips:
     """Concatenate clips of one size to a batch."""
 
     def together(parts: list[Tensor | None]) -> Tensor | None:
@@ -510,7 +511,7 @@ class ClipAugment:
                 for place, operation in enumerate(operations)
                 if operation is not None
             ]
-            for view, pictures in self._views(_joined(parts), views).items():
+            for view, pictures in self._views(join_clips(parts), views).items():
                 found[view][changed] = pictures
         return found
 

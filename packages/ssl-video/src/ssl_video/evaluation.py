@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,15 +14,16 @@ from contrastive_core.errors import UserError
 from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.pseudo_label import fuse
 from contrastive_core.text import several, some_of
+from contrastive_core.training.ahead import compute_ahead
 from contrastive_core.training.config import allowed_bad
 from contrastive_core.training.documents import to_json_lines
-from ssl_video.augment import spread_crops
-from ssl_video.data.clip import clip_starts
+from ssl_video.augment import join_clips, spread_crops
+from ssl_video.data.clip import Clips, clip_starts
 from ssl_video.data.reader import StoredFlow, read_clip
 from ssl_video.data.torchcodec_reader import ReaderName
 from ssl_video.data.video_index import index_video
 from ssl_video.data.videos import Video
-from ssl_video.models.model_folder import Recognizer
+from ssl_video.models.model_folder import Recipe, Recognizer
 from ssl_video.views import make_views, needs_following
 
 FUSED = "fused"
@@ -60,52 +61,80 @@ class SamplingOptions:
         return wanted
 
 
-def classify(
+def classify_all(
     recognizer: Recognizer,
-    video: Video,
+    videos: Sequence[Video],
     *,
     views: Sequence[str],
-    clips: int = 10,
-    crops: int = 3,
-    to_the_end: bool = False,
+    sampling: SamplingOptions = SamplingOptions(),
     flow: StoredFlow | None = None,
     reader: ReaderName = "pyav",
-) -> Tensor:
-    """Average the probabilities of a video over clips and crops, for each view.
+) -> Iterator[Tensor | UserError]:
+    """Yield the probabilities of every video, averaged over clips and crops, or the error; read further ones meanwhile.
 
     Args:
         recognizer: Trained network.
-        video: Video to classify.
-        views: Names of views that it was trained on.
-        clips: Number of clips, evenly spaced in time.
-        crops: Number of crops along the long side.
-        to_the_end: See `clip_starts`.
+        videos: Videos to classify.
+        views: Names of views that it was trained on; those of `sampling` are not used.
+        sampling: Clips and crops.
         flow: See `read_clip`; None: computed where a view needs it.
         reader: See `read_clip`.
 
-    Returns:
-        Probabilities, float32 ``[M, K]``; NaN for a view that the video lacks.
-
-    Raises:
-        UserError: The file cannot be read.
+    Yields:
+        Probabilities, float32 ``[M, K]``, with NaN for a view that the video lacks; or the reason why it has none.
     """
-    recipe = recognizer.recipe
     stored = flow if "flow" in views else None
-    following, needs_audio = needs_following(views, stored), "audio" in views
-    starts = clip_starts(index_video(video.path).duration, recipe.clip, clips, to_the_end=to_the_end)
-    read = [
-        read_clip(video.path, start, recipe.clip, following=following, audio=needs_audio, flow=stored, reader=reader)
-        for start in starts
-    ]
-    seen = spread_crops(read, size=recipe.size, crops=crops)
-    silent = needs_audio and not any(bool(clip.has_audio.all()) for clip in read if clip.has_audio is not None)
-    found = []
+
+    def read(video: Video) -> _Crops | UserError:
+        try:
+            return _read(recognizer.recipe, video, views, sampling, flow=stored, reader=reader)
+        except UserError as error:
+            return error
+
+    for found in compute_ahead(read, videos, threads=_READERS):
+        try:
+            yield found if isinstance(found, UserError) else _probabilities(recognizer, found, views)
+        except UserError as error:
+            yield error
+
+
+_READERS = 2
+"""Number of videos that are read at a time. Each takes the memory of a clip at full size."""
+
+
+class _Crops(NamedTuple):
+    """Cropped clips of a video, a batch for each place of the crop; and whether it lacks sound that a view needs."""
+
+    batches: list[Clips]
+    silent: bool
+
+
+def _read(
+    recipe: Recipe, video: Video, views: Sequence[str], sampling: SamplingOptions, *, flow: StoredFlow | None,
+    reader: ReaderName,
+) -> _Crops:  # fmt: skip
+    following, needs_audio = needs_following(views, flow), "audio" in views
+    duration = index_video(video.path).duration
+    crops: list[list[Clips]] = [[] for _ in range(sampling.crops)]
+    silent = needs_audio
+    for start in clip_starts(duration, recipe.clip, sampling.clips, to_the_end=sampling.to_the_end):
+        clip = read_clip(
+            video.path, start, recipe.clip, following=following, audio=needs_audio, flow=flow, reader=reader
+        )
+        silent = silent and not (clip.has_audio is not None and bool(clip.has_audio.all()))
+        for place, crop in zip(crops, spread_crops([clip], size=recipe.size, crops=sampling.crops), strict=True):
+            place.append(crop)
+    return _Crops([join_clips(place) for place in crops], silent)
+
+
+def _probabilities(recognizer: Recognizer, crops: _Crops, views: Sequence[str]) -> Tensor:
+    recipe, found = recognizer.recipe, []
     for view in views:
-        if view == "audio" and silent:
+        if view == "audio" and crops.silent:
             found.append(torch.full((len(recipe.classes),), torch.nan))
             continue
         pictures = torch.cat(
-            [make_views(crop, (view,), flow=recipe.flow, tg_gain=recipe.tg_gain)[view] for crop in seen]
+            [make_views(crop, (view,), flow=recipe.flow, tg_gain=recipe.tg_gain)[view] for crop in crops.batches]
         )
         found.append(recognizer.probabilities(pictures, view).mean(dim=0))
     return torch.stack(found)
@@ -125,14 +154,14 @@ class Classified(NamedTuple):
     skipped: dict[str, str]
 
 
-def classify_readable(
-    videos: Iterable[Video], probabilities: Callable[[Video], Tensor], *, total: int, max_bad: float
+def keep_readable(
+    videos: Iterable[Video], results: Iterable[Tensor | UserError], *, total: int, max_bad: float
 ) -> Classified:
-    """Classify all videos that can be read.
+    """Collect the probabilities of all videos that can be read.
 
     Args:
         videos: Videos.
-        probabilities: Function that classifies one of them, such as `classify`.
+        results: Result of each, from `classify_all`.
         total: Number of videos.
         max_bad: Largest fraction of unreadable videos to skip.
 
@@ -141,14 +170,14 @@ def classify_readable(
     """
     allowed = allowed_bad(max_bad, total)
     found, places, skipped = [], [], {}
-    for place, video in enumerate(videos):
-        try:
-            found.append(probabilities(video))
+    for place, (video, result) in enumerate(zip(videos, results, strict=True)):
+        if not isinstance(result, UserError):
+            found.append(result)
             places.append(place)
-        except UserError as error:
-            skipped[video.key] = str(error)
-            if len(skipped) > allowed or len(skipped) == total:
-                raise UserError(f"{error}\n{len(skipped)} of {total} videos cannot be read; see --max-bad") from error
+            continue
+        skipped[video.key] = str(result)
+        if len(skipped) > allowed or len(skipped) == total:
+            raise UserError(f"{result}\n{len(skipped)} of {total} videos cannot be read; see --max-bad") from result
     return Classified(torch.stack(found), places, skipped)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import queues
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive, permutation
+from contrastive_core.training.ahead import compute_ahead
 from contrastive_core.training.crashes import forget_files
 
 
@@ -255,27 +255,11 @@ class StepLoader(Generic[T]):
                 generator=torch.Generator().manual_seed(0),
                 pin_memory=pin_memory,
             )
-            self._batches = map(_without_error, loader if self._workers else _ahead(loader))
+            loaded = iter(loader)
+            ahead = compute_ahead(lambda _: next(loaded), range(step, self._total))
+            self._batches = map(_without_error, loaded if self._workers else ahead)
         self._next_step = step + 1
         return self._batches
-
-
-def _ahead(loader: DataLoader[T]) -> Iterator[T]:
-    """Load every batch in a thread while the calling thread works on the one before.
-
-    Decoders, resampling and the network release the interpreter's lock, so both get on. The thread ends with the last
-    batch, and not later, because a command that follows in the same process may fork.
-    """
-    if not len(loader):
-        return
-    batches = iter(loader)
-    with ThreadPoolExecutor(1, thread_name_prefix="loading") as thread:
-        coming = thread.submit(next, batches)
-        for _ in range(1, len(loader)):
-            batch, coming = coming.result(), thread.submit(next, batches)
-            yield batch
-        last = coming.result()
-    yield last
 
 
 def _without_error(item: T | UserError) -> T:

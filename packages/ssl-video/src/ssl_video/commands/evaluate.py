@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from contrastive_core.app.report.figures import confusion_figure, to_png
 from contrastive_core.errors import UserError
@@ -16,7 +15,7 @@ from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.names import check_file_name
 from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
-from ssl_video.data import Video, VideoSet, open_videos
+from ssl_video.data import VideoSet, open_videos
 from ssl_video.data.reader import TolerantReadOptions
 from ssl_video.data.splits import read_split, select_labelled
 from ssl_video.data.torchcodec_reader import check_reader
@@ -24,10 +23,10 @@ from ssl_video.evaluation import (
     FUSED,
     Evaluation,
     SamplingOptions,
-    classify,
-    classify_readable,
+    classify_all,
     confusion_of,
     fused,
+    keep_readable,
     score_view,
 )
 from ssl_video.models.model_folder import load_recognizer
@@ -97,16 +96,10 @@ def evaluate(
     stored = open_flow(read.flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=read.max_bad)
     check_reader(read.reader)
 
-    def probabilities_of(video: Video) -> torch.Tensor:
-        return classify(
-            recognizer, video, views=wanted, clips=sampling.clips, crops=sampling.crops,
-            to_the_end=sampling.to_the_end, flow=stored, reader=read.reader,
-        )  # fmt: skip
-
-    probabilities, kept, skipped = classify_readable(
-        track(videos.videos, total=len(videos), what="testing"), probabilities_of,
-        total=len(videos), max_bad=read.max_bad,
-    )  # fmt: skip
+    results = classify_all(recognizer, videos.videos, views=wanted, sampling=sampling, flow=stored, reader=read.reader)
+    probabilities, kept, skipped = keep_readable(
+        track(videos.videos, total=len(videos), what="testing"), results, total=len(videos), max_bad=read.max_bad
+    )
     labels = videos.labels()[kept]
     scores = {view: score_view(probabilities[:, place], labels) for place, view in enumerate(wanted)}
     if len(wanted) > 1:

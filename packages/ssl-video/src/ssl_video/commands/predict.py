@@ -18,7 +18,7 @@ from contrastive_core.training.tables import safe_cell
 from ssl_video.data import Video, open_videos
 from ssl_video.data.reader import ReadOptions
 from ssl_video.data.torchcodec_reader import check_reader
-from ssl_video.evaluation import SamplingOptions, classify, fused
+from ssl_video.evaluation import SamplingOptions, classify_all, fused
 from ssl_video.models.model_folder import load_recognizer
 from ssl_video.optical_flow.cache import open_flow
 from ssl_video.reports.contact_sheet import Thumbnail, contact_sheet
@@ -105,17 +105,16 @@ def predict(
             writer.writerow(
                 ["path", *(f"{name}{rank}" for rank in ranks for name in ("class", "probability")), "error"]
             )
-            for place, video in enumerate(track(videos.videos, total=len(videos), what=videos.name)):
-                try:
-                    found = classify(
-                        recognizer, video, views=wanted, clips=sampling.clips, crops=sampling.crops,
-                        to_the_end=sampling.to_the_end, flow=stored, reader=read.reader,
-                    )  # fmt: skip
-                    if found.isnan().any(dim=1).all():
-                        raise _no_result(video, wanted)
-                except UserError as error:
+            results = classify_all(
+                recognizer, videos.videos, views=wanted, sampling=sampling, flow=stored, reader=read.reader
+            )
+            tracked = track(videos.videos, total=len(videos), what=videos.name)
+            for place, (video, result) in enumerate(zip(tracked, results, strict=True)):
+                is_lost = not isinstance(result, UserError) and bool(result.isnan().any(dim=1).all())
+                found = _no_result(video, wanted) if is_lost else result
+                if isinstance(found, UserError):
                     unreadable += 1
-                    writer.writerow([safe_cell(video.key, path=True), *[""] * (2 * top), safe_cell(str(error))])
+                    writer.writerow([safe_cell(video.key, path=True), *[""] * (2 * top), safe_cell(str(found))])
                     continue
                 probabilities, order = fused(found[None])[0].topk(top)
                 ranked = list(zip(order.tolist(), probabilities.tolist(), strict=True))

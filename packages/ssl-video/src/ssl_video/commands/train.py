@@ -23,7 +23,7 @@ from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
 from ssl_video.data.frame_cache import GB, FrameCache
 from ssl_video.data.reader import TrainingReadOptions
 from ssl_video.data.splits import read_split, select, select_labelled
-from ssl_video.evaluation import classify, classify_readable
+from ssl_video.evaluation import SamplingOptions, classify_all, keep_readable
 from ssl_video.models import NetworkOptions
 from ssl_video.models.model_folder import Recipe, Recognizer, save_recognizer
 from ssl_video.models.networks import build_network, check_clip
@@ -373,12 +373,8 @@ def _accuracy(
 ) -> float:
     """Return the accuracy on the videos that can be read; report those that cannot, once each."""
     first = recognizer.recipe.views[:1]
-    found = classify_readable(
-        videos.videos,
-        lambda video: classify(recognizer, video, views=first, clips=1, crops=1),
-        total=len(videos),
-        max_bad=max_bad,
-    )
+    results = classify_all(recognizer, videos.videos, views=first, sampling=SamplingOptions(clips=1, crops=1))
+    found = keep_readable(videos.videos, results, total=len(videos), max_bad=max_bad)
     for key, reason in found.skipped.items():
         if key not in skipped:
             skipped.add(key)

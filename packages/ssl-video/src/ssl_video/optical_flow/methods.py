@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -97,16 +98,25 @@ def _on_gray(cv2: Any, make: Callable[[], Callable[[Gray, Gray, None], Any]]) ->
     return flow
 
 
+_lock = Lock()
+_inside: list[int] = []
+"""Number of OpenCV's threads before each of the calls that are running now."""
+
+
 @contextmanager
 def _one_thread(cv2: Any) -> Iterator[None]:
     # DIS cuts a picture into one stripe per thread and searches for matches within each, so its result would depend on
-    # the number of threads, and thus on the machine.
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
+    # the number of threads, and thus on the machine. OpenCV has one number for all callers.
+    with _lock:
+        _inside.append(_inside[0] if _inside else cv2.getNumThreads())
+        cv2.setNumThreads(1)
     try:
         yield
     finally:
-        cv2.setNumThreads(threads)
+        with _lock:
+            threads = _inside.pop()
+            if not _inside:
+                cv2.setNumThreads(threads)
 
 
 def _gray(frames: Tensor, pad: tuple[int, int, int, int]) -> Gray:

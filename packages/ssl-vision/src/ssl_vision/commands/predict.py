@@ -14,6 +14,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
+from contrastive_core.training.ahead import compute_ahead
 from contrastive_core.training.config import InferenceOptions
 from contrastive_core.training.files import check_space
 from contrastive_core.training.outputs import Outputs, run_files
@@ -104,14 +105,20 @@ def predict(
     needed = len(images) * (_ROW + _CELL * len(head))
     check_space(out.parent, needed, what=f"the rows of {len(images):,} images", files=1)
 
+    everything = range(len(images))
+    parts = [everything[start : start + inference.batch_size] for start in everything[:: inference.batch_size]]
+    transform = EvalTransform(loaded.image_size)
+
+    def read_part(indices: range) -> tuple[range, Tensor, dict[int, str]]:
+        problems: dict[int, str] = {}
+        return indices, decode(images, indices, transform, problems=problems), problems
+
     def write(path: Path) -> None:
         nonlocal unreadable
         with _open_table(path, ending, head) as write_rows:
-            starts = range(0, len(images), inference.batch_size)
-            for start in track(starts, total=len(starts), what=f"{images.name}, batches"):
-                indices = range(start, min(start + inference.batch_size, len(images)))
-                problems: dict[int, str] = {}
-                readable = iter(_probabilities(loaded, images, indices, problems).tolist())
+            batches = compute_ahead(read_part, parts)
+            for indices, pictures, problems in track(batches, total=len(parts), what=f"{images.name}, batches"):
+                readable = iter(_probabilities(loaded, pictures).tolist())
                 rows: list[list[str | float]] = []
                 for index in indices:
                     given = None if index in problems else next(readable)
@@ -180,9 +187,8 @@ def _open(data: str, part: str, *, channels: int = 3, read: ReadOptions = ReadOp
 
 
 @torch.no_grad()
-def _probabilities(loaded: LoadedClassifier, images: ImageSet, indices: range, problems: dict[int, str]) -> Tensor:
-    """Return probabilities, float64 ``[n, C]``, of the readable images; the others are added to the problems."""
-    pictures = decode(images, indices, EvalTransform(loaded.image_size), problems=problems)
+def _probabilities(loaded: LoadedClassifier, pictures: Tensor) -> Tensor:
+    """Return probabilities, float64 ``[n, C]``."""
     if not len(pictures):
         return torch.empty(0, len(loaded.classes))
     (logits,) = outputs(loaded.model, iter([pictures]), device=loaded.device)

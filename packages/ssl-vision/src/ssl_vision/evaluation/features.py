@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.ahead import compute_ahead
 from contrastive_core.training.files import atomic_path
 from contrastive_core.training.model_file import module_hash
 from contrastive_core.training.progress import track
@@ -44,15 +45,17 @@ class LabelledFeatures:
 def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Iterator[Tensor]:
     """Yield batches ``[n, 3, size, size]`` in [0, 1] in order: the central crop, or all of a small image.
 
+    The next batch is read meanwhile.
+
     Raises:
         UserError: The batch size is below 1, or an image cannot be read.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; expected at least 1")
     transform = EvalTransform(size)
-    starts = range(0, len(images), batch_size)
-    for start in track(starts, total=len(starts), what=f"{images.name}, batches"):
-        yield decode(images, range(start, min(start + batch_size, len(images))), transform)
+    parts = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+    batches = compute_ahead(lambda part: decode(images, part, transform), parts)
+    yield from track(batches, total=len(parts), what=f"{images.name}, batches")
 
 
 def decode(

@@ -1,0 +1,41 @@
+"""Compute results in threads while the caller works on earlier ones."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def compute_ahead(function: Callable[[S], T], items: Iterable[S], *, threads: int = 1) -> Iterator[T]:
+    """Yield ``function(item)`` for every item, in order, computed in threads while the caller uses earlier results.
+
+    Decoders, resampling and networks release the interpreter's lock, so that reading and computing overlap. The threads
+    end with the last result, and not later, because a command that follows in the same process may fork.
+
+    Args:
+        function: Function to call; it must be safe to call in several threads if there are several.
+        items: Its arguments.
+        threads: Number of threads, and of results that are computed ahead.
+
+    Raises:
+        Exception: An exception of `function` is raised in place of its result; later results are lost.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
+    coming: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            coming.append(pool.submit(function, item))
+            if len(coming) > threads:
+                yield coming.popleft().result()
+        while coming:
+            result = coming.popleft().result()
+            if not coming:
+                pool.shutdown()
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -40,6 +40,14 @@ def test_nested_tensors_are_named_by_their_path_in_float32(tmp_path: Path) -> No
     assert set(found) == {"nets.0.conv", "n"}
 
 
+def test_names_that_differ_in_a_wrapper_alone_must_hold_the_same(tmp_path: Path) -> None:
+    torch.save({"conv": torch.ones(2), "module.conv": torch.ones(2)}, tmp_path / "same.pt")
+    assert set(read_tensors(tmp_path / "same.pt")) == {"conv"}
+    torch.save({"conv": torch.ones(2), "module.conv": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"contains module\.conv and another tensor of the same name without module"):
+        read_tensors(tmp_path / "other.pt")
+
+
 class _Code:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return Path.touch, (Path("ran"),)  # type: ignore[return-value]

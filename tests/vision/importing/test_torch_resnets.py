@@ -17,6 +17,7 @@ from contrastive_core.errors import UserError
 from ssl_vision import import_checkpoint
 from ssl_vision.models.encoder import STATISTICS
 from ssl_vision.models.model_folder import load_classifier, load_encoder, load_pretrained
+from ssl_vision.models.pretrained import match_names
 
 IMAGES = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 SMALL = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -87,6 +88,9 @@ LAYOUTS: dict[str, Callable[[nn.Module], object]] = {
         "opt": {"state": {0: {"momentum_buffer": torch.zeros(3)}}},
     },
     "no-counters": lambda net: {n: t for n, t in bare(net).items() if "num_batches" not in n},
+    "checkpointed": lambda net: {
+        n.replace("layer1.0.", "layer1.0._checkpoint_wrapped_module."): t for n, t in bare(net).items()
+    },
     "half": lambda net: {n: t.half() if t.is_floating_point() else t for n, t in bare(net).items()},
 }
 
@@ -286,3 +290,14 @@ def test_a_stem_that_cannot_be_is_refused(tmp_path: Path, small: bool, stem: Any
     torch.save(bare(narrow(small=small)), tmp_path / "a.pt")
     with pytest.raises(UserError, match=message):
         import_checkpoint(tmp_path / "a.pt", tmp_path / "out", stem=stem)
+
+
+def test_weights_quantised_to_integers_are_refused(tmp_path: Path) -> None:
+    state = narrow().state_dict()
+    state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"].to(torch.int8)
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight is torch\.int8, expected floating-point numbers"):
+        import_checkpoint(tmp_path / "net.pth", tmp_path / "out")
+    net = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"weight is torch\.int8, expected floating-point numbers"):
+        match_names({"weight": torch.ones(2, 2, dtype=torch.int8), "bias": torch.ones(2)}, net, tmp_path / "net.pth")

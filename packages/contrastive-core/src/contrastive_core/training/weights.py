@@ -22,8 +22,8 @@ _RATIO = 20
 """Largest ratio of the uncompressed size of a file to its size on the disk."""
 _DEPTH = 20
 """Number of levels of nested containers that are searched for tensors."""
-_WRAPPERS = ("module", "_orig_mod")
-"""Parts that DistributedDataParallel and torch.compile insert into names."""
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts that DistributedDataParallel, torch.compile, FSDP and activation checkpointing insert into names."""
 _STATE_KEYS = ("state_dict", "model_state", "model")
 """Names under which training programs store the state dictionary in a checkpoint."""
 # Containers of settings and numbers that training programs store with their weights; they do not run code.
@@ -54,13 +54,22 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """Read all tensors of a file, converting floating-point tensors to float32.
 
     A tensor is named by its path in nested dictionaries and lists, such as ``state_dict.encoder.conv1.weight``, without
-    the parts ``module`` and ``_orig_mod`` that DistributedDataParallel and torch.compile insert.
+    the parts such as ``module`` and ``_orig_mod`` that DistributedDataParallel and torch.compile insert.
 
     Raises:
-        UserError: The file is missing or damaged, contains no tensors, or cannot be read without running code.
+        UserError: The file is missing or damaged, contains no tensors, contains two different ones that differ in name
+            only by these parts, or cannot be read without running code.
     """
     content = _read(file)
-    tensors = {plain_name(name): t.float() if t.is_floating_point() else t for name, t in _flat(content, "")}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _flat(content, ""):
+        value = tensor.float() if tensor.is_floating_point() else tensor
+        other = tensors.setdefault(plain_name(name), value)
+        if other is not value and not torch.equal(other, value):
+            raise UserError(
+                f"{file} contains {name} and another tensor of the same name without {', '.join(_WRAPPERS[:2])}, "
+                "and they differ; save the state dictionary of one of the two networks"
+            )
     if not tensors:
         raise UserError(f"{file} contains a {type(content).__name__} without tensors; expected a state dictionary")
     return _without_nan(file, tensors)
@@ -82,7 +91,7 @@ def _has_nan(tensor: Tensor) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """Remove the parts that DistributedDataParallel and torch.compile insert into a name."""
+    """Remove the parts that wrappers of networks, such as DistributedDataParallel, insert into a name."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 

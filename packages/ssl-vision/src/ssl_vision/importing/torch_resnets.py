@@ -22,7 +22,7 @@ from contrastive_core.training.weights import plain_name, read_tensors
 from ssl_vision.importing.imported import Imported
 from ssl_vision.models import EncoderOptions, resnet
 from ssl_vision.models.encoder import Normalization
-from ssl_vision.models.pretrained import SECOND, second_network, teacher_hint
+from ssl_vision.models.pretrained import SECOND, integers_for_floats, second_network, teacher_hint
 from ssl_vision.models.resnet import LAYOUTS, BasicBlock, Stem
 
 ImportedNormalization = Literal["auto", "none", "imagenet", "cifar10", "cifar100"]
@@ -179,6 +179,7 @@ def _state(weights: Mapping[str, Tensor], options: EncoderOptions, source: Path)
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
+    problems += integers_for_floats(state, expected)
     if problems:
         raise UserError(
             f"{source}: this is not torchvision's {options.name} at width {options.width_multiplier:g}: "

@@ -126,7 +126,7 @@ def match_names(
         f"{name} is {list(state[name].shape)}, expected {list(tensor.shape)}"
         for name, tensor in wanted.items()
         if name in state and state[name].shape != tensor.shape
-    ]
+    ] + integers_for_floats(state, wanted)
     if missing or shapes:
         problems = [f"{name} is missing" for name in missing] + shapes
         more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
@@ -146,6 +146,15 @@ def _joined_chunks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 _CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.")
+
+
+def integers_for_floats(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Describe weights that were quantised to integers, which mean nothing without their scales."""
+    return [
+        f"{name} is {state[name].dtype}, expected floating-point numbers"
+        for name, tensor in wanted.items()
+        if name in state and tensor.is_floating_point() and not state[name].is_floating_point()
+    ]
 
 
 def _resampled(names: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

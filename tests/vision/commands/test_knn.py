@@ -15,6 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from contrastive_core.errors import UserError
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.make_splits import LabelDrawOptions, make_splits
+from ssl_vision.commands.transfer import transfer
 from ssl_vision.evaluation.probes import knn_scores
 from ssl_vision.evaluation.scores import ProbeOptions
 
@@ -88,3 +89,16 @@ def test_classes_in_another_spelling_are_named(write, noise) -> None:
         UserError, match=r"those trained on: cat only here \('cat' is 'Cat' in another spelling\); both"
     ):
         knn("pixels", str(root))
+
+
+def test_the_images_of_a_test_are_others_and_classes_without_any_are_counted(write, noise) -> None:
+    names = ("train/a/1", "train/b/2", "val/a/3")
+    root = str(write({f"{name}.png": noise(number) for number, name in enumerate(names)}))
+    assert knn("pixels", root, k=1).found["classes without test images"] == 1
+    for train, test in (("train", "Training"), ("val", "test"), ("validation", "test"), ("all", "test")):
+        with pytest.raises(UserError, match="hold the same images"):
+            knn("pixels", root, probe=ProbeOptions(train_part=train, test_part=test))
+    same = knn("pixels", root, k=1, probe=ProbeOptions(test_part="train"))
+    assert str(same).endswith("; tested on the training images")
+    with pytest.raises(UserError, match="val_part 'Val' is also used elsewhere"):
+        transfer("pixels", root, val_part="Val")

@@ -354,6 +354,7 @@ def test_a_constant_classifier_is_warned_of() -> None:
         torch.eye(4)[2].repeat(100, 1)
     )
     assert "no better than chance" in warning(logits.roll(1, dims=1))
+    assert "All images are of one class" in warning(torch.eye(4)[2].repeat(100, 1), torch.full((100,), 2))
     rare = torch.zeros(100, dtype=torch.int64)
     rare[:4] = 1
     assert (

@@ -403,6 +403,7 @@ def test_a_run_of_one_step_is_not_all_warm_up(labels: Path, tmp_path: Path) -> N
         ({"training": FinetuningOptions(1, batch_size=1)}, "at least two images"),
         ({"init": "no-such-run"}, "not a folder"),
         ({"validation": ValidationOptions("test")}, "cannot be used for validation"),
+        ({"validation": ValidationOptions("Testing")}, "cannot be used for validation"),
         (
             {"validation": ValidationOptions("train")},
             "1433 images of split 'train' are also training images",

@@ -23,7 +23,7 @@ from contrastive_core.training.config import DeviceName, InferenceOptions, Preci
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.model_file import save_model
 from contrastive_core.training.outputs import Outputs, claim_folder
-from ssl_vision.data import ImageSet, Subset, list_splits, open_images
+from ssl_vision.data import ImageSet, Subset, list_splits, open_images, resolve_split
 from ssl_vision.data.class_names import find_class_names
 from ssl_vision.data.dataset import ReadOptions, TrainingReadOptions
 from ssl_vision.evaluation.accuracy import percent_correct
@@ -359,11 +359,10 @@ class _Difference:
 
 def _test_images(data: str, *, part: str, test_part: str, images: ImageSet) -> ImageSet | None:
     """Open labelled test images, if the data have some that are not used for training."""
-    splits = list_splits(data)
-    stands_in = test_part == "test" and "test" not in splits and "val" in splits and part != "val"
-    if test_part == part or not (test_part in splits or stands_in):
+    tested = resolve_split(data, test_part)
+    if tested == resolve_split(data, part) or tested not in list_splits(data):
         return None
-    test = open_images(data, split=test_part, channels=images.channels, read=images.options)
+    test = open_images(data, split=tested, channels=images.channels, read=images.options)
     if not test.is_labelled:
         return None
     check_classes(test, images.classes, of="trained on")

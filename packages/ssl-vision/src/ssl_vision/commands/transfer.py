@@ -13,7 +13,7 @@ from torch import Tensor
 from contrastive_core.errors import UserError
 from contrastive_core.metrics import confusion_matrix, per_class_accuracy, top_k_accuracy
 from contrastive_core.rng import derive
-from ssl_vision.data import list_splits
+from ssl_vision.data import list_splits, resolve_split
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import LabelledFeatures, evaluation_features, labelled_features
 from ssl_vision.evaluation.probes import LogisticFit, fit_logistic
@@ -71,8 +71,8 @@ def transfer(
             loaded, data, split=split, batch_size=probe.batch_size, classes=classes, labels=labels, read=read,
         )  # fmt: skip
 
-    val_part = val_part or _own_validation(data, probe.train_part, probe.test_part)
-    if val_part in (probe.train_part, probe.test_part):
+    val_part = val_part or _own_validation(data, probe)
+    if val_part and resolve_split(data, val_part) in _used(data, probe):
         raise UserError(
             f"transfer needs separate images to choose the penalty l2; val_part {val_part!r} is also used elsewhere"
         )
@@ -106,11 +106,13 @@ def transfer(
     )  # fmt: skip
 
 
-def _own_validation(data: str, train_part: str, test_part: str) -> str | None:
+def _own_validation(data: str, probe: ProbeOptions) -> str | None:
     """Return the split `val`, if it exists and is used neither for training nor for testing."""
-    splits = list_splits(data)
-    tested = "val" if test_part == "test" and "test" not in splits else test_part
-    return "val" if "val" in splits and "val" not in (train_part, tested) else None
+    return "val" if "val" in list_splits(data) and "val" not in _used(data, probe) else None
+
+
+def _used(data: str, probe: ProbeOptions) -> set[str]:
+    return {resolve_split(data, probe.train_part), resolve_split(data, probe.test_part)}
 
 
 @torch.no_grad()

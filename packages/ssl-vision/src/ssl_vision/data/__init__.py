@@ -2,7 +2,7 @@
 
 from ssl_vision.data.bad_files import skip_bad
 from ssl_vision.data.dataset import ImageSet, Subset, in_memory, measure_statistics, small_in_memory
-from ssl_vision.data.open import input_files, list_splits, open_images
+from ssl_vision.data.open import input_files, list_splits, open_images, resolve_split
 
 __all__ = [
     "ImageSet",
@@ -12,6 +12,7 @@ __all__ = [
     "list_splits",
     "measure_statistics",
     "open_images",
+    "resolve_split",
     "skip_bad",
     "small_in_memory",
 ]

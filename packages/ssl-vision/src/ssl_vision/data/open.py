@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from contrastive_core.errors import UserError
+from contrastive_core.training.split_names import canonical_split
 from ssl_vision.data.dataset import ImageSet, ReadOptions
 from ssl_vision.data.folder import folder_layout, folder_splits, open_folder
 from ssl_vision.data.listing import is_image
@@ -63,6 +64,16 @@ def list_splits(spec: str | os.PathLike[str]) -> list[str]:
     if name:
         return [split for split in NAMED[name].splits if split != "all" and "+" not in split]
     return folder_splits(root) if root.is_dir() else manifest_splits(read_manifest(root).rows)
+
+
+def resolve_split(spec: str | os.PathLike[str], split: str) -> str:
+    """Return the canonical name of the split that `open_images` opens for a requested one.
+
+    Raises:
+        UserError: The data do not exist, or the manifest is unreadable.
+    """
+    split, splits = canonical_split(split), list_splits(spec)
+    return "val" if split == "test" and "test" not in splits and "val" in splits else split
 
 
 def input_files(spec: str | os.PathLike[str], *others: Path | str | None) -> Iterator[Path | str]:

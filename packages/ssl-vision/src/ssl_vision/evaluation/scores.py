@@ -12,6 +12,7 @@ from types import MappingProxyType
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive_core.errors import UserError
 from contrastive_core.metrics import (
     Calibration,
     ReliabilityBin,
@@ -20,12 +21,12 @@ from contrastive_core.metrics import (
     per_class_accuracy,
     top_k_accuracy,
 )
-from contrastive_core.text import decimal
+from contrastive_core.text import decimal, several, some_of
 from contrastive_core.training.config import InferenceOptions
 from contrastive_core.training.documents import read_json, reading, to_json_lines
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
-from ssl_vision.data import input_files
+from ssl_vision.data import input_files, resolve_split
 from ssl_vision.evaluation.features import LabelledFeatures
 
 
@@ -124,6 +125,7 @@ def accuracy(
     """Compute accuracies for class scores ``[N, C]`` of images with labels ``[N]``."""
     scores, labels, classes = scores.cpu(), labels.cpu(), scores.shape[1]
     confusion = confusion_matrix(scores.argmax(dim=1), labels, classes)
+    untested = classes - len({*labels.tolist()})
     return Score(
         protocol=protocol,
         top1=100 * top_k_accuracy(scores, labels, 1),
@@ -135,7 +137,7 @@ def accuracy(
         data=data,
         settings=settings,
         mean_per_class=100 * per_class_accuracy(confusion).nanmean().item(),
-        found=dict(found),
+        found={**found, **({"classes without test images": untested} if untested else {})},
         validation_share=validation_share,
     )
 
@@ -181,13 +183,25 @@ def plan_score(model: str, protocol: str, data: str, probe: ProbeOptions) -> Out
     """Plan the output of a command, checked before anything is computed.
 
     Raises:
-        UserError: The file exists, and the command did not write it.
+        UserError: The file exists, and the command did not write it, or two names of parts stand for the same images.
     """
+    tested = resolve_split(data, probe.test_part)
+    if probe.train_part != probe.test_part and _tests_on_training_images(data, probe):
+        raise UserError(
+            f"{data}: the training part {probe.train_part} and the test part {probe.test_part} hold the same images "
+            f"(split {tested}), so that the score would not be one of unseen images; choose two different parts with "
+            "--train-part and --test-part"
+        )
     file = score_file(model, protocol, probe.out)
     return Outputs(
         [] if file is None else [file], command=f"ssl-vision {protocol}",
         inputs=input_files(data, probe.labels, *run_files(model)), overwrite=probe.overwrite,
     )  # fmt: skip
+
+
+def _tests_on_training_images(data: str, probe: ProbeOptions) -> bool:
+    learned, tested = resolve_split(data, probe.train_part), resolve_split(data, probe.test_part)
+    return "all" in (learned, tested) or bool({*learned.split("+")} & {*tested.split("+")})
 
 
 def score_probe(
@@ -208,6 +222,8 @@ def score_probe(
         found: Values that the evaluation chose.
     """
     settings = {**settings, **training_images(probe), "test_part": test.split}
+    if _tests_on_training_images(data, probe):
+        found = {**found, "tested on": "the training images"}
     score = accuracy(
         protocol, scores, test.labels,
         model=model, encoder_hash=test.encoder_hash, data=data, settings=settings, found=found,
@@ -292,12 +308,14 @@ class ClassifierScore:
         error = f"calibration error {100 * self.calibration.ece:.2f} %"
         lines = [
             f"top-1 {self.top1:.2f} %{top5}, mean per class {self.mean_per_class:.2f} % on {self.images:,} images of "
-            f"{len(present)} classes ({self.data}, split {self.split})",
+            f"{several(len(present), 'class', 'classes')} ({self.data}, split {self.split})",
             f"mean confidence {100 * self.calibration.confidence:.2f} %, {error} ({len(self.calibration.bins)} bins of "
             f"equal width); negative log-likelihood {decimal(self.nll, 4)}",
         ]
         lines += validation_notes(self.validation_share)
         lines += [f"warning: {self.warning}"] if self.warning else []
+        untested = [self.label(c.name) for c in self.per_class if not c.images]
+        lines += [f"classes without images, not tested: {some_of(untested)}"] if untested else []
         imperfect = [c for c in present if c.right < c.images]
         weakest = sorted(imperfect, key=lambda c: (c.right / c.images, c.name))[:_NAMED]
         if weakest:
@@ -313,18 +331,23 @@ class ClassifierScore:
 
     @property
     def warning(self) -> str:
-        """Warning about a classifier that nearly always predicts one class or is no better than chance, or nothing."""
+        """Warning about images of one class, or a classifier that is constant or no better than chance; or nothing."""
         taken = [sum(row[column] for row in self.confusion) for column in range(len(self.classes))]
         present = [c for c in self.per_class if c.images]
         most = max(range(len(taken)), key=taken.__getitem__)
         largest = max(c.images for c in present) / self.images
         share = taken[most] / self.images
-        if len(present) > 1 and share > max(_CONSTANT, largest + (1 - largest) / 2):
+        if len(present) == 1:
+            return (
+                "All images are of one class, so that the accuracy does not show whether the classifier can tell the "
+                "classes apart."
+            )
+        if share > max(_CONSTANT, largest + (1 - largest) / 2):
             return (
                 f"{100 * share:.0f} % of the images are predicted as class {self.label(self.classes[most])}; the "
                 "classifier has collapsed. Lower the learning rate, train longer, or look at the labels."
             )
-        if len(present) > 1 and self.mean_per_class < 100 / len(present) * _CHANCE:
+        if self.mean_per_class < 100 / len(present) * _CHANCE:
             return "The accuracy is no better than chance; look at the training curves and the labels."
         return ""
 

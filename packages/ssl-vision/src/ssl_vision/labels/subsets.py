@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
+from contrastive_core.training.split_names import canonical_split
 from ssl_vision.data import ImageSet, Subset, open_images
 from ssl_vision.data.dataset import map_images
 from ssl_vision.data.open import warn_once
@@ -59,10 +60,10 @@ def validation_set(
     if file.suffix or file.is_file():
         held_out = read_labelled(file, images)
         return Subset(images, held_out.tolist()), held_out
-    if validation == "test":
+    if canonical_split(validation) == "test":
         raise UserError(
-            "validation is 'test', but the test split cannot be used for validation: it would bias the test score; use "
-            "`ssl-vision evaluate` afterwards, and for validation another split or a label file"
+            f"validation is {validation!r}, but the test split cannot be used for validation: it would bias the test "
+            "score; use `ssl-vision evaluate` afterwards, and for validation another split or a label file"
         )
     found = open_images(data, split=validation, channels=images.channels, read=images.options)
     found.labels()
@@ -103,8 +104,8 @@ def validation_share(images: ImageSet, validated_on: Sequence[str], *, part: str
         UserError: The test part was requested, and at least half of its images were used for validation.
     """
     share = known_share(images, validated_on)
-    if share >= _MOSTLY and part == "test":
-        stands_in = images.split != part
+    if share >= _MOSTLY and canonical_split(part) == "test":
+        stands_in = images.split != "test"
         found = f"{images.name}: found images that training was validated on ({100 * share:.0f} %)"
         place = f"; the data have no test split, and {images.split} is used in its place" if stands_in else ""
         todo = f", or name the part {images.split!r} to score it as the validation part" if stands_in else ""

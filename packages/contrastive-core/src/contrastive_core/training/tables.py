@@ -45,7 +45,7 @@ def similar_names(names: Iterable[str]) -> list[str]:
         visible = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
         # Not between digits, where they may be signs or decimals.
         key = re.sub(r"(?<=[^\W\d_])[\s_-]+|[\s_-]+(?=[^\W\d_])", "", visible).casefold()
-        key = str(int(key)) if key.isdecimal() else key
+        key = (key.lstrip("0") or "0") if key.isdecimal() else key
         shown = "".join(c if unicodedata.category(c) != "Cf" else f"\\u{ord(c):04x}" for c in name)
         spellings.setdefault(key, []).append(shown)
     groups = [" and ".join(group) for group in spellings.values() if len(group) > 1]

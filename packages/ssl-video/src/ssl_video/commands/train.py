@@ -348,7 +348,7 @@ def _say_few(pseudo: PseudoOptions, labelled: VideoSet, *, say: Callable[[str], 
     each = len(labelled) / len(labelled.classes)
     if each >= FEW:
         return
-    threshold = pseudo.threshold or 0.0
+    threshold = pseudo.threshold or 0.0  # never None once settled
     number = f"{each:.1f}".removesuffix(".0")
     videos = "video" if number == "1" else "videos"
     few = f"note: {number} labelled {videos} per class. With so few, most pseudo-labels may be wrong"

@@ -16,6 +16,7 @@ from contrastive_core.synchronization import free_to_read
 from ssl_video.models.networks import labelling, last_layer, split_batchnorm, views_in_backward, views_in_batch
 from ssl_video.mvpl.losses import (
     TARGETS,
+    USUAL_THRESHOLD,
     Selection,
     TargetKind,
     Targets,
@@ -155,7 +156,7 @@ class MultiviewPseudoLabel(nn.Module):
         self.views = check_views(views)
         if select is None:
             select = "fixed" if threshold is not None or len(self.views) == 1 else "freematch"
-        self.threshold = _USUAL if threshold is None else threshold
+        self.threshold = USUAL_THRESHOLD if threshold is None else threshold
         _check(classes=classes, threshold=self.threshold, target=target, temperature=temperature, ema_decay=ema_decay)
         if select == "fixed":
             _warn_of_low(self.threshold, classes)
@@ -517,10 +518,6 @@ def _stack(views: Sequence[str], *batches: Pictures) -> dict[str, Tensor]:
             "network in one batch"
         )
     return {view: torch.cat([batch[view] for batch in batches]) for view in views}
-
-
-_USUAL = 0.4
-"""Threshold that was best in our measurements, with ten classes and two or three views."""
 
 
 def _check(*, classes: int, threshold: float, target: str, temperature: float, ema_decay: float) -> None:

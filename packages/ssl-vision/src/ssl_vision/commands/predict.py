@@ -25,7 +25,7 @@ from ssl_vision.data import ImageSet, input_files, open_images
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.data.decode import FileImages
 from ssl_vision.data.listing import list_folder
-from ssl_vision.evaluation.features import decode, import_pyarrow, outputs, replace_file
+from ssl_vision.evaluation.features import batch_ranges, decode, import_pyarrow, outputs, replace_file
 from ssl_vision.models.model_folder import LoadedClassifier, load_classifier
 
 _ROW, _CELL = 100, 12  # bytes of a path, and of a class or probability
@@ -105,8 +105,7 @@ def predict(
     needed = len(images) * (_ROW + _CELL * len(head))
     check_space(out.parent, needed, what=f"the rows of {len(images):,} images", files=1)
 
-    everything = range(len(images))
-    parts = [everything[start : start + inference.batch_size] for start in everything[:: inference.batch_size]]
+    parts = batch_ranges(len(images), inference.batch_size)
     transform = EvalTransform(loaded.image_size)
 
     def read_part(indices: range) -> tuple[range, Tensor, dict[int, str]]:

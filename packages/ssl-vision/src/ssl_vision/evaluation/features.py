@@ -53,9 +53,15 @@ def evaluation_batches(images: ImageSet, *, size: int, batch_size: int) -> Itera
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; expected at least 1")
     transform = EvalTransform(size)
-    parts = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+    parts = batch_ranges(len(images), batch_size)
     batches = compute_ahead(lambda part: decode(images, part, transform), parts)
     yield from track(batches, total=len(parts), what=f"{images.name}, batches")
+
+
+def batch_ranges(count: int, size: int) -> list[range]:
+    """Divide the numbers below `count` into batches; the last one may be smaller."""
+    numbers = range(count)
+    return [numbers[start : start + size] for start in numbers[::size]]
 
 
 def decode(

@@ -77,6 +77,22 @@ def test_measures_are_their_definitions() -> None:
     assert [score.dice for score in scores] == pytest.approx(monai.tolist())
 
 
+@pytest.mark.parametrize("flat", [0, 1, 2])
+def test_distances_in_a_single_slice_are_between_outlines(flat: int) -> None:
+    # In three dimensions, an erosion would remove every voxel, and the distances of the inner ones are 0.
+    truth, predicted = balls()[:, :, 3] > 0, balls(2.0)[:, :, 3] > 0
+    spacing = np.insert(SPACING[:2], flat, 8.0)
+    pair = [np.expand_dims(mask, flat).astype(np.uint8) for mask in (predicted, truth)]
+    [score] = measure(*pair, structures=("one",), spacing=tuple(spacing), tolerance=1.6)
+    outlines = [np.argwhere(mask & ~binary_erosion(mask)) * np.array(SPACING[:2]) for mask in (predicted, truth)]
+    apart = np.sqrt(((outlines[0][:, None] - outlines[1][None]) ** 2).sum(-1))
+    there, back = apart.min(axis=1), apart.min(axis=0)
+    assert score.hd95 == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), rel=1e-5)
+    assert score.assd == pytest.approx(np.concatenate([there, back]).mean(), rel=1e-5)
+    close = (there <= 1.6).sum() + (back <= 1.6).sum()
+    assert score.surface_dice == pytest.approx(close / (len(there) + len(back)), rel=1e-5)
+
+
 def test_empty_structures_have_no_distance() -> None:
     truth, predicted = balls(), balls()
     truth[truth == 1] = 0

@@ -47,8 +47,9 @@ def measure(
     """Score every structure of one case.
 
     Distances are measured by MONAI between the surface voxels of the masks: HD95 (the larger of the two directed 95th
-    percentiles), ASSD (average symmetric surface distance) and surface Dice. A structure that is absent from one or
-    both masks has no distances; `StructureScore.found` tells in which masks it is present.
+    percentiles), ASSD (average symmetric surface distance) and surface Dice. In an image of one slice, these are the
+    pixels of the outlines. A structure that is absent from one or both masks has no distances; `StructureScore.found`
+    tells in which masks it is present.
 
     Args:
         predicted: Class numbers ``[X, Y, Z]``: 0 for the background, i + 1 for structure i of `structures`.
@@ -115,13 +116,15 @@ def _distances(
 
     # Cropping to the structures saves time; a margin of one voxel leaves their surfaces unchanged.
     box = _box((predicted > 0) | (truth > 0))
+    # In three dimensions, every voxel of a single slice would be on the surface. MONAI needs at least two axes.
+    flat = [axis for axis, voxels in enumerate(predicted.shape) if voxels == 1][:1]
+    mm = [side for axis, side in enumerate(spacing) if axis not in flat]
     masks = [
-        torch.from_numpy(np.stack([volume[box] == k for k in present])[None].astype(np.float32))
+        torch.from_numpy(np.stack([np.squeeze(volume[box], tuple(flat)) == k for k in present])[None]).float()
         for volume in (predicted, truth)
     ]
     # None of these channels is the background, so all must be included.
     ours, true = masks
-    mm = list(spacing)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about calls within its own code
         hd95 = compute_hausdorff_distance(ours, true, include_background=True, percentile=95, spacing=mm)

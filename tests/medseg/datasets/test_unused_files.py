@@ -161,6 +161,41 @@ def test_labels_beside_images_are_not_taken_for_images_to_segment(tmp_path: Path
     assert len(find_images(alone)) == 2  # asked for
 
 
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("ct_train_1001_image", "ct_train_1001_label"),  # MM-WHS
+        ("imaging", "segmentation"),  # KiTS
+        ("volume-0", "segmentation-0"),  # LiTS
+        ("BraTS-GLI-00001-000-t1c", "BraTS-GLI-00001-000-seg"),
+        ("Patient_01", "GT"),  # SegTHOR
+        ("sub-01_T1w", "sub-01_dseg"),
+        ("sub-01_T1w", "sub-01_desc-brain_mask"),
+    ],
+)
+def test_labels_in_the_folder_of_their_image_are_not_segmented(tmp_path: Path, image: str, label: str) -> None:
+    for name in (image, label):
+        write_nifti(tmp_path / f"{name}.nii.gz", phantom((12, 10, 5))[0], MATRIX)
+    found = find_images(tmp_path)
+    assert [each.name for each in found] == [image]
+    assert unread_files(tmp_path, found) == [f"{label}.nii.gz: a label, which is not segmented"]
+    (tmp_path / f"{image}.nii.gz").unlink()
+    assert [each.name for each in find_images(tmp_path)] == [label]  # asked for
+
+
+def test_channels_named_like_labels_are_channels(tmp_path: Path) -> None:
+    for name in ("p1_T2", "p1_mask", "p1_seg"):
+        write_nifti(tmp_path / f"{name}.nii.gz", phantom((12, 10, 5))[0], MATRIX)
+    [found] = find_images(tmp_path, channels=("T2", "mask"))
+    assert (found.error, [path.name for path in found.image.paths]) == ("", ["p1_T2.nii.gz", "p1_mask.nii.gz"])
+
+
+def test_the_mask_of_a_link_has_the_name_of_the_link(tmp_path: Path) -> None:
+    stored = write_nifti(tmp_path / "MD5E-s123--ab12.nii.gz", phantom((12, 10, 5))[0], MATRIX)  # git-annex
+    (tmp_path / "sub-01_T1w.nii.gz").symlink_to(stored)
+    assert [each.name for each in find_images(tmp_path / "sub-01_T1w.nii.gz")] == ["sub-01_T1w"]
+
+
 @pytest.mark.parametrize("layout", [decathlon, nnunet])
 def test_numbers_of_images_that_a_list_contradicts_are_warned_of(tmp_path: Path, layout) -> None:
     root = layout(tmp_path / "data")

@@ -103,13 +103,13 @@ def find_images(
         return _of_dataset(data, opening, split, part, channels=channels, numbers=numbers)
     if data.is_file():
         dicom = data.suffix.lower() in DICOM_ENDINGS or has_dicom_mark(data)
-        name = data.stem if dicom else stem(data.resolve())
+        name = data.stem if dicom else stem(data)
         found = [Wanted(name, opening.image(data), dicom)]
         found = group_channels(found, channels, opening, root=data.parent, numbers=numbers)
         return _at_their_frames(_checked(found), data, opening)
     if not data.is_dir():
         raise UserError(f"{data}: there is no such file or folder; expected an image or a folder with images")
-    places = _walk(data)
+    places = _walk(data, channels)
     found = [
         wanted
         for name, path in places
@@ -126,7 +126,7 @@ def find_images(
 _UNREAD_SHOWN = 10
 
 
-def _walk(root: Path) -> list[tuple[str, Path]]:
+def _walk(root: Path, channels: Sequence[str] = ()) -> list[tuple[str, Path]]:
     found = []
     for folder, folders, names in walk(root):
         if folder != root and _is_of_predict(names):
@@ -134,7 +134,7 @@ def _walk(root: Path) -> list[tuple[str, Path]]:
             continue
         for name in label_folders(folders, [folder / name for name in names]):
             folders.remove(name)
-        labels = labels_beside(folder, names)
+        labels = labels_beside(folder, names, channels)
         inside = folder.relative_to(root)
         if is_series(folder):
             found.append((stem(root.resolve()) if folder == root else inside.as_posix(), folder))

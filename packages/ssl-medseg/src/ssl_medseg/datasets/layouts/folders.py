@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +24,9 @@ IMAGES = ("images", "image", "imagesTr")
 LABELS = ("labels", "label", "masks", "labelsTr")
 UNLABELLED = ("unlabelled", "unlabeled")
 _IMAGE_ENDINGS = ("_image", "_img")
-_LABEL_ENDINGS = tuple(
-    f"{separator}{word}" for separator in "_-." for word in ("label", "labels", "seg", "mask", "gt", "segmentation")
-)
+_LABELS = ("label", "labels", "seg", "mask", "gt", "segmentation")
+_LABEL_ENDINGS = tuple(f"{separator}{word}" for separator in "_-." for word in _LABELS)
+_LABEL_WORDS = frozenset((*_LABELS, "dseg", "probseg"))
 _RATER = re.compile(r"[_.-](rater|reader|annotator|observer)[_-]?\d+$", re.IGNORECASE)
 _PARTS = {
     "": "",
@@ -59,11 +59,42 @@ def image_name(label: Path) -> str:
     return _without(_RATER.sub("", _without(own, _LABEL_ENDINGS)), _LABEL_ENDINGS)
 
 
-def labels_beside(folder: Path, names: Iterable[str]) -> set[str]:
-    """Return the files of a folder that are labels of another one by their names, such as ``CASE_seg.nii.gz``."""
-    images = [name for name in names if is_image(folder / name)]
-    cases = {stem(Path(name)) for name in images}
-    return {name for name in images if (case := image_name(folder / name)) in cases and case != stem(Path(name))}
+def labels_beside(folder: Path, names: Iterable[str], channels: Iterable[str] = ()) -> set[str]:
+    """Return the files of a folder that are labels of another one by their names.
+
+    These are ``CASE_seg`` beside ``CASE``, ``CASE_image`` or ``CASE_t1``, also ``segmentation`` beside ``imaging`` and
+    ``segmentation-0`` beside ``volume-0``.
+
+    Args:
+        folder: Folder.
+        names: Names of its files.
+        channels: Names of channels, which may be such words, too.
+    """
+    images = {name: stem(Path(name)) for name in names if is_image(folder / name)}
+    cases = set(images.values())
+    words = _LABEL_WORDS - set(map(str.lower, channels))
+    others = {own for own in cases if not words & {part.lower() for part in _ends(own)}}
+    return {
+        name
+        for name, own in images.items()
+        if ((case := image_name(folder / name)) in cases and case != own)
+        or (own not in others and any(_is_label_of(own, other, words) for other in others))
+    }
+
+
+def _ends(name: str) -> tuple[str, str]:
+    """Return the first and the last word of a name."""
+    parts = re.split(r"[_.-]", name)
+    return parts[0], parts[-1]
+
+
+def _is_label_of(label: str, image: str, words: Set[str]) -> bool:
+    first, last = _ends(label)
+    if last.lower() not in words:  # segmentation-0 beside volume-0
+        return first.lower() in words and image.endswith(label[len(first) :])
+    # In BIDS, labels have the subject of their image, and other entities, such as desc-brain.
+    case = label.partition("_")[0] if label.startswith("sub-") else label[: -len(last)].rstrip("_.-")
+    return not case or (image.startswith(case) and image[len(case) : len(case) + 1] in ("", "_", ".", "-"))
 
 
 def list_folders(root: Path, options: DataOptions) -> Listing:

@@ -33,6 +33,7 @@ from ssl_medseg.evaluation.summary import Summary, dice_where_present, never_fou
 from ssl_medseg.evaluation.text import table
 
 SPACING = (1.5, 1.2, 8.0)
+VOXEL_ML = 1.5 * 1.2 * 8 / 1000
 NAMES = ("one", "two")
 
 
@@ -56,7 +57,7 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def test_measures_are_their_definitions() -> None:
     truth, predicted = balls(), balls(2.0)
     predicted[:, :, 5] = 0
-    scores = measure(predicted, truth, structures=NAMES, spacing=SPACING, tolerance=1.6)
+    scores = measure(predicted, truth, structures=NAMES, spacing=SPACING, tolerance=1.6, voxel_ml=VOXEL_ML)
     for k, score in enumerate(scores, 1):
         a, b = predicted == k, truth == k
         there, back = distances(a, b), distances(b, a)
@@ -98,7 +99,7 @@ def test_empty_structures_have_no_distance() -> None:
     truth[truth == 1] = 0
     predicted[predicted == 2] = 0
     names = ("one", "two", "three")
-    one, two, three = measure(predicted, truth, structures=names, spacing=SPACING, tolerance=2)
+    one, two, three = measure(predicted, truth, structures=names, spacing=SPACING, tolerance=2, voxel_ml=VOXEL_ML)
     assert [s.found for s in (one, two, three)] == ["prediction only", "truth only", "neither"]
     assert [s.dice for s in (one, two, three)] == [0.0, 0.0, None]
     for score in (one, two, three):
@@ -107,7 +108,7 @@ def test_empty_structures_have_no_distance() -> None:
     assert one.error_ml == one.predicted_ml
     assert two.error_percent == pytest.approx(-100)
     assert three.error_ml is None
-    without_mm = measure(balls(), balls(), structures=NAMES, spacing=(1, 1, 1), tolerance=1, volumes=False)
+    without_mm = measure(balls(), balls(), structures=NAMES, spacing=(1, 1, 1), tolerance=1)
     assert [s.truth_ml for s in without_mm] == [None, None]
     with pytest.raises(UserError, match="expected equal shapes"):
         measure(balls(), balls()[:, :, 1:], structures=NAMES, spacing=SPACING, tolerance=2)
@@ -161,7 +162,7 @@ def evaluation() -> Evaluation:
         ("a_1", "a", half, whole, "test"), ("a_2", "a", empty, whole, ""), ("b_1", "b", empty, empty, "unlabelled"),
         ("c_1", "c", whole, whole, "labelled"),
     ):  # fmt: skip
-        scores = measure(predicted, truth, structures=NAMES, spacing=SPACING, tolerance=2)
+        scores = measure(predicted, truth, structures=NAMES, spacing=SPACING, tolerance=2, voxel_ml=VOXEL_ML)
         cases.append(CaseScores(name, patient, SPACING, part, scores))
     return Evaluation("test", "data", "test", "mm", 2.0, NAMES, tuple(cases), missing=("d_1",))
 
@@ -201,7 +202,13 @@ def test_healthy_patients_do_not_count_against_finding_a_structure() -> None:
 
     def summary_of(*pairs: tuple[np.ndarray, np.ndarray]) -> Summary:
         cases = [
-            CaseScores(f"c_{n}", f"c{n}", SPACING, "", measure(*pair, structures=NAMES, spacing=SPACING, tolerance=2))
+            CaseScores(
+                f"c_{n}",
+                f"c{n}",
+                SPACING,
+                "",
+                measure(*pair, structures=NAMES, spacing=SPACING, tolerance=2, voxel_ml=VOXEL_ML),
+            )
             for n, pair in enumerate(pairs)
         ]
         return summarise(Evaluation("test", "data", "all", "mm", 2.0, NAMES, tuple(cases)))
@@ -260,7 +267,9 @@ def test_picture_of_volumes() -> None:
 
 def test_names_from_data_are_not_formulas_in_tables() -> None:
     """A spreadsheet executes cells that begin like a formula."""
-    [score, _] = measure(balls(), balls(), structures=("=1+1", "two"), spacing=SPACING, tolerance=1.6)
+    [score, _] = measure(
+        balls(), balls(), structures=("=1+1", "two"), spacing=SPACING, tolerance=1.6, voxel_ml=VOXEL_ML
+    )
     base = evaluation()
     case = dataclasses.replace(base.cases[0], case="@SUM(A1)", patient="+49", structures=(score,))
     found = dataclasses.replace(base, cases=(case,), structures=("=1+1",))

@@ -47,6 +47,23 @@ def masks(phantom: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def test_volumes_in_a_sheared_grid_are_those_of_its_voxels(tmp_path: Path) -> None:
+    # A CT with a tilted gantry: the slices are 5 mm apart along their normal, and their origins farther.
+    sheared = np.diag([1.0, 1.0, 5.0, 1.0])
+    sheared[1, 2] = 5 * np.tan(np.radians(25))
+    root = decathlon(tmp_path / "data", ["p0"])
+    for part in ("imagesTr", "labelsTr"):
+        file = root / part / "p0.nii.gz"
+        image = nib.Nifti1Image(np.asarray(nib.load(file).dataobj), None)
+        image.set_sform(sheared, code=1)
+        image.header.set_xyzt_units("mm")
+        nib.save(image, file)
+    result = evaluate(str(root / "labelsTr"), str(root), part="all", out=tmp_path / "out", pictures=False)
+    [case] = result.evaluation.cases
+    for number, score in enumerate(case.structures, 1):
+        assert score.truth_ml == pytest.approx((ball()[1] == number).sum() * 5 / 1000)
+
+
 def test_command_line(phantom: Path, masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = open_dataset(phantom)
     patients = {name: dataset.patients[name] for name in ("patient001", "patient002", "patient003")}

@@ -209,7 +209,7 @@ def score_cases(
                 structures=dataset.labels.structures,
                 spacing=grid.spacing if known else (1.0, 1.0, 1.0),
                 tolerance=tolerance,
-                volumes=known,
+                voxel_ml=grid.millilitres if known else None,
             ),
             mask=_relative(masks[case.name], folder),
         )

@@ -42,7 +42,7 @@ def measure(
     structures: Sequence[str],
     spacing: tuple[float, float, float],
     tolerance: float,
-    volumes: bool = True,
+    voxel_ml: float | None = None,
 ) -> tuple[StructureScore, ...]:
     """Score every structure of one case.
 
@@ -57,7 +57,7 @@ def measure(
         structures: Names of the structures.
         spacing: Distance between voxels along the three axes: in mm, or 1 to measure in voxels.
         tolerance: Tolerance of the surface Dice, in the same unit.
-        volumes: Whether `spacing` is in mm, so that volumes in mL are defined.
+        voxel_ml: Volume of a voxel in mL, which in a sheared grid is not the product of the spacing; None if unknown.
 
     Returns:
         Scores of the structures, in their order.
@@ -72,7 +72,6 @@ def measure(
     both, sizes, true_sizes = (x.tolist() for x in _overlap(predicted, truth, len(structures) + 1))
     present = [k for k in range(1, len(structures) + 1) if sizes[k] and true_sizes[k]]
     distances = dict(zip(present, _distances(predicted, truth, present, spacing, tolerance), strict=True))
-    voxel_ml = float(np.prod(spacing)) / 1000
     scores = []
     for k, name in enumerate(structures, 1):
         true, given = true_sizes[k], sizes[k]
@@ -87,9 +86,9 @@ def measure(
                 surface_dice=surface,
                 truth_voxels=true,
                 predicted_voxels=given,
-                truth_ml=true * voxel_ml if volumes else None,
-                predicted_ml=given * voxel_ml if volumes else None,
-                error_ml=(given - true) * voxel_ml if volumes and (true or given) else None,
+                truth_ml=true * voxel_ml if voxel_ml else None,
+                predicted_ml=given * voxel_ml if voxel_ml else None,
+                error_ml=(given - true) * voxel_ml if voxel_ml and (true or given) else None,
                 error_percent=100 * (given - true) / true if true else None,
             )
         )

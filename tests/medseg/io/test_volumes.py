@@ -304,3 +304,26 @@ def test_a_truncated_image_states_how_much_is_there(tmp_path: Path, ending: str)
     holder.write_bytes(holder.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"cannot be read as an image; it is truncated to 140 of the 240 bytes"):
         read_itk(path)
+
+
+@pytest.mark.parametrize(
+    ("unit", "is_read"), [("mm", True), ("millimeters", True), ("um", False), ("m", False), ("cm", False)]
+)
+def test_lengths_in_nrrd_and_metaimage_headers_are_in_mm(tmp_path: Path, unit: str, is_read: bool) -> None:
+    pytest.importorskip("SimpleITK")
+    heads = {
+        "a.nrrd": "NRRD0005\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 3 2\n"
+        f'space directions: (1,0,0) (0,1,0) (0,0,2)\nspace units: "{unit}" "{unit}" "{unit}"\nendian: little\n'
+        "encoding: raw\nspace origin: (0,0,0)\n\n",
+        "a.mha": "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n"
+        f"ElementSpacing = 1 1 2\nDistanceUnits = {unit}\nDimSize = 4 3 2\nElementType = MET_SHORT\n"
+        "ElementDataFile = LOCAL\n",
+    }
+    for name, head in heads.items():
+        file = tmp_path / name
+        file.write_bytes(head.encode() + np.arange(24, dtype="<i2").tobytes())
+        if is_read:
+            assert read_volume(ImageFile(file)).spacing == (1, 1, 2)
+        else:
+            with pytest.raises(UserError, match=f"states lengths in '{unit}'; expected mm"):
+                read_volume(ImageFile(file))

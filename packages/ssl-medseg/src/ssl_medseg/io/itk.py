@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SIZES = (b"space directions:", b"spacings:", b"elementspacing", b"elementsize")
 _PLACES = (b"space:", b"space dimension:", b"transformmatrix", b"orientation", b"rotation")
 _HEADER = 4096
+_IN_MM = frozenset(("", "?", "mm", "none", "unknown", "millimeter", "millimeters", "millimetre", "millimetres"))
+"""Units of length that are mm, or that programs write if they know none."""
 
 
 def read_itk(path: Path, image: ImageFile | None = None, *, layers: bool = False) -> tuple[NDArray[Any], Grid, int]:
@@ -151,7 +154,26 @@ def _check_header(path: Path) -> None:
                 break
         else:
             return  # without an end in so many lines, this is no header; ITK says so
+        _check_unit(path, fields)
         _check_voxels(path, file, fields)
+
+
+def _check_unit(path: Path, fields: dict[str, str]) -> None:
+    """Refuse lengths in another unit than mm; ITK ignores the unit, and so do the viewers that use it.
+
+    Raises:
+        UserError: The header states another unit of length.
+    """
+    stated = [
+        *re.findall(r'"([^"]*)"', f"{fields.get('space units', '')} {fields.get('units', '')}"),
+        fields.get("distanceunits", ""),
+    ]
+    others = [unit for unit in stated if unit.strip().lower() not in _IN_MM]
+    if others:
+        raise UserError(
+            f"{path}: its header states lengths in {others[0][:40]!r}; expected mm. Convert lengths and unit in "
+            "the header to mm"
+        )
 
 
 def _check_voxels(path: Path, file: BinaryIO, fields: dict[str, str]) -> None:

@@ -169,18 +169,24 @@ def test_labels_beside_images_are_not_taken_for_images_to_segment(tmp_path: Path
         ("volume-0", "segmentation-0"),  # LiTS
         ("BraTS-GLI-00001-000-t1c", "BraTS-GLI-00001-000-seg"),
         ("Patient_01", "GT"),  # SegTHOR
+        ("img/img0001", "label/label0001"),  # BTCV
+        ("imagesVa/amos_0008", "labelsVa/amos_0008"),
         ("sub-01_T1w", "sub-01_dseg"),
         ("sub-01_T1w", "sub-01_desc-brain_mask"),
     ],
 )
 def test_labels_in_the_folder_of_their_image_are_not_segmented(tmp_path: Path, image: str, label: str) -> None:
     for name in (image, label):
-        write_nifti(tmp_path / f"{name}.nii.gz", phantom((12, 10, 5))[0], MATRIX)
+        file = tmp_path / f"{name}.nii.gz"
+        file.parent.mkdir(exist_ok=True)
+        write_nifti(file, phantom((12, 10, 5))[0], MATRIX)
     found = find_images(tmp_path)
     assert [each.name for each in found] == [image]
-    assert unread_files(tmp_path, found) == [f"{label}.nii.gz: a label, which is not segmented"]
+    folder, inside, name = label.rpartition("/")
+    said = f"{folder}: labels, which are not" if inside else f"{name}.nii.gz: a label, which is not"
+    assert unread_files(tmp_path, found) == [f"{said} segmented"]
     (tmp_path / f"{image}.nii.gz").unlink()
-    assert [each.name for each in find_images(tmp_path)] == [label]  # asked for
+    assert [each.name for each in find_images(tmp_path / folder)] == [name]  # asked for
 
 
 def test_channels_named_like_labels_are_channels(tmp_path: Path) -> None:

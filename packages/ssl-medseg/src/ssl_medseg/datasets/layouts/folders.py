@@ -50,7 +50,9 @@ def label_folders(names: Iterable[str], files: Iterable[Path] = ()) -> list[str]
         return ["segmentations"]
     if "derivatives" in there and any(name.startswith("sub-") for name in there):
         return ["derivatives"]
-    return [name for name in (*LABELS, "labelsTs") if name in there] if there & {*IMAGES, "imagesTs"} else []
+    if not there & {*IMAGES, "imagesTs", "imagesVa", "img", "imgs"}:
+        return []
+    return [name for name in (*LABELS, "labelsTs", "labelsVa") if name in there]
 
 
 def image_name(label: Path) -> str:

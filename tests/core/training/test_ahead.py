@@ -65,5 +65,22 @@ def test_threads_end_if_the_results_are_no_longer_wanted() -> None:
 
     results = compute_ahead(str, endless(), threads=2)
     assert next(results) == "0"
-    results.close()  # type: ignore[attr-defined]
+    results.close()
+    assert not running()
+
+
+def test_a_long_call_learns_that_nobody_waits_for_it() -> None:
+    ended, waiting = threading.Event(), threading.Event()
+
+    def long(number: int) -> bool:
+        if number == 0:
+            return True
+        waiting.set()
+        return ended.wait(60)
+
+    results = compute_ahead(long, range(9), threads=2, ended=ended)
+    assert next(results)
+    assert waiting.wait(60)
+    results.close()
+    assert ended.is_set()
     assert not running()

@@ -8,8 +8,10 @@ import json
 import os
 import shutil
 import struct
+import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +22,14 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
+from ssl_video import evaluation
 from ssl_video.cli import main
 from ssl_video.commands.export import export
 from ssl_video.commands.predict import predict, spread
 from ssl_video.data import ClipSpec, Video, open_videos
 from ssl_video.data.audio_reader import read_audio
+from ssl_video.data.clip import Clips
+from ssl_video.data.reader import read_clip
 from ssl_video.data.synthetic import CLASSES, draw_video, make_videos
 from ssl_video.data.video_index import index_video
 from ssl_video.evaluation import SamplingOptions, classify_all, fused
@@ -97,6 +102,30 @@ def test_predictions_are_those_of_the_network(model: Path, videos: Path, tmp_pat
         predict(str(model), str(videos), out, top=5)
     with pytest.raises(UserError, match="was trained on rgb, tg"):
         predict(str(model), str(videos), out, sampling=SamplingOptions(("flow",)))
+
+
+def test_reading_ahead_stops_when_nobody_waits(
+    model: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later, stopped, read = threading.Event(), threading.Event(), []
+
+    def slow(path: Path, start: float, *args: Any, **options: Any) -> Clips:
+        read.append(path)
+        if path != files[0].path:
+            later.set()
+            assert stopped.wait(60)
+        return read_clip(path, start, *args, **options)
+
+    monkeypatch.setattr(evaluation, "read_clip", slow)
+    files = [Video(str(file), file) for file in sorted(videos.rglob("*.mkv"))[:3]]
+    results = classify_all(
+        load_recognizer(model, device="cpu"), files, views=("rgb",), sampling=SamplingOptions(clips=50, crops=1)
+    )
+    assert isinstance(next(results), Tensor)
+    assert later.wait(60)
+    threading.Timer(0.2, stopped.set).start()
+    results.close()  # type: ignore[attr-defined]
+    assert len(read) < 50 + 10, "at most one more clip of each video"
 
 
 def test_no_cell_is_a_formula(model: Path, videos: Path, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from threading import Event
 from typing import NamedTuple
 
 import torch
@@ -83,19 +85,20 @@ def classify_all(
     Yields:
         Probabilities, float32 ``[M, K]``, with NaN for a view that the video lacks; or the reason why it has none.
     """
-    stored = flow if "flow" in views else None
+    stored, ended = flow if "flow" in views else None, Event()
 
     def read(video: Video) -> _Crops | UserError:
         try:
-            return _read(recognizer.recipe, video, views, sampling, flow=stored, reader=reader)
+            return _read(recognizer.recipe, video, views, sampling, flow=stored, reader=reader, ended=ended)
         except UserError as error:
             return error
 
-    for found in compute_ahead(read, videos, threads=_READERS):
-        try:
-            yield found if isinstance(found, UserError) else _probabilities(recognizer, found, views)
-        except UserError as error:
-            yield error
+    with closing(compute_ahead(read, videos, threads=_READERS, ended=ended)) as results:
+        for found in results:
+            try:
+                yield found if isinstance(found, UserError) else _probabilities(recognizer, found, views)
+            except UserError as error:
+                yield error
 
 
 _READERS = 2
@@ -111,13 +114,15 @@ class _Crops(NamedTuple):
 
 def _read(
     recipe: Recipe, video: Video, views: Sequence[str], sampling: SamplingOptions, *, flow: StoredFlow | None,
-    reader: ReaderName,
+    reader: ReaderName, ended: Event,
 ) -> _Crops:  # fmt: skip
     following, needs_audio = needs_following(views, flow), "audio" in views
     duration = index_video(video.path).duration
     crops: list[list[Clips]] = [[] for _ in range(sampling.crops)]
     silent = needs_audio
     for start in clip_starts(duration, recipe.clip, sampling.clips, to_the_end=sampling.to_the_end):
+        if ended.is_set():  # Ctrl-C: nobody takes the result.
+            raise UserError(f"{video.path} was not read to the end")
         clip = read_clip(
             video.path, start, recipe.clip, following=following, audio=needs_audio, flow=flow, reader=reader
         )

@@ -327,3 +327,32 @@ def test_lengths_in_nrrd_and_metaimage_headers_are_in_mm(tmp_path: Path, unit: s
         else:
             with pytest.raises(UserError, match=f"states lengths in '{unit}'; expected mm"):
                 read_volume(ImageFile(file))
+
+
+@pytest.mark.parametrize(
+    ("space", "is_known"),
+    [
+        ("space: right-anterior-superior", True),
+        ("space: LPS", True),
+        ("space: left-anterior-superior", True),
+        ("space: scanner-xyz", False),
+        ("space: 3D-right-handed", False),
+        ("space dimension: 3", False),
+    ],
+)
+def test_only_spaces_of_the_patient_are_positions(tmp_path: Path, space: str, is_known: bool) -> None:
+    pytest.importorskip("SimpleITK")
+    (tmp_path / "a.nrrd").write_bytes(
+        f"NRRD0004\ntype: short\ndimension: 3\n{space}\nsizes: 4 3 2\nspace directions: (1,0,0) (0,1,0) (0,0,2)\n"
+        "endian: little\nencoding: raw\nspace origin: (0,0,0)\n\n".encode()
+        + np.arange(24, dtype="<i2").tobytes()
+    )
+    grid = read_volume(ImageFile(tmp_path / "a.nrrd")).grid
+    assert (grid.size_known, grid.place_known, grid.spacing) == (True, is_known, (1, 1, 2))
+
+
+def test_metaimage_that_simpleitk_writes_states_its_position(tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    for ending in (".mha", ".mhd", ".nrrd"):
+        sitk.WriteImage(sitk.GetImageFromArray(np.ones((6, 5, 4), np.int16)), str(tmp_path / f"a{ending}"))
+        assert read_volume(ImageFile(tmp_path / f"a{ending}")).grid.place_known

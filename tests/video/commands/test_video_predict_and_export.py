@@ -104,9 +104,7 @@ def test_predictions_are_those_of_the_network(model: Path, videos: Path, tmp_pat
         predict(str(model), str(videos), out, sampling=SamplingOptions(("flow",)))
 
 
-def test_reading_ahead_stops_when_nobody_waits(
-    model: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reading_ahead_stops_when_nobody_waits(model: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     later, stopped, read = threading.Event(), threading.Event(), []
 
     def slow(path: Path, start: float, *args: Any, **options: Any) -> Clips:

@@ -21,7 +21,12 @@ ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SIZES = (b"space directions:", b"spacings:", b"elementspacing", b"elementsize")
-_PLACES = (b"space:", b"space dimension:", b"transformmatrix", b"orientation", b"rotation")
+_PLACES = re.compile(
+    rb"^(?:space\s*:\s*(?:(?:left|right)-(?:anterior|posterior)-(?:superior|inferior)|[lr][ap][si])(?:-time|t)?\s*$"
+    rb"|(?:transformmatrix|orientation|rotation)\s*=)",
+    re.MULTILINE,
+)
+"""Lines that relate axes to the patient; NRRD's `space dimension`, `scanner-xyz` and `3D-right-handed` do not."""
 _HEADER = 4096
 _IN_MM = frozenset(("", "?", "mm", "none", "unknown", "millimeter", "millimeters", "millimetre", "millimetres"))
 """Units of length that are mm, or that programs write if they know none."""
@@ -73,7 +78,7 @@ def read_itk(path: Path, image: ImageFile | None = None, *, layers: bool = False
         (array.shape[0], array.shape[1], array.shape[2]),
         checked_affine(_LPS_TO_RAS @ affine, path),
         size_known=any(key in header for key in _SIZES),
-        place_known=any(key in header for key in _PLACES),
+        place_known=_PLACES.search(header) is not None,
     )
     if not grid.size_known:
         stated = None if image is None else image.spacing

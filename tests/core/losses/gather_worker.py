@@ -183,6 +183,7 @@ def find(number: int, world: int) -> Found:
         "nt_xent": refused(lambda: nt_xent(few, few, gather=True)),
         "suncet": refused(lambda: suncet(few, torch.arange(len(few)), gather=True)),
         "supcon": refused(lambda: supcon(few, torch.arange(len(few)), gather=True)),
+        "paws": refused(lambda: paws(few, few, x, torch.arange(len(x)), gather=True)),
         "widths": refused(lambda: gather_rows(x[:, : 3 + number])),
         "types": refused(lambda: gather_rows(x.float() if number else x)),
     }

@@ -113,8 +113,8 @@ def paws(
     target = sharp.detach().roll(len(view_a), 0)
     target = target.masked_fill(target < _NEGLIGIBLE, 0.0)
     consistency = -torch.xlogy(target, predicted).sum(1).mean()
-    mean = sharp.mean(0, keepdim=True)
-    mean = (gather_rows(mean) if gather else mean).mean(0)
+    # All rows rather than means, because gathering compares the numbers of views, which must be equal.
+    mean = (gather_rows(sharp) if gather else sharp).mean(0)
     dtype = result_dtype(view_a, view_b, supports)
     me_max = torch.xlogy(mean, mean).sum()
     first, second = (differentiable_once(x.to(dtype), view_a, view_b, supports) for x in (consistency, me_max))

@@ -35,6 +35,25 @@ def test_accuracies_equal_scikit_learn(images: int, classes: int, seed: int) -> 
         assert top_k_accuracy(probabilities, labels, k) == pytest.approx(expected)
 
 
+@given(images=st.integers(1, 60), classes=st.integers(2, 130), seed=st.integers(0, 999))
+@settings(max_examples=40, deadline=None)
+def test_equal_scores_rank_as_in_argmax(images: int, classes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores, labels = (
+        torch.from_numpy(rng.integers(0, high, size)) for high, size in ((3, (images, classes)), (classes, images))
+    )
+    ranked = scores.float().sort(dim=1, descending=True, stable=True).indices
+    assert torch.equal(ranked[:, 0], scores.argmax(dim=1))
+    for k in {1, 2, min(5, classes), classes}:
+        expected = (ranked[:, :k] == labels[:, None]).any(dim=1).double().mean().item()
+        assert top_k_accuracy(scores.bfloat16(), labels, k) == expected
+
+
+def test_an_undefined_score_is_not_right() -> None:
+    scores = torch.tensor([[np.nan, 0.1], [0.2, np.nan], [0.9, 0.1]])
+    assert top_k_accuracy(scores, torch.tensor([0, 0, 0]), 1) == pytest.approx(1 / 3)
+
+
 @given(images=st.integers(1, 200), classes=st.integers(2, 6), bins=st.integers(1, 20), seed=st.integers(0, 999))
 @settings(max_examples=40, deadline=None)
 def test_calibration_is_its_definition(images: int, classes: int, bins: int, seed: int) -> None:

@@ -103,10 +103,17 @@ def per_class_accuracy(confusion: Tensor) -> Tensor:
 def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
     """Compute the fraction of images whose true class is among the k classes with the largest scores.
 
+    Of equal scores, the first class counts as the largest, as in `argmax`. An image whose true class has the score NaN
+    is not counted.
+
     Args:
         scores: Class scores ``[N, C]``, such as logits or probabilities.
         labels: True classes, integers ``[N]``.
         k: Number of classes considered, at most C.
     """
-    ranked = scores.topk(k, dim=1).indices == labels[:, None]
-    return ranked.any(dim=1).double().mean().item()
+    labels = labels[:, None].long()
+    own = scores.gather(1, labels)
+    earlier = torch.arange(scores.shape[1], device=scores.device) < labels
+    # Not `topk`, whose order of equal scores is arbitrary; they are frequent in votes of neighbours and in bfloat16.
+    ahead = ~(scores <= own) | ((scores == own) & earlier)
+    return (ahead.sum(dim=1) < k).double().mean().item()

@@ -116,7 +116,8 @@ def predict(
                     unreadable += 1
                     writer.writerow([safe_cell(video.key, path=True), *[""] * (2 * top), safe_cell(str(found))])
                     continue
-                probabilities, order = fused(found[None])[0].topk(top)
+                # Not topk, which ranks equal probabilities in any order, unlike the argmax of `evaluate`.
+                probabilities, order = (x[:top] for x in fused(found[None])[0].sort(descending=True, stable=True))
                 ranked = list(zip(order.tolist(), probabilities.tolist(), strict=True))
                 cells = (cell for c, p in ranked for cell in (safe_cell(classes[c]), float(f"{p:.6g}")))
                 writer.writerow([safe_cell(video.key, path=True), *cells, ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -314,6 +315,29 @@ def test_a_stack_that_is_no_volume_is_refused_with_its_files(tmp_path: Path, cha
     if "Rows" in words:
         words = "NAME: ends before its image"
     with pytest.raises(UserError, match=words.replace("NAME", Path(images[3].filename).name)):
+        read_volume(ImageFile(folder))
+
+
+@pytest.mark.parametrize(
+    ("tag", "values", "words"),
+    [
+        ("EchoTime", (10, 80), "EchoTime is 10 in IM.* and 80 in IM"),
+        ("DiffusionBValue", (0.0, 1000.0), "DiffusionBValue is 0 in IM.* and 1000 in IM"),
+        ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]), "ImageType is [MP] in IM"),
+        ("ImageType", (["DERIVED", "PRIMARY", "DIXON", "WATER"], ["DERIVED", "PRIMARY"]), "ImageType is .*WATER"),
+        ("EchoTime", (10, 10.2), ""),
+        ("ImageType", (["ORIGINAL", "PRIMARY", "AXIAL"], ["ORIGINAL", "SECONDARY", "AXIAL"]), ""),
+    ],
+)
+def test_two_contrasts_are_no_volume_also_at_different_positions(
+    tmp_path: Path, tag: str, values: tuple, words: str
+) -> None:
+    places = itertools.count()
+    folder = edited(series(tmp_path), lambda dataset, place: setattr(dataset, tag, values[next(places) % 2]))
+    if words:
+        with pytest.raises(UserError, match=words):
+            read_volume(ImageFile(folder))
+    else:
         read_volume(ImageFile(folder))
 
 

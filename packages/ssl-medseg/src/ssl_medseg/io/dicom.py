@@ -28,6 +28,30 @@ NOT_IMAGES = (".json", ".txt", ".csv", ".xml", ".md")
 _NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
 """Tag that every image needs -> how many numbers it holds."""
 _EQUAL = ("Rows", "Columns", "PixelSpacing")
+_CONTRAST = {"EchoTime": 0.05, "DiffusionBValue": 0.05}
+"""Numbers that differ between the images of several contrasts, and by which fraction they may differ in one volume."""
+_PARTS = frozenset(
+    (
+        "M",
+        "P",
+        "R",
+        "I",
+        "MAGNITUDE",
+        "PHASE",
+        "REAL",
+        "IMAGINARY",
+        "W",
+        "F",
+        "IP",
+        "OP",
+        "WATER",
+        "FAT",
+        "IN_PHASE",
+        "OUT_PHASE",
+        "OPP_PHASE",
+    )
+)
+"""Values of ImageType by which images of several contrasts in one series differ."""
 _IDENTITY = ("PatientID", "StudyInstanceUID")
 _JITTER = 0.05
 """Largest accepted deviation of a slice position from regular spacing, relative to the distance between slices."""
@@ -323,6 +347,7 @@ def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage]
     order = np.argsort(position @ normal, kind="stable")
     images, position = [images[i] for i in order], position[order]
     step, notes = _check_positions(images, position, normal, path)
+    _check_contrasts(images, path)
     down, right = (float(v) for v in images[0].dataset.PixelSpacing)
     affine = np.eye(4)
     # Slices are counted against the normal, as highdicom does for multi-frame images. The middle of the stack is placed
@@ -430,6 +455,29 @@ def _check_sizes(images: Sequence[SeriesImage], path: Path) -> None:
                 f"{path}: {name} is {found} in {some_of(image.name for image, _ in odd)} and {expected} in the others; "
                 "expected the same in all images. Move images of another series to a folder of their own"
             )
+
+
+def _check_contrasts(images: Sequence[SeriesImage], path: Path) -> None:
+    """Refuse stacks of several echoes, b-values, or parts of complex images, at positions of their own."""
+
+    def refuse(name: str, one: SeriesImage, other: SeriesImage, found: str, expected: str) -> None:
+        raise UserError(
+            f"{path}: {name} is {found} in {one.name} and {expected} in {other.name}; expected images of one contrast. "
+            "Split multi-echo, diffusion, Dixon and phase series into one folder per contrast"
+        )
+
+    for name, tolerance in _CONTRAST.items():
+        stated = [(image, numbers[0]) for image in images if (numbers := _numbers(image.dataset, name))]
+        if stated:
+            (low, least), (high, most) = (end(stated, key=lambda item: item[1]) for end in (min, max))
+            if most - least > tolerance * abs(most):
+                refuse(name, low, high, f"{least:g}", f"{most:g}")
+    kinds = [
+        (image, _PARTS.intersection(map(str.upper, image.dataset.get("ImageType", None) or ()))) for image in images
+    ]
+    for image, kind in kinds:
+        if kind != kinds[0][1]:
+            refuse("ImageType", kinds[0][0], image, *(" ".join(sorted(k)) or "none" for k in (kinds[0][1], kind)))
 
 
 def _check_positions(

@@ -30,27 +30,8 @@ _NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacin
 _EQUAL = ("Rows", "Columns", "PixelSpacing")
 _CONTRAST = {"EchoTime": 0.05, "DiffusionBValue": 0.05}
 """Numbers that differ between the images of several contrasts, and by which fraction they may differ in one volume."""
-_PARTS = frozenset(
-    (
-        "M",
-        "P",
-        "R",
-        "I",
-        "MAGNITUDE",
-        "PHASE",
-        "REAL",
-        "IMAGINARY",
-        "W",
-        "F",
-        "IP",
-        "OP",
-        "WATER",
-        "FAT",
-        "IN_PHASE",
-        "OUT_PHASE",
-        "OPP_PHASE",
-    )
-)
+_DIXON = ("W", "F", "IP", "OP", "WATER", "FAT", "IN_PHASE", "OUT_PHASE", "OPP_PHASE")
+_PARTS = frozenset((*_DIXON, "M", "P", "R", "I", "MAGNITUDE", "PHASE", "REAL", "IMAGINARY"))
 """Values of ImageType by which images of several contrasts in one series differ."""
 _IDENTITY = ("PatientID", "StudyInstanceUID")
 _JITTER = 0.05

@@ -52,6 +52,10 @@ def test_what_a_sample_lacks_does_not_count() -> None:
     assert not fused[3].any()
     torch.testing.assert_close(fuse(p, present=present)[1], (p[0, 1] + p[2, 1]) / 2)
     torch.testing.assert_close(fuse(p.log(), kind="logits", present=present)[2], p[1, 2])
+    missing = p.masked_fill(~present[..., None, None], torch.nan).requires_grad_()
+    torch.testing.assert_close(fuse(missing, present=present), fuse(p, present=present))
+    (gradient,) = torch.autograd.grad(fuse(missing, present=present).square().sum(), missing)
+    assert not gradient[~present].any()
     with pytest.raises(ValueError, match=r"present has shape \[3, 3\], expected \[3, 4\]"):
         fuse(p, present=present[:, :3])
 

@@ -47,7 +47,7 @@ def fuse(
         kind: Whether `predictions` are probabilities or logits. For logits, the result is the softmax of their weighted
             mean, which gives a confident prediction more influence than the mean of probabilities does.
         present: Boolean mask [V, N] of the predictions that exist. Missing predictions are left out, and the weights of
-            the others are normalised for each sample. None: all exist.
+            the others are normalised for each sample. NaN in them has no effect. None: all exist.
 
     Returns:
         Probabilities [N, C, ...]. For a sample without any prediction they are all 0, or 1 / C if `kind` is "logits".
@@ -81,7 +81,8 @@ def fuse(
         if present is None:
             mean = torch.tensordot(given / given.sum(), stacked, dims=1)
         else:
-            mean = (_shares(given, present, stacked) * stacked).sum(0)
+            shares = _shares(given, present, stacked)
+            mean = (shares * stacked.masked_fill(shares == 0, 0.0)).sum(0)  # 0 * NaN would be NaN
     return mean.softmax(1) if kind == "logits" else mean
 
 

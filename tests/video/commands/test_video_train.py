@@ -586,7 +586,8 @@ def test_what_no_view_knows_alone_they_know_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_see_what_one_sees(videos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("select", ["--threshold=0.7", "--pseudo.select=freematch", "--pseudo.select=softmatch"])
+def test_two_processes_see_what_one_sees(videos: Path, tmp_path: Path, select: str) -> None:
     words = ["train", str(videos / "clips.csv"), "--split", str(videos / "1each-draw0.json"), "--views", "[rgb,tg]"]
     words += [
         "--steps=4",
@@ -597,7 +598,7 @@ def test_two_processes_see_what_one_sees(videos: Path, tmp_path: Path) -> None:
         "--clip.stride=2",
         "--bn=split",
     ]
-    words += ["--network.name=small_slow", "--width=4", "--dropout=0", "--threshold=0.7", "--pseudo.warmup=0.25"]
+    words += ["--network.name=small_slow", "--width=4", "--dropout=0", select, "--pseudo.warmup=0.25"]
     words += ["--recalibrate=0", "--device=cpu", "--threads=1", "--log_every=1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -370,6 +370,26 @@ def _multi_frame(folder: Path, images: list) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("group", "tag", "values"),
+    [
+        ("MREchoSequence", "EffectiveEchoTime", (10.0, 80.0)),
+        ("MRDiffusionSequence", "DiffusionBValue", (0.0, 1000.0)),
+        ("MRImageFrameTypeSequence", "FrameType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"])),
+    ],
+)
+def test_frames_of_two_contrasts_are_no_volume(tmp_path: Path, group: str, tag: str, values: tuple) -> None:
+    file = next(_multi_frame(tmp_path / "multi", _datasets(series(tmp_path))).iterdir())
+    image = pydicom.dcmread(file)
+    for number, frame in enumerate(image.PerFrameFunctionalGroupsSequence):
+        item = pydicom.Dataset()
+        setattr(item, tag, values[number % 2])
+        setattr(frame, group, [item])
+    image.save_as(file)
+    with pytest.raises(UserError, match=f"{tag} is .* in frame .* and .* in frame .*; expected images of one contrast"):
+        read_volume(ImageFile(file))
+
+
 @pytest.mark.parametrize("count", [7, 1])
 def test_a_multi_frame_image_has_the_intensities_of_its_slices(tmp_path: Path, count: int) -> None:
     images = _datasets(series(tmp_path))[:count]

@@ -28,7 +28,7 @@ NOT_IMAGES = (".json", ".txt", ".csv", ".xml", ".md")
 _NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
 """Tag that every image needs -> how many numbers it holds."""
 _EQUAL = ("Rows", "Columns", "PixelSpacing")
-_CONTRAST = {"EchoTime": 0.05, "DiffusionBValue": 0.05}
+_CONTRAST = {"EchoTime": 0.05, "EffectiveEchoTime": 0.05, "DiffusionBValue": 0.05}
 """Numbers that differ between the images of several contrasts, and by which fraction they may differ in one volume."""
 _DIXON = ("W", "F", "IP", "OP", "WATER", "FAT", "IN_PHASE", "OUT_PHASE", "OPP_PHASE")
 _PARTS = frozenset((*_DIXON, "M", "P", "R", "I", "MAGNITUDE", "PHASE", "REAL", "IMAGINARY"))
@@ -286,6 +286,8 @@ def _multi_frame(image: SeriesImage, path: Path) -> tuple[NDArray[np.float32], N
     highdicom = import_extra("highdicom", extra="dicom", needed_for=f"{path}: reading DICOM")
     _check_decoder(image, path)
     _check_colour(image, path)
+    if frames := _frames_of(image):
+        _check_contrasts(frames, path)
     problem = f"the frames of {image.name} do not form one volume"
     with reading(path, problem, "expected parallel frames at equal distances. Export the series again, or split it"):
         # The transforms are those of single-frame images; by default, highdicom would also invert what is displayed
@@ -328,7 +330,7 @@ def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage]
     order = np.argsort(position @ normal, kind="stable")
     images, position = [images[i] for i in order], position[order]
     step, notes = _check_positions(images, position, normal, path)
-    _check_contrasts(images, path)
+    _check_contrasts([(image.name, image.dataset) for image in images], path)
     down, right = (float(v) for v in images[0].dataset.PixelSpacing)
     affine = np.eye(4)
     # Slices are counted against the normal, as highdicom does for multi-frame images. The middle of the stack is placed
@@ -438,27 +440,45 @@ def _check_sizes(images: Sequence[SeriesImage], path: Path) -> None:
             )
 
 
-def _check_contrasts(images: Sequence[SeriesImage], path: Path) -> None:
-    """Refuse stacks of several echoes, b-values, or parts of complex images, at positions of their own."""
+def _check_contrasts(images: Sequence[tuple[str, Any]], path: Path) -> None:
+    """Refuse stacks of several echoes, b-values, or parts of complex images, at positions of their own.
 
-    def refuse(name: str, one: SeriesImage, other: SeriesImage, found: str, expected: str) -> None:
+    Args:
+        images: Name and tags of each image or frame.
+        path: File or folder to name in errors.
+    """
+
+    def refuse(tag: str, one: str, other: str, found: str, expected: str) -> None:
         raise UserError(
-            f"{path}: {name} is {found} in {one.name} and {expected} in {other.name}; expected images of one contrast. "
+            f"{path}: {tag} is {found} in {one} and {expected} in {other}; expected images of one contrast. "
             "Split multi-echo, diffusion, Dixon and phase series into one folder per contrast"
         )
 
-    for name, tolerance in _CONTRAST.items():
-        stated = [(image, numbers[0]) for image in images if (numbers := _numbers(image.dataset, name))]
+    for tag, tolerance in _CONTRAST.items():
+        stated = [(name, numbers[0]) for name, tags in images if (numbers := _numbers(tags, tag))]
         if stated:
             (low, least), (high, most) = (end(stated, key=lambda item: item[1]) for end in (min, max))
             if most - least > tolerance * abs(most):
-                refuse(name, low, high, f"{least:g}", f"{most:g}")
-    kinds = [
-        (image, _PARTS.intersection(map(str.upper, image.dataset.get("ImageType", None) or ()))) for image in images
-    ]
-    for image, kind in kinds:
-        if kind != kinds[0][1]:
-            refuse("ImageType", kinds[0][0], image, *(" ".join(sorted(k)) or "none" for k in (kinds[0][1], kind)))
+                refuse(tag, low, high, f"{least:g}", f"{most:g}")
+    for tag in ("ImageType", "FrameType"):
+        kinds = [(name, _PARTS.intersection(map(str.upper, tags.get(tag, None) or ()))) for name, tags in images]
+        first, expected = kinds[0]
+        for name, found in kinds:
+            if found != expected:
+                refuse(tag, first, name, *(" ".join(sorted(kind)) or "none" for kind in (expected, found)))
+
+
+def _frames_of(image: SeriesImage) -> list[tuple[str, Any]]:
+    """Return a name for each frame of an enhanced image, and the tags of its functional groups."""
+    frames = []
+    for number, groups in enumerate(image.dataset.get("PerFrameFunctionalGroupsSequence", ()), 1):
+        tags = type(groups)()
+        for element in groups:
+            if element.VR == "SQ":
+                for item in element.value:
+                    tags.update(item)
+        frames.append((f"frame {number}", tags))
+    return frames
 
 
 def _check_positions(

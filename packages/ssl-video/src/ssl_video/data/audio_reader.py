@@ -20,7 +20,7 @@ _BACK = 0.5  # seconds; a clock that goes back further belongs to another record
 
 
 def read_audio(path: str | Path, start: float, duration: float, *, rate: int = _RATE) -> NDArray[np.float32] | None:
-    """Read a part of a file as mono samples in [-1, 1]; None if the file has no sound track.
+    """Read a part of a file as mono samples, full scale 1; None if the file has no sound track.
 
     Every sample is placed at the time that the file states for it: gaps, and times outside the track, are silent.
 

@@ -54,6 +54,19 @@ def test_an_undefined_score_is_not_right() -> None:
     assert top_k_accuracy(scores, torch.tensor([0, 0, 0]), 1) == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("wrong", [-1, 3, 255])
+def test_numbers_that_are_no_class_are_refused(wrong: int) -> None:
+    scores, right, bad = torch.eye(3), torch.arange(3), torch.tensor([0, 1, wrong])
+    for call in (
+        lambda: confusion_matrix(right, bad, 3),
+        lambda: confusion_matrix(bad, right, 3),
+        lambda: top_k_accuracy(scores, bad, 1),
+        lambda: calibrate(scores, bad),
+    ):
+        with pytest.raises(ValueError, match=f"contains {wrong}; expected classes from 0 to 2"):
+            call()
+
+
 @given(images=st.integers(1, 200), classes=st.integers(2, 6), bins=st.integers(1, 20), seed=st.integers(0, 999))
 @settings(max_examples=40, deadline=None)
 def test_calibration_is_its_definition(images: int, classes: int, bins: int, seed: int) -> None:

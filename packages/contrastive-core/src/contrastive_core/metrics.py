@@ -53,7 +53,11 @@ def calibrate(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> Calib
         probabilities: Predicted class probabilities ``[N, C]``, with N > 0.
         labels: True classes, integers ``[N]``.
         bins: Number of bins.
+
+    Raises:
+        ValueError: A label is not a class.
     """
+    _check_classes(labels, probabilities.shape[1], "labels")
     confidence, predicted = probabilities.double().max(dim=1)
     right = (predicted == labels).double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
@@ -86,7 +90,12 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Ten
 
     Returns:
         Numbers of images, int64 ``[C, C]``.
+
+    Raises:
+        ValueError: A label or prediction is not a class.
     """
+    _check_classes(labels, num_classes, "labels")
+    _check_classes(predicted, num_classes, "predicted")
     cells = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return cells.view(num_classes, num_classes)
 
@@ -104,16 +113,32 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
     """Compute the fraction of images whose true class is among the k classes with the largest scores.
 
     Of equal scores, the first class counts as the largest, as in `argmax`. An image whose true class has the score NaN
-    is not counted.
+    counts as wrong.
 
     Args:
         scores: Class scores ``[N, C]``, such as logits or probabilities.
         labels: True classes, integers ``[N]``.
         k: Number of classes considered, at most C.
+
+    Raises:
+        ValueError: A label is not a class.
     """
+    _check_classes(labels, scores.shape[1], "labels")
     labels = labels[:, None].long()
     own = scores.gather(1, labels)
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels
     # Not `topk`, whose order of equal scores is arbitrary; they are frequent in votes of neighbours and in bfloat16.
     ahead = ~(scores <= own) | ((scores == own) & earlier)
     return (ahead.sum(dim=1) < k).double().mean().item()
+
+
+def _check_classes(found: Tensor, classes: int, name: str) -> None:
+    """Refuse numbers that are no class; a prediction of C would count as class 0 of the next row.
+
+    Raises:
+        ValueError: A number is outside [0, C).
+    """
+    if len(wrong := found[(found < 0) | (found >= classes)]):
+        raise ValueError(
+            f"{name} contains {wrong[0].item()}; expected classes from 0 to {classes - 1}. Leave unlabelled images out"
+        )

@@ -326,6 +326,7 @@ def test_a_stack_that_is_no_volume_is_refused_with_its_files(tmp_path: Path, cha
         ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]), "ImageType is [MP] in IM"),
         ("ImageType", (["DERIVED", "PRIMARY", "DIXON", "WATER"], ["DERIVED", "PRIMARY"]), "ImageType is .*WATER"),
         ("EchoTime", (10, 10.2), ""),
+        ("ImageType", ("PRIMARY", "ORIGINAL"), ""),  # a single value is a text, whose letters are no values
         ("ImageType", (["ORIGINAL", "PRIMARY", "AXIAL"], ["ORIGINAL", "SECONDARY", "AXIAL"]), ""),
     ],
 )

@@ -461,7 +461,9 @@ def _check_contrasts(images: Sequence[tuple[str, Any]], path: Path) -> None:
             if most - least > tolerance * abs(most):
                 refuse(tag, low, high, f"{least:g}", f"{most:g}")
     for tag in ("ImageType", "FrameType"):
-        kinds = [(name, _PARTS.intersection(map(str.upper, tags.get(tag, None) or ()))) for name, tags in images]
+        values = [(name, tags.get(tag) or ()) for name, tags in images]
+        words = [(name, [found] if isinstance(found, str) else found) for name, found in values]  # one value is a text
+        kinds = [(name, _PARTS.intersection(map(str.upper, found))) for name, found in words]
         first, expected = kinds[0]
         for name, found in kinds:
             if found != expected:

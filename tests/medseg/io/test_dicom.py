@@ -264,6 +264,11 @@ def _palette(dataset, place: int) -> None:
         dataset.PhotometricInterpretation = "PALETTE COLOR"
 
 
+def _high(dataset, place: int) -> None:
+    if place == 3:
+        dataset.BitsStored, dataset.HighBit = 12, 15
+
+
 def _short(dataset, place: int) -> None:
     dataset.ImageOrientationPatient = [1, 0, 0, 0, 0.9, 0]
 
@@ -299,6 +304,7 @@ def _raw(name: str, value: bytes):
         (_mosaic, r"7 of 7 images are mosaics"),
         (_frames, r"7 images, of which 1 are multi-frame \(NAME\)"),
         (_palette, "NAME contains the numbers of colours in a palette, expected one intensity per voxel"),
+        (_high, "HighBit of NAME is 15 with 12 stored bits; expected 11"),
         (_short, r"\(1, 0, 0, 0, 0\.9, 0\) does not consist of two perpendicular unit vectors"),
         (_skewed, r"does not consist of two perpendicular unit vectors"),
         (_raw("PixelSpacing", b"2,6\\2,6 "), r"PixelSpacing of NAME is invalid; expected 2 numbers above 0"),
@@ -400,6 +406,25 @@ def test_a_multi_frame_image_has_the_intensities_of_its_slices(tmp_path: Path, c
     found = read_volume(ImageFile(_multi_frame(tmp_path / "enhanced", images)))
     np.testing.assert_array_equal(found.array, expected.array)
     np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_bits_above_the_stored_ones_are_no_intensity(tmp_path: Path, signed: int) -> None:
+    rng = np.random.default_rng(0)
+    values = {}
+
+    def twelve(dataset, place: int) -> None:
+        values[place] = rng.integers(-2048 * signed, 4096 - 2048 * signed, (dataset.Rows, dataset.Columns))
+        # An overlay in the highest bit of some pixels; negative numbers of 12 bits.
+        pixels = (values[place] & 0xFFF) | (rng.integers(0, 2, values[place].shape) << 15)
+        dataset.PixelData = pixels.astype("<u2").tobytes()
+        dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 12, 11, signed
+
+    folder = edited(series(tmp_path), twelve)
+    enhanced = _multi_frame(tmp_path / "enhanced", _datasets(folder))
+    for source in (folder, enhanced):
+        found = read_volume(ImageFile(source)).array
+        np.testing.assert_array_equal(found, np.stack([values[z].T for z in range(len(values))][::-1], axis=-1))
 
 
 def test_small_jitter_is_evened_and_said(tmp_path: Path) -> None:

@@ -306,6 +306,13 @@ def test_a_truncated_image_states_how_much_is_there(tmp_path: Path, ending: str)
         read_itk(path)
 
 
+def test_complex_voxels_are_refused(tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    sitk.WriteImage(sitk.GetImageFromArray(np.full((4, 5, 6), 3 + 4j)), str(tmp_path / "a.nrrd"))
+    with pytest.raises(UserError, match="has complex voxels; expected one real number per voxel"):
+        read_itk(tmp_path / "a.nrrd")
+
+
 @pytest.mark.parametrize(
     ("unit", "is_read"), [("mm", True), ("millimeters", True), ("um", False), ("m", False), ("cm", False)]
 )

@@ -286,8 +286,10 @@ def _multi_frame(image: SeriesImage, path: Path) -> tuple[NDArray[np.float32], N
     highdicom = import_extra("highdicom", extra="dicom", needed_for=f"{path}: reading DICOM")
     _check_decoder(image, path)
     _check_colour(image, path)
+    _check_bits(image, path)
     if frames := _frames_of(image):
         _check_contrasts(frames, path)
+    _clear_unused_bits(image, path)
     problem = f"the frames of {image.name} do not form one volume"
     with reading(path, problem, "expected parallel frames at equal distances. Export the series again, or split it"):
         # The transforms are those of single-frame images; by default, highdicom would also invert what is displayed
@@ -299,6 +301,21 @@ def _multi_frame(image: SeriesImage, path: Path) -> tuple[NDArray[np.float32], N
     if len(volume.array) == 1:
         affine[:3, 2] *= _thickness(image.dataset) / volume.spacing[0]
     return volume.array.transpose(2, 1, 0), affine
+
+
+def _clear_unused_bits(image: SeriesImage, path: Path) -> None:
+    """Extend the stored bits of uncompressed pixels to all allocated ones.
+
+    The bits above may hold overlays, or lack the sign. pydicom disregards them, but highdicom takes them as intensity.
+    """
+    dataset = image.dataset
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated or dataset.get("BitsStored") == dataset.get("BitsAllocated"):
+        return
+    with reading(path, f"the pixels of {image.name} cannot be read", "the file is damaged. Copy it again"):
+        pixels = dataset.pixel_array
+        order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+        dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
 
 
 def _thickness(dataset: Any) -> float:
@@ -405,6 +422,17 @@ def _check_tags(images: Sequence[SeriesImage], path: Path) -> None:
                     f"{' above 0' * is_size}, with a decimal point. Export the series again, or remove the file"
                 )
         _check_colour(image, path)
+        _check_bits(image, path)
+
+
+def _check_bits(image: SeriesImage, path: Path) -> None:
+    """Refuse intensities that do not begin at the lowest bit, as old scanners store them; pydicom takes the lowest."""
+    stored, high = (image.dataset.get(name) for name in ("BitsStored", "HighBit"))
+    if stored is not None and high is not None and high != stored - 1:
+        raise UserError(
+            f"{path}: HighBit of {image.name} is {high} with {stored} stored bits; expected {stored - 1}. Convert the "
+            "series with a program that shifts the bits, such as dcm2niix, and use the NIfTI file"
+        )
 
 
 def _check_colour(image: SeriesImage, path: Path) -> None:

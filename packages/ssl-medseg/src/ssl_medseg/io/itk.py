@@ -67,6 +67,8 @@ def read_itk(path: Path, image: ImageFile | None = None, *, layers: bool = False
             f"{path}: has {axes} axes and {numbers} numbers per voxel; expected 2 or 3 axes and one number. Save one "
             "channel or frame"
         )
+    if "complex" in found.GetPixelIDTypeAsString():
+        raise UserError(f"{path}: has complex voxels; expected one real number per voxel. Save a single component")
     affine = np.eye(4)
     affine[:axes, :axes] = np.asarray(found.GetDirection()).reshape(axes, axes) * np.asarray(found.GetSpacing())
     affine[:axes, 3] = found.GetOrigin()

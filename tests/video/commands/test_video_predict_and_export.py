@@ -104,6 +104,24 @@ def test_predictions_are_those_of_the_network(model: Path, videos: Path, tmp_pat
         predict(str(model), str(videos), out, sampling=SamplingOptions(("flow",)))
 
 
+def test_equal_probabilities_are_ranked_by_class(
+    model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first class is that of argmax, with which `evaluate` counts; topk can name another one."""
+    plain = load_recognizer(model, device="cpu")
+    names = [f"class{i:03}" for i in range(400)]
+    recognizer = dataclasses.replace(plain, recipe=dataclasses.replace(plain.recipe, classes=names))
+    scores = torch.full((1, 400), 1e-5)
+    scores[0, [7, 120, 250, 390]] = 0.25
+    assert scores[0].topk(4).indices.tolist() != [7, 120, 250, 390]
+    monkeypatch.setattr("ssl_video.commands.predict.load_recognizer", lambda *_, **__: recognizer)
+    monkeypatch.setattr("ssl_video.commands.predict.classify_all", lambda *_, **__: iter([scores]))
+    predict(str(model), str(videos / "red/000.mkv"), tmp_path / "classes.csv", top=4, sheet=0)
+    [row] = table(tmp_path / "classes.csv")
+    ranked = [row["class"], *(row[f"class_{rank}"] for rank in (2, 3, 4))]
+    assert ranked == ["class007", "class120", "class250", "class390"]
+
+
 def test_reading_ahead_stops_when_nobody_waits(model: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     later, stopped, read = threading.Event(), threading.Event(), []
 

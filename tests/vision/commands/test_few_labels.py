@@ -75,6 +75,29 @@ def test_neighbours_score_what_knn_says(labels: Path, tmp_path: Path) -> None:
         "pixels", "digits", k=k, probe=ProbeOptions(labels=file, device="cpu", out=tmp_path / "knn.json")
     ).top1 == pytest.approx(found.test)
     assert min(c.test for c in result.candidates) > 50  # raw pixels of digits are told apart
+    assert result.model is None
+    assert "no classifier was written" in str(
+        few_labels("pixels", "digits", tmp_path, labels=file, methods=("linear",), inference=CPU)
+    )
+
+
+def test_results_of_other_labels_and_settings_stay(pretrained: Path, labels: Path, tmp_path: Path) -> None:
+    """A folder never holds the classifier of one call beside the table of another."""
+    first, second = labels / "1-per-class-draw0.json", labels / "5-per-class-draw0.json"
+
+    def compare(file: Path, epochs: int) -> None:
+        few_labels(
+            str(pretrained), "digits", tmp_path, labels=file, methods=("linear", "finetune"), epochs=epochs,
+            inference=CPU,
+        )  # fmt: skip
+
+    compare(first, epochs=1)
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"all\.json already exists .* choose another folder or move"):
+        compare(second, epochs=1)
+    with pytest.raises(UserError, match="epochs"):
+        compare(first, epochs=2)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
 
 
 def test_test_images_choose_nothing(pretrained: Path, labels: Path, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ class Outputs:
 
 
 def write_once(
-    contents: Mapping[Path, bytes], *, command: str, inputs: Iterable[Path | str] = (), overwrite: bool = False
+    contents: Mapping[Path, bytes], *, command: str, inputs: Iterable[Path | str] = (), overwrite: bool | None = False
 ) -> None:
     """Write files that runs depend on, such as splits; a file that already exists must have the same content.
 
@@ -184,7 +184,7 @@ def write_once(
         command: Program and verb.
         inputs: Files that the command reads; a folder represents the files in it.
         overwrite: Whether to replace files with another content, which are then named on standard error. Inputs are
-            never replaced.
+            never replaced. None: the command has no such flag.
 
     Raises:
         UserError: A file exists with another content, is an input, or cannot be written.
@@ -193,8 +193,8 @@ def write_once(
     other = [path for path in changed if os.path.lexists(path)]
     if other and not overwrite:
         raise UserError(
-            f"{_listed(other)} already exists with another content, and runs may have used it; choose another folder, "
-            "move the file, or replace it with --overwrite"
+            f"{_listed(other)} already exists with another content, and runs may have used it; choose another folder"
+            + (" or move the file" if overwrite is None else ", move the file, or replace it with --overwrite")
         )
     Outputs(changed, command=command, inputs=inputs, overwrite=True)  # still refuses inputs and folders
     _tell_replaced(other)

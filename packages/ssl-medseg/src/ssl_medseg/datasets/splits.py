@@ -128,7 +128,7 @@ def write_split(path: Path, split: Split, dataset: DataSet) -> None:
     Raises:
         UserError: The split does not match the data set, or the file exists with other content.
     """
-    write_once({path: split_content(split, dataset)}, command="ssl-medseg make-splits")
+    write_once({path: split_content(split, dataset)}, command="ssl-medseg make-splits", overwrite=None)
 
 
 def split_content(split: Split, dataset: DataSet, files: Mapping[str, Fingerprint] | None = None) -> bytes:

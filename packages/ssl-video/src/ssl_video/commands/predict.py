@@ -124,7 +124,7 @@ def predict(
                 if place in shown:
                     label, share = classes[ranked[0][0]], ranked[0][1]
                     thumbnails.append(Thumbnail(video.path, f"{label} {100 * share:.0f} %", Path(video.key).name))
-            file.detach()  # flush, and leave the file beneath open the file beneath
+            file.detach()  # flushes, and leaves the file beneath open
         if picture and thumbnails:
             contact_sheet(thumbnails, picture)
     return PredictResult(out, len(videos), unreadable, picture if thumbnails else None)

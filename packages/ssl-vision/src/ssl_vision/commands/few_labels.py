@@ -28,7 +28,13 @@ from ssl_vision.data.class_names import find_class_names
 from ssl_vision.data.dataset import ReadOptions, TrainingReadOptions
 from ssl_vision.evaluation.accuracy import percent_correct
 from ssl_vision.evaluation.features import extract
-from ssl_vision.evaluation.probes import choose_logistic, choose_neighbours, knn_scores, stratified_folds
+from ssl_vision.evaluation.probes import (
+    ChosenLogistic,
+    choose_logistic,
+    choose_neighbours,
+    knn_scores,
+    stratified_folds,
+)
 from ssl_vision.evaluation.scores import validation_notes
 from ssl_vision.labels.files import LabelFile, write_label_file
 from ssl_vision.labels.subsets import (
@@ -132,7 +138,7 @@ class FewLabelsResult:
         classes: Number of classes among them.
         test_images: Number of test images; 0 without labelled ones.
         test_part: Part of the data with the test images.
-        model: Folder of the recommended classifier; None for nearest neighbours.
+        model: Folder of the recommended classifier; None for nearest neighbours and for pixels, which have no network.
         validation_share: Share of the test images that were used for validation while the model was trained.
     """
 
@@ -162,7 +168,12 @@ class FewLabelsResult:
         ]
         lines += validation_notes(self.validation_share)
         lines += ["", f"* recommended: {_NAMES[self.recommended]}. {self.reason}"]
-        lines.append(f"classifier: {self.model}" if self.model else "classify with `ssl-vision knn`")
+        if self.model:
+            lines.append(f"classifier: {self.model}")
+        elif self.recommended == "knn":
+            lines.append("classify with `ssl-vision knn`")
+        else:
+            lines.append("no classifier was written, because pixels have no network")
         return "\n".join(lines)
 
 
@@ -199,7 +210,7 @@ def few_labels(
             ``pixels`` for the images themselves.
         data: Image folder, CSV manifest or named data set.
         out: Folder for the recommended classifier (as a model folder), the table (as JSON) and the fine-tuning runs; it
-            must be new, empty or from an earlier call.
+            must be new, empty or from an earlier call with the same labels.
         labels: Label file of the images whose labels may be used; by default all images of the part.
         part: Part of the data with the labelled images.
         test_part: Part of the data to score at the end, if it exists.
@@ -217,7 +228,7 @@ def few_labels(
         Accuracies and recommendation.
 
     Raises:
-        UserError: All labelled images are of one class, or no method can be run.
+        UserError: All labelled images are of one class, no method can be run, or `out` is from other labels.
     """
     if not methods or folds < 2:
         raise UserError(f"few-labels needs at least one method and 2 folds, got {len(methods)} and {folds}")
@@ -228,6 +239,7 @@ def few_labels(
     train = training_set(images, labels)
     require_two_classes(train, labels=labels)
     note_unseen_classes(train, labels)
+    _write_list(out, "all", train)  # refuses a folder with results from other labels
     test = _test_images(data, part=part, test_part=test_part, images=images)
     share = 0.0 if test is None else validation_share(test, loaded.validated_on, part=test_part)
     x, y = extract(loaded, train, batch_size=inference.batch_size).cpu(), train.labels()
@@ -237,14 +249,10 @@ def few_labels(
     if len(parts) < 2:
         parts = []
     tried: list[_Tried] = []
+    logistic = None
     if "linear" in methods:
-        names = find_class_names(data, train.classes)
-        fitted = _linear(
-            x, y, queries, truth,
-            model=model, encoder=encoder, classes=train.classes, class_names=names, folds=folds, seed=seed, out=out,
-            bits=images.options.bits,
-        )  # fmt: skip
-        tried.append(fitted)
+        logistic = choose_logistic(x, y, len(train.classes), folds=folds, seed=derive(seed, "few labels"))
+        tried.append(_linear(logistic, y, queries, truth))
     if "knn" in methods:
         tried.append(_neighbours(x, y, queries, truth, classes=len(train.classes), parts=parts))
     if "finetune" in methods and model != PIXELS:
@@ -255,8 +263,20 @@ def few_labels(
         tried.append(work.tried(parts, test, batch_size=inference.batch_size))
     if not tried:
         raise UserError(f"{model}: fine-tuning needs a network; expected a run folder or model folder")
+    # Written at the end, because fine-tuning may refuse the folder, which then keeps what an earlier call found.
+    is_written = logistic is not None and model != PIXELS
+    if logistic is not None and is_written:
+        start = open_start(model, encoder=encoder, from_layer=0, image_size=None)
+        network = start.build(len(train.classes))
+        network.fc.load_state_dict(logistic.fit.classifier.state_dict())
+        card = classifier_card(
+            start.architecture, train.classes, class_names=find_class_names(data, train.classes),
+            validated_on=start.validated_on, bits=images.options.bits,
+        )  # fmt: skip
+        save_model(out / "linear" / "model", dict(network.state_dict()), card)
     chosen, reason = _recommended(tried)
-    folder = {"linear": out / "linear", "finetune": out / "finetune", "knn": None}[chosen.method]
+    folders = {"linear": out / "linear" if is_written else None, "finetune": out / "finetune", "knn": None}
+    folder = folders[chosen.method]
     result = FewLabelsResult(
         tuple(t.candidate() for t in tried), chosen.method, reason, len(train), len(torch.unique(y)),
         0 if test is None else len(test), test_part if test is None else test.split, folder, share,
@@ -369,23 +389,9 @@ def _test_images(data: str, *, part: str, test_part: str, images: ImageSet) -> I
     return test
 
 
-def _linear(
-    x: Tensor, y: Tensor, queries: Tensor | None, truth: Tensor | None, *, model: str, encoder: EncoderOptions | None,
-    classes: list[str], class_names: dict[str, str], folds: int, seed: int, out: Path,
-    bits: int,
-) -> _Tried:  # fmt: skip
-    found = choose_logistic(x, y, len(classes), folds=folds, seed=derive(seed, "few labels"))
-    classifier = found.fit.classifier
-    if model != PIXELS:
-        start = open_start(model, encoder=encoder, from_layer=0, image_size=None)
-        network = start.build(len(classes))
-        network.fc.load_state_dict(classifier.state_dict())
-        card = classifier_card(
-            start.architecture, classes, class_names=class_names, validated_on=start.validated_on, bits=bits
-        )
-        save_model(out / "linear" / "model", dict(network.state_dict()), card)
+def _linear(found: ChosenLogistic, y: Tensor, queries: Tensor | None, truth: Tensor | None) -> _Tried:
     with torch.no_grad():
-        test = None if queries is None or truth is None else percent_correct(classifier(queries), truth)
+        test = None if queries is None or truth is None else percent_correct(found.fit.classifier(queries), truth)
     right = torch.zeros(len(y), dtype=torch.bool) if found.right is None else found.right
     likelihood = torch.zeros(len(y), dtype=torch.float64) if found.log_likelihood is None else found.log_likelihood
     held_out = torch.full_like(right, bool(found.accuracies))
@@ -458,7 +464,7 @@ class _Finetuning:
     def _finetune(self, name: str, rate: float, indices: Tensor) -> Path:
         """Fine-tune on these images, quietly, and return the folder of the run."""
         folder = self._out / "cross-validation" / name if name else self._out / "finetune"
-        labels = self._list(self._out / "lists" / f"{name or 'all'}.json", indices)
+        labels = _write_list(self._out, name or "all", Subset(self._train, indices.tolist()))
         batch = min(BATCH_SIZE, len(indices))
         print(f"fine-tuning: {name or f'all labels, learning rate {rate:g}'}", file=sys.stderr, flush=True)  # noqa: T201
         with contextlib.redirect_stderr(io.StringIO()):  # one line per run is enough
@@ -469,11 +475,13 @@ class _Finetuning:
             )  # fmt: skip
         return folder
 
-    def _list(self, file: Path, indices: Tensor) -> Path:
-        some = Subset(self._train, indices.tolist())
-        names = [(some.key(i), some.classes[label]) for i, label in enumerate(some.labels().tolist())]
-        write_label_file(file, LabelFile(self._train.name, self._part, tuple(names), {"by": "few-labels"}))
-        return file
+
+def _write_list(out: Path, name: str, images: ImageSet) -> Path:
+    """Write the label file of some of the labelled images, and return its path."""
+    file = out / "lists" / f"{name}.json"
+    names = [(images.key(i), images.classes[label]) for i, label in enumerate(images.labels().tolist())]
+    write_label_file(file, LabelFile(images.name, images.split, tuple(names), {"by": "few-labels"}))
+    return file
 
 
 def _without(count: int, held_out: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def write_label_file(file: Path, content: LabelFile) -> None:
     Raises:
         UserError: A different file exists.
     """
-    write_once({file: content.to_bytes()}, command="ssl-vision make-splits")
+    write_once({file: content.to_bytes()}, command="ssl-vision make-splits", overwrite=None)
 
 
 def labels_digest(images: ImageSet) -> str:

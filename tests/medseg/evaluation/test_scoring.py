@@ -33,7 +33,7 @@ from ssl_medseg.evaluation.summary import Summary, dice_where_present, never_fou
 from ssl_medseg.evaluation.text import table
 
 SPACING = (1.5, 1.2, 8.0)
-VOXEL_ML = 1.5 * 1.2 * 8 / 1000
+AXES = np.diag(SPACING)
 NAMES = ("one", "two")
 
 
@@ -44,23 +44,30 @@ def balls(shift: float = 0.0) -> np.ndarray:
     return np.select([(radius < 6) & (z > 1), (radius < 11) & (z < 6)], [2, 1], 0).astype(np.uint8)
 
 
-def surface(mask: np.ndarray) -> np.ndarray:
+def surface(mask: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """Return positions in mm of surface voxels, by the usual definition: what an erosion removes."""
-    return np.argwhere(mask & ~binary_erosion(mask)) * np.array(SPACING)
+    return np.argwhere(mask & ~binary_erosion(mask)) @ axes.T
 
 
-def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def distances(a: np.ndarray, b: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """Return the distance of every surface voxel of a to the nearest of b, by brute force."""
-    return np.sqrt(((surface(a)[:, None] - surface(b)[None]) ** 2).sum(-1)).min(axis=1)
+    return np.sqrt(((surface(a, axes)[:, None] - surface(b, axes)[None]) ** 2).sum(-1)).min(axis=1)
 
 
-def test_measures_are_their_definitions() -> None:
+TILTED = AXES + np.array([[0, 0, 0], [0, 0, 8 * math.tan(math.radians(25))], [0, 0, 0]])
+"""Slices of a CT whose gantry is tilted by 25 degrees."""
+TURNED = np.array([[0, -1, 0], [0.6, 0, 0.8], [-0.8, 0, 0.6]]) @ AXES
+"""An oblique plane with perpendicular axes."""
+
+
+@pytest.mark.parametrize("axes", [AXES, TURNED, TILTED, TURNED @ np.linalg.inv(AXES) @ TILTED])
+def test_measures_are_their_definitions(axes: np.ndarray) -> None:
     truth, predicted = balls(), balls(2.0)
     predicted[:, :, 5] = 0
-    scores = measure(predicted, truth, structures=NAMES, spacing=SPACING, tolerance=1.6, voxel_ml=VOXEL_ML)
+    scores = measure(predicted, truth, structures=NAMES, axes=axes, tolerance=1.6)
     for k, score in enumerate(scores, 1):
         a, b = predicted == k, truth == k
-        there, back = distances(a, b), distances(b, a)
+        there, back = distances(a, b, axes), distances(b, a, axes)
         assert score.found == "both"
         assert score.dice == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
         assert score.hd95 == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), rel=1e-5)
@@ -84,7 +91,7 @@ def test_distances_in_a_single_slice_are_between_outlines(flat: int) -> None:
     truth, predicted = balls()[:, :, 3] > 0, balls(2.0)[:, :, 3] > 0
     spacing = np.insert(SPACING[:2], flat, 8.0)
     pair = [np.expand_dims(mask, flat).astype(np.uint8) for mask in (predicted, truth)]
-    [score] = measure(*pair, structures=("one",), spacing=tuple(spacing), tolerance=1.6)
+    [score] = measure(*pair, structures=("one",), axes=np.diag(spacing), tolerance=1.6)
     outlines = [np.argwhere(mask & ~binary_erosion(mask)) * np.array(SPACING[:2]) for mask in (predicted, truth)]
     apart = np.sqrt(((outlines[0][:, None] - outlines[1][None]) ** 2).sum(-1))
     there, back = apart.min(axis=1), apart.min(axis=0)
@@ -99,7 +106,7 @@ def test_empty_structures_have_no_distance() -> None:
     truth[truth == 1] = 0
     predicted[predicted == 2] = 0
     names = ("one", "two", "three")
-    one, two, three = measure(predicted, truth, structures=names, spacing=SPACING, tolerance=2, voxel_ml=VOXEL_ML)
+    one, two, three = measure(predicted, truth, structures=names, axes=AXES, tolerance=2)
     assert [s.found for s in (one, two, three)] == ["prediction only", "truth only", "neither"]
     assert [s.dice for s in (one, two, three)] == [0.0, 0.0, None]
     for score in (one, two, three):
@@ -108,10 +115,10 @@ def test_empty_structures_have_no_distance() -> None:
     assert one.error_ml == one.predicted_ml
     assert two.error_percent == pytest.approx(-100)
     assert three.error_ml is None
-    without_mm = measure(balls(), balls(), structures=NAMES, spacing=(1, 1, 1), tolerance=1)
+    without_mm = measure(balls(), balls(), structures=NAMES, axes=None, tolerance=1)
     assert [s.truth_ml for s in without_mm] == [None, None]
     with pytest.raises(UserError, match="expected equal shapes"):
-        measure(balls(), balls()[:, :, 1:], structures=NAMES, spacing=SPACING, tolerance=2)
+        measure(balls(), balls()[:, :, 1:], structures=NAMES, axes=AXES, tolerance=2)
 
 
 def test_paper_convention_is_the_recorded_one(golden: Callable[[str], np.lib.npyio.NpzFile]) -> None:
@@ -129,7 +136,7 @@ def test_paper_convention_is_the_recorded_one(golden: Callable[[str], np.lib.npy
     }.items():
         # A structure on neither side has no Dice.
         classes = [v.astype(np.uint8) for v in pair]
-        scores = measure(*classes, structures=("a", "b", "c"), spacing=SPACING, tolerance=1)
+        scores = measure(*classes, structures=("a", "b", "c"), axes=AXES, tolerance=1)
         there = [s.dice for s in scores if s.dice is not None]
         np.testing.assert_allclose(there, recorded[f"f1/{name}"][1:], atol=1e-6)
 
@@ -162,7 +169,7 @@ def evaluation() -> Evaluation:
         ("a_1", "a", half, whole, "test"), ("a_2", "a", empty, whole, ""), ("b_1", "b", empty, empty, "unlabelled"),
         ("c_1", "c", whole, whole, "labelled"),
     ):  # fmt: skip
-        scores = measure(predicted, truth, structures=NAMES, spacing=SPACING, tolerance=2, voxel_ml=VOXEL_ML)
+        scores = measure(predicted, truth, structures=NAMES, axes=AXES, tolerance=2)
         cases.append(CaseScores(name, patient, SPACING, part, scores))
     return Evaluation("test", "data", "test", "mm", 2.0, NAMES, tuple(cases), missing=("d_1",))
 
@@ -207,7 +214,7 @@ def test_healthy_patients_do_not_count_against_finding_a_structure() -> None:
                 f"c{n}",
                 SPACING,
                 "",
-                measure(*pair, structures=NAMES, spacing=SPACING, tolerance=2, voxel_ml=VOXEL_ML),
+                measure(*pair, structures=NAMES, axes=AXES, tolerance=2),
             )
             for n, pair in enumerate(pairs)
         ]
@@ -267,9 +274,7 @@ def test_picture_of_volumes() -> None:
 
 def test_names_from_data_are_not_formulas_in_tables() -> None:
     """A spreadsheet executes cells that begin like a formula."""
-    [score, _] = measure(
-        balls(), balls(), structures=("=1+1", "two"), spacing=SPACING, tolerance=1.6, voxel_ml=VOXEL_ML
-    )
+    [score, _] = measure(balls(), balls(), structures=("=1+1", "two"), axes=AXES, tolerance=1.6)
     base = evaluation()
     case = dataclasses.replace(base.cases[0], case="@SUM(A1)", patient="+49", structures=(score,))
     found = dataclasses.replace(base, cases=(case,), structures=("=1+1",))

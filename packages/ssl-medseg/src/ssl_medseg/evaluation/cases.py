@@ -207,9 +207,8 @@ def score_cases(
                 predicted,
                 truth,
                 structures=dataset.labels.structures,
-                spacing=grid.spacing if known else (1.0, 1.0, 1.0),
+                axes=grid.affine[:3, :3] if known else None,
                 tolerance=tolerance,
-                voxel_ml=grid.millilitres if known else None,
             ),
             mask=_relative(masks[case.name], folder),
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from contrastive_core.errors import UserError
+from ssl_video.commands.make_splits import make_splits
 from ssl_video.data import VideoSet, open_videos
 
 NAMES = {"Diving/a.mp4": "Diving", "Rowing/b.mp4": "Rowing", "Rowing/c.mp4": "Rowing"}
@@ -84,6 +85,16 @@ def test_a_list_of_missing_videos_keeps_their_paths(tmp_path: Path) -> None:
     (note,) = videos.notes
     assert note.startswith(f"none of the videos of the list was found relative to {tmp_path}")
     assert note.endswith("move the list to the folder of the videos")
+    with pytest.raises(
+        UserError, match=r"none of its 2 videos can be read.*; move the list to the folder of the videos"
+    ):
+        make_splits(str(tmp_path / "list.csv"), tmp_path / "splits")
+
+
+def test_labels_that_join_several_classes_are_noted(tmp_path: Path) -> None:
+    (files(tmp_path) / "list.csv").write_text("path,class\nDiving/a.mp4,Diving;indoor\nRowing/b.mp4,Rowing;indoor\n")
+    (note,) = open_videos(tmp_path / "list.csv").notes
+    assert note.startswith("labels such as 'Diving;indoor' join several classes")
 
 
 def test_segments_and_nearly_equal_classes_are_noted(tmp_path: Path) -> None:

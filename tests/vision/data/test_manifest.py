@@ -50,6 +50,8 @@ def test_labels_that_join_several_classes_are_noted(manifest) -> None:
     ):
         images = open_images(manifest(f'path,label\na.png,cat\na.png,owl\nsub/b c.png,"{text}"\n'))
         assert any(f"labels such as {text!r} join several classes" in note for note in images.notes) == noted
+    images = open_images(manifest("path,label\na.png,cat;new\na.png,owl;new\nsub/b c.png,fox\n"))
+    assert any("labels such as 'cat;new' join" in note for note in images.notes)
 
 
 def test_a_name_without_its_ending_is_pointed_out(manifest, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from contrastive_core.errors import UserError
@@ -13,6 +14,10 @@ from contrastive_core.text import some_of
 _MISSING = frozenset({"", "nan", "<na>", "n/a", "null"})  # written by other programs for missing values
 _WHOLE = re.compile(r"-?\d+(?:\.0+)?")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_STRONG_SEPARATOR = re.compile(r"\s*[|;]\s*")
+_SEPARATOR = re.compile(r"\s*[|;,]\s*")
+_WEAK_SEPARATOR = re.compile(r"\s*[/+&]\s*|\s+")  # also within the name of a class
+_LIST = re.compile(r"""\[\s*['"].*['"]\s*\]""")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -50,6 +55,31 @@ def similar_names(names: Iterable[str]) -> list[str]:
         spellings.setdefault(key, []).append(shown)
     groups = [" and ".join(group) for group in spellings.values() if len(group) > 1]
     return [f"classes with nearly the same name: {some_of(groups)}; they are different classes"] if groups else []
+
+
+def joined_names(labels: Set[str]) -> list[str]:
+    """Describe labels that list several classes.
+
+    These are ``a|b`` beside ``a`` or ``c|b``, ``a b`` beside ``a`` and ``b``, and ``['a', 'b']``.
+
+    >>> joined_names({"run;indoor", "jump;indoor", "salt and pepper"})[0][:46]
+    "labels such as 'jump;indoor' join several clas"
+    """
+    parts = Counter(part for label in labels for part in {*_SEPARATOR.split(label)})
+    joined = sorted(
+        label
+        for label in labels
+        if {*_SEPARATOR.split(label)} & (labels - {label})
+        or any(parts[part] > 1 for part in {*_STRONG_SEPARATOR.split(label)} - {label})
+        or (len(words := {*_WEAK_SEPARATOR.split(label)}) > 1 and words <= labels)
+        or _LIST.fullmatch(label)
+    )
+    if not joined:
+        return []
+    return [
+        f"labels such as {joined[0]!r} join several classes; each combination is used as a class of its own, because "
+        "only one class is predicted"
+    ]
 
 
 def column_names(header: Sequence[str]) -> list[str]:

@@ -358,7 +358,7 @@ def _readable(parts: _Parts) -> _Parts:
         place, reason = next(iter(bad.items()))
         raise UserError(
             f"{videos.name}: none of its {several(len(videos), 'video')} can be read; the first: {videos[place].key} "
-            f"{reason}"
+            f"{reason}{''.join(f'; {note}' for note in parts.notes)}"
         )
     kept = [place for place in range(len(videos)) if place not in bad]
     number = {place: count for count, place in enumerate(kept)}

@@ -24,6 +24,7 @@ from contrastive_core.training.tables import (
     find_columns,
     is_address,
     is_missing,
+    joined_names,
     local_path,
     plain_cell,
     similar_names,
@@ -115,7 +116,8 @@ def open_videos(data: str | Path, *, part: str | None = None) -> VideoSet:
         raise UserError(f"{place}: found a picture, expected videos; {_NO_PICTURES}")
     else:
         videos = _located(place, list(_in_list(place, notes)), notes)
-    notes += similar_names(video.label for video in videos if video.label is not None)
+    labels = {video.label for video in videos if video.label is not None}
+    notes += [*joined_names(labels), *similar_names(labels)]
     if part is not None:
         there = most_first(Counter(video.part for video in videos if video.part is not None))
         wanted = canonical_part(part)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from contrastive_core.training.tables import (
     column_names,
     find_columns,
     is_missing,
+    joined_names,
     local_path,
     similar_names,
     stated_separator,
@@ -177,12 +177,7 @@ def read_manifest(manifest: Path) -> Manifest:
     notes += _repeated(rows)
     if "-1" in labels and len({*labels} - {"", "-1"}) > 1:
         notes.append("the label -1 is used as a class; leave the label of unlabelled images empty")
-    joined = _joined({*labels} - {""})
-    if joined:
-        notes.append(
-            f"labels such as {printable(joined[0])!r} join several classes; each combination is used as a class of its "
-            "own, because an image has one class"
-        )
+    notes += [printable(note) for note in joined_names({*labels} - {""})]
     notes += [printable(note) for note in similar_names({*labels} - {""})]
     if missing:
         notes.append(
@@ -217,21 +212,7 @@ def _one_hot(values: Mapping[str, set[str]]) -> list[str]:
     ]
 
 
-def _joined(labels: set[str]) -> list[str]:
-    """Return the labels that list several classes: ``a|b`` beside a label a, ``a b`` beside a and b, ``['a', 'b']``."""
-    return sorted(
-        label
-        for label in labels
-        if {*_SEPARATOR.split(label)} & (labels - {label})
-        or (len(parts := {*_WEAK_SEPARATOR.split(label)}) > 1 and parts <= labels)
-        or _LIST.fullmatch(label)
-    )
-
-
 _FIRST = 20  # rows whose images are looked for
-_SEPARATOR = re.compile(r"\s*[|;,]\s*")
-_WEAK_SEPARATOR = re.compile(r"\s*[/+&]\s*|\s+")  # also within the name of a class
-_LIST = re.compile(r"""\[\s*['"].*['"]\s*\]""")
 _TRUTH = frozenset({"true", "false", "0", "1", "yes", "no", "t", "f", "y", "n"})
 _OTHER_SPLITS = frozenset({"eval", "evaluation", "holdout", "hold_out", "trainval", "query", "gallery", "unlabeled"})
 

@@ -170,8 +170,9 @@ def _pictures(evaluation: Evaluation, folder: Path) -> list[str]:
             ("" if single else "Ranked by mean Dice. ")
             + "Each column is one slice: the image, the truth, and the prediction with the truth as "
             "a white outline. The picture at the top left marks the displayed region of the slice. Letters give the "
-            "patient's directions (R right, L left, A anterior, P posterior, S superior, I inferior): the patient's "
-            "right is on the left. Pixels are drawn with their physical aspect ratio.",
+            "patient's directions (R right, L left, A anterior, P posterior, S superior, I inferior), with the "
+            "patient's right on the left. Slices without letters are shown as stored, because the file does not state "
+            "the orientation. Pixels are drawn with the aspect ratio of the voxels.",
             kind="note",
         ),
         *parts,

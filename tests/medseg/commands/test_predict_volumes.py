@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -62,6 +63,16 @@ def test_the_mask_of_a_volume_lies_on_it(name: str) -> None:
     np.testing.assert_array_equal(found.probabilities.argmax(axis=0), found.classes)
     np.testing.assert_allclose(found.probabilities.sum(axis=0), 1, atol=1e-5)
     assert found.notes == ()
+
+
+def test_a_model_of_images_as_stored_says_so_where_the_orientation_is_known() -> None:
+    shape, matrix = GEOMETRIES["flipped"]
+    volume = _volume(bright(shape)[0], matrix)
+    stored = replace(P, orientation="", frame=None)
+    (note,) = segment(volume, Thresholds(1 / 6, 1 / 2, 5 / 6), stored).notes
+    assert "this one is stored as RPI" in note
+    unknown = replace(volume, grid=replace(volume.grid, place_known=False))
+    assert segment(unknown, Thresholds(1 / 6, 1 / 2, 5 / 6), stored).notes == ()
 
 
 def test_how_slices_are_batched_changes_nothing() -> None:

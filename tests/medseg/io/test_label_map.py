@@ -113,6 +113,7 @@ def test_the_background_may_have_another_value(tmp_path: Path) -> None:
         ('{"background": 0, "x": NaN}', "nan is not an integer"),
         ('{"names": ["background", "x"], "values": [0, 1.5]}', "expected a label map"),
         ('{"background": 0, "x": 1, "ignore": 255}', "ignored voxels are not supported"),
+        ('{"0": "unlabeled", "1": "x", "255": "Unlabelled"}', "named 'Unlabelled'; ignored voxels are not supported"),
         ('{"0": "background", "1": "x", "01": "y"}', "expected each value once"),
     ],
 )

@@ -44,6 +44,7 @@ from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.models.network import Refinement, mirrored_probabilities, turned_probabilities
 from ssl_medseg.models.network import probabilities as class_probabilities
 from ssl_medseg.preprocessing import Preprocessing, place, prepare, restore_slices
+from ssl_medseg.preprocessing.prepare import axis_letters
 
 InferencePrecision = Literal["auto", "32-true", "bf16-mixed"]
 """Number format of the network in prediction."""
@@ -305,6 +306,12 @@ def segment(
     """
     prepared = prepare(volume, p)
     geometry, device = prepared.geometry, next(network.parameters()).device
+    notes = prepared.notes
+    if p.directions is None and geometry.place_known:
+        notes += (
+            f"the model uses images as stored, and this one is stored as {axis_letters(volume.grid)}: if those of the "
+            "training were stored differently, its left and right may be exchanged",
+        )
     classes = np.empty((geometry.slices, *geometry.plane), dtype=np.uint8)
     kept, views, entropies = [], [], []
     count = _slices_at_once(batch_size, p, device)
@@ -336,10 +343,10 @@ def segment(
         agreements = agreement(masks, classes=native.shape[1])
         entropy = place(np.concatenate(entropies), geometry)
     if not probabilities:
-        return Segmented(mask, None, prepared.notes, agreements, entropy)
+        return Segmented(mask, None, notes, agreements, entropy)
     native_all = np.concatenate(kept)
     by_class = np.stack([place(native_all[:, number], geometry) for number in range(native_all.shape[1])])
-    return Segmented(mask, by_class, prepared.notes, agreements, entropy)
+    return Segmented(mask, by_class, notes, agreements, entropy)
 
 
 def _slices_at_once(most: int, p: Preprocessing, device: torch.device) -> int:

@@ -20,6 +20,8 @@ from ssl_medseg.io.tables import read_table
 ROUNDING = 1e-3
 """Largest distance from an integer at which a float counts as a label value; programs may save 1 as 0.9999999."""
 _SHOWN = 8
+_IGNORED = frozenset({"ignore", "ignored", "void", "unlabeled", "unlabelled", "unannotated", "not annotated"})
+"""Names that data sets give to voxels without annotation."""
 _SIDES = frozenset({"l", "r", "lh", "rh", "lt", "rt", "li", "re", "sin", "dex", "dx", "sx"})
 _STEMS = (
     *("left", "right", "link", "recht", "gauche", "droit", "izquierd", "derech", "sinist", "destro", "destra"),
@@ -215,11 +217,11 @@ def label_map_of(content: Mapping[str, Any], file: Path) -> LabelMap:
 def _checked(file: Path, pairs: list[tuple[Any, Any]]) -> LabelMap:
     with reading(file, "contains a label value that is not an integer", f"expected {_FORMS}"):
         entries = sorted((_integer(value), str(name)) for value, name in pairs)
-    ignored = [name for _, name in entries if name == "ignore"]
+    ignored = [name for value, name in entries if value and name.strip().casefold() in _IGNORED]
     if ignored:
         raise UserError(
-            f"{file}: the label map has a structure named 'ignore'; ignored voxels are not supported. Convert these "
-            "voxels to background"
+            f"{file}: the label map has a structure named {ignored[0]!r}; ignored voxels are not supported. Convert "
+            "these voxels to background"
         )
     background = [entry for entry in entries if entry[0] == 0] or [
         entry for entry in entries if entry[1].lower() == "background"

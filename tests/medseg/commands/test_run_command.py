@@ -76,6 +76,14 @@ def test_from_a_folder_to_a_segmenter(data: Path, tmp_path: Path) -> None:
         run(str(data), out, **grouped(**SHORT))
     with pytest.raises(UserError, match=r"(?s)other settings:.*rounds: 2 -> 3"):
         run(str(data), out, **grouped(**{**SHORT, "rounds": 3, "run": RunOptions(**{**vars(RUN), "resume": True})}))
+    stated = (out / "config.yaml").read_bytes()
+    half = len(split.labelled) // 2
+    other = replace(split, labelled=split.labelled[:half], validation=split.labelled[half:])
+    write_split(tmp_path / "other.json", other, dataset)
+    again = {**SHORT, "split": tmp_path / "other.json", "run": RunOptions(**{**vars(RUN), "resume": True})}
+    with pytest.raises(UserError, match="started with other labelled cases than those of the split"):
+        run(str(data), out, **grouped(**again))
+    assert (out / "config.yaml").read_bytes() == stated
 
 
 def test_a_start_that_failed_before_training_leaves_nothing_in_the_way(

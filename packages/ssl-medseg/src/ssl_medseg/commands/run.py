@@ -15,12 +15,14 @@ from contrastive_core.errors import UserError
 from contrastive_core.text import several, some_of
 from contrastive_core.training import RunOptions, config, files
 from contrastive_core.training.config import DeviceName
+from contrastive_core.training.documents import read_object, reading
 from contrastive_core.training.launch import make_fabric
 from contrastive_core.training.outputs import claim_folder
 from contrastive_core.training.processes import Processes
 from contrastive_core.training.run import stages_of
 from ssl_medseg.datasets import DataOptions, open_split, open_with, read_split, write_split
 from ssl_medseg.datasets.draw_splits import split_by_labels
+from ssl_medseg.datasets.splits import Split
 from ssl_medseg.evaluation.results import read_evaluation
 from ssl_medseg.evaluation.summary import Summary, dice_where_present, never_found, summarise
 from ssl_medseg.evaluation.text import failures, number
@@ -253,9 +255,26 @@ def _begin(
     chosen = _split(
         data, out, split, opening, labelled=labelled, validation=validation, keep=begun, quiet=not run.progress
     )
+    if begun:
+        _check_split(out, open_split(data, chosen, opening)[1])
     resolved.values["split"] = str(chosen)
     resolved.write(out / "config.yaml")
     return chosen
+
+
+def _check_split(out: Path, split: Split) -> None:
+    """Refuse another split than that of the finished stages, whose data are not checked by training."""
+    file = out / "baseline" / "data.json"
+    if not file.is_file():
+        return
+    with reading(file, "is damaged", "start in a new folder"):
+        stated = {name: case["part"] for name, case in read_object(file)["cases"].items()}
+    for part in ("labelled", "validation"):
+        if {name for name, was in stated.items() if was == part} != set(split.parts[part]):
+            raise UserError(
+                f"{out}: the run was started with other {part} cases than those of the split. Use the same split, or "
+                "another --out"
+            )
 
 
 def _check_folder(out: Path, resolved: config.Config, *, resume: bool) -> bool:

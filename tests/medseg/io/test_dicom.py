@@ -254,6 +254,10 @@ def _mosaic(dataset, place: int) -> None:
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
 
 
+def _only_mosaic(dataset, place: int) -> None:
+    dataset.ImageType = "MOSAIC"
+
+
 def _frames(dataset, place: int) -> None:
     if place == 3:
         dataset.NumberOfFrames = 2
@@ -302,6 +306,7 @@ def _raw(name: str, value: bytes):
         (_pixels, r"PixelSpacing is 2\.6 x 2\.6 in NAME and 1\.1 x 0\.9 in the others"),
         (_plane, r"1 of 7 images have a different orientation from the others \(NAME\)"),
         (_mosaic, r"7 of 7 images are mosaics"),
+        (_only_mosaic, r"7 of 7 images are mosaics"),
         (_frames, r"7 images, of which 1 are multi-frame \(NAME\)"),
         (_palette, "NAME contains the numbers of colours in a palette, expected one intensity per voxel"),
         (_high, "HighBit of NAME is 15 with 12 stored bits; expected 11"),

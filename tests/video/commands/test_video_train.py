@@ -248,6 +248,7 @@ def test_a_report_shows_what_there_is(videos: Path, trained: Path, tmp_path: Pat
     page = report(trained).read_text()
     assert (trained / "report.html").is_file()
     assert "Evaluation: test" in page
+    assert "<dt>chance</dt><dd>33.3 %</dd>" in page
     assert 'src="data:image/png;base64' in page
     moved = tmp_path / "moved"
     shutil.copytree(trained, moved)

@@ -71,12 +71,17 @@ class SeriesImage:
     @property
     def is_localizer(self) -> bool:
         """Whether the image is a localizer, acquired for planning other images."""
-        return "LOCALIZER" in map(str.upper, self.dataset.get("ImageType", None) or ())
+        return "LOCALIZER" in _words(self.dataset.get("ImageType"))
 
     @property
     def is_multi_frame(self) -> bool:
         """Whether the positions are stored by frame, as in enhanced images, also in those with a single frame."""
         return int(self.dataset.get("NumberOfFrames", 1) or 1) > 1 or "PerFrameFunctionalGroupsSequence" in self.dataset
+
+
+def _words(value: Any) -> frozenset[str]:
+    """Return the values of ImageType or FrameType in upper case; pydicom gives a single one as text."""
+    return frozenset(map(str.upper, [value] if isinstance(value, str) else value or ()))
 
 
 def read_series(path: Path, *, series: str | None = None) -> tuple[NDArray[np.float32], Grid, tuple[str, ...]]:
@@ -380,7 +385,7 @@ def _check_frames(images: Sequence[SeriesImage], path: Path) -> None:
             f"{path}: contains {len(images)} images, of which {len(frames)} are multi-frame ({some_of(frames)}); "
             "expected one multi-frame image, or one image per slice. Put each volume into a folder of its own"
         )
-    mosaics = [i.name for i in images if "MOSAIC" in map(str.upper, i.dataset.get("ImageType", None) or ())]
+    mosaics = [i.name for i in images if "MOSAIC" in _words(i.dataset.get("ImageType"))]
     if mosaics:
         raise UserError(
             f"{path}: {len(mosaics)} of {len(images)} images are mosaics, which show all slices of a volume side by "
@@ -489,9 +494,7 @@ def _check_contrasts(images: Sequence[tuple[str, Any]], path: Path) -> None:
             if most - least > tolerance * abs(most):
                 refuse(tag, low, high, f"{least:g}", f"{most:g}")
     for tag in ("ImageType", "FrameType"):
-        values = [(name, tags.get(tag) or ()) for name, tags in images]
-        words = [(name, [found] if isinstance(found, str) else found) for name, found in values]  # one value is a text
-        kinds = [(name, _PARTS.intersection(map(str.upper, found))) for name, found in words]
+        kinds = [(name, _PARTS & _words(tags.get(tag))) for name, tags in images]
         first, expected = kinds[0]
         for name, found in kinds:
             if found != expected:

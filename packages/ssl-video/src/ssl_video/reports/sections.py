@@ -52,6 +52,8 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
         numbers[f"top-1, {found['part']}, {name}"] = f"{head['top1']:.1f} %"
         if "fused" in found["views"]:
             numbers[f"top-1, {found['part']}, all views"] = f"{found['views']['fused']['top1']:.1f} %"
+    if evaluations:
+        numbers["chance"] = f"{100 / sum(share is not None for share in evaluations[0]['per_class']):.3g} %"
     if record.records:
         last = record.records[-1]
         numbers["final loss"] = f"{last['loss']:.3f}" if "loss" in last else "?"
@@ -133,7 +135,7 @@ def evaluation(found: Mapping[str, Any]) -> str:
         ),
         page.table(head, rows, kind="scores"),
         page.figure(to_inline_svg(figure, name=f"confusion-{found['part']}", label="Confusion")),
-        page.table(["class", "accuracy"], classes, kind="scores"),
+        page.table(["class", "accuracy"], classes, kind="numbers"),
     )
 
 

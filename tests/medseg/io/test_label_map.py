@@ -114,6 +114,7 @@ def test_the_background_may_have_another_value(tmp_path: Path) -> None:
         ('{"names": ["background", "x"], "values": [0, 1.5]}', "expected a label map"),
         ('{"background": 0, "x": 1, "ignore": 255}', "ignored voxels are not supported"),
         ('{"0": "unlabeled", "1": "x", "255": "Unlabelled"}', "named 'Unlabelled'; ignored voxels are not supported"),
+        ('{"PZ": 0, "Background": 1}', "'PZ' to the value 0, and 'background' to the value 1; expected the background"),
         ('{"0": "background", "1": "x", "01": "y"}', "expected each value once"),
     ],
 )

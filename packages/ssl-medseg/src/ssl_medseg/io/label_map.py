@@ -223,9 +223,14 @@ def _checked(file: Path, pairs: list[tuple[Any, Any]]) -> LabelMap:
             f"{file}: the label map has a structure named {ignored[0]!r}; ignored voxels are not supported. Convert "
             "these voxels to background"
         )
-    background = [entry for entry in entries if entry[0] == 0] or [
-        entry for entry in entries if entry[1].lower() == "background"
-    ]
+    zero = [entry for entry in entries if entry[0] == 0]
+    named = [entry for entry in entries if entry[1].strip().casefold() == "background"]
+    if zero and named and zero != named:
+        raise UserError(
+            f"{file}: the label map gives the name {zero[0][1]!r} to the value 0, and 'background' to the value "
+            f"{named[0][0]}; expected the background to be 0. Correct the map, or the values of the masks"
+        )
+    background = zero or named
     first = background[0] if background else (0, "background")
     ordered = [first, *(entry for entry in entries if entry != first)]
     with reading(file, "contains no label map", f"expected {_FORMS}"):

@@ -98,6 +98,34 @@ def test_labelling_leaves_no_trace() -> None:
     assert not torch.equal(net[1].running_mean, before["1.running_mean"])
 
 
+class Merged(nn.Conv3d):
+    """A layer with an adapter that `eval` adds to the weight and `train` subtracts, as those of LoRA do."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1)
+        self.adapter, self.merged = nn.Parameter(torch.ones_like(self.weight)), False
+
+    def train(self, mode: bool = True) -> Merged:
+        if self.merged == mode:
+            self.weight.data += self.adapter.data * (-1 if mode else 1)
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight if self.merged else self.weight + self.adapter, self.bias)
+
+
+def test_layers_that_change_with_the_mode_are_trained_after_labelling_and_recalibration() -> None:
+    net = nn.Sequential(nn.BatchNorm3d(3), Merged(3)).train()
+    weight, expected = net[1].weight.detach().clone(), net(clips(4)).detach()
+    with labelling(net):
+        assert torch.allclose(net(clips(4)), expected)
+    recalibrate_bn(net, [clips(4)])
+    assert torch.equal(net[1].weight, weight)
+    net(clips(4)).sum().backward()
+    assert net[1].adapter.grad is not None
+
+
 def brute_force(batches: list[Tensor], net: nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return mean and variance of the input of each batch norm, every batch normalised by itself, in float64."""
     seen: list[list[np.ndarray]] = [[], []]

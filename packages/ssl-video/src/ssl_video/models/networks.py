@@ -573,18 +573,30 @@ def labelling(network: nn.Module) -> Iterator[None]:
     Batch norm uses the statistics of the batch and does not update its own. Everything else is in evaluation mode, so
     that dropout is off, also that of attention and of functions. No gradient is kept.
     """
+    norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.training]
+    with _normalising_by_batch(network, norms):
+        yield
+
+
+@contextmanager
+def _normalising_by_batch(network: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Let `norms` use the statistics of the batch without recording them, and all else be in evaluation mode.
+
+    The modes are set one by one: layers such as those of LoRA merge their weights in `eval`, and would stay merged, and
+    untrained, if only the mode were restored.
+    """
     modes = [(part, part.training) for part in network.modules()]
-    norms = [part for part, training in modes if isinstance(part, _BatchNorm) and training]
     kept = [(norm, norm.track_running_stats) for norm in norms]
     try:
-        network.eval()
+        for part, _ in modes:
+            part.training = False
         for norm in norms:
             norm.training, norm.track_running_stats = True, False
         with torch.no_grad():
             yield
     finally:
-        for norm, before in kept:
-            norm.track_running_stats = before
+        for norm, tracked in kept:
+            norm.track_running_stats = tracked
         for part, mode in modes:
             part.training = mode
 
@@ -635,14 +647,9 @@ def recalibrate_bn(network: nn.Module, batches: Iterable[Tensor], *, view: str |
         return 0
     found: dict[_BatchNorm, _Moments] = {}
     handles = [norm.register_forward_pre_hook(_observer(found)) for norm in norms]
-    modes = [(part, part.training) for part in network.modules()]
-    kept = [(norm, norm.track_running_stats) for norm in norms]
     clips = 0
     try:
-        network.eval()
-        for norm in norms:
-            norm.training, norm.track_running_stats = True, False  # normalise by the batch, record nothing
-        with torch.no_grad():
+        with _normalising_by_batch(network, norms):
             for batch in batches:
                 with views_in_batch(network, [(view, len(batch))]) if view else nullcontext():
                     network(batch)
@@ -650,10 +657,6 @@ def recalibrate_bn(network: nn.Module, batches: Iterable[Tensor], *, view: str |
     finally:
         for handle in handles:
             handle.remove()
-        for norm, tracked in kept:
-            norm.track_running_stats = tracked
-        for part, mode in modes:
-            part.training = mode
     if not clips:
         raise UserError("batch norm cannot be recalibrated without clips; give some, or skip the recalibration")
     for norm, moments in found.items():

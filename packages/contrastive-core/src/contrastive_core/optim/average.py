@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ class MovingAverage(AveragedModel):
 
     The first update copies the weights. Values and state are those of torch's `AveragedModel` with
     `get_ema_multi_avg_fn`, which reads the number of updates from the GPU in every update; this class does not.
+    Tensors that have no average are copied: integers, such as indices of positions, which would be rounded to others,
+    and buffers with infinite values, such as attention masks, which would become NaN.
 
     Args:
         network: Network to copy and average.
@@ -33,10 +36,16 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, network: nn.Module, decay: float, *, use_buffers: bool = True) -> None:
+        self._decay = decay
         self._follow: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         super().__init__(network, multi_avg_fn=self._follow, use_buffers=use_buffers)
         self.requires_grad_(False)
         self._has_begun: bool | None = False
+        # Looked at once, because reading values may make the host wait.
+        self._has_average = [_is_real(value) for value in self.module.parameters()] + [
+            use_buffers and _is_real(value) and (value.is_meta or not bool(value.isinf().any()))
+            for value in self.module.buffers()
+        ]
         self.register_load_state_dict_post_hook(_read_again)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -46,20 +55,30 @@ class MovingAverage(AveragedModel):
             # Only after loading a state, because reading the number may make the host wait.
             self._has_begun = bool(self.n_averaged > 0)
         pairs: list[tuple[Tensor, Tensor]] = list(zip(self.module.parameters(), model.parameters(), strict=True))
-        buffers: list[tuple[Tensor, Tensor]] = list(zip(self.module.buffers(), model.buffers(), strict=True))
-        pairs += buffers if self.use_buffers else []
-        if self._has_begun:
-            groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
-            for own, other in pairs:
-                mine, others = groups.setdefault((own.device, own.dtype), ([], []))
-                mine.append(own.detach())
-                others.append(other.detach().to(own.device))
-            for mine, others in groups.values():
-                self._follow(mine, others, None)
-        for own, other in ([] if self._has_begun else pairs) + ([] if self.use_buffers else buffers):
-            own.detach().copy_(other.detach())
+        pairs += zip(self.module.buffers(), model.buffers(), strict=True)
+        groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+        for (own, other), has_average in zip(pairs, self._has_average, strict=True):
+            if not (self._has_begun and has_average):
+                own.detach().copy_(other.detach())
+                continue
+            mine, others = groups.setdefault((own.device, own.dtype), ([], []))
+            mine.append(own.detach())
+            others.append(other.detach().to(own.device))
+        for (_, precision), (mine, others) in groups.items():
+            if torch.finfo(precision).eps > (1 - self._decay) / 10:
+                warnings.warn(
+                    f"the moving average has weights of {precision} and a decay of {self._decay:g}: most of its "
+                    "updates are smaller than the rounding, so that it stays near its first weights; keep the weights "
+                    "in float32 (precision bf16-mixed instead of bf16-true)",
+                    stacklevel=2,
+                )
+            self._follow(mine, others, None)
         self._has_begun = True
         self.n_averaged += 1
+
+
+def _is_real(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def _read_again(average: nn.Module, _: object) -> None:

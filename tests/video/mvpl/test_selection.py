@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ssl_video import MultiviewPseudoLabel
 from ssl_video.models.networks import SmallSlow
 from ssl_video.mvpl.losses import Targets, pseudo_label_loss
-from ssl_video.mvpl.state import AdaptiveThreshold, SoftWeights, diagnose
+from ssl_video.mvpl.state import AdaptiveThreshold, DistributionAlignment, SoftWeights, ViewWeights, diagnose
 
 K = 4
 
@@ -46,6 +46,28 @@ def test_weights_are_those_of_softmatch() -> None:
         variance = 0.9 * variance + 0.1 * largest[usable.numpy()].var(ddof=1)
         expected = np.exp(-(np.minimum(largest - mu, 0) ** 2) / (2 * variance / 4))
         assert np.allclose(module(q, usable), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("created", [torch.float32, torch.bfloat16])
+def test_averages_stay_in_float32_in_a_method_in_half_precision(created: torch.dtype) -> None:
+    states = []
+    for precision in (torch.float32, torch.bfloat16):
+        torch.set_default_dtype(created if precision == torch.bfloat16 else torch.float32)
+        try:
+            modules = nn.ModuleList([AdaptiveThreshold(K), SoftWeights(K), DistributionAlignment(K)])
+            modules.append(ViewWeights("adaptive", ("rgb", "tg")))
+        finally:
+            torch.set_default_dtype(torch.float32)
+        modules.to(precision)
+        for q, usable in drawn(30):
+            for module in modules[:3]:
+                module(q, usable)
+            modules[2].count(q[0].argmax(dim=-1))
+            modules[3].remember(q[:, 0, 0].to(precision))
+        states.append(modules.state_dict())
+    for name, value in states[0].items():
+        assert torch.allclose(states[1][name], value, rtol=1e-2 if name == "3.losses" else 1e-6), name
+    assert nn.ModuleList([SoftWeights(K)]).double().state_dict()["0.confidence"].dtype == torch.float64
 
 
 def test_loss_takes_thresholds_by_class_and_weights() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,22 @@ from ssl_video.mvpl.losses import PseudoLabelLoss
 _DECAY = 0.99
 
 
-class ViewWeights(nn.Module):
+class _Averages(nn.Module):
+    """Running averages, in float32 or float64 also after the module is converted to half precision.
+
+    bfloat16 rounds off nearly all updates of 1 %, so that the averages would never reach their values.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Averages:
+        def move(value: Tensor) -> Tensor:
+            moved = fn(value)
+            return value.to(moved.device) if moved.dtype.itemsize < value.dtype.itemsize else moved
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class ViewWeights(_Averages):
     """Weights of the views when their predictions are fused.
 
     Args:
@@ -45,7 +60,7 @@ class ViewWeights(nn.Module):
                 raise ValueError("fusion is all 0; expected at least one view with a positive weight")
         elif fusion not in ("exact", "adaptive"):
             raise ValueError(f"fusion is {fusion!r}; expected exact, adaptive, or one weight per view")
-        self.register_buffer("losses", torch.zeros(len(views)))
+        self.register_buffer("losses", torch.zeros(len(views), dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self) -> Tensor | None:
@@ -84,7 +99,7 @@ class ViewWeights(nn.Module):
         self.steps += seen.any()
 
 
-class DistributionAlignment(nn.Module):
+class DistributionAlignment(_Averages):
     """Align the mean of the targets with the labels: ``q' ~ q * (share among labels) / (running mean of q)``.
 
     Reference: Berthelot et al., "ReMixMatch", ICLR 2020, section 3.1. Our running mean decays by 0.99 per step; the
@@ -96,8 +111,8 @@ class DistributionAlignment(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.register_buffer("labels", torch.ones(classes))
-        self.register_buffer("mean", torch.full((classes,), 1 / classes))
+        self.register_buffer("labels", torch.ones(classes, dtype=torch.float32))
+        self.register_buffer("mean", torch.full((classes,), 1 / classes, dtype=torch.float32))
 
     @torch.no_grad()
     def forward(self, probabilities: Tensor, usable: Tensor) -> Tensor:
@@ -121,7 +136,7 @@ class DistributionAlignment(nn.Module):
         self.labels += _over_processes(seen) * world_size()
 
 
-class AdaptiveThreshold(nn.Module):
+class AdaptiveThreshold(_Averages):
     """Thresholds of pseudo-labels per class that follow the confidence of the network (FreeMatch).
 
         tau = EMA of the mean over targets of max_c q_c, starting at 1 / K
@@ -141,8 +156,8 @@ class AdaptiveThreshold(nn.Module):
     def __init__(self, classes: int, *, decay: float = 0.99) -> None:
         super().__init__()
         self.decay = decay
-        self.register_buffer("confidence", torch.tensor(1 / classes))
-        self.register_buffer("mean", torch.full((classes,), 1 / classes))
+        self.register_buffer("confidence", torch.tensor(1 / classes, dtype=torch.float32))
+        self.register_buffer("mean", torch.full((classes,), 1 / classes, dtype=torch.float32))
 
     @torch.no_grad()
     def forward(self, probabilities: Tensor, usable: Tensor) -> Tensor:
@@ -156,7 +171,7 @@ class AdaptiveThreshold(nn.Module):
         return self.confidence * self.mean / self.mean.amax()
 
 
-class SoftWeights(nn.Module):
+class SoftWeights(_Averages):
     """Weight pseudo-labels by a truncated Gaussian of their confidence instead of a threshold (SoftMatch).
 
         mu, var = EMA of mean and variance over targets of max_c q_c, starting at 1 / K and 1
@@ -176,8 +191,8 @@ class SoftWeights(nn.Module):
     def __init__(self, classes: int, *, decay: float = 0.99) -> None:
         super().__init__()
         self.decay = decay
-        self.register_buffer("confidence", torch.tensor(1 / classes))
-        self.register_buffer("variance", torch.tensor(1.0))
+        self.register_buffer("confidence", torch.tensor(1 / classes, dtype=torch.float32))
+        self.register_buffer("variance", torch.tensor(1.0, dtype=torch.float32))
 
     @torch.no_grad()
     def forward(self, probabilities: Tensor, usable: Tensor) -> Tensor:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from contrastive_core.errors import UserError
 from contrastive_core.training import RunOptions
 from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_video.commands.predict import predict
-from ssl_video.commands.train import train
-from ssl_video.data import ClipSpec
+from ssl_video.commands.train import _accuracy, train
+from ssl_video.data import ClipSpec, Video, VideoSet
+from ssl_video.data.splits import read_split
 from ssl_video.evaluation import SamplingOptions
 from ssl_video.models import NetworkOptions
+from ssl_video.models.model_folder import load_recognizer
 from ssl_video.training.options import InputOptions, PseudoOptions, TrainingOptions
 
 pytest.importorskip("torchaudio")
@@ -57,6 +61,12 @@ def test_silent_videos_train_and_test_without_their_sound(
     assert torch.equal(probabilities[:, 1].isnan().all(dim=1), silent)
     assert found.views["audio"].videos == int((~silent).sum())
     assert found.views["fused"].videos == len(keys)
+    listed = read_split(split)
+    named = VideoSet("test", [Video(key, tmp_path / "set" / key, label) for key, label in listed.test])
+    recognizer = load_recognizer(tmp_path / "run", device="cpu")
+    recognizer = replace(recognizer, recipe=replace(recognizer.recipe, views=("audio", "rgb")))
+    accuracy = _accuracy(recognizer, named, max_bad=0, skipped=set(), say=print)
+    assert accuracy == pytest.approx(found.views["audio"].top1 / 100)
     alone = SamplingOptions(views=("audio",), clips=1, crops=1)
     found = evaluate(
         str(tmp_path / "run"), data, split=split, sampling=alone, device="cpu", out=tmp_path / "alone", part="test"
@@ -65,3 +75,6 @@ def test_silent_videos_train_and_test_without_their_sound(
     assert predict(str(tmp_path / "run"), data, tmp_path / "alone.csv", sampling=alone, sheet=0).unreadable == 4
     for row in csv.DictReader((tmp_path / "alone.csv").open(encoding="utf-8")):
         assert ("has no sound" in row["error"]) == (not row["class"]) == (int(row["path"][-5]) % 3 == 2)
+    write_video("quiet/high/0.mkv", numbered(12, seed=50))
+    with pytest.raises(UserError, match="none of the 1 test videos has the view audio"):
+        evaluate(str(tmp_path / "run"), str(tmp_path / "quiet"), sampling=alone, device="cpu", out=tmp_path / "quiet2")

@@ -24,6 +24,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import Run, RunOptions
 from ssl_video import evaluation
 from ssl_video.cli import main
+from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.export import export
 from ssl_video.commands.predict import predict, spread
 from ssl_video.data import ClipSpec, Video, open_videos
@@ -35,6 +36,7 @@ from ssl_video.data.video_index import index_video
 from ssl_video.evaluation import SamplingOptions, classify_all, fused
 from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.model_folder import Recipe, load_recognizer, save_recognizer
+from ssl_video.models.networks import SmallSlow
 from ssl_video.reports.contact_sheet import beginning, end
 
 
@@ -102,6 +104,24 @@ def test_predictions_are_those_of_the_network(model: Path, videos: Path, tmp_pat
         predict(str(model), str(videos), out, top=5)
     with pytest.raises(UserError, match="was trained on rgb, tg"):
         predict(str(model), str(videos), out, sampling=SamplingOptions(("flow",)))
+
+
+def test_values_that_are_not_finite_are_no_missing_view(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = make_videos(tmp_path / "set", per_class=1)
+    normal, calls = SmallSlow.forward, iter(range(100))
+
+    def forward(self: SmallSlow, clips: Tensor) -> Tensor:
+        return normal(self, clips) * (torch.nan if next(calls) == 1 else 1.0)  # the view tg of the first video
+
+    monkeypatch.setattr(SmallSlow, "forward", forward)
+    sampling, out = SamplingOptions(("rgb", "tg"), clips=1, crops=1), tmp_path / "classes.csv"
+    assert predict(str(model), str(videos), out, sampling=sampling, sheet=0, device="cpu").unreadable >= 1
+    assert "not finite for the view tg" in table(out)[0]["error"]
+    calls = iter(range(100))
+    with pytest.raises(UserError, match=r"blue.*not finite for the view tg(.|\n)*cannot be read or classified"):
+        evaluate(str(model), str(videos), sampling=sampling, out=tmp_path, device="cpu")
 
 
 def test_equal_probabilities_are_ranked_by_class(

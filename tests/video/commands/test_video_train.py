@@ -492,7 +492,7 @@ def test_a_bad_validation_video_does_not_end_the_run(
         (tmp_path / key).write_bytes(b"no video" if key == victim else (videos / key).read_bytes())
     (tmp_path / "clips.csv").write_text("\n".join(rows) + "\n")
     run = settings(videos, data=str(tmp_path / "clips.csv"), steps=2, validate_every=1)
-    with pytest.raises(UserError, match=r"1 of 3 videos cannot be read; see --max-bad"):
+    with pytest.raises(UserError, match=r"1 of 3 videos cannot be read or classified; see --max-bad"):
         train(out=tmp_path / "a", **run)
     train(out=tmp_path / "b", read=TrainingReadOptions(max_bad=0.4), **run)
     assert (tmp_path / "b/model/model.json").is_file()

@@ -94,11 +94,11 @@ def classify_all(
             return error
 
     with closing(compute_ahead(read, videos, threads=_READERS, ended=ended)) as results:
-        for found in results:
+        for video, found in zip(videos, results, strict=True):
             try:
                 yield found if isinstance(found, UserError) else _probabilities(recognizer, found, views)
             except UserError as error:
-                yield error
+                yield UserError(f"{video.path}: {error}")
 
 
 _READERS = 2
@@ -182,7 +182,9 @@ def keep_readable(
             continue
         skipped[video.key] = str(result)
         if len(skipped) > allowed or len(skipped) == total:
-            raise UserError(f"{result}\n{len(skipped)} of {total} videos cannot be read; see --max-bad") from result
+            raise UserError(
+                f"{result}\n{len(skipped)} of {total} videos cannot be read or classified; see --max-bad"
+            ) from result
     return Classified(torch.stack(found), places, skipped)
 
 

@@ -101,6 +101,10 @@ def evaluate(
         track(videos.videos, total=len(videos), what="testing"), results, total=len(videos), max_bad=read.max_bad
     )
     labels = videos.labels()[kept]
+    if bool(probabilities[:, 0].isnan().any(dim=1).all()):
+        raise UserError(
+            f"{data}: none of the {len(kept)} test videos has the view {wanted[0]}; name another view first"
+        )
     scores = {view: score_view(probabilities[:, place], labels) for place, view in enumerate(wanted)}
     if len(wanted) > 1:
         scores[FUSED] = score_view(fused(probabilities), labels)

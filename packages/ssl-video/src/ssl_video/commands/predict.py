@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +110,7 @@ def predict(
             tracked = track(videos.videos, total=len(videos), what=videos.name)
             for place, (video, result) in enumerate(zip(tracked, results, strict=True)):
                 is_lost = not isinstance(result, UserError) and bool(result.isnan().any(dim=1).all())
-                found = _no_result(video, wanted) if is_lost else result
+                found = _no_sound(video) if is_lost else result
                 if isinstance(found, UserError):
                     unreadable += 1
                     writer.writerow([safe_cell(video.key, path=True), *[""] * (2 * top), safe_cell(str(found))])
@@ -130,10 +129,8 @@ def predict(
     return PredictResult(out, len(videos), unreadable, picture if thumbnails else None)
 
 
-def _no_result(video: Video, views: Sequence[str]) -> UserError:
-    if tuple(views) == ("audio",):
-        return UserError(f"{video.path}: has no sound, and the view audio alone was asked for; name other views too")
-    return UserError(f"{video.path}: the network returned values that are not finite")
+def _no_sound(video: Video) -> UserError:
+    return UserError(f"{video.path}: has no sound, and the view audio alone was asked for; name other views too")
 
 
 def spread(videos: int, most: int) -> set[int]:

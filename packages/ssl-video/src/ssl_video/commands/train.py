@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
-from contrastive_core.metrics import top_k_accuracy
 from contrastive_core.optim import WarmupCosine
 from contrastive_core.training import Run, RunOptions
 from contrastive_core.training.checkpoint import Unchanged
@@ -23,7 +22,7 @@ from ssl_video.data import ClipDataset, ClipSpec, VideoSet, open_videos
 from ssl_video.data.frame_cache import GB, FrameCache
 from ssl_video.data.reader import TrainingReadOptions
 from ssl_video.data.splits import read_split, select, select_labelled
-from ssl_video.evaluation import SamplingOptions, classify_all, keep_readable
+from ssl_video.evaluation import SamplingOptions, classify_all, keep_readable, score_view
 from ssl_video.models import NetworkOptions
 from ssl_video.models.model_folder import Recipe, Recognizer, save_recognizer
 from ssl_video.models.networks import build_network, check_clip
@@ -379,4 +378,4 @@ def _accuracy(
         if key not in skipped:
             skipped.add(key)
             say(f"skipped in validation: {reason}")
-    return top_k_accuracy(found.probabilities[:, 0], videos.labels()[found.places], 1)
+    return score_view(found.probabilities[:, 0], videos.labels()[found.places]).top1 / 100

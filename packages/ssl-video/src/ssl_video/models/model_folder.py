@@ -92,7 +92,13 @@ class Recognizer:
                 f"network {options.name} returns probabilities in evaluation mode; expected logits in both modes. "
                 "Remove its last softmax"
             )
-        return logits.float().softmax(dim=1).cpu()
+        # NaN stands for a view that a video lacks, which does not count; this video counts.
+        probabilities = logits.float().softmax(dim=1).cpu()
+        if not probabilities.isfinite().all():
+            raise UserError(
+                f"network {options.name} returns values that are not finite for the view {view}; expected finite logits"
+            )
+        return probabilities
 
 
 def save_recognizer(

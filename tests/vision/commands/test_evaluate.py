@@ -5,22 +5,30 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sklearn import metrics as reference
+from torch import Tensor
 
 from contrastive_core.app.report.page import to_image
 from contrastive_core.errors import UserError
 from contrastive_core.training import InferenceOptions
 from ssl_vision.cli import VERBS, main
+from ssl_vision.commands.embed import embed
 from ssl_vision.commands.evaluate import Evaluation, evaluate
+from ssl_vision.commands.knn import knn
+from ssl_vision.commands.linear import linear
+from ssl_vision.commands.transfer import transfer
 from ssl_vision.data import in_memory, open_images
+from ssl_vision.evaluation import features
 from ssl_vision.evaluation.predictions import read_predictions
-from ssl_vision.evaluation.scores import ClassifierScore, read_classifier_score, score_classifier, to_json
+from ssl_vision.evaluation.scores import ClassifierScore, ProbeOptions, read_classifier_score, score_classifier, to_json
 from ssl_vision.models.model_folder import load_classifier
 
 CPU = InferenceOptions(device="cpu")
@@ -78,6 +86,29 @@ def test_files_hold_what_was_found(result: Evaluation, digit_classifier: Path) -
     before = [file.read_bytes() for file in result.written]
     evaluate(str(digit_classifier), "digits", inference=InferenceOptions(batch_size=100, device="cpu"))
     assert [file.read_bytes() for file in result.written] == before
+
+
+def test_values_that_are_not_finite_have_no_accuracy(
+    digit_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finite = features.outputs
+
+    def outputs(*given: Any, **options: Any) -> Iterator[Tensor]:
+        for batch in finite(*given, **options):
+            yield batch.index_fill(0, torch.tensor([1, 3]), torch.nan)
+
+    monkeypatch.setattr(features, "outputs", outputs)
+    probe = ProbeOptions(device="cpu", out=tmp_path / "score.json")
+    for command in (
+        lambda: evaluate(str(digit_classifier), "digits", inference=CPU, out=tmp_path),
+        lambda: knn("pixels", "digits", probe=probe),
+        lambda: linear("pixels", "digits", augment="none", epochs=1, probe=probe),
+        lambda: transfer("pixels", "digits", probe=probe),
+        lambda: embed("pixels", "digits", tmp_path / "features.npz", inference=CPU),
+    ):
+        with pytest.raises(UserError, match="the model returns values that are not finite, for "):
+            command()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_summary_says_the_worst(result: Evaluation) -> None:

@@ -73,6 +73,26 @@ def test_rows_are_the_classifier_s_answers(digit_classifier: Path, folder: Path,
         assert row["error"] == ""
 
 
+def test_values_that_are_not_finite_are_no_class(
+    digit_classifier: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finite = module.outputs
+    monkeypatch.setattr(
+        module,
+        "outputs",
+        lambda *given, **options: iter([next(finite(*given, **options)).index_fill(0, _ONE, torch.nan)]),
+    )
+    result = predict(str(digit_classifier), str(folder), tmp_path / "out.csv", probabilities=True, inference=CPU)
+    rows = read(tmp_path / "out.csv")
+    assert (result.unreadable, len(rows)) == (1, 25)
+    assert [bool(row["class"]) for row in rows[:3]] == [True, False, True]
+    assert "not finite" in rows[1]["error"]
+    assert rows[1]["p(0)"] == ""
+
+
+_ONE = torch.tensor([1])
+
+
 def test_batch_size_changes_nothing(digit_classifier: Path, folder: Path, tmp_path: Path) -> None:
     files = []
     for size in (1, 4, 100):

@@ -19,7 +19,7 @@ from contrastive_core.training.outputs import Outputs, run_files
 from ssl_vision.data import ImageSet, input_files
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.data.open import refuse_new_images
-from ssl_vision.evaluation.features import evaluation_batches, labelled_images, outputs
+from ssl_vision.evaluation.features import extract, labelled_images
 from ssl_vision.evaluation.predictions import Predictions, make_predictions, write_predictions
 from ssl_vision.evaluation.scores import ClassifierScore, evaluation_folder, score_classifier, to_json
 from ssl_vision.labels.subsets import validation_share
@@ -98,8 +98,7 @@ def evaluate(
     )  # fmt: skip
     needed = len(images) * (_ROW + 4 * len(loaded.classes)) + _PICTURES
     check_space(folder, needed, what=f"the results of {len(images):,} images", files=len(_ENDINGS))
-    batches = evaluation_batches(images, size=loaded.image_size, batch_size=inference.batch_size)
-    logits = torch.cat([batch.cpu() for batch in outputs(loaded.model, batches, device=loaded.device)])
+    logits = extract(loaded, images, batch_size=inference.batch_size).cpu()
     score = score_classifier(
         logits,
         labels,

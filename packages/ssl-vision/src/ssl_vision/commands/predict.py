@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,14 @@ from ssl_vision.data import ImageSet, input_files, open_images
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.data.decode import FileImages
 from ssl_vision.data.listing import list_folder
-from ssl_vision.evaluation.features import batch_ranges, decode, import_pyarrow, outputs, replace_file
+from ssl_vision.evaluation.features import (
+    NOT_FINITE,
+    batch_ranges,
+    decode,
+    import_pyarrow,
+    outputs,
+    replace_file,
+)
 from ssl_vision.models.model_folder import LoadedClassifier, load_classifier
 
 _ROW, _CELL = 100, 12  # bytes of a path, and of a class or probability
@@ -121,6 +129,8 @@ def predict(
                 rows: list[list[str | float]] = []
                 for index in indices:
                     given = None if index in problems else next(readable)
+                    if given is not None and not all(map(math.isfinite, given)):
+                        given, problems[index] = None, NOT_FINITE
                     cells = _cells(given, loaded.classes, names, top=top, probabilities=probabilities)
                     rows.append([images.key(index), *cells, problems.get(index, "")])
                 write_rows(rows)

@@ -24,6 +24,7 @@ from ssl_vision.labels.files import read_labelled
 from ssl_vision.labels.subsets import check_classes, note_unseen_classes, require_two_classes, validation_share
 from ssl_vision.models.model_folder import LoadedClassifier, LoadedModel
 
+NOT_FINITE = "the model returns values that are not finite"
 _AT_ONCE = 4  # full-size images held by a thread
 
 
@@ -107,13 +108,20 @@ def extract(model: LoadedModel | LoadedClassifier, images: ImageSet, *, batch_si
     Batch norm is in inference mode.
 
     Raises:
-        UserError: There are no images, or an image cannot be read.
+        UserError: There are no images, an image cannot be read, or values are not finite.
     """
     if len(images) == 0:
         raise UserError("there are no images to compute features of")
     network = model.model if isinstance(model, LoadedClassifier) else model.encoder
     batches = evaluation_batches(images, size=model.image_size, batch_size=batch_size)
-    return torch.cat(list(outputs(network, batches, device=model.device)))
+    found = torch.cat(list(outputs(network, batches, device=model.device)))
+    bad = (~found.isfinite().all(dim=1)).nonzero().flatten()
+    if len(bad):  # neighbours and largest values of NaN are arbitrary, and their accuracy would look like one
+        raise UserError(
+            f"{images.path(int(bad[0]))}: {NOT_FINITE}, for {len(bad):,} of {len(images):,} images; "
+            "expected finite ones, as of a model whose training did not diverge"
+        )
+    return found
 
 
 def labelled_images(

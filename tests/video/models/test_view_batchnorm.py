@@ -68,6 +68,15 @@ def test_split_keeps_the_parameters() -> None:
         split_batchnorm(nn.BatchNorm3d(2), VIEWS)
 
 
+def test_a_network_is_not_split_again_by_other_views() -> None:
+    split = split_batchnorm(network(), VIEWS)
+    split_batchnorm(split, VIEWS)
+    for views in (("rgb",), ("tg", "rgb"), ("rgb", "tg", "flow")):
+        with pytest.raises(ValueError, match=r"already split by the views rgb, tg.*join_batchnorm"):
+            split_batchnorm(split, views)
+    assert list(split_batchnorm(join_batchnorm(split, "rgb"), ("tg",))[1].norms) == ["tg"]
+
+
 def test_a_norm_in_two_places_stays_one() -> None:
     norm = nn.BatchNorm3d(3)
     split = split_batchnorm(nn.Sequential(norm, nn.ReLU(), norm), VIEWS)

@@ -505,11 +505,19 @@ def split_batchnorm(network: nn.Module, views: Sequence[str]) -> nn.Module:
     optimiser still trains them. Subclasses of batch norm are not changed, as they may compute something else.
 
     Raises:
-        ValueError: `network` is itself a batch norm.
+        ValueError: `network` is itself a batch norm, or is already split by other views or in another order.
     """
     if type(network) in _TYPES:
         raise ValueError("split_batchnorm got a batch norm; expected a network that contains some")
-    split_already = {norm for part in network.modules() if isinstance(part, ViewBatchNorm) for norm in part.modules()}
+    split_norms = [part for part in network.modules() if isinstance(part, ViewBatchNorm)]
+    for norm in split_norms:
+        if tuple(norm.norms) != tuple(views):  # the first one is that of a plain call
+            raise ValueError(
+                f"the batch norm of the network is already split by the views {', '.join(norm.norms)}; expected "
+                f"{', '.join(views)}. Join it first: ssl_video.models.networks.join_batchnorm(network, "
+                f"{next(iter(norm.norms))!r})"
+            )
+    split_already = {part for norm in split_norms for part in norm.modules()}
     made: dict[nn.Module, ViewBatchNorm] = {}
     for parent in [part for part in network.modules() if part not in split_already]:
         for name, child in parent._modules.items():  # a norm that is used twice stays one

@@ -42,10 +42,11 @@ class MovingAverage(AveragedModel):
         self.requires_grad_(False)
         self._has_begun: bool | None = False
         # Looked at once, because reading values may make the host wait.
-        self._has_average = [_is_real(value) for value in self.module.parameters()] + [
-            use_buffers and _is_real(value) and (value.is_meta or not bool(value.isinf().any()))
-            for value in self.module.buffers()
-        ]
+        self._copied = {
+            name
+            for name, value in self.module.named_buffers()
+            if not use_buffers or (_is_real(value) and not value.is_meta and bool(value.isinf().any()))
+        }
         self.register_load_state_dict_post_hook(_read_again)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -54,11 +55,13 @@ class MovingAverage(AveragedModel):
         if self._has_begun is None:
             # Only after loading a state, because reading the number may make the host wait.
             self._has_begun = bool(self.n_averaged > 0)
-        pairs: list[tuple[Tensor, Tensor]] = list(zip(self.module.parameters(), model.parameters(), strict=True))
-        pairs += zip(self.module.buffers(), model.buffers(), strict=True)
+        parameters = zip(self.module.parameters(), model.parameters(), strict=True)
+        buffers = zip(self.module.named_buffers(), model.buffers(), strict=True)
+        pairs: list[tuple[Tensor, Tensor, bool]] = [(own, other, True) for own, other in parameters]
+        pairs += [(own, other, name not in self._copied) for (name, own), other in buffers]
         groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
-        for (own, other), has_average in zip(pairs, self._has_average, strict=True):
-            if not (self._has_begun and has_average):
+        for own, other, is_averaged in pairs:
+            if not (self._has_begun and is_averaged and _is_real(own)):
                 own.detach().copy_(other.detach())
                 continue
             mine, others = groups.setdefault((own.device, own.dtype), ([], []))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,16 @@ def test_a_model_of_images_as_stored_says_so_where_the_orientation_is_known() ->
     assert "this one is stored as RPI" in note
     unknown = replace(volume, grid=replace(volume.grid, place_known=False))
     assert segment(unknown, Thresholds(1 / 6, 1 / 2, 5 / 6), stored).notes == ()
+
+
+@pytest.mark.parametrize("uncertainty", [False, True])
+def test_scores_that_are_not_finite_give_no_mask(uncertainty: bool) -> None:
+    """The most probable class of NaN is the first one, so that the mask would be empty."""
+    shape, matrix = GEOMETRIES["flipped"]
+    volume, network = _volume(bright(shape)[0], matrix), Thresholds(1 / 6, 1 / 2, 5 / 6)
+    network.register_forward_hook(lambda *found: found[-1] * math.nan)
+    with pytest.raises(UserError, match="the network returned values that are not finite"):
+        segment(volume, network, P, uncertainty=uncertainty)
 
 
 def test_how_slices_are_batched_changes_nothing() -> None:

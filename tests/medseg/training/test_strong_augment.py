@@ -111,13 +111,23 @@ def test_small_structures_of_a_single_patient_are_enlarged() -> None:
         return replace(toy_case(f"{patient}-{side}", slices=3, size=64), patient=patient, label=label)
 
     def enlarge(*cases: PreparedCase, **given: float) -> float | None:
-        return AugmentOptions(kind="strong", **given).for_data(labels, cases).enlarge
+        return AugmentOptions(kind="strong", **given).for_data(labels, cases, oriented=True).enlarge
 
     assert enlarge(square("a", 24), square("a", 14)) == pytest.approx(0.65 / (24 / 64))
     assert enlarge(square("a", 6)) == 2
     assert enlarge(square("a", 40)) == 1.33
     assert enlarge(square("a", 24), square("b", 14)) == 1.33
     assert enlarge(square("a", 24), enlarge=1.5) == 1.5
+
+
+def test_slices_are_turned_only_if_their_orientation_is_unknown() -> None:
+    labels, case = LabelMap(("background", "organ"), (0, 1)), toy_case("a", slices=3, size=64)
+    turns = {
+        (oriented, given): AugmentOptions(turn=given).for_data(labels, [case], oriented=oriented).turn
+        for oriented in (True, False)
+        for given in (None, 0.5)
+    }
+    assert turns == {(True, None): 0.0, (False, None): 0.25, (True, 0.5): 0.5, (False, 0.5): 0.5}
 
 
 @pytest.mark.parametrize(

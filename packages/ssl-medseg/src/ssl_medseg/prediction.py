@@ -302,7 +302,7 @@ def segment(
             rotated by quarter turns are compared instead, unless `refinement` includes mirroring.
 
     Raises:
-        UserError: The volume cannot be prepared.
+        UserError: The volume cannot be prepared, or the network returns values that are not finite.
     """
     prepared = prepare(volume, p)
     geometry, device = prepared.geometry, next(network.parameters()).device
@@ -330,6 +330,11 @@ def segment(
             with autocast(precision, device):
                 found = class_probabilities(network, batch, mirror=refinement.mirror)
             native = restore_slices(found, geometry)
+        if not found.isfinite().all():  # the first class, background, would be taken for the most probable one
+            raise UserError(
+                f"{volume.image.path}: the network returned values that are not finite, so there is no mask; expected "
+                "finite scores of the classes. Check the weights of the model, and the intensities of the image"
+            )
         # max instead of argmax, which takes twenty times as long over a middle axis on a CPU.
         classes[start : start + count] = native.max(dim=1).indices.to(torch.uint8).cpu().numpy()
         if probabilities:

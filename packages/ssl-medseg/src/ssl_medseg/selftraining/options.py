@@ -233,8 +233,8 @@ class SelfTrainingOptions:
             unlabelled_augment=replace(self.unlabelled_augment, kind=training.augment.kind if kind == "auto" else kind),
         )
 
-    def for_data(self, labels: LabelMap, labelled: Sequence[PreparedCase]) -> SelfTrainingOptions:
-        """Return the options with an augmentation that suits the structures of the labelled cases.
+    def for_data(self, labels: LabelMap, labelled: Sequence[PreparedCase], *, oriented: bool) -> SelfTrainingOptions:
+        """Return the options with an augmentation that suits the structures and the orientation of the data.
 
         Raises:
             UserError: Predictions of mirror images are to be averaged, but structures lie on a side of the body.
@@ -244,4 +244,5 @@ class SelfTrainingOptions:
                 f"pseudo.predictions is {self.pseudo.predictions}, but mirror images exchange the sides of "
                 f"{labels.sided[0]}; expected 1"
             )
-        return replace(self, unlabelled_augment=self.unlabelled_augment.for_data(labels, labelled))
+        augment = self.unlabelled_augment.for_data(labels, labelled, oriented=oriented)
+        return replace(self, unlabelled_augment=augment)

@@ -109,7 +109,9 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     seen = open_training_data(
         data, split, opening=opening, preprocessing=found.preprocessing, unlabelled=True, cache=cache
     )
-    chosen, how = chosen.for_data(seen.labels, seen.labelled), how.for_data(seen.labels, seen.labelled)
+    oriented = seen.preprocessing.directions is not None
+    chosen = chosen.for_data(seen.labels, seen.labelled, oriented=oriented)
+    how = how.for_data(seen.labels, seen.labelled, oriented=oriented)
     resolved = chosen.values | {"selftraining": how}
     _check_data(seen, found, how, model=model, split=split, keep=chosen.keep)
     classes, slices, unlabelled = len(seen.labels), seen.slices(), how.unlabelled_batch or chosen.batch_size

@@ -207,9 +207,9 @@ class Settings:
     augment: AugmentOptions
     precision: FixedPrecision
 
-    def for_data(self, labels: LabelMap, labelled: Sequence[PreparedCase]) -> Settings:
-        """Return the settings with an augmentation that suits the structures of the labelled cases."""
-        return replace(self, augment=self.augment.for_data(labels, labelled))
+    def for_data(self, labels: LabelMap, labelled: Sequence[PreparedCase], *, oriented: bool) -> Settings:
+        """Return the settings with an augmentation that suits the structures and the orientation of the data."""
+        return replace(self, augment=self.augment.for_data(labels, labelled, oriented=oriented))
 
     @property
     def values(self) -> dict[str, object]:

@@ -49,7 +49,8 @@ class AugmentOptions:
             labelled patient, whose structures have one size only, the factor at which they extend over 0.65 of the side
             of a slice, but at least `scale` and at most 2.
         shift: Largest shift along each axis, as a fraction of the side.
-        turn: Fraction of the slices that are also rotated by a multiple of 90 degrees.
+        turn: Fraction of the slices that are also rotated by a multiple of 90 degrees; by default 0.25 if the files do
+            not state the orientation of the images, which may then differ between patients, and 0 if they do.
         mirror: Fraction of the slices that are flipped along each axis; by default 0.25, and 0 if names of structures
             state a side of the body (left kidney), because left and right look alike in mirror images.
         gamma: Largest exponent of the intensities; the smallest is its inverse.
@@ -68,7 +69,7 @@ class AugmentOptions:
     scale: float = 1.33
     enlarge: float | None = None
     shift: float = 0.1
-    turn: float = 0.25
+    turn: float | None = None
     mirror: float | None = None
     gamma: float = 1.6
     contrast: float = 1.5
@@ -87,21 +88,24 @@ class AugmentOptions:
             if not 1 <= (1 if getattr(self, name) is None else getattr(self, name)) < math.inf:
                 raise UserError(f"augment.{name} is {getattr(self, name)}; expected a factor of at least 1")
 
-    def for_data(self, labels: LabelMap, labelled: Sequence[PreparedCase]) -> AugmentOptions:
-        """Return the options with values of `mirror` and `enlarge` that suit the data, unless they are given.
+    def for_data(self, labels: LabelMap, labelled: Sequence[PreparedCase], *, oriented: bool) -> AugmentOptions:
+        """Return the options with values of `turn`, `mirror` and `enlarge` that suit the data, unless they are given.
 
         Args:
             labels: Label map.
             labelled: Labelled cases.
+            oriented: Whether all images are brought to the same orientation.
         """
-        mirror, enlarge = self.mirror, self.enlarge
+        turn, mirror, enlarge = self.turn, self.mirror, self.enlarge
+        if turn is None:
+            turn = 0.0 if oriented else _TURNED
         if mirror is None:
             mirror = 0.0 if labels.sided else _MIRROR
         if enlarge is None:
             enlarge = self.scale
             if len({case.patient for case in labelled}) == 1:
                 enlarge = max(enlarge, min(_LARGEST, _EXTENT / max(_extent(labelled), 1e-3)))
-        return replace(self, mirror=mirror, enlarge=enlarge)
+        return replace(self, turn=turn, mirror=mirror, enlarge=enlarge)
 
 
 def _extent(labelled: Sequence[PreparedCase]) -> float:
@@ -119,6 +123,7 @@ def _extent(labelled: Sequence[PreparedCase]) -> float:
 _LARGEST, _EXTENT = 2.0, 0.65
 """Largest factor of enlargement with a single labelled patient, and extent that enlarged structures may reach."""
 _MIRROR = 0.25
+_TURNED = 0.25
 _KNOTS = 3
 _FULL_SIZE = 192
 _NOISY = 0.4
@@ -198,7 +203,8 @@ def _strong_affine(draws: Tensor, options: AugmentOptions) -> tuple[Tensor, Tens
     """Return matrices [N, 2, 2] as in `_affine`, and shifts [N, 2] as fractions of the sides."""
     spread = 2 * draws - 1
     angle = math.radians(options.rotation) * spread[:, 0]
-    angle = angle + torch.where(draws[:, 6] < options.turn, math.pi / 2 * (4 * draws[:, 7]).floor(), 0.0)
+    turn = _TURNED if options.turn is None else options.turn
+    angle = angle + torch.where(draws[:, 6] < turn, math.pi / 2 * (4 * draws[:, 7]).floor(), 0.0)
     largest = torch.where(spread[:, 1] > 0, math.log(options.enlarge or options.scale), math.log(options.scale))
     scale = torch.exp(largest * spread[:, 1])
     mirror = _MIRROR if options.mirror is None else options.mirror

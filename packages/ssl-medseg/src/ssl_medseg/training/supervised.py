@@ -82,7 +82,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         data, split, opening=opening, preprocessing=preprocessing if begun is None else begun.preprocessing,
         unlabelled=False, cache=cache, largest=chosen.largest,
     )  # fmt: skip
-    chosen = chosen.for_data(seen.labels, seen.labelled)
+    chosen = chosen.for_data(seen.labels, seen.labelled, oriented=seen.preprocessing.directions is not None)
     if chosen.keep == "best" and not seen.validation:
         raise UserError(
             f"{split}: the split has no validation cases, so the best step cannot be determined; use --keep last"

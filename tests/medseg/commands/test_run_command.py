@@ -18,6 +18,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import yaml
 from nibabel.processing import resample_from_to, resample_to_output
 
 from contrastive_core.errors import UserError
@@ -72,6 +73,10 @@ def test_from_a_folder_to_a_segmenter(data: Path, tmp_path: Path) -> None:
     assert (out / "model" / "model.safetensors").read_bytes() == (
         out / "selftrain" / "model" / "model.safetensors"
     ).read_bytes()
+    stages = {name: yaml.safe_load((out / name / "config.yaml").read_text()) for name in ("baseline", "selftrain")}
+    # The files state the orientation, so slices are not turned.
+    assert [stages[name]["augment"]["turn"] for name in stages] == [0, 0]
+    assert stages["selftrain"]["selftraining"]["unlabelled_augment"]["turn"] == 0
     with pytest.raises(UserError, match="is not empty; pass --resume to continue the run in it"):
         run(str(data), out, **grouped(**SHORT))
     with pytest.raises(UserError, match=r"(?s)other settings:.*rounds: 2 -> 3"):

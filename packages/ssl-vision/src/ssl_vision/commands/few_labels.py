@@ -263,9 +263,9 @@ def few_labels(
         tried.append(work.tried(parts, test, batch_size=inference.batch_size))
     if not tried:
         raise UserError(f"{model}: fine-tuning needs a network; expected a run folder or model folder")
-    # Written at the end, because fine-tuning may refuse the folder, which then keeps what an earlier call found.
-    is_written = logistic is not None and model != PIXELS
-    if logistic is not None and is_written:
+    folders: dict[Method, Path | None] = {"linear": None, "knn": None, "finetune": out / "finetune"}
+    if logistic is not None and model != PIXELS:
+        # Written at the end, because fine-tuning may refuse the folder, which then keeps what an earlier call found.
         start = open_start(model, encoder=encoder, from_layer=0, image_size=None)
         network = start.build(len(train.classes))
         network.fc.load_state_dict(logistic.fit.classifier.state_dict())
@@ -273,9 +273,9 @@ def few_labels(
             start.architecture, train.classes, class_names=find_class_names(data, train.classes),
             validated_on=start.validated_on, bits=images.options.bits,
         )  # fmt: skip
+        folders["linear"] = out / "linear"
         save_model(out / "linear" / "model", dict(network.state_dict()), card)
     chosen, reason = _recommended(tried)
-    folders = {"linear": out / "linear" if is_written else None, "finetune": out / "finetune", "knn": None}
     folder = folders[chosen.method]
     result = FewLabelsResult(
         tuple(t.candidate() for t in tried), chosen.method, reason, len(train), len(torch.unique(y)),

@@ -234,6 +234,25 @@ def test_other_settings_are_refused(folder: Path, tmp_path: Path) -> None:
         flow(str(folder), out, short_side=-1)
 
 
+def test_flow_is_never_declared_to_be_of_another_method(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plan = tmp_path / "flow", compute.plan
+
+    def late(*args: Any) -> compute.Work:
+        monkeypatch.setattr("ssl_video.commands.flow.plan", plan)
+        cached(folder, out)  # another process fills the folder between our first look and our lock
+        return plan(*args)
+
+    monkeypatch.setattr("ssl_video.commands.flow.plan", late)
+    with pytest.raises(UserError, match=r"other settings: method 'dis' \(now 'farneback'\)"):
+        flow(str(folder), out, method="farneback", workers=0)
+    assert json.loads((out / "flow.json").read_text())["method"] == "dis"
+    (out / "flow.json").unlink()
+    with pytest.raises(UserError, match=r"contains flow, but no flow\.json"):
+        flow(str(folder), out, method="farneback", workers=0)
+
+
 def test_a_damaged_file_is_named(folder: Path, tmp_path: Path) -> None:
     cache = cached(folder, tmp_path / "flow")
     file = cache.file(folder / "a/0.mkv")

@@ -142,6 +142,7 @@ def flow(
     if not lock.acquire():
         raise UserError(f"{out}: another process is computing flow in this folder; wait until it has finished")
     try:
+        _same_settings(cache)  # another process may have filled the folder since
         with planned_files:
             cache.write_settings()
             for left in out.glob("??/.*.tmp"):  # left by a killed process: the lock is ours
@@ -179,6 +180,11 @@ def _planned(cache: FlowCache, video: Video) -> Work | _Closed:
 
 def _same_settings(cache: FlowCache) -> None:
     there = read_settings(cache.folder)
+    if there is None and next(cache.folder.glob("??/*.npy"), None) is not None:
+        raise UserError(
+            f"{cache.folder}: contains flow, but no flow.json that states its settings; expected both. Restore the file, "
+            "delete the flow, or give another folder"
+        )
     if there is None or there == cache.settings:
         return
     old, new = asdict(there), asdict(cache.settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -34,6 +35,8 @@ def test_values_and_state_are_those_of_torch(use_buffers: bool) -> None:
             state = copy.deepcopy(mine.state_dict())
             mine = MovingAverage(network(), 0.9, use_buffers=use_buffers)
             mine.load_state_dict(state)
+        if step == 4:
+            mine = pickle.loads(pickle.dumps(mine))
         mine.update_parameters(followed)
         theirs.update_parameters(followed)
         assert mine.state_dict().keys() == theirs.state_dict().keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from contrastive_core.training import RunOptions
 from ssl_video.commands.evaluate import evaluate
 from ssl_video.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_video.commands.predict import predict
+from ssl_video.commands.report import report
 from ssl_video.commands.train import _accuracy, train
 from ssl_video.data import ClipSpec, Video, VideoSet
 from ssl_video.data.splits import read_split
@@ -76,5 +78,11 @@ def test_silent_videos_train_and_test_without_their_sound(
     for row in csv.DictReader((tmp_path / "alone.csv").open(encoding="utf-8")):
         assert ("has no sound" in row["error"]) == (not row["class"]) == (int(row["path"][-5]) % 3 == 2)
     write_video("quiet/high/0.mkv", numbered(12, seed=50))
+    seen = evaluate(str(tmp_path / "run"), str(tmp_path / "quiet"), device="cpu", out=tmp_path / "run/evaluation")
+    assert seen.views["audio"].videos == 0
+    assert "audio  no video has this view" in str(seen)
+    score = json.loads((tmp_path / "run/evaluation/all.json").read_text(), parse_constant=pytest.fail)["views"]["audio"]
+    assert score == {"videos": 0, "top1": None, "top5": None, "mean_per_class": None}
+    assert "no videos</td>" in report(tmp_path / "run").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="none of the 1 test videos has the view audio"):
         evaluate(str(tmp_path / "run"), str(tmp_path / "quiet"), sampling=alone, device="cpu", out=tmp_path / "quiet2")

@@ -77,6 +77,14 @@ def test_a_network_is_not_split_again_by_other_views() -> None:
     assert list(split_batchnorm(join_batchnorm(split, "rgb"), ("tg",))[1].norms) == ["tg"]
 
 
+def test_an_unknown_view_is_named() -> None:
+    split = split_batchnorm(network(), VIEWS)
+    with pytest.raises(UserError, match="has the views rgb, tg, not flow"):
+        recalibrate_bn(split, [clips(3)], view="flow")
+    with pytest.raises(UserError, match="has the views rgb, tg, not flow"):
+        join_batchnorm(split, "flow")
+
+
 def test_a_norm_in_two_places_stays_one() -> None:
     norm = nn.BatchNorm3d(3)
     split = split_batchnorm(nn.Sequential(norm, nn.ReLU(), norm), VIEWS)

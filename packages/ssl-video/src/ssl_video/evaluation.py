@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -199,7 +200,7 @@ FORMAT = "ssl-video evaluation 1"
 
 @dataclass(frozen=True)
 class ViewScore:
-    """Accuracy of one view in percent.
+    """Accuracy of one view in percent; NaN, and null in files, if no video has the view.
 
     Attributes:
         videos: Number of videos with this view.
@@ -255,6 +256,9 @@ class Evaluation:
             f"{len(self.classes)} classes ({self.part}; {self.headline}, {self.clips} clips x {self.crops} crops)"
         ]
         for name, score in self.views.items():
+            if not score.videos:
+                lines.append(f"  {name:6} no video has this view")
+                continue
             top5 = "" if score.top5 is None else f"  top-5 {score.top5:6.2f}"
             lines.append(f"  {name:6} top-1 {score.top1:6.2f}{top5}  ({score.videos} videos)")
         known = [(share, name) for share, name in zip(self.per_class, self.classes, strict=True) if share is not None]
@@ -267,6 +271,8 @@ class Evaluation:
         """Return all numbers as JSON, with one line per view and row of the confusion matrix."""
         fields = dataclasses.asdict(self)
         lists = {name: fields.pop(name) for name in ("views", "confusion")}
+        for score in lists["views"].values():
+            score |= {name: None for name, value in score.items() if value is not None and math.isnan(value)}
         return to_json_lines({"format": FORMAT, **fields}, lists)
 
 

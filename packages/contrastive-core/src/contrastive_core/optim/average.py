@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -37,7 +38,7 @@ class MovingAverage(AveragedModel):
 
     def __init__(self, network: nn.Module, decay: float, *, use_buffers: bool = True) -> None:
         self._decay = decay
-        self._follow: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._follow: Any = functools.partial(_follow, decay)  # torch's function itself cannot be pickled
         super().__init__(network, multi_avg_fn=self._follow, use_buffers=use_buffers)
         self.requires_grad_(False)
         self._has_begun: bool | None = False
@@ -78,6 +79,10 @@ class MovingAverage(AveragedModel):
             self._follow(mine, others, None)
         self._has_begun = True
         self.n_averaged += 1
+
+
+def _follow(decay: float, *given: Any) -> None:
+    get_ema_multi_avg_fn(decay)(*given)  # type: ignore[no-untyped-call]
 
 
 def _is_real(value: Tensor) -> bool:

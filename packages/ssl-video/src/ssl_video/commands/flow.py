@@ -182,8 +182,8 @@ def _same_settings(cache: FlowCache) -> None:
     there = read_settings(cache.folder)
     if there is None and next(cache.folder.glob("??/*.npy"), None) is not None:
         raise UserError(
-            f"{cache.folder}: contains flow, but no flow.json that states its settings; expected both. Restore the file, "
-            "delete the flow, or give another folder"
+            f"{cache.folder}: contains flow, but no flow.json that states its settings; expected both. Restore that "
+            "file, delete the flow, or give another folder"
         )
     if there is None or there == cache.settings:
         return

@@ -483,7 +483,7 @@ class ViewBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the rows of each view in `x` ``[N, C, ...]`` with the statistics of that view."""
         if self.layout is None:
-            first: Tensor = next(iter(self.norms.values()))(x)
+            first: Tensor = self.of(None)(x)
             return first
         if len(self.layout) == 1:
             one: Tensor = self.norms[self.layout[0][0]](x)
@@ -496,6 +496,16 @@ class ViewBatchNorm(nn.Module):
             )
         parts = torch.split(x, [rows for _, rows in self.layout])
         return torch.cat([self.norms[view](part) for (view, _), part in zip(self.layout, parts, strict=True)])
+
+    def of(self, view: str | None) -> nn.Module:
+        """Return the batch norm of a view; None: the first one.
+
+        Raises:
+            UserError: There is no such view.
+        """
+        if view is not None and view not in self.norms:
+            raise UserError(f"the batch norm of the network has the views {', '.join(self.norms)}, not {view}")
+        return self.norms[next(iter(self.norms)) if view is None else view]
 
 
 def split_batchnorm(network: nn.Module, views: Sequence[str]) -> nn.Module:
@@ -528,11 +538,15 @@ def split_batchnorm(network: nn.Module, views: Sequence[str]) -> nn.Module:
 
 
 def join_batchnorm(network: nn.Module, view: str) -> nn.Module:
-    """Replace every `ViewBatchNorm` by the plain batch norm of one view in place, for export, and return `network`."""
+    """Replace every `ViewBatchNorm` by the plain batch norm of one view in place, for export, and return `network`.
+
+    Raises:
+        UserError: The network has no such view.
+    """
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, ViewBatchNorm):
-                setattr(parent, name, child.norms[view])
+                setattr(parent, name, child.of(view))
     return network
 
 
@@ -648,7 +662,7 @@ def recalibrate_bn(network: nn.Module, batches: Iterable[Tensor], *, view: str |
         Number of clips seen; 0 if the network has no batch norm.
 
     Raises:
-        UserError: There are no batches.
+        UserError: There are no batches, or the network has no such view.
     """
     norms = list(_norms(network, view))
     if not norms:
@@ -677,7 +691,7 @@ def _norms(network: nn.Module, view: str | None) -> Iterable[_BatchNorm]:
     for part in network.modules():
         if isinstance(part, ViewBatchNorm):
             inside.update(part.norms.values())
-            norm = part.norms[view or next(iter(part.norms))]
+            norm = part.of(view)
             if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
                 yield norm
         elif isinstance(part, _BatchNorm) and part not in inside and part.running_mean is not None:

@@ -110,15 +110,14 @@ def evaluation(found: Mapping[str, Any]) -> str:
     """Show the result of `evaluate` on one part of the split."""
     names = list(found["views"])
     has_top5 = found["views"][names[0]]["top5"] is not None
+    columns = ("top1", "top5", "mean_per_class") if has_top5 else ("top1", "mean_per_class")
     rows = [
         [
-            VIEW_NAMES.get(name, name) + (" (headline)" if name == found["headline"] else ""),
-            f"{score['top1']:.2f} %",
-            *([f"{score['top5']:.2f} %"] if has_top5 else []),
-            f"{score['mean_per_class']:.2f} %",
+            VIEW_NAMES.get(view, view) + (" (headline)" if view == found["headline"] else ""),
+            *("no videos" if score[name] is None else f"{score[name]:.2f} %" for name in columns),
             str(score["videos"]),
         ]
-        for name, score in found["views"].items()
+        for view, score in found["views"].items()
     ]
     head = ["view", "top-1", *(["top-5"] if has_top5 else []), "mean per class", "videos"]
     figure = confusion_figure(found["confusion"], found["classes"])

@@ -184,6 +184,51 @@ def test_a_dicom_segmentation_is_a_label(letters: str, tmp_path: Path) -> None:
         read_segments(folder)
 
 
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (7, 1, 300)])
+def test_a_dicom_label_map_is_a_label(numbers: tuple[int, int, int], tmp_path: Path) -> None:
+    """The class of 2024, in which a voxel holds the number of its segment: numbers may have gaps and need two bytes."""
+    highdicom = pytest.importorskip("highdicom")
+    pydicom = pytest.importorskip("pydicom")
+
+    image, classes = phantom(SHAPE)
+    classes[:, :, :2] = 0
+    folder = write_series(tmp_path / "images" / "p1", image.round(), affine((0.9, 1.1, 5.0), letters="PIL"))
+    volume = read_volume(ImageFile(folder))
+    structures = LabelMap(LABELS.names, (0, 1, 2, 3))
+    write_dicom_seg(classes, volume, tmp_path / "binary.dcm", structures)
+    binary = highdicom.seg.segread(tmp_path / "binary.dcm")
+    described = list(binary.SegmentSequence)
+    for segment, number in zip(described, numbers, strict=True):
+        segment.SegmentNumber = number
+    images = [pydicom.dcmread(file) for file in sorted(folder.iterdir())]
+    made = highdicom.seg.Segmentation(
+        source_images=images,
+        pixel_array=highdicom.Volume(
+            np.array((0, *numbers), np.uint16)[classes].transpose(2, 1, 0),
+            np.diag([-1.0, -1, 1, 1]) @ volume.affine[:, [2, 1, 0, 3]],
+            coordinate_system="PATIENT",
+            frame_of_reference_uid=images[0].FrameOfReferenceUID,
+        ),
+        segmentation_type="LABELMAP",
+        segment_descriptions=sorted(described, key=lambda segment: int(segment.SegmentNumber)),
+        series_instance_uid=highdicom.UID(), series_number=9, sop_instance_uid=highdicom.UID(), instance_number=1,
+        manufacturer="none", manufacturer_model_name="none", software_versions="1", device_serial_number="1",
+    )  # fmt: skip
+    (tmp_path / "labels").mkdir()
+    made.save_as(tmp_path / "labels" / "p1.dcm")
+    found, _ = read_label(tmp_path / "labels" / "p1.dcm", LABELS, image=volume.grid)
+    np.testing.assert_array_equal(found, classes)
+    (tmp_path / "binary.dcm").unlink()
+    assert open_dataset(tmp_path).names == ("p1",)
+    del made.SegmentSequence[-1]
+    made.save_as(tmp_path / "labels" / "p1.dcm")
+    with pytest.raises(UserError, match=r"p1.dcm: contains the value \d+, to which it gives no segment"):
+        read_segments(tmp_path / "labels" / "p1.dcm")
+    # Beside the images of its series it is no image.
+    made.save_as(folder / "label-map")
+    assert "1 Label Map Segmentation Storage" in str(read_volume(ImageFile(folder)).warnings)
+
+
 def test_a_segmentation_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     write_nifti(tmp_path / "images" / "p1.nii.gz", phantom(SHAPE)[0].astype(np.int16), AXIAL)

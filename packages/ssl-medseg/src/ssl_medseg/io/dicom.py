@@ -47,6 +47,8 @@ _DECODERS = {
     "JPEG-LS": "pylibjpeg pyjpegls",
     "JPEG": "pylibjpeg pylibjpeg-libjpeg",
 }
+_NEW_CLASSES = {"1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage"}
+"""Kinds of objects of the standard of 2024 and later whose names pydicom 3.0 does not know."""
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _META, _PIECE, _UNPACKED = 1 << 16, 1 << 20, 512 << 20
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -249,8 +251,7 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
                     f"{file}: is empty or damaged, expected a DICOM file; copy it again, or remove it"
                 ) from error
             continue
-        kind = dataset.file_meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID")
-        name = getattr(kind, "name", "") or "unknown kind"
+        kind, name = sop_class(dataset)
         if kind is not None and not _is_image(kind, name, dataset):
             others[name] += 1
         elif "Rows" in dataset:
@@ -260,6 +261,12 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
     if others:
         listed = ", ".join(f"{count} {name}" for name, count in others.items())
         notes.append(f"left out: DICOM objects that are not images of a volume ({listed})")
+
+
+def sop_class(dataset: Any) -> tuple[Any, str]:
+    """Return the UID of the kind of object, None if it is not stated, and its name."""
+    kind = dataset.file_meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID")
+    return kind, _NEW_CLASSES.get(kind) or getattr(kind, "name", "") or "unknown kind"
 
 
 def _complete_meta(dataset: Any) -> None:

@@ -14,7 +14,7 @@ import ssl_medseg
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
 from contrastive_core.training.documents import reading
-from ssl_medseg.io.dicom import NOT_IMAGES, RAS_TO_LPS, check_deflated, series_images
+from ssl_medseg.io.dicom import NOT_IMAGES, RAS_TO_LPS, check_deflated, series_images, sop_class
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import Grid, ImageFile, Volume, checked_affine, import_extra
 
@@ -50,10 +50,19 @@ def read_segmentation(path: Path) -> tuple[tuple[str, ...], NDArray[np.bool_], G
         raise UserError(f"{path}: its segments are fractions (probabilities); expected a binary segmentation")
     with reading(path, "is not a segmentation of one volume", "convert it to NIfTI with your viewer"):
         segmentation = highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
-        volume = segmentation.get_volume(combine_segments=False, dtype=np.uint8)
+        # Voxels of a label map hold the numbers of their segments; highdicom 0.28 loses those above 255 when it
+        # separates them.
+        is_map = dataset.get("SegmentationType") == "LABELMAP"
+        volume = segmentation.get_volume(combine_segments=is_map)
+        found = np.asarray(volume.array)  # [slices, rows, columns] or [slices, rows, columns, segments]
+        if is_map:
+            numbers = [int(segment.SegmentNumber) for segment in _segments(dataset)]
+            rest = np.setdiff1d(found, [*numbers, 0, dataset.get("PixelPaddingValue", 0)])
+            if rest.size:
+                raise UserError(f"{path}: contains the value {rest[0]}, to which it gives no segment; export it again")
+            found = found[..., None] == numbers
         names = _segment_labels(dataset)
-        # highdicom's arrays are [slices, rows, columns, segments].
-        masks = np.moveaxis(np.asarray(volume.array) != 0, (0, 1, 2, 3), (3, 2, 1, 0))
+        masks = np.moveaxis(found != 0, (0, 1, 2, 3), (3, 2, 1, 0))
         affine = np.asarray(volume.affine)[:, [2, 1, 0, 3]]
     _, x, y, z = masks.shape
     return names, masks, Grid((x, y, z), checked_affine(RAS_TO_LPS @ affine, path))
@@ -70,9 +79,14 @@ def named_segments(path: Path) -> tuple[str, ...]:
         return _segment_labels(dataset)
 
 
-def _segment_labels(dataset: Any) -> tuple[str, ...]:
+def _segments(dataset: Any) -> list[Any]:
+    """Return the segments in the order of their numbers, without the background, which label maps have as number 0."""
     segments = sorted(dataset.SegmentSequence, key=lambda segment: int(segment.SegmentNumber))
-    return tuple(str(segment.SegmentLabel) for segment in segments if int(segment.SegmentNumber))
+    return [segment for segment in segments if int(segment.SegmentNumber)]
+
+
+def _segment_labels(dataset: Any) -> tuple[str, ...]:
+    return tuple(str(segment.SegmentLabel) for segment in _segments(dataset))
 
 
 def _segmentation(path: Path, *, pixels: bool) -> Any:
@@ -84,8 +98,7 @@ def _segmentation(path: Path, *, pixels: bool) -> Any:
             with reading(file, "cannot be read as DICOM", "copy it again"):
                 check_deflated(file)
                 dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
-            kind = dataset.file_meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID")
-            kinds.setdefault(getattr(kind, "name", "") or "unknown kind", []).append(dataset)
+            kinds.setdefault(sop_class(dataset)[1], []).append(dataset)
     found = [dataset for kind in kinds if "Segmentation Storage" in kind for dataset in kinds[kind]]
     if len(found) != 1:
         there = ", ".join(f"{len(objects)} {kind}" for kind, objects in kinds.items()) or "no DICOM file"

@@ -43,6 +43,10 @@ def test_targets_of_every_kind() -> None:
     fused = make_targets(logits, kind="aggregated", present=PRESENT)
     assert torch.allclose(fused.probabilities, fuse(P, present=PRESENT).expand(2, 3, 3))
     assert fused.usable.all()
+    # Without a view that counts there is no target, instead of class 0 or equal probabilities.
+    for fuse_by in ("probabilities", "logits"):
+        alone = make_targets(logits, fuse_by=fuse_by, weights=torch.tensor([0.0, 1.0]), present=PRESENT)
+        assert alone.usable.tolist() == [[True, True, False]] * 2
     crossed = make_targets(logits, kind="cross", present=PRESENT, sources=other_views("cross", 2))
     assert torch.allclose(crossed.probabilities, P.flip(0))
     assert crossed.usable.tolist() == [[True, True, False], [True, True, True]]

@@ -26,7 +26,7 @@ class Targets(NamedTuple):
     probabilities: Tensor
     """Target of each view, float ``[M, N, K]``, without gradient."""
     usable: Tensor
-    """Whether the target exists, bool ``[M, N]``: false if its source view is missing."""
+    """Whether the target exists, bool ``[M, N]``: false if its source view is missing (all of weight above 0)."""
 
 
 def make_targets(
@@ -65,8 +65,8 @@ def make_targets(
     if kind == "aggregated":
         given = logits if fuse_by == "logits" else probabilities
         fused = fuse(given, weights=weights, kind=fuse_by, present=present)
-        any_view = there.any(dim=0)
-        return Targets(fused.expand_as(probabilities), any_view.expand_as(there))
+        counted = there if weights is None else there & (weights > 0)[:, None]
+        return Targets(fused.expand_as(probabilities), counted.any(dim=0).expand_as(there))
     if kind in ("random", "cross"):
         if sources is None or len(sources) != len(logits):
             raise ValueError(f"targets of kind {kind!r} need a source for each of the {len(logits)} views")

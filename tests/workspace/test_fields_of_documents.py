@@ -190,16 +190,17 @@ def test_no_field_of_a_run_raises_another_error_in_its_report(
 def test_no_field_of_the_data_of_a_run_raises_another_error(tmp_path: Path) -> None:
     """The hashes with which a resumed run and an evaluation recognise the data of training."""
     from ssl_medseg.io.label_map import LabelMap
-    from ssl_medseg.reports.evaluation import cases_seen
+    from ssl_medseg.reports.used_cases import Uses, cases_seen
     from ssl_medseg.training.data import keep_identity
 
     run: Any = SimpleNamespace(is_main=True, out=tmp_path)
     identity = {name: {"part": "labelled", "image": "0" * 64, "label": "1" * 64} for name in ("p1", "p2")}
-    seen: Any = SimpleNamespace(labels=LabelMap(("background", "a"), (0, 1)), identity=identity, preparation=dict)
+    labels, prepared = LabelMap(("background", "a"), (0, 1)), {name: {"voxels": "2" * 32} for name in identity}
+    seen: Any = SimpleNamespace(labels=labels, identity=identity, preparation=lambda: prepared)
     keep_identity(run, seen, model="m")
 
     def read() -> None:
-        assert all("image" in found for found in cases_seen(tmp_path).values())
+        Uses.of(cases_seen(tmp_path).values())
         keep_identity(run, seen, model="m")
 
     read()

@@ -50,6 +50,14 @@ def one(report: Report, kind: str) -> Finding:
     return finding
 
 
+def test_a_copy_in_another_orientation_is_found(tmp_path: Path) -> None:
+    root = decathlon(tmp_path, ["a", "b", "c"])
+    for folder in ("imagesTr", "labelsTr"):
+        image = nib.load(root / folder / "a.nii.gz")
+        nib.save(image.as_reoriented([[1, -1], [2, 1], [0, -1]]), root / folder / "c.nii.gz")
+    assert found(examine(root))["error"]["same_voxels"] == {"a", "c"}
+
+
 def test_every_problem_is_found_at_its_case(report: Report) -> None:
     assert found(report) == {
         "error": {

@@ -6,6 +6,8 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 from contrastive_core.errors import UserError
 from ssl_medseg.cli import main
 from ssl_medseg.commands.predict import predict
+from ssl_medseg.datasets import DataOptions
 from ssl_medseg.datasets.open import open_dataset
 from ssl_medseg.datasets.splits import Split, fingerprint, identify, split_content, write_split
 from ssl_medseg.evaluation import read_evaluation
@@ -24,6 +27,7 @@ from ssl_medseg.prediction import InferenceOptions
 from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.reports.evaluation import evaluate
 from ssl_medseg.reports.overlay import Sheet, choose, choose_slices, sheet_figure, view
+from ssl_medseg.training.data import keep_identity, open_training_data
 from tests.medseg.small_models import random_segmenter
 from tests.medseg.small_sets import ball, decathlon, save
 
@@ -163,6 +167,48 @@ def test_images_of_the_training_are_recognised_after_files_were_exchanged(tmp_pa
     shutil.copy(data / "imagesTr" / "c.nii.gz", data / "imagesTr" / "a.nii.gz")
     copied = evaluate(run, str(data), **given)
     assert {case.case: case.part for case in copied.evaluation.cases}["c"] == "labelled"
+
+
+def test_images_of_the_training_are_recognised_in_another_format_and_orientation(tmp_path: Path) -> None:
+    data = decathlon(tmp_path / "data", ["a", "b", "c", "d"])
+    dataset = open_dataset(data)
+    split = tmp_path / "split.json"
+    split.write_bytes(split_content(Split(labelled=("a",), validation=("b",), test=("c", "d")), dataset))
+    run = tmp_path / "run"
+    random_segmenter(run / "model", Preprocessing((32, 32)), labels=dataset.labels)
+    (run / "config.yaml").write_text(f"split: {split}\n")
+    how: dict[str, Any] = {
+        "opening": DataOptions(),
+        "preprocessing": Preprocessing((32, 32)),
+        "unlabelled": False,
+        "cache": None,
+    }
+    seen = open_training_data(str(data), split, **how)
+    keep_identity(cast("Any", SimpleNamespace(is_main=True, out=run)), seen)
+
+    def stored_again(target: Path, letters: str, names: dict[str, str]) -> Path:
+        for folder in ("imagesTr", "labelsTr"):
+            (target / folder).mkdir(parents=True)
+            for old, new in names.items():
+                image = nib.load(data / folder / f"{old}.nii.gz")
+                to = nib.orientations.axcodes2ornt(letters)
+                turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), to))
+                nib.save(turned, target / folder / f"{new}.nii.gz")
+        listed = [{"image": f"imagesTr/{new}.nii.gz", "label": f"labelsTr/{new}.nii.gz"} for new in names.values()]
+        card = json.loads((data / "dataset.json").read_text())
+        (target / "dataset.json").write_text(json.dumps(card | {"training": listed}))
+        return target
+
+    given = {"pictures": False, "inference": InferenceOptions(device="cpu")}
+    # All files of the training, stored again: the data set is still that of the run, which tests on c and d.
+    same = evaluate(run, str(stored_again(tmp_path / "same", "PIL", {name: name for name in "abcd"})), **given)
+    assert {case.case: case.part for case in same.evaluation.cases} == {"c": "test", "d": "test"}
+    # Two of them under other names, and a further one.
+    other = evaluate(run, str(stored_again(tmp_path / "other", "RAS", {"a": "x", "b": "y", "c": "z"})), **given)
+    assert {case.case: case.part for case in other.evaluation.cases} == {
+        "x": "labelled", "y": "validation", "z": "test",
+    }  # fmt: skip
+    assert other.summary.left_out == 2
 
 
 def test_unknown_spacing_gives_voxels(phantom: Path, masks: Path, tmp_path: Path) -> None:

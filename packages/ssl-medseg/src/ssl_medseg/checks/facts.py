@@ -74,7 +74,7 @@ class ImageFacts:
         low: Percentile 1 of the finite voxels.
         high: Percentile 99 of the finite voxels.
         most: Fraction of the voxels whose value equals `low`.
-        digest: Hash of the voxels; empty if none is finite.
+        digest: Hash of the voxels, independent of their order; empty if none is finite.
         texts: Header fields with free text, which may identify the patient; shown on request only.
         axis: Array axis across which slices are taken; the same anatomical direction in all images of the data set.
         name: Name of the channel.
@@ -165,16 +165,16 @@ def _look_at_channel(image: ImageFile) -> ImageFacts:
         low=float(low),
         high=float(high),
         most=float(np.mean(voxels == low)) if voxels.size else 0.0,
-        digest=digest_of(volume.array) if voxels.size else "",
+        digest=volume.digest if voxels.size else "",
         texts=texts,
         name=image.name,
     )
 
 
-def digest_of(array: NDArray[Any]) -> str:
-    """Return a hash of the shape and the values of an array."""
-    digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(array).data)
+def _digest(label: NDArray[Any]) -> str:
+    """Return a hash of the shape and the values of a label."""
+    digest = hashlib.blake2b(str(label.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(label).data)
     return digest.hexdigest()
 
 
@@ -283,7 +283,7 @@ def read_label_facts(
         voxels=voxels,
         profiles=profiles,
         millilitres=size or 0.0,
-        digest=digest_of(whole) if len(values) > 1 else "",
+        digest=_digest(whole) if len(values) > 1 else "",
     )
 
 

@@ -19,14 +19,13 @@ from contrastive_core.training.progress import track
 from contrastive_core.training.tables import safe_cell
 from ssl_medseg.datasets import DataOptions, open_with, read_split
 from ssl_medseg.datasets.dataset import Case, DataSet
-from ssl_medseg.datasets.splits import fingerprint
 from ssl_medseg.evaluation.uncertainty import agreement, quality
 from ssl_medseg.io import read_volume
 from ssl_medseg.io.file_types import without_paths
 from ssl_medseg.io.volume import Volume
 from ssl_medseg.models.model_folder import Segmenter, load_segmenter
 from ssl_medseg.prediction import InferenceOptions, Segmented, segment
-from ssl_medseg.reports.evaluation import cases_seen, own_split
+from ssl_medseg.reports.used_cases import Uses, cases_seen, own_split
 
 _COMMAND = "ssl-medseg next"
 
@@ -176,11 +175,9 @@ def _unlabelled(
         if not names:
             raise UserError(f"{split}: the split has no unlabelled cases; expected some to rank")
         return dataset.select(names)
-    unlabelled = {found["image"] for found in trained.values() if found["part"] == "unlabelled"}
-    if unlabelled:  # the split file is gone; the cases are recognised by their content
-        cases = tuple(case for case in dataset.cases if fingerprint(case, label=False)["image"] in unlabelled)
-        if cases:
-            return cases
+    uses = Uses.of(trained.values())  # the split file is gone; the cases are recognised by their content
+    if cases := tuple(case for case in dataset.cases if uses.part(case) == "unlabelled"):
+        return cases
     seen = set(segmenter.details.get("labelled", ()))
     cases = tuple(case for case in dataset.cases if case.label is None and case.name not in seen)
     if not cases:

@@ -30,7 +30,8 @@ from ssl_medseg.models import NetworkOptions
 from ssl_medseg.models.network import AUTO
 from ssl_medseg.prediction import InferenceOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.reports.evaluation import Evaluated, Part, evaluate
+from ssl_medseg.reports.evaluation import Evaluated, evaluate
+from ssl_medseg.reports.used_cases import Part
 from ssl_medseg.selftraining.options import SelfTrainingOptions
 from ssl_medseg.selftraining.training import selftrain
 from ssl_medseg.training.data import PLACES, open_training_data

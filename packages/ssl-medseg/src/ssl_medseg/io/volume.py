@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import itertools
 from collections.abc import Sequence
@@ -166,6 +167,17 @@ class Volume:
     def spacing(self) -> tuple[float, float, float]:
         """Distance in mm between neighbouring voxels along each axis."""
         return self.grid.spacing
+
+    @property
+    def digest(self) -> str:
+        """Hash of the sorted voxel values of the (first) channel.
+
+        It stays the same if an image is compressed, reoriented or converted to another format, and differs between
+        acquisitions.
+        """
+        values = np.sort(self.array, axis=None) + np.float32(0)  # without -0, which has other bytes than 0
+        values[np.isnan(values)] = np.nan
+        return hashlib.blake2b(values.data, digest_size=16).hexdigest()
 
 
 def checked_affine(affine: Any, source: object) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from ssl_medseg.io.file_types import parts_of
 from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label
 from ssl_medseg.preprocessing.prepare import SKIPPED, describe_erased, erased_structures, skips_slices
 
-_VERSION = 5
+_VERSION = 6
 """Version of the preprocessing; raising it invalidates cached results."""
 
 
@@ -97,6 +97,7 @@ class PreparedCase:
         lost: Fraction of the labelled voxels of each class outside the slices; empty without a label.
         erased: Class -> voxels and remaining pixels, for structures that resampling mostly removed.
         notes: Remarks about the image, as sentences.
+        digest: Hash of the voxels of the image, see `Volume.digest`.
     """
 
     name: str
@@ -107,6 +108,7 @@ class PreparedCase:
     lost: tuple[float, ...] = ()
     erased: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    digest: str = ""
 
 
 def prepare_cases(
@@ -195,18 +197,20 @@ def _one(dataset: DataSet, case: Case, p: Preprocessing, *, labels: bool, cache:
     paths = [Path(image.path) for image in case.image.channels]
     slices, facts = cached(cache, paths, ["image", *settings], lambda: _image(case, p))
     geometry = Geometry.from_json(facts["geometry"])
-    notes = tuple(facts["notes"])
+    common: dict[str, Any] = {"notes": tuple(facts["notes"]), "digest": facts["digest"]}
     if not labels or case.label is None:
-        return PreparedCase(case.name, case.patient, slices, None, geometry, notes=notes)
+        return PreparedCase(case.name, case.patient, slices, None, geometry, **common)
     key = ["label", *settings, dataset.labels.to_json(), facts["geometry"]]
     label, found = cached(cache, [case.label], key, lambda: _label(dataset, case, geometry))
     erased = {int(number): (counts[0], counts[1]) for number, counts in found["erased"].items()}
-    return PreparedCase(case.name, case.patient, slices, label, geometry, tuple(found["lost"]), erased, notes)
+    return PreparedCase(case.name, case.patient, slices, label, geometry, tuple(found["lost"]), erased, **common)
 
 
 def _image(case: Case, p: Preprocessing) -> tuple[Tensor, dict[str, Any]]:
-    prepared = prepare(read_volume(case.image), p)
-    return prepared.slices, {"geometry": prepared.geometry.to_json(), "notes": list(prepared.notes)}
+    volume = read_volume(case.image)
+    prepared = prepare(volume, p)
+    facts = {"geometry": prepared.geometry.to_json(), "notes": list(prepared.notes), "digest": volume.digest}
+    return prepared.slices, facts
 
 
 def _label(dataset: DataSet, case: Case, geometry: Geometry) -> tuple[Tensor, dict[str, Any]]:

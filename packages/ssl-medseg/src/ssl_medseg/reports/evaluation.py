@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from contrastive_core.app.report.figures import to_png
 from contrastive_core.errors import UserError
-from contrastive_core.text import several, some_of
-from contrastive_core.training import config
-from contrastive_core.training.documents import read_object, reading
+from contrastive_core.text import several
 from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.names import as_file_name, check_file_name
 from contrastive_core.training.outputs import Outputs, run_files
-from ssl_medseg.datasets.dataset import Case, DataSet
+from ssl_medseg.datasets.dataset import DataSet
 from ssl_medseg.datasets.open import open_with
 from ssl_medseg.datasets.options import DataOptions
-from ssl_medseg.datasets.splits import Split, fingerprint, read_fingerprints, read_split
+from ssl_medseg.datasets.splits import Split, read_split
 from ssl_medseg.evaluation.cases import check_labels, choose_cases, find_masks, score_cases
 from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import Evaluation, write_evaluation
@@ -29,11 +26,9 @@ from ssl_medseg.io.file_types import is_dicom
 from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.prediction import InferenceOptions, bytes_of_masks, is_model, predict_cases
 from ssl_medseg.reports.overlay import case_sheets
-from ssl_medseg.reports.run_folder import split_places
+from ssl_medseg.reports.used_cases import Part, Uses, by_content, cases_seen, own_split, split_of_run
 
 _OPENING = DataOptions()
-
-Part = Literal["test", "validation", "labelled", "unlabelled", "all"]
 
 
 @dataclass(frozen=True)
@@ -128,10 +123,10 @@ def evaluate(
     if split is not None:
         chosen, shown = read_split(split, opened), part
     else:
-        chosen, shown, notes = _of_run(folder, opened, part) if model else (None, "all", [])
+        chosen, shown, notes = split_of_run(folder, opened, part) if model else (None, "all", [])
     cases = choose_cases(opened, chosen, shown)
     if chosen is not None:
-        chosen, more = _by_content(chosen, cases, _uses(chosen, split, cases_seen(folder) if model else {}))
+        chosen, more = by_content(chosen, cases, Uses.of_split(chosen, split, cases_seen(folder) if model else {}))
         notes += more
     stem = name or as_file_name(f"{opened.name}-{shown}", otherwise="scores")
     check_file_name(stem, what="name", source="--name")
@@ -163,97 +158,8 @@ def evaluate(
     return Evaluated(evaluation, summary, written, failed, notes)
 
 
-def _of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None, Part, list[str]]:
-    """Return the split of a run and the requested part if it has these data, otherwise all cases; with notes.
-
-    Data are identified by content: a data set with the same names but different files is another data set, and a file
-    used in training is recognised under any name. The split is None for a model outside a run folder.
-    """
-    seen, file = cases_seen(run), own_split(run)
-    here = set(dataset.names)
-    hashes = {name: fingerprint(dataset.case(name), label=False)["image"] for name in seen if name in here}
-    changed = [name for name, image in hashes.items() if image != seen[name]["image"]]
-    if file is not None and len(hashes) == len(seen) and not changed:
-        return read_split(file, dataset), part, []
-    if not seen:
-        return None, "all", []
-    part_of = _part_of_image(seen.values())
-    parts: dict[str, list[str]] = {"labelled": []}
-    for case in dataset.cases:
-        parts.setdefault(part_of.get(fingerprint(case, label=False)["image"], "test"), []).append(case.name)
-    found = {name: tuple(cases) for name, cases in parts.items()}
-    split = Split(
-        found["labelled"],
-        validation=found.get("validation", ()),
-        test=found.get("test", ()),
-        unlabelled=found.get("unlabelled", ()),
-    )
-    note = (
-        f"{several(len(changed), 'case')} of {dataset.name} had another image in training ({some_of(changed)}), so all "
-        "cases are evaluated, and images used in training are recognised by their content."
-    )
-    return split, "all", [note] if changed else []
-
-
-def _uses(split: Split, file: Path | None, seen: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Return hash of an image -> part, as the run recorded it, or the split file for images the run does not list."""
-    prints = {} if file is None else read_fingerprints(file)
-    stated = [{"part": part, **prints[name]} for part, names in split.parts.items() for name in names if name in prints]
-    return _part_of_image(stated) | _part_of_image(seen.values())
-
-
-def _part_of_image(known: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """Return hash of an image -> part; of several parts the one that spoils a score most."""
-    order = ("test", "unlabelled", "validation", "labelled")
-    listed = [found for found in known if "image" in found and found["part"] in order]
-    return {found["image"]: found["part"] for found in sorted(listed, key=lambda found: order.index(found["part"]))}
-
-
-def _by_content(split: Split, cases: Sequence[Case], uses: Mapping[str, str]) -> tuple[Split, list[str]]:
-    """Move cases to the part in which training used their images, for files that were exchanged or copied; with notes.
-
-    Args:
-        split: Parts by name.
-        cases: Cases to evaluate.
-        uses: Hash of an image -> its part in training.
-    """
-    named = {name: part for part, names in split.parts.items() for name in names}
-    by_content = {case.name: uses.get(fingerprint(case, label=False)["image"]) for case in cases} if uses else {}
-    moved = {name: part for name, part in by_content.items() if part and part != named.get(name)}
-    parts = {
-        part: (*(n for n in names if n not in moved), *(n for n, to in moved.items() if to == part))
-        for part, names in split.parts.items()
-    }
-    notes = [
-        f"By its name, {name} belongs to the part {named.get(name, '(none)')}, but its image was in the part {part} in "
-        "training, and counts as such: files were exchanged or copied, or the split is not that of the training."
-        for name, part in moved.items()
-    ]
-    return dataclasses.replace(split, **parts), notes  # type: ignore[arg-type]
-
-
-def cases_seen(run: Path) -> dict[str, dict[str, str]]:
-    """Read case -> part and file hashes of the data used in training, or in the last stage of a run with stages."""
-    files = [run / "data.json", run / "selftrain" / "data.json", run.parent / "data.json"]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        return {}
-    with reading(file, "does not list the data of a run", "restore it from a copy"):
-        cases = read_object(file).get("cases", {})
-        return {name: found for name, found in cases.items() if isinstance(found, dict) and "image" in found}
-
-
 _ROW, _PICTURES = 2_000, 1_000_000  # bytes of a case in JSON and CSV files, and of the pictures
 _ENDINGS = (".json", ".csv", "-summary.csv", "-volumes.png", "-best.png", "-median.png", "-worst.png")
-
-
-def own_split(run: Path) -> Path | None:
-    """Return the split file that a run was trained with, if it still exists."""
-    settings = run / "config.yaml"
-    if not settings.is_file():
-        return None
-    named = config.read(settings).get("split")
-    return next((file for file in split_places(run, named) if file.is_file()), None) if named else None
 
 
 def _write(

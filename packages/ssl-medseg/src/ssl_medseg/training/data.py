@@ -62,7 +62,7 @@ class TrainingData:
     identity: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def preparation(self) -> dict[str, dict[str, Any]]:
-        """Case -> how it is stored, what its slices cut off and leave out, and remarks; as JSON, for the report."""
+        """Case -> how it is stored, what its slices cut off and leave out, remarks, and hash of its voxels; as JSON."""
         return {case.name: self._prepared(case) for case in (*self.labelled, *self.validation, *self.unlabelled)}
 
     def _prepared(self, case: PreparedCase) -> dict[str, Any]:
@@ -80,6 +80,7 @@ class TrainingData:
                 for number, counts in case.erased.items()
             ],
             "notes": list(case.notes),
+            "voxels": case.digest,
         }
 
     def slices(self) -> SliceSet:

@@ -1,0 +1,144 @@
+"""Find out which cases of a data set a run used in training, by the content of their images.
+
+Names do not suffice: files are exchanged, copied, and converted from DICOM to NIfTI, and a case that training has seen
+must not count as a test case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from contrastive_core.errors import UserError
+from contrastive_core.text import several, some_of
+from contrastive_core.training import config
+from contrastive_core.training.documents import read_object, reading
+from ssl_medseg.datasets.dataset import Case, DataSet
+from ssl_medseg.datasets.splits import Split, fingerprint, read_fingerprints, read_split
+from ssl_medseg.io import read_volume
+from ssl_medseg.reports.run_folder import split_places
+
+Part = Literal["test", "validation", "labelled", "unlabelled", "all"]
+_ORDER = ("test", "unlabelled", "validation", "labelled")
+"""Parts of a split; the last one spoils a score most."""
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Parts of a split that images had in training.
+
+    Attributes:
+        files: Hash of the files of an image -> its part.
+        voxels: Hash of the voxels of an image (`Volume.digest`) -> its part.
+    """
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    voxels: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, seen: Iterable[Mapping[str, str]]) -> Uses:
+        """Collect the parts of cases; of an image in several parts the one that spoils a score most."""
+        listed = [found for found in seen if found.get("part") in _ORDER]
+        listed.sort(key=lambda found: _ORDER.index(found["part"]))
+        files, voxels = ({f[key]: f["part"] for f in listed if f.get(key)} for key in ("image", "voxels"))
+        return cls(files, voxels)
+
+    @classmethod
+    def of_split(cls, split: Split, file: Path | None, seen: Mapping[str, Mapping[str, str]]) -> Uses:
+        """Collect the parts that a run recorded, and those of a split file for images that the run does not list."""
+        prints = {} if file is None else read_fingerprints(file)
+        stated = [
+            {"part": part, **prints[name]} for part, names in split.parts.items() for name in names if name in prints
+        ]
+        first, own = cls.of(stated), cls.of(seen.values())
+        return cls({**first.files, **own.files}, {**first.voxels, **own.voxels})
+
+    def part(self, case: Case) -> str | None:
+        """Return the part that the image of a case had; None if training did not use it, or if it cannot be read."""
+        if self.files and (part := self.files.get(fingerprint(case, label=False)["image"])):
+            return part
+        return self.voxels.get(_voxels(case)) if self.voxels else None
+
+
+def _voxels(case: Case) -> str:
+    try:
+        return read_volume(case.image.channels[0]).digest
+    except UserError:  # scoring reports such cases
+        return ""
+
+
+def split_of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None, Part, list[str]]:
+    """Return the split of a run and the requested part if it has these data, otherwise all cases; with notes.
+
+    Data are identified by content: a data set with the same names but different images is another data set, and an
+    image used in training is recognised under any name. The split is None for a model outside a run folder.
+    """
+    seen, file = cases_seen(run), own_split(run)
+    here = [name for name in seen if name in set(dataset.names)]
+    changed = [name for name in here if Uses.of([seen[name]]).part(dataset.case(name)) is None]
+    if file is not None and len(here) == len(seen) and not changed:
+        return read_split(file, dataset), part, []
+    if not seen:
+        return None, "all", []
+    uses = Uses.of(seen.values())
+    part_of = {case.name: uses.part(case) or "test" for case in dataset.cases}
+    labelled, validation, test, unlabelled = (
+        tuple(name for name, found in part_of.items() if found == one)
+        for one in ("labelled", "validation", "test", "unlabelled")
+    )
+    note = (
+        f"{several(len(changed), 'case')} of {dataset.name} had another image in training ({some_of(changed)}), so all "
+        "cases are evaluated, and images used in training are recognised by their content."
+    )
+    return Split(labelled, validation, test, unlabelled), "all", [note] if changed else []
+
+
+def by_content(split: Split, cases: Sequence[Case], uses: Uses) -> tuple[Split, list[str]]:
+    """Move cases to the part in which training used their images, for files that were exchanged or copied; with notes.
+
+    Args:
+        split: Parts by name.
+        cases: Cases to evaluate.
+        uses: Parts of the images in training.
+    """
+    named = {name: part for part, names in split.parts.items() for name in names}
+    found = {case.name: uses.part(case) for case in cases}
+    moved = {name: part for name, part in found.items() if part and part != named.get(name)}
+    parts = {
+        part: (*(n for n in names if n not in moved), *(n for n, to in moved.items() if to == part))
+        for part, names in split.parts.items()
+    }
+    notes = [
+        f"By its name, {name} belongs to the part {named.get(name, '(none)')}, but its image was in the part {part} in "
+        "training, and counts as such: files were exchanged or copied, or the split is not that of the training."
+        for name, part in moved.items()
+    ]
+    return dataclasses.replace(split, **parts), notes  # type: ignore[arg-type]
+
+
+def cases_seen(run: Path) -> dict[str, dict[str, str]]:
+    """Read case -> part and hashes of the data used in training, or in the last stage of a run with stages."""
+    files = [run / "data.json", run / "selftrain" / "data.json", run.parent / "data.json"]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return {}
+    with reading(file, "does not list the data of a run", "restore it from a copy"):
+        content = read_object(file)
+        prepared = content.get("preparation", {})
+        cases = content.get("cases", {}).items()
+        seen = {name: dict(found) for name, found in cases if isinstance(found, dict) and "image" in found}
+        for name, found in seen.items():
+            found["voxels"] = prepared.get(name, {}).get("voxels", "")
+        return {name: {key: str(value) for key, value in found.items()} for name, found in seen.items()}
+
+
+def own_split(run: Path) -> Path | None:
+    """Return the split file that a run was trained with, if it still exists."""
+    settings = run / "config.yaml"
+    if not settings.is_file():
+        return None
+    named = config.read(settings).get("split")
+    return next((file for file in split_places(run, named) if file.is_file()), None) if named else None

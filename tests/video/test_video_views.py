@@ -178,6 +178,12 @@ def test_log_mel_is_that_of_librosa_s_formula() -> None:
     assert (found.double() - expected.flip(0)).abs().max() < 0.05
 
 
+def test_log_mel_is_computed_where_the_sound_is() -> None:
+    pytest.importorskip("torchaudio")
+    sound = torch.zeros(2, 16_000, device="meta")  # as on a GPU, no operation may mix devices
+    assert views.log_mel(sound, frames=4, size=(8, 8)).device.type == "meta"
+
+
 def test_silence_is_black() -> None:
     pytest.importorskip("torchaudio")
     assert views.log_mel(torch.zeros(16000), frames=2, size=(8, 8)).unique().tolist() == [0]

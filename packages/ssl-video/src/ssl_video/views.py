@@ -313,7 +313,7 @@ def log_mel(audio: Tensor, *, frames: int, size: tuple[int, int]) -> Tensor:
         ValueError: There are too few samples for `frames` pieces.
         UserError: torchaudio is not installed.
     """
-    spectrogram = _spectrogram()(audio.reshape(-1, audio.shape[-1]).to(torch.float32))
+    spectrogram = _spectrogram(audio.device)(audio.reshape(-1, audio.shape[-1]).to(torch.float32))
     times = spectrogram.shape[-1]
     if times < frames:
         raise ValueError(
@@ -334,7 +334,7 @@ def log_mel(audio: Tensor, *, frames: int, size: tuple[int, int]) -> Tensor:
 
 
 @functools.cache
-def _spectrogram() -> Any:
+def _spectrogram(device: torch.device) -> Any:
     try:
         from torchaudio.transforms import MelSpectrogram  # noqa: PLC0415 - an extra
     except (ImportError, OSError) as error:
@@ -342,4 +342,5 @@ def _spectrogram() -> Any:
             f"the view 'audio' needs torchaudio, which is not installed here ({error}); "
             "pip install 'ssl-video[audio]', or leave the view out"
         ) from error
-    return MelSpectrogram(sample_rate=RATE, n_fft=512, win_length=400, hop_length=160, n_mels=80, power=2.0)
+    made = MelSpectrogram(sample_rate=RATE, n_fft=512, win_length=400, hop_length=160, n_mels=80, power=2.0)
+    return made.to(device)

@@ -21,6 +21,7 @@ from tests.medseg.volumes_on_disk import affine, phantom
 highdicom = pytest.importorskip("highdicom")
 import pydicom  # noqa: E402
 from pydicom.dataelem import RawDataElement  # noqa: E402
+from pydicom.fileset import FileSet  # noqa: E402
 from pydicom.tag import Tag  # noqa: E402
 from pydicom.uid import (  # noqa: E402
     BasicTextSRStorage,
@@ -495,6 +496,20 @@ def test_localizers_alone_in_a_folder_are_left_out_and_said(tmp_path: Path) -> N
     assert [wanted.name for wanted in found] == ["t2"]
     (unread,) = unread_files(tmp_path / "study", found)
     assert "7 localizer images in 2 orientations" in unread
+
+
+def test_the_table_of_contents_of_a_disc_is_no_image(tmp_path: Path) -> None:
+    image = phantom((24, 20, 5))[0].round()
+    folder = write_series(tmp_path / "p1", image, affine((1.0, 1.0, 5.0), letters="LPS"))
+    disc = FileSet()
+    for file in folder.iterdir():
+        disc.add(file)
+    disc.write(tmp_path / "disc")
+    assert len(find_images(tmp_path / "disc")) == 1
+    shutil.copy(tmp_path / "disc" / "DICOMDIR", folder)
+    assert read_volume(ImageFile(folder)).warnings == ()
+    with pytest.raises(UserError, match=r"DICOMDIR: is the table of contents of a disc, not an image; pass its folder"):
+        read_volume(ImageFile(folder / "DICOMDIR"))
 
 
 def test_localizers_and_other_objects_are_left_out_and_said(tmp_path: Path) -> None:

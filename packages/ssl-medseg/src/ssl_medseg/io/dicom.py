@@ -252,6 +252,10 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
                 ) from error
             continue
         kind, name = sop_class(dataset)
+        if name == "Media Storage Directory Storage":
+            if path.is_dir():
+                continue
+            raise UserError(f"{path}: is the table of contents of a disc, not an image; pass its folder instead")
         if kind is not None and not _is_image(kind, name, dataset):
             others[name] += 1
         elif "Rows" in dataset:

@@ -11,6 +11,7 @@ from ssl_video import MultiviewPseudoLabel
 from ssl_video.models.networks import SmallSlow
 from ssl_video.mvpl.losses import Targets, pseudo_label_loss
 from ssl_video.mvpl.state import AdaptiveThreshold, DistributionAlignment, SoftWeights, ViewWeights, diagnose
+from ssl_video.views import normalize
 
 K = 4
 
@@ -105,14 +106,30 @@ def test_videos_of_unknown_class_count_in_no_accuracy() -> None:
     q = torch.eye(K)[None, :3].repeat(2, 1, 1) * 0.8 + 0.05
     present = torch.ones(2, 3, dtype=torch.bool)
     loss = pseudo_label_loss(q.log(), Targets(q, present), threshold=0.5)
-    found = diagnose(q.log(), loss, present=present, views=("rgb", "tg"), truth=torch.tensor([0, 3, -1]))
+    there = {"present": present, "usable": present}
+    found = diagnose(q.log(), loss, **there, views=("rgb", "tg"), truth=torch.tensor([0, 3, -1]))
     assert found.accuracy is not None
     assert found.accuracy.item() == found.accuracy_all.item() == 0.5  # type: ignore[union-attr]
     assert found.accuracy_by_view["rgb"].item() == 0.5
-    unknown = diagnose(q.log(), loss, present=present, views=("rgb", "tg"), truth=torch.full((3,), -1))
+    unknown = diagnose(q.log(), loss, **there, views=("rgb", "tg"), truth=torch.full((3,), -1))
     for accuracy in (unknown.accuracy, unknown.accuracy_all, *unknown.accuracy_by_view.values()):
         assert accuracy is not None
         assert accuracy.isnan()
+
+
+def test_targets_that_do_not_exist_count_in_no_diagnostic() -> None:
+    method = MultiviewPseudoLabel(nn.Flatten(), classes=3, views=("rgb", "tg"), target="cross", bn="joint")
+    pictures = {view: torch.rand(4, 1, 3, 1, 1) * 255 for view in method.views}
+    present = {"tg": torch.tensor([True, True, True, False])}
+    truth = torch.zeros(4, dtype=torch.int64)  # class 0, which zeros in place of logits predict
+    found = method(pictures, truth, pictures, pictures, present=present, truth=truth).diagnostics
+    by_view = [normalize(pictures[view]).flatten(1).softmax(dim=1) for view in method.views]
+    targets = torch.cat([by_view[1][:3], by_view[0][:3]])  # of rgb and of tg: each from the other view
+    assert found is not None
+    assert found.confidence.item() == pytest.approx(targets.amax(dim=1).mean().item(), rel=1e-5)
+    right = (targets.argmax(dim=1) == 0).float().mean().item()
+    assert found.accuracy_all is not None
+    assert found.accuracy_all.item() == pytest.approx(right)
 
 
 def test_thresholds_follow_the_confidence_unless_one_is_given_or_there_is_one_view() -> None:

@@ -303,7 +303,9 @@ class MultiviewPseudoLabel(nn.Module):
             partners=None if mixing is None else mixing.partners.to(device, non_blocking=True),
             share=share,
         )
-        found = diagnose(weak_logits, unlabelled, present=there_too, views=self.views, truth=true_classes)
+        found = diagnose(
+            weak_logits, unlabelled, present=there_too, usable=targets.usable, views=self.views, truth=true_classes
+        )
         return self._total(supervised, unlabelled.loss, found, distance)
 
     def _total(

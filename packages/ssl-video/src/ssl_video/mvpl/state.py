@@ -256,7 +256,13 @@ class Diagnostics(NamedTuple):
 
 @torch.no_grad()
 def diagnose(
-    logits: Tensor, found: PseudoLabelLoss, *, present: Tensor, views: Sequence[str], truth: Tensor | None = None
+    logits: Tensor,
+    found: PseudoLabelLoss,
+    *,
+    present: Tensor,
+    usable: Tensor,
+    views: Sequence[str],
+    truth: Tensor | None = None,
 ) -> Diagnostics:
     """Compute the diagnostics of one step.
 
@@ -264,12 +270,12 @@ def diagnose(
         logits: Logits of the weak views, ``[M, N, K]``.
         found: Loss on them.
         present: Whether each clip has each view, bool ``[M, N]``.
+        usable: Whether each target exists, bool ``[M, N]``.
         views: Names of the M views.
         truth: Classes int64 ``[N]``, -1 if unknown; those are ignored.
     """
     m, _, k = logits.shape
-    there = present.to(logits.dtype)
-    weight = there.sum().clamp(min=1)
+    there, made = present.to(logits.dtype), (present & usable).to(logits.dtype)
     predicted = logits.argmax(dim=-1)
     both = present[:, None] & present[None, :]
     first, second = torch.triu_indices(m, m, offset=1, device=logits.device).unbind()
@@ -279,20 +285,20 @@ def diagnose(
     counted = found.mask.to(logits.dtype)
     histogram = torch.zeros(k, device=logits.device).index_add_(0, found.labels.flatten(), counted.flatten().float())
     result = Diagnostics(
-        coverage=counted.sum() / weight,
-        confidence=(found.confidence * there).sum() / weight,
+        coverage=counted.sum() / there.sum().clamp(min=1),
+        confidence=torch.where(made > 0, found.confidence, 0).sum() / made.sum().clamp(min=1),
         agreement=agreement,
         histogram=histogram,
     )
     if truth is None:
         return result
     known = (truth >= 0).to(logits.dtype)
-    there, counted = there * known, counted * known
+    there, made, counted = there * known, made * known, counted * known
     right = (found.labels == truth).to(logits.dtype)
     alone = (predicted == truth).to(logits.dtype)
     return result._replace(
         # NaN if no pseudo-label with a known class is used.
         accuracy=(right * counted).sum() / counted.sum(),
-        accuracy_all=(right * there).sum() / there.sum(),
+        accuracy_all=(right * made).sum() / made.sum(),
         accuracy_by_view={view: (alone[v] * there[v]).sum() / there[v].sum() for v, view in enumerate(views)},
     )

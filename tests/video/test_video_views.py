@@ -189,6 +189,9 @@ def test_silence_is_black() -> None:
     assert views.log_mel(torch.zeros(16000), frames=2, size=(8, 8)).unique().tolist() == [0]
     with pytest.raises(ValueError, match="a window"):
         views.log_mel(torch.zeros(400), frames=8, size=(8, 8))
+    with pytest.raises(ValueError, match=r"256 samples, 2 windows, for 1 frames; .* 257 samples in all"):
+        views.log_mel(torch.zeros(256), frames=1, size=(8, 8))
+    assert views.log_mel(torch.zeros(257), frames=1, size=(8, 8)).shape == (1, 3, 8, 8)
 
 
 def test_make_views_gives_every_view(shifted: Tensor) -> None:

@@ -51,6 +51,8 @@ MEAN, STD = 0.45, 0.225
 
 Third = Literal["magnitude", "zero", "mid"]
 RATE = 16_000
+_FFT = 512
+_HOP = 160
 _FLOOR_DB = -80.0
 _QUIET = 1e-10
 
@@ -313,13 +315,14 @@ def log_mel(audio: Tensor, *, frames: int, size: tuple[int, int]) -> Tensor:
         ValueError: There are too few samples for `frames` pieces.
         UserError: torchaudio is not installed.
     """
-    spectrogram = _spectrogram(audio.device)(audio.reshape(-1, audio.shape[-1]).to(torch.float32))
-    times = spectrogram.shape[-1]
-    if times < frames:
+    samples = audio.shape[-1]
+    times = samples // _HOP + 1
+    if times < frames or samples <= _FFT // 2:  # the ends are padded by half a window, by reflection
         raise ValueError(
-            f"log_mel got {audio.shape[-1]} samples, {times} windows, for {frames} frames; expected at least a window "
-            "(160 samples) for each"
+            f"log_mel got {samples} samples, {times} windows, for {frames} frames; expected at least a window ({_HOP} "
+            f"samples) for each, and {_FFT // 2 + 1} samples in all"
         )
+    spectrogram = _spectrogram(audio.device)(audio.reshape(-1, samples).to(torch.float32))
     peak = spectrogram.amax(dim=(-2, -1), keepdim=True)
     decibels = 10 * torch.log10(spectrogram.clamp(min=_QUIET) / peak.clamp(min=_QUIET))
     decibels = torch.where(peak > _QUIET, decibels, torch.full_like(decibels, _FLOOR_DB))
@@ -342,5 +345,5 @@ def _spectrogram(device: torch.device) -> Any:
             f"the view 'audio' needs torchaudio, which is not installed here ({error}); "
             "pip install 'ssl-video[audio]', or leave the view out"
         ) from error
-    made = MelSpectrogram(sample_rate=RATE, n_fft=512, win_length=400, hop_length=160, n_mels=80, power=2.0)
+    made = MelSpectrogram(sample_rate=RATE, n_fft=_FFT, win_length=400, hop_length=_HOP, n_mels=80, power=2.0)
     return made.to(device)

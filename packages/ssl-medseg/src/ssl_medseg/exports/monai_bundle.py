@@ -315,9 +315,9 @@ writes a mask for {inputs} in the folder IMAGES, with the label values {values}.
 
 `ssl-medseg predict . IMAGES MASKS` does the same, and also reads DICOM series and nested folders. The two differ in a
 few images: `ssl-medseg predict` converts units other than mm, computes the smoothing before downsampling from each
-image (the bundle uses that of the training images), and reorients oblique volumes stored in a different axis order
-from the training images. In oblique images, rounding in the header can shift the first pixel of MONAI's slices by up
-to half a pixel.
+image (the bundle uses that of the training images), segments a single slice in its own plane, and reorients oblique
+volumes stored in a different axis order from the training images. In oblique images, rounding in the header can shift
+the first pixel of MONAI's slices by up to half a pixel.
 """
 
 

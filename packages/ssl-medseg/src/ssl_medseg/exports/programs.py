@@ -13,11 +13,22 @@ from contrastive_core.training.export import Program
 from ssl_medseg.models.model_folder import Segmenter
 
 PREPARATION = (
-    "For each volume: resample the `channels`, in this order, to the grid of the first, raise the padding of CT (below "
-    "-1500) to -1024, and scale each channel so that the `percentiles` of all its voxels become 0 and 1, without "
-    "clipping. For each slice: resample linearly to "
-    "`spacing` mm (with the first pixel at the first voxel), then crop or pad with zeros around the centre to `size`. "
-    "ssl_medseg.preprocessing.Preprocessing.from_json reads these settings"
+    "For each volume: resample the `channels`, in this order, to the grid of the first; reorder and flip the axes to "
+    "`orientation` (or to the axes `frame`; without both, keep them as stored). For each channel: fill voxels that "
+    "are not finite with the smallest value if `fill_nan`, raise the padding of CT (below -1500) to -1024, correct "
+    "the bias field with N4 if `n4`, and scale so that the `percentiles` of all voxels become 0 and 1, without "
+    "clipping. Slices are perpendicular to `slice_axis`. Along each axis of a slice, one pixel is `step` voxels: "
+    "`spacing` in mm divided by the voxel size, or, with `fit`, such that the longer side has `fit` pixels. If "
+    "`antialias`, smooth with a Gaussian of sigma (step - 1) / 2 voxels where step > 1. Resample linearly, with the "
+    "first pixel at the first voxel, and crop or pad with zeros around the centre to `size`. "
+    "ssl_medseg.preprocessing.Preprocessing.from_json reads these settings, and ssl_medseg.preprocessing.prepare "
+    "follows them"
+)
+INVERSION = (
+    "Softmax over the classes. If `mirror`, average the probabilities of a slice and its mirror images along each and "
+    "both of its axes, mirrored back. Map the probabilities linearly to the voxels, where those outside of the slices "
+    "are background, and take the most probable class. Of the classes in `largest`, keep only the largest component "
+    "of the volume, connected through faces. Replace class numbers by `values`"
 )
 
 
@@ -60,6 +71,8 @@ def card_of(segmenter: Segmenter, file: Path) -> dict[str, Any]:
             "name": "logits",
             "shape": ["batch", len(segmenter.labels), height, width],
             "classes": segmenter.labels.to_json(),
+            "inversion": INVERSION,
+            "refinement": asdict(segmenter.refinement),
         },
         "network": asdict(segmenter.options),
     }

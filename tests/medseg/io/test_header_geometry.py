@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import resource
 import struct
@@ -294,3 +295,24 @@ def test_a_header_with_fewer_slices_than_the_file_holds_is_refused(tmp_path: Pat
     path.write_bytes(contents[1])
     with pytest.raises(UserError, match=r"case.*(more than the 200 bytes|40 bytes follow the \d+ that its)"):
         read_volume(ImageFile(path))
+
+
+@pytest.mark.parametrize("ending", ["mgz", "mgh"])
+def test_the_geometry_of_mgh_is_unknown_without_its_flag(tmp_path: Path, ending: str) -> None:
+    matrix = affine((1.5, 1.5, 4.0), letters="LPS")
+    path = tmp_path / f"image.{ending}"
+    nibabel.save(nibabel.MGHImage(phantom(SHAPE)[0].astype(np.float32), matrix), path)
+    stated = read_volume(ImageFile(path))
+    np.testing.assert_allclose(stated.affine, matrix, atol=1e-5)
+    assert stated.grid.size_known
+    assert stated.grid.place_known
+    assert not stated.warnings
+    json.dumps(stated.grid.shape)  # run folders store it
+    content = bytearray(gzip.decompress(path.read_bytes()) if ending == "mgz" else path.read_bytes())
+    content[28:30] = b"\0\0"  # goodRASFlag
+    path.write_bytes(gzip.compress(content) if ending == "mgz" else content)
+    bare = read_volume(ImageFile(path))
+    np.testing.assert_array_equal(bare.array, stated.array)
+    assert not bare.grid.size_known
+    assert not bare.grid.place_known
+    assert bare.warnings == ("the file states no position: the patient's left and right are unknown",)

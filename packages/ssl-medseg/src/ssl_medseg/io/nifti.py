@@ -219,11 +219,11 @@ def nifti_grid(opened: Any, path: Path, image: ImageFile | None = None) -> Grid:
         UserError: The voxel size is implausible, the unit is not a unit of length, or the affine is not invertible.
     """
     x, y, z = (*opened.shape[:3], 1, 1)[:3]
-    shape = (x, y, z)
+    shape = (int(x), int(y), int(z))  # nibabel gives the axes of MGH as int32, which JSON cannot store
     if not isinstance(opened, nibabel.Nifti1Pair):
-        # MGH states sizes and positions; Analyze states only sizes, and no unit.
-        analyze = isinstance(opened, nibabel.AnalyzeImage)
-        grid = Grid(shape, checked_affine(opened.affine, path), size_known=not analyze, place_known=not analyze)
+        # MGH may state sizes and positions; Analyze states only sizes, and no unit.
+        known = isinstance(opened, nibabel.MGHImage) and _states_geometry(opened)
+        grid = Grid(shape, checked_affine(opened.affine, path), size_known=known, place_known=known)
     else:
         _check_header(opened, path)
         unit = _unit(opened.header, path)
@@ -234,6 +234,13 @@ def nifti_grid(opened: Any, path: Path, image: ImageFile | None = None) -> Grid:
         grid = Grid(shape, affine, size_known=coded and not bare, place_known=coded and not bare)
         check_voxel_size(grid, path, unit="none" if unit == "unknown" else unit)
     return _as_stated(grid, image)
+
+
+def _states_geometry(opened: nibabel.MGHImage) -> bool:
+    """Return whether goodRASFlag of an MGH file is set; otherwise, nibabel replaces the geometry, and the flag."""
+    with opened.file_map["image"].get_prepare_fileobj("rb") as file:
+        start = bytes(file.read(30))
+    return start[28:] != b"\0\0"
 
 
 def stored_affine(opened: Any) -> NDArray[np.float64]:
@@ -247,7 +254,7 @@ def stored_affine(opened: Any) -> NDArray[np.float64]:
 def nifti_warnings(opened: Any, grid: Grid) -> tuple[str, ...]:
     """Return warnings about the geometry in a NIfTI header, as clauses."""
     if not isinstance(opened, nibabel.Nifti1Pair):
-        return () if grid.place_known else ("the format states no position: the patient's left and right are unknown",)
+        return () if grid.place_known else ("the file states no position: the patient's left and right are unknown",)
     zooms = by(f"{size:.4g}" for size in opened.header.get_zooms()[:3])
     if not grid.place_known:
         found = (

@@ -199,7 +199,7 @@ def test_images_of_the_training_are_recognised_in_another_format_and_orientation
         (target / "dataset.json").write_text(json.dumps(card | {"training": listed}))
         return target
 
-    given = {"pictures": False, "inference": InferenceOptions(device="cpu")}
+    given: dict[str, Any] = {"pictures": False, "inference": InferenceOptions(device="cpu")}
     # All files of the training, stored again: the data set is still that of the run, which tests on c and d.
     same = evaluate(run, str(stored_again(tmp_path / "same", "PIL", {name: name for name in "abcd"})), **given)
     assert {case.case: case.part for case in same.evaluation.cases} == {"c": "test", "d": "test"}
@@ -209,6 +209,15 @@ def test_images_of_the_training_are_recognised_in_another_format_and_orientation
         "x": "labelled", "y": "validation", "z": "test",
     }  # fmt: skip
     assert other.summary.left_out == 2
+    # The masks of `predict` carry the hashes, without the names of the training cases.
+    predict(str(run), str(tmp_path / "other"), tmp_path / "masks", inference=given["inference"])
+    stored = json.loads((tmp_path / "masks" / "predictions.json").read_text())["training"]
+    assert sorted(found["part"] for found in stored) == ["labelled", "validation"]
+    assert set(stored[0]) == {"part", "image", "voxels"}
+    of_masks = evaluate(tmp_path / "masks", str(tmp_path / "other"), pictures=False)
+    assert {case.case: case.part for case in of_masks.evaluation.cases} == {
+        "x": "labelled", "y": "validation", "z": "test",
+    }  # fmt: skip
 
 
 def test_unknown_spacing_gives_voxels(phantom: Path, masks: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.models.model_folder import Segmenter, load_segmenter
 from ssl_medseg.models.network import Refinement
 from ssl_medseg.prediction import InferenceOptions, Segmented, bytes_of_masks, find_images, segment, unread_files
+from ssl_medseg.reports.used_cases import cases_seen
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
 _SHOWN = 10
@@ -242,7 +243,7 @@ def predict(
             stale=tuple(sorted(before - written)),
         )
         if folder == Path(out):
-            _write_summary(result, segmenter)
+            _write_summary(result, segmenter, cases_seen(Path(model)))
     failed = [case for case in done if case.error]
     if failed:
         raise UserError(_failures(failed, result))
@@ -352,13 +353,15 @@ def _millilitres(classes: NDArray[np.uint8], volume: Volume, names: tuple[str, .
     return {name: round(float(count * voxel), 4) for name, count in zip(names, counts, strict=True)}
 
 
-def _write_summary(result: PredictResult, segmenter: Segmenter) -> None:
+def _write_summary(result: PredictResult, segmenter: Segmenter, seen: Mapping[str, Mapping[str, str]]) -> None:
     card = {
         "format": "ssl-medseg predictions 1",
         "labels": segmenter.labels.to_json(),
         "cases": [asdict(case) for case in result.cases],
         "unread": list(result.unread),
         "stale": list(result.stale),
+        # Without the names of the cases, which may identify patients that do not belong to these masks.
+        "training": [{key: found.get(key, "") for key in ("part", "image", "voxels")} for found in seen.values()],
     }
     write_atomic(result.out / _SUMMARY, (json.dumps(card, indent=1) + "\n").encode())
 

@@ -26,7 +26,16 @@ from ssl_medseg.io.file_types import is_dicom
 from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.prediction import InferenceOptions, bytes_of_masks, is_model, predict_cases
 from ssl_medseg.reports.overlay import case_sheets
-from ssl_medseg.reports.used_cases import Part, Uses, by_content, cases_seen, own_split, split_of_run
+from ssl_medseg.reports.used_cases import (
+    Part,
+    Uses,
+    by_content,
+    cases_seen,
+    own_split,
+    split_by_use,
+    split_of_run,
+    uses_of_masks,
+)
 
 _OPENING = DataOptions()
 
@@ -93,7 +102,8 @@ def evaluate(
         data: Data set with the reference labels.
         split: Split file of the training, used to exclude cases with labels used in training from the summary; by
             default that of the run. If the data set is not that of the run, all cases are evaluated. Images used in
-            training are recognised by their content, also under another name.
+            training are recognised by their voxels, also under another name, in another format or orientation; for
+            masks, by the hashes that `predict` stores next to them.
         part: Part of the split to evaluate, or all for every case with a label. Without a split, all cases are
             evaluated.
         tolerance: Tolerance of the surface Dice in mm, or in voxels if the voxel size is unknown.
@@ -122,8 +132,11 @@ def evaluate(
     notes: list[str] = []
     if split is not None:
         chosen, shown = read_split(split, opened), part
+    elif model:
+        chosen, shown, notes = split_of_run(folder, opened, part)
     else:
-        chosen, shown, notes = split_of_run(folder, opened, part) if model else (None, "all", [])
+        uses = uses_of_masks(folder)
+        chosen, shown = split_by_use(uses, opened) if uses != Uses() else None, "all"
     cases = choose_cases(opened, chosen, shown)
     if chosen is not None:
         chosen, more = by_content(chosen, cases, Uses.of_split(chosen, split, cases_seen(folder) if model else {}))
@@ -152,7 +165,7 @@ def evaluate(
         )
         summary = summarise(evaluation)
         written = _write(evaluation, summary, target, opened, notes=notes, pictures=pictures)
-    if chosen is not None and shown in ("test", "all"):
+    if chosen is not None and (model or split is not None) and shown in ("test", "all"):
         bare = set(chosen.test).difference(case.name for case in cases)
         failed = {**failed, **dict.fromkeys(sorted(bare), "has no label to compare with")}
     return Evaluated(evaluation, summary, written, failed, notes)

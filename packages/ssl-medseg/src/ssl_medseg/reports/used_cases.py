@@ -83,17 +83,21 @@ def split_of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None,
         return read_split(file, dataset), part, []
     if not seen:
         return None, "all", []
-    uses = Uses.of(seen.values())
+    note = (
+        f"{several(len(changed), 'case')} of {dataset.name} had another image in training ({some_of(changed)}), so all "
+        "cases are evaluated, and images used in training are recognised by their content."
+    )
+    return split_by_use(Uses.of(seen.values()), dataset), "all", [note] if changed else []
+
+
+def split_by_use(uses: Uses, dataset: DataSet) -> Split:
+    """Return the parts that the images of a data set had in training; all others are in the test part."""
     part_of = {case.name: uses.part(case) or "test" for case in dataset.cases}
     labelled, validation, test, unlabelled = (
         tuple(name for name, found in part_of.items() if found == one)
         for one in ("labelled", "validation", "test", "unlabelled")
     )
-    note = (
-        f"{several(len(changed), 'case')} of {dataset.name} had another image in training ({some_of(changed)}), so all "
-        "cases are evaluated, and images used in training are recognised by their content."
-    )
-    return Split(labelled, validation, test, unlabelled), "all", [note] if changed else []
+    return Split(labelled, validation, test, unlabelled)
 
 
 def by_content(split: Split, cases: Sequence[Case], uses: Uses) -> tuple[Split, list[str]]:
@@ -122,6 +126,7 @@ def by_content(split: Split, cases: Sequence[Case], uses: Uses) -> tuple[Split, 
 def cases_seen(run: Path) -> dict[str, dict[str, str]]:
     """Read case -> part and hashes of the data used in training, or in the last stage of a run with stages."""
     files = [run / "data.json", run / "selftrain" / "data.json", run.parent / "data.json"]
+    files += [run.parent.parent / "data.json"] if run.parent.name == "models" else []
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         return {}
@@ -133,6 +138,16 @@ def cases_seen(run: Path) -> dict[str, dict[str, str]]:
         for name, found in seen.items():
             found["voxels"] = prepared.get(name, {}).get("voxels", "")
         return {name: {key: str(value) for key, value in found.items()} for name, found in seen.items()}
+
+
+def uses_of_masks(folder: Path) -> Uses:
+    """Read from predictions.json which images training used; nothing if `predict` did not write the masks."""
+    file = folder / "predictions.json"
+    if not file.is_file():
+        return Uses()
+    with reading(file, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
+        seen = read_object(file).get("training", [])
+        return Uses.of({key: str(value) for key, value in found.items()} for found in seen)
 
 
 def own_split(run: Path) -> Path | None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ssl_video import MultiviewPseudoLabel
 from ssl_video.models.networks import SmallSlow
@@ -224,6 +225,42 @@ def test_agreement_compares_the_clips_that_have_both_views() -> None:
 def test_agreement_needs_both_views() -> None:
     with pytest.raises(ValueError, match="rgb and tg"):
         MultiviewPseudoLabel(network(), classes=K, views=("rgb",), threshold=0.9, agreement_weight=1.0)
+
+
+def test_agreement_without_effect_is_refused() -> None:
+    """Re-entrant checkpointing gives features without a gradient; a layer may not see the clips, or see them twice."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.reentrant = network(), False
+
+        def forward(self, clips: Tensor) -> Tensor:
+            clips = clips.requires_grad_(torch.is_grad_enabled())
+            return checkpoint(self.network, clips, use_reentrant=self.reentrant)  # type: ignore[no-any-return]
+
+    own = Checkpointed()
+    method = MultiviewPseudoLabel(own, classes=K, threshold=0.99, agreement_weight=1.0)
+    plain = MultiviewPseudoLabel(network(), classes=K, threshold=0.99, agreement_weight=1.0)
+    for one in (method, plain):
+        one(LABELLED, LABELS, WEAK, STRONG).loss.backward()
+    for a, b in zip(own.network.parameters(), plain.network.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+    own.reentrant = True
+    with pytest.raises(ValueError, match=r"have no gradient, so agreement_weight would have no effect"):
+        method(LABELLED, LABELS, WEAK, STRONG)
+
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.other = network(), nn.Linear(2, 2)
+
+        def forward(self, clips: Tensor) -> Tensor:
+            return self.network(clips)  # type: ignore[no-any-return]
+
+    unused = MultiviewPseudoLabel(Unused(), classes=K, threshold=0.99, agreement_weight=1.0)
+    with pytest.raises(ValueError, match=r"was given \[\] for \d+ clips; expected their features"):
+        unused(LABELLED, LABELS)
 
 
 def test_options_off_change_nothing() -> None:

@@ -360,12 +360,23 @@ class MultiviewPseudoLabel(nn.Module):
             return self._classify(self.network, pictures, present), None
         with _inputs_of(self._head) as inputs:
             logits = self._classify(self.network, pictures, present)
-        features = inputs[-1].reshape(len(inputs[-1]), -1, inputs[-1].shape[-1]).mean(dim=1)
-        by_view = dict(zip(self.views, torch.split(features, present.sum(dim=1).tolist()), strict=True))
         has = dict(zip(self.views, present, strict=True))  # on the host
         both = has["rgb"] & has["tg"]
         if not bool(both.any()):
             return logits, 0.0 * logits.sum()
+        clips = int(present.sum())
+        if [len(given) for given in inputs] != [clips]:
+            raise ValueError(
+                f"the last linear layer of the network was given {[list(given.shape) for given in inputs]} for {clips} "
+                f"clips; expected their features [{clips}, ..., D], once. Pass agreement_weight=0"
+            )
+        if logits.requires_grad and not inputs[0].requires_grad:
+            raise ValueError(
+                "the features of the last linear layer have no gradient, so agreement_weight would have no effect; "
+                "expected gradient checkpointing with use_reentrant=False, and layers before it that are trained"
+            )
+        features = inputs[0].reshape(clips, -1, inputs[0].shape[-1]).mean(dim=1)
+        by_view = dict(zip(self.views, torch.split(features, present.sum(dim=1).tolist()), strict=True))
         if not bool(both.all()):
             rows = {name: both[has[name]].nonzero().flatten() for name in ("rgb", "tg")}
             by_view |= {name: by_view[name][row.to(features.device, non_blocking=True)] for name, row in rows.items()}

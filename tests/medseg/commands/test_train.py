@@ -368,3 +368,28 @@ def test_a_run_is_evaluated_where_labels_of_other_cases_are_missing(data: Path, 
     (copy / "labelsTr" / f"{found.test[0]}.nii.gz").unlink()
     with pytest.raises(UserError, match="no case of part test of the split has a label"):
         evaluate(tmp_path / "run", str(copy), name="again", pictures=False)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_labels_of_an_initial_segmenter_do_not_count_as_test_cases(
+    data: Path, split: Path, tmp_path: Path, stages: int
+) -> None:
+    found = open_dataset(data)
+    zero, one, two, three = (found.patients[patient] for patient in sorted(found.patients))
+    later = tmp_path / "later.json"
+    write_split(later, Split(labelled=three, validation=(), unlabelled=two, test=(*zero, *one)), found)
+    train(str(data), tmp_path / "first", split=split, **grouped(steps=1, run=QUIET, **SMALL))
+    short = grouped(steps=1, batch_size=2, run=QUIET)
+    train(str(data), tmp_path / "begun", split=later, init=str(tmp_path / "first"), **short)
+    run = tmp_path / "begun"
+    if stages == 2:  # the chain goes on
+        run = tmp_path / "self"
+        selftrain(str(tmp_path / "begun"), str(data), run, split=later, **short)
+    done = evaluate(run, str(data), pictures=False, inference=InferenceOptions(device="cpu"))
+    assert {case.case: case.part for case in done.evaluation.cases} == {
+        **dict.fromkeys(zero, "labelled"), **dict.fromkeys(one, "validation"),
+    }  # fmt: skip
+    assert "the model that this run started from was trained with it" in str(done)
+    predict(str(run), str(data), tmp_path / "masks", inference=InferenceOptions(device="cpu"))
+    masks = evaluate(tmp_path / "masks", str(data), pictures=False, opening=DataOptions(allow_unlabelled=True))
+    assert {case.case: case.part for case in masks.evaluation.cases}.items() >= dict.fromkeys(zero, "labelled").items()

@@ -30,7 +30,7 @@ from ssl_medseg.io.mask import write_on_grid
 from ssl_medseg.models.model_folder import Segmenter, load_segmenter
 from ssl_medseg.models.network import Refinement
 from ssl_medseg.prediction import InferenceOptions, Segmented, bytes_of_masks, find_images, segment, unread_files
-from ssl_medseg.reports.used_cases import cases_seen
+from ssl_medseg.reports.used_cases import images_seen
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
 _SHOWN = 10
@@ -243,7 +243,7 @@ def predict(
             stale=tuple(sorted(before - written)),
         )
         if folder == Path(out):
-            _write_summary(result, segmenter, cases_seen(Path(model)))
+            _write_summary(result, segmenter, images_seen(Path(model)))
     failed = [case for case in done if case.error]
     if failed:
         raise UserError(_failures(failed, result))
@@ -353,7 +353,7 @@ def _millilitres(classes: NDArray[np.uint8], volume: Volume, names: tuple[str, .
     return {name: round(float(count * voxel), 4) for name, count in zip(names, counts, strict=True)}
 
 
-def _write_summary(result: PredictResult, segmenter: Segmenter, seen: Mapping[str, Mapping[str, str]]) -> None:
+def _write_summary(result: PredictResult, segmenter: Segmenter, seen: Sequence[Mapping[str, str]]) -> None:
     card = {
         "format": "ssl-medseg predictions 1",
         "labels": segmenter.labels.to_json(),
@@ -361,7 +361,7 @@ def _write_summary(result: PredictResult, segmenter: Segmenter, seen: Mapping[st
         "unread": list(result.unread),
         "stale": list(result.stale),
         # Without the names of the cases, which may identify patients that do not belong to these masks.
-        "training": [{key: found.get(key, "") for key in ("part", "image", "voxels")} for found in seen.values()],
+        "training": [{key: found.get(key, "") for key in ("part", "image", "voxels")} for found in seen],
     }
     write_atomic(result.out / _SUMMARY, (json.dumps(card, indent=1) + "\n").encode())
 

@@ -100,11 +100,12 @@ FORMAT = "ssl-medseg trunk 1"
 
 @dataclass(frozen=True)
 class Trunk:
-    """Weights of a trunk, with its network options and preprocessing."""
+    """Weights of a trunk, with its network options and preprocessing, and whether a segmenter contains it."""
 
     weights: dict[str, Tensor]
     options: NetworkOptions
     preprocessing: Preprocessing
+    is_segmenter: bool = False
 
 
 def save_trunk(
@@ -135,4 +136,4 @@ def load_trunk(model: str | Path) -> Trunk:
     ):
         options = from_plain(NetworkOptions, card["network"], "network")
         preprocessing = from_plain(Preprocessing, card["preprocessing"], "preprocessing")
-    return Trunk(tensors, opened_options(options, model=model), preprocessing)
+    return Trunk(tensors, opened_options(options, model=model), preprocessing, card["format"] == SEGMENTER)

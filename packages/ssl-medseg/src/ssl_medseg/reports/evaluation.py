@@ -30,7 +30,7 @@ from ssl_medseg.reports.used_cases import (
     Part,
     Uses,
     by_content,
-    cases_seen,
+    images_seen,
     own_split,
     split_by_use,
     split_of_run,
@@ -139,7 +139,8 @@ def evaluate(
         chosen, shown = split_by_use(uses, opened) if uses != Uses() else None, "all"
     cases = choose_cases(opened, chosen, shown)
     if chosen is not None:
-        chosen, more = by_content(chosen, cases, Uses.of_split(chosen, split, cases_seen(folder) if model else {}))
+        seen = images_seen(folder) if model else []
+        chosen, more = by_content(chosen, cases, Uses.of_split(chosen, split, seen))
         notes += more
     stem = name or as_file_name(f"{opened.name}-{shown}", otherwise="scores")
     check_file_name(stem, what="name", source="--name")

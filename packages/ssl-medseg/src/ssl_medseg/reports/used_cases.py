@@ -20,6 +20,7 @@ from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.splits import Split, fingerprint, read_fingerprints, read_split
 from ssl_medseg.io import read_volume
 from ssl_medseg.reports.run_folder import split_places
+from ssl_medseg.training.data import data_file
 
 Part = Literal["test", "validation", "labelled", "unlabelled", "all"]
 _ORDER = ("test", "unlabelled", "validation", "labelled")
@@ -47,13 +48,13 @@ class Uses:
         return cls(files, voxels)
 
     @classmethod
-    def of_split(cls, split: Split, file: Path | None, seen: Mapping[str, Mapping[str, str]]) -> Uses:
+    def of_split(cls, split: Split, file: Path | None, seen: Iterable[Mapping[str, str]]) -> Uses:
         """Collect the parts that a run recorded, and those of a split file for images that the run does not list."""
         prints = {} if file is None else read_fingerprints(file)
         stated = [
             {"part": part, **prints[name]} for part, names in split.parts.items() for name in names if name in prints
         ]
-        first, own = cls.of(stated), cls.of(seen.values())
+        first, own = cls.of(stated), cls.of(seen)
         return cls({**first.files, **own.files}, {**first.voxels, **own.voxels})
 
     def part(self, case: Case) -> str | None:
@@ -117,7 +118,8 @@ def by_content(split: Split, cases: Sequence[Case], uses: Uses) -> tuple[Split, 
     }
     notes = [
         f"By its name, {name} belongs to the part {named.get(name, '(none)')}, but its image was in the part {part} in "
-        "training, and counts as such: files were exchanged or copied, or the split is not that of the training."
+        "training, and counts as such: files were exchanged or copied, the split is not that of the training, or the "
+        "model that this run started from was trained with it."
         for name, part in moved.items()
     ]
     return dataclasses.replace(split, **parts), notes  # type: ignore[arg-type]
@@ -125,9 +127,7 @@ def by_content(split: Split, cases: Sequence[Case], uses: Uses) -> tuple[Split, 
 
 def cases_seen(run: Path) -> dict[str, dict[str, str]]:
     """Read case -> part and hashes of the data used in training, or in the last stage of a run with stages."""
-    files = [run / "data.json", run / "selftrain" / "data.json", run.parent / "data.json"]
-    files += [run.parent.parent / "data.json"] if run.parent.name == "models" else []
-    file = next((file for file in files if file.is_file()), None)
+    file = data_file(run)
     if file is None:
         return {}
     with reading(file, "does not list the data of a run", "restore it from a copy"):
@@ -148,6 +148,14 @@ def uses_of_masks(folder: Path) -> Uses:
     with reading(file, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
         seen = read_object(file).get("training", [])
         return Uses.of({key: str(value) for key, value in found.items()} for found in seen)
+
+
+def images_seen(run: Path) -> list[dict[str, str]]:
+    """Read part and hashes of the images used in training, and of those whose labels trained the initial segmenter."""
+    file = data_file(run)
+    content = {} if file is None else read_object(file)
+    before = [found for found in content.get("before", []) if isinstance(found, dict)]
+    return [*cases_seen(run).values(), *({key: str(value) for key, value in found.items()} for found in before)]
 
 
 def own_split(run: Path) -> Path | None:

@@ -29,7 +29,7 @@ from ssl_medseg.selftraining.losses import (
 from ssl_medseg.selftraining.options import SelfTrainingOptions
 from ssl_medseg.selftraining.rounds import Pool, score_withheld_labels
 from ssl_medseg.selftraining.student import Scoring, Student
-from ssl_medseg.training.data import PLACES, TrainingData, keep_identity, open_training_data
+from ssl_medseg.training.data import PLACES, TrainingData, keep_identity, labels_before, open_training_data
 from ssl_medseg.training.optim import DurationEstimate
 from ssl_medseg.training.recipe import OptimizerOptions, TrainingOptions, choose
 from ssl_medseg.training.slices import AugmentOptions, SegmentationBatches, slices_with
@@ -118,7 +118,7 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
     total = how.rounds * chosen.steps if in_rounds else chosen.steps
     free = (*PLACES, "model", "score_withheld")  # data are identified by their content
     with Run(out, config=config, command="ssl-medseg selftrain", options=run, free=free, resolved=resolved) as r:
-        keep_identity(r, seen, model=module_hash(found.network))
+        keep_identity(r, seen, model=module_hash(found.network), before=labels_before(model))
         for note in [str(chosen), *seen.notes]:
             r.say(note)
 

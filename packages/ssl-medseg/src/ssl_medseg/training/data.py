@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from contrastive_core.training import Run
-from contrastive_core.training.documents import read_object
+from contrastive_core.training.documents import read_object, reading
 from contrastive_core.training.files import write_atomic
 from ssl_medseg.datasets import DataOptions, Split, open_split
 from ssl_medseg.datasets.splits import identify
@@ -190,13 +190,40 @@ PLACES = (
 )  # fmt: skip
 
 
-def keep_identity(run: Run, seen: TrainingData, *, model: str = "") -> None:
+def data_file(model: Path) -> Path | None:
+    """Return the file that lists the training data of a run folder or model folder; for two stages, of the last one."""
+    folders = [model, model.parent, *([model.parent.parent] if model.parent.name == "models" else [])]
+    places = [folder / stage for folder in folders for stage in ("", "selftrain")]
+    return next((file for place in places if (file := place / "data.json").is_file()), None)
+
+
+def labels_before(model: str | Path) -> list[dict[str, str]]:
+    """Return part and hashes of the images whose labels trained or validated a segmenter, or the one it started from.
+
+    A run that starts from the segmenter stores them, so that `evaluate` does not count these images as test cases.
+    """
+    file = data_file(Path(model))
+    if file is None:
+        return []
+    with reading(file, "does not list the data of a run", "restore it from a copy"):
+        content = read_object(file)
+        prepared = content.get("preparation", {})
+        own = [
+            {"part": case["part"], "image": case["image"], "voxels": prepared.get(name, {}).get("voxels", "")}
+            for name, case in content.get("cases", {}).items()
+            if case["part"] in ("labelled", "validation")
+        ]
+        return [*own, *(case for case in content.get("before", []) if case not in own)]
+
+
+def keep_identity(run: Run, seen: TrainingData, *, model: str = "", before: Sequence[Mapping[str, str]] = ()) -> None:
     """Write the hashes of the data and its preparation to the run folder; in a resumed run, compare the hashes.
 
     Args:
         run: Run.
         seen: Data of the run.
         model: Hash of the segmenter that the run starts from, if any.
+        before: Images whose labels this segmenter was trained with, from `labels_before`.
 
     Raises:
         UserError: The run was started with other files, another split, another label map or another segmenter.
@@ -211,6 +238,7 @@ def keep_identity(run: Run, seen: TrainingData, *, model: str = "") -> None:
             "model": model,
             "cases": seen.identity,
             "preparation": seen.preparation(),
+            "before": list(before),
         }
         write_atomic(file, (json.dumps(content, indent=1) + "\n").encode())
         return

@@ -17,7 +17,7 @@ from ssl_medseg.models.model_folder import save_segmenter
 from ssl_medseg.models.network import AUTO, Refinement
 from ssl_medseg.models.pretraining import load_trunk
 from ssl_medseg.preprocessing import PreprocessingOptions
-from ssl_medseg.training.data import PLACES, keep_identity, open_training_data
+from ssl_medseg.training.data import PLACES, keep_identity, labels_before, open_training_data
 from ssl_medseg.training.optim import BestWeights, DurationEstimate, adam, moving_average, scheduler, seconds_of
 from ssl_medseg.training.recipe import OptimizerOptions, Settings, TrainingOptions, choose
 from ssl_medseg.training.slices import AugmentOptions, SegmentationBatches, SliceSet, slices_with
@@ -89,7 +89,8 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         )
     classes, slices = len(seen.labels), seen.slices()
     with Run(out, config=config, command="ssl-medseg train", options=run, free=PLACES, resolved=chosen.values) as r:
-        keep_identity(r, seen)  # data are identified by their content, not by their path
+        before = labels_before(init) if init is not None and begun is not None and begun.is_segmenter else []
+        keep_identity(r, seen, before=before)  # data are identified by their content, not by their path
         for note in [str(chosen), *seen.notes]:
             r.say(note)
         batches = SegmentationBatches(

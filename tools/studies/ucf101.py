@@ -71,7 +71,8 @@ class Method:
 
 
 PAPER_VIEWS = ("rgb", "flow", "tg")
-FIXED = ("--pseudo.select", "fixed")
+OFF = ("--pseudo.agreement_weight", "0")
+FIXED = ("--pseudo.select", "fixed", *OFF)
 METHODS: dict[str, Method] = {
     "labels-rgb": Method("labels alone, frames", ("--views", "[rgb]"), supervised=True, views=("rgb",)),
     "labels": Method("labels alone, all views", supervised=True),
@@ -80,13 +81,15 @@ METHODS: dict[str, Method] = {
         "MvPL, settings of the paper", ("--recipe", "paper", "--flow", "dis_fast"), views=PAPER_VIEWS, warmup=0.125
     ),
     "mvpl": Method("MvPL, fixed threshold", FIXED),
-    "freematch": Method("MvPL, FreeMatch thresholds", ("--pseudo.select", "freematch")),
+    "agreement": Method("MvPL, fixed threshold, agreeing features", ("--pseudo.select", "fixed")),
+    "freematch": Method("MvPL, FreeMatch thresholds", ("--pseudo.select", "freematch", *OFF)),
+    "freematch-agreement": Method("MvPL, FreeMatch thresholds, agreeing features", ("--pseudo.select", "freematch")),
     "late": Method(
         "pseudo-labels in the last fifth, threshold 0.8",
-        ("--pseudo.warmup", "0.8", "--pseudo.threshold", "0.8"),
+        ("--pseudo.warmup", "0.8", "--pseudo.threshold", "0.8", *OFF),
         warmup=0.8,
     ),
-    "softmatch": Method("MvPL, SoftMatch weights", ("--pseudo.select", "softmatch")),
+    "softmatch": Method("MvPL, SoftMatch weights", ("--pseudo.select", "softmatch", *OFF)),
     "align": Method("fixed threshold, distribution alignment", (*FIXED, "--pseudo.align", "true")),
     "average": Method("fixed threshold, moving average tested", (*FIXED, "--ema", "0.99")),
     "teacher": Method(
@@ -94,9 +97,8 @@ METHODS: dict[str, Method] = {
     ),
     "mix": Method("fixed threshold, TubeMix", (*FIXED, "--pseudo.mix", "1")),
     "order": Method("fixed threshold, order of frames", (*FIXED, "--strong.temporal", "[reverse,shuffle,warp,speed]")),
-    "agreement": Method("fixed threshold, agreeing features", (*FIXED, "--pseudo.agreement_weight", "1")),
 }
-CORE = ("freematch", "mvpl", "labels")
+CORE = ("freematch-agreement", "agreement", "freematch", "mvpl", "labels")
 DRAWS = (0, 1, 2, 5, 6)
 """Draws of labelled videos; settings were chosen with draws 3 and 4."""
 FEW = 3

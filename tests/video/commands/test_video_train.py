@@ -534,6 +534,8 @@ def test_a_low_threshold_is_said_once_where_it_matters(
     assert said.count("note: threshold 0.3 is below twice chance") == 1
     assert "note: 1 labelled video per class" in said
     train(out=tmp_path / "b", **settings(videos, steps=1, pseudo=low, method="supervised"))
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in "ab"]
+    assert ["feature_distance" in text for text in metrics] == [True, False]
     assert "note:" not in capfd.readouterr().err
     for name, chosen in (("c", PseudoOptions(threshold=0.8)), ("d", PseudoOptions())):  # the default with few labels
         train(out=tmp_path / name, **settings(videos, steps=1, pseudo=chosen))
@@ -688,7 +690,7 @@ def test_the_recipe_of_the_paper_keeps_what_was_set(videos: Path, tmp_path: Path
         0.3,
         0.125,
     )
-    assert config["pseudo"]["weight"] == 2.0
+    assert (config["pseudo"]["weight"], config["pseudo"]["agreement_weight"]) == (2.0, 0.0)
     assert (config["strong"]["num_ops"], config["strong"]["magnitude"], config["strong"]["motion_ops"]) == (
         2,
         10,

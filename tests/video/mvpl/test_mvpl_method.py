@@ -79,7 +79,9 @@ def test_several_views_are_the_sums_of_the_spec() -> None:
     labelled, weak, strong = pictures(2, *views), pictures(4, *views, seed=1), pictures(4, *views, seed=2)
     y = torch.tensor([2, 0])
     net, other = small().train(), small().train()
-    method = MultiviewPseudoLabel(net, classes=4, views=views, threshold=0.6, unlabelled_weight=0.7, bn="joint")
+    method = MultiviewPseudoLabel(
+        net, classes=4, views=views, threshold=0.6, unlabelled_weight=0.7, bn="joint", agreement_weight=0.0
+    )
     found = method(labelled, y, weak, strong, truth=torch.tensor([0, 1, 2, 3]))
     # Weak clips on their own, by batch statistics; then labelled and strong ones in one batch.
     with torch.no_grad():
@@ -113,7 +115,7 @@ def test_several_views_are_the_sums_of_the_spec() -> None:
 def test_split_norm_trains_views_apart() -> None:
     views = ("rgb", "tg")
     net, apart = small().train(), small().train()
-    method = MultiviewPseudoLabel(net, classes=4, views=views, threshold=0.5, bn="split")
+    method = MultiviewPseudoLabel(net, classes=4, views=views, threshold=0.5, bn="split", agreement_weight=0.0)
     labelled = pictures(4, *views)
     labelled["tg"] = labelled["tg"] / 8 + 100
     y = torch.tensor([0, 1, 2, 3])
@@ -461,7 +463,7 @@ def test_gradient_checkpointing_changes_no_gradient(reentrant: bool, missing: bo
     present = {"tg": torch.tensor([True, False, not missing, True])}
     gradients = []
     for kind in (None, reentrant):
-        method = MultiviewPseudoLabel(Own(reentrant=kind), classes=4, threshold=0.5)
+        method = MultiviewPseudoLabel(Own(reentrant=kind), classes=4, threshold=0.5, agreement_weight=0.0)
         for y in (torch.tensor([0, 1, 2]), torch.tensor([3, 1, 2])):  # the second with gradient accumulation
             method(batches[0], y, *batches[1:], present=present).loss.backward()
         gradients.append([p.grad for p in method.network.parameters()])

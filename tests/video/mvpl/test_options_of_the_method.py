@@ -247,7 +247,7 @@ def test_agreement_without_effect_is_refused() -> None:
     for a, b in zip(own.network.parameters(), plain.network.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
     own.reentrant = True
-    with pytest.raises(ValueError, match=r"have no gradient, so agreement_weight would have no effect"):
+    with pytest.raises(ValueError, match=r"have no gradient; expected gradient checkpointing with use_reentrant=False"):
         method(LABELLED, LABELS, WEAK, STRONG)
 
     class Unused(nn.Module):
@@ -259,15 +259,32 @@ def test_agreement_without_effect_is_refused() -> None:
             return self.network(clips)  # type: ignore[no-any-return]
 
     unused = MultiviewPseudoLabel(Unused(), classes=K, threshold=0.99, agreement_weight=1.0)
-    with pytest.raises(ValueError, match=r"was given \[\] for \d+ clips; expected their features"):
+    with pytest.raises(
+        ValueError, match=r"was given nothing for \d+ clips; expected features .* Pass agreement_weight=0"
+    ):
         unused(LABELLED, LABELS)
+    usual = MultiviewPseudoLabel(Unused(), classes=K, threshold=0.99)
+    assert usual.agreement_weight == 1
+    with pytest.warns(UserWarning, match="the features of rgb and tg are not compared: the last linear layer"):
+        found = usual(LABELLED, LABELS)
+    assert (usual.agreement_weight, found.feature_distance) == (0, None)
+    assert usual(LABELLED, LABELS).loss == found.loss == found.supervised
+
+
+def test_agreement_is_the_default_with_both_views_and_a_linear_layer() -> None:
+    assert MultiviewPseudoLabel(network(), classes=K, threshold=0.5).agreement_weight == 1
+    assert MultiviewPseudoLabel(network(), classes=K, threshold=0.5, views=("rgb", "flow")).agreement_weight == 0
+    method = MultiviewPseudoLabel(network(), classes=K, threshold=0.5)
+    assert list(method.state_dict()) == list(
+        MultiviewPseudoLabel(network(), classes=K, threshold=0.5, agreement_weight=0.0).state_dict()
+    )
 
 
 def test_options_off_change_nothing() -> None:
     """State dict and loss are those of the method without options."""
     with torch.no_grad():
         plain = MultiviewPseudoLabel(network(), classes=K, threshold=0.5)(LABELLED, LABELS, WEAK, STRONG)
-        off = MultiviewPseudoLabel(network(), classes=K, threshold=0.5, mix=0.0, agreement_weight=0.0)(
+        off = MultiviewPseudoLabel(network(), classes=K, threshold=0.5, mix=0.0, agreement_weight=1.0)(
             LABELLED, LABELS, WEAK, STRONG, reordered=torch.ones(5, dtype=torch.bool)
         )
     assert plain.loss.item() == off.loss.item()

@@ -111,7 +111,7 @@ def train(
             torch.manual_seed(r.seed("weights"))
             net = _network(network, labelled.classes, init, say=r.say)
             say = _quietly if method == "supervised" else r.say
-            pseudo = _settle(pseudo, strong, labelled, views=len(inputs.views), say=say)
+            pseudo = _settle(pseudo, strong, labelled, method=method, views=len(inputs.views), say=say)
             mvpl = _method(
                 net, pseudo, described, training=training, ema=optimizer.ema, seed=r.seed("targets"), say=say
             )
@@ -312,10 +312,18 @@ def _method(
 
 
 def _settle(
-    pseudo: PseudoOptions, strong: StrongOptions, labelled: VideoSet, *, views: int, say: Callable[[str], None]
+    pseudo: PseudoOptions,
+    strong: StrongOptions,
+    labelled: VideoSet,
+    *,
+    method: str,
+    views: int,
+    say: Callable[[str], None],
 ) -> PseudoOptions:
     """Settle how pseudo-labels are selected, and print notes on settings with which they may do harm."""
     pseudo = pseudo.settled(len(labelled), classes=len(labelled.classes), views=views)
+    if method == "supervised" and pseudo.agreement_weight is None:
+        pseudo = replace(pseudo, agreement_weight=0.0)
     _say_directed(pseudo, strong, labelled.classes, say=say)
     _say_few(pseudo, labelled, say=say)
     return pseudo

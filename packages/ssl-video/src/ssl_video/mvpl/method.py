@@ -110,7 +110,7 @@ class MultiviewPseudoLabel(nn.Module):
         directed: Numbers of the classes that the direction of time defines, such as opening and closing. Their
             pseudo-labels are ignored on clips whose frames are reordered (`reordered` of `forward`).
         agreement_weight: Weight of `feature_distance` between the features of ``rgb`` and those of ``tg``: the inputs
-            of the last linear layer; 0 for none.
+            of the last linear layer; 0 for none. The default is 1 if both views and such a layer exist, otherwise 0.
         ema_decay: Decay of a moving average of the network for testing (`tested`); 0 for none.
         seed: Seed for the choice of views for ``random`` and of `mix`.
         mean: Mean of the normalisation ``(x / 255 - mean) / std``, the same for every view; a number, or one per
@@ -146,7 +146,7 @@ class MultiviewPseudoLabel(nn.Module):
         teacher: Literal["network", "average"] = "network",
         mix: float = 0.0,
         directed: Sequence[int] = (),
-        agreement_weight: float = 0.0,
+        agreement_weight: float | None = None,
         ema_decay: float = 0.0,
         seed: int = 0,
         mean: float | Sequence[float] = MEAN,
@@ -181,20 +181,27 @@ class MultiviewPseudoLabel(nn.Module):
             )
         for name, weight in (
             ("mix", mix),
-            ("agreement_weight", agreement_weight),
+            ("agreement_weight", agreement_weight or 0.0),
             ("unlabelled_weight", unlabelled_weight),
         ):
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} is {weight}; expected a finite number, at least 0")
         check_normalization(mean, std)
-        self.teacher, self.mix, self.agreement_weight = teacher, mix, agreement_weight
+        self.teacher, self.mix = teacher, mix
         wrong = [number for number in directed if not 0 <= number < classes]
         if wrong:
             raise ValueError(f"directed names the classes {wrong}; expected numbers from 0 to {classes - 1}")
         self.directed = tuple(directed)
-        self._head: nn.Module | None = None
-        if agreement_weight:
-            self._head = _agreeing_layer(self.network, self.views)
+        # In a tuple, because a module in an attribute would be in the state dict twice.
+        self._head = () if agreement_weight == 0 else _agreeing_layer(self.network, self.views)
+        if agreement_weight and not self._head:
+            raise ValueError(
+                f"agreement_weight is {agreement_weight:g} with the views {', '.join(self.views)}; expected rgb and tg "
+                "among the views, and a network with a linear layer, whose last one gives the features"
+            )
+        usual = 1.0 if self._head else 0.0
+        self.agreement_weight = usual if agreement_weight is None else agreement_weight
+        self._agrees_by_default = agreement_weight is None
         self.average: MovingAverage | None = None
         if ema_decay:
             self.average = MovingAverage(self.network, ema_decay)
@@ -356,25 +363,21 @@ class MultiviewPseudoLabel(nn.Module):
 
     def _trained(self, pictures: Pictures, present: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the logits of the clips to train on, and the distance of their features if it is used."""
-        if self._head is None:
+        if not self._head:
             return self._classify(self.network, pictures, present), None
-        with _inputs_of(self._head) as inputs:
+        with _inputs_of(*self._head) as inputs:
             logits = self._classify(self.network, pictures, present)
         has = dict(zip(self.views, present, strict=True))  # on the host
         both = has["rgb"] & has["tg"]
         if not bool(both.any()):
             return logits, 0.0 * logits.sum()
         clips = int(present.sum())
-        if [len(given) for given in inputs] != [clips]:
-            raise ValueError(
-                f"the last linear layer of the network was given {[list(given.shape) for given in inputs]} for {clips} "
-                f"clips; expected their features [{clips}, ..., D], once. Pass agreement_weight=0"
-            )
-        if logits.requires_grad and not inputs[0].requires_grad:
-            raise ValueError(
-                "the features of the last linear layer have no gradient, so agreement_weight would have no effect; "
-                "expected gradient checkpointing with use_reentrant=False, and layers before it that are trained"
-            )
+        if (why := _why_not(inputs, clips, logits)) is not None:
+            if not self._agrees_by_default:
+                raise ValueError(f"{why}. Pass agreement_weight=0")
+            warnings.warn(f"the features of rgb and tg are not compared: {why}", stacklevel=3)
+            self._head, self.agreement_weight = (), 0.0
+            return logits, None
         features = inputs[0].reshape(clips, -1, inputs[0].shape[-1]).mean(dim=1)
         by_view = dict(zip(self.views, torch.split(features, present.sum(dim=1).tolist()), strict=True))
         if not bool(both.all()):
@@ -475,14 +478,23 @@ def _precision(network: nn.Module) -> torch.dtype:
     return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _agreeing_layer(network: nn.Module, views: Sequence[str]) -> nn.Module:
-    """Return the layer whose inputs are the features to compare."""
-    if not {"rgb", "tg"} <= set(views):
-        raise ValueError(f"agreement_weight needs the views rgb and tg; the views are {', '.join(views)}")
+def _agreeing_layer(network: nn.Module, views: Sequence[str]) -> tuple[nn.Module, ...]:
+    """Return the layer whose inputs are the features to compare; nothing without it, or without both views."""
     layer = dict(network.named_modules()).get(last_layer(network).removesuffix("."))
-    if not isinstance(layer, nn.Linear):
-        raise ValueError("agreement_weight needs a network with a linear last layer; this one has no linear layer")
-    return layer
+    return (layer,) if isinstance(layer, nn.Linear) and {"rgb", "tg"} <= set(views) else ()
+
+
+def _why_not(inputs: Sequence[Tensor], clips: int, logits: Tensor) -> str | None:
+    """Explain why the inputs of a layer cannot be compared as features of the clips; None if they can."""
+    if [len(given) for given in inputs] != [clips]:
+        shapes = ", ".join(str(list(given.shape)) for given in inputs) or "nothing"
+        return f"the last linear layer was given {shapes} for {clips} clips; expected features [{clips}, ..., D], once"
+    if logits.requires_grad and not inputs[0].requires_grad:
+        return (
+            "the inputs of the last linear layer have no gradient; expected gradient checkpointing with "
+            "use_reentrant=False, and layers before it that are trained"
+        )
+    return None
 
 
 def _one_per_clip(given: Tensor | Sequence[int] | None, present: Tensor, *, name: str) -> Tensor | None:

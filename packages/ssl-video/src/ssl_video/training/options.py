@@ -99,7 +99,8 @@ class PseudoOptions:
             the Beta distribution of the remaining share, such as 1; 0 for none.
         directed: Classes that the direction of time defines, such as opening and closing; their pseudo-labels are
             ignored on clips that ``strong.temporal`` reverses or shuffles.
-        agreement_weight: Weight of the distance between the features of rgb and those of tg (LTG); 0 for none.
+        agreement_weight: Weight of the distance between the features of rgb and those of tg (LTG); 0 for none. The
+            default is 1 with both views and a network with a linear last layer, and 0 with labels alone.
         exclude_labelled: Exclude the labelled videos from the unlabelled data.
         diagnose: Read the labels of all videos to record the accuracy of the pseudo-labels; training ignores them.
     """
@@ -118,7 +119,7 @@ class PseudoOptions:
     labeller: Literal["network", "average"] = "network"
     mix: float = 0.0
     directed: tuple[str, ...] = ()
-    agreement_weight: float = 0.0
+    agreement_weight: float | None = None
     exclude_labelled: bool = False
     diagnose: bool = False
 
@@ -131,7 +132,10 @@ class PseudoOptions:
             weight=(0 <= self.weight < math.inf, "a finite number, at least 0"),
             warmup=(0 <= self.warmup < 1, "a share of the steps, less than 1"),
             mix=(0 <= self.mix < math.inf, "a finite number, at least 0"),
-            agreement_weight=(0 <= self.agreement_weight < math.inf, "a finite number, at least 0"),
+            agreement_weight=(
+                self.agreement_weight is None or 0 <= self.agreement_weight < math.inf,
+                "a finite number, at least 0",
+            ),
         )
 
     def settled(self, labelled: int, *, classes: int, views: int) -> PseudoOptions:
@@ -211,7 +215,7 @@ def build_optimizer(network: nn.Module, options: OptimizerOptions, *, lr: float)
 _PAPER: dict[type, dict[str, Any]] = {
     InputOptions: {"views": ("rgb", "flow", "tg")},
     TrainingOptions: {"bn": "joint"},
-    PseudoOptions: {"threshold": 0.3, "warmup": 0.125},
+    PseudoOptions: {"threshold": 0.3, "warmup": 0.125, "agreement_weight": 0.0},
     StrongOptions: {"num_ops": 2, "magnitude": 10, "cutout": 4 / 7, "motion_ops": "full"},
 }
 

@@ -43,6 +43,13 @@ def identify(dataset: DataSet, split: Split) -> dict[str, dict[str, str]]:
     }
 
 
+def data_file(model: Path) -> Path | None:
+    """Return the file that lists the training data of a run folder or model folder; for two stages, of the last one."""
+    folders = [model, model.parent, *([model.parent.parent] if model.parent.name == "models" else [])]
+    places = [folder / stage for folder in folders for stage in ("", "selftrain")]
+    return next((file for place in places if (file := place / "data.json").is_file()), None)
+
+
 def _frame(case: Case) -> dict[str, str]:
     return {} if case.image.frame is None else {"frame": str(case.image.frame)}
 

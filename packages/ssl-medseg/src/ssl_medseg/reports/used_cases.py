@@ -17,10 +17,9 @@ from contrastive_core.text import several, some_of
 from contrastive_core.training import config
 from contrastive_core.training.documents import read_object, reading
 from ssl_medseg.datasets.dataset import Case, DataSet
-from ssl_medseg.datasets.splits import Split, fingerprint, read_fingerprints, read_split
+from ssl_medseg.datasets.splits import Split, data_file, fingerprint, read_fingerprints, read_split
 from ssl_medseg.io import read_volume
 from ssl_medseg.reports.run_folder import split_places
-from ssl_medseg.training.data import data_file
 
 Part = Literal["test", "validation", "labelled", "unlabelled", "all"]
 _ORDER = ("test", "unlabelled", "validation", "labelled")

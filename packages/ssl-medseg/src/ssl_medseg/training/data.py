@@ -17,7 +17,7 @@ from contrastive_core.training import Run
 from contrastive_core.training.documents import read_object, reading
 from contrastive_core.training.files import write_atomic
 from ssl_medseg.datasets import DataOptions, Split, open_split
-from ssl_medseg.datasets.splits import identify
+from ssl_medseg.datasets.splits import data_file, identify
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.preprocessing import Preprocessing, PreprocessingOptions, choose_preprocessing
 from ssl_medseg.preprocessing.cases import (
@@ -188,13 +188,6 @@ def open_training_data(
 PLACES = (
     "cache", "data", "split", "opening.label_map", "opening.frame_table", "opening.patients", "opening.unlabelled",
 )  # fmt: skip
-
-
-def data_file(model: Path) -> Path | None:
-    """Return the file that lists the training data of a run folder or model folder; for two stages, of the last one."""
-    folders = [model, model.parent, *([model.parent.parent] if model.parent.name == "models" else [])]
-    places = [folder / stage for folder in folders for stage in ("", "selftrain")]
-    return next((file for place in places if (file := place / "data.json").is_file()), None)
 
 
 def labels_before(model: str | Path) -> list[dict[str, str]]:

@@ -100,7 +100,8 @@ class PseudoOptions:
         directed: Classes that the direction of time defines, such as opening and closing; their pseudo-labels are
             ignored on clips that ``strong.temporal`` reverses or shuffles.
         agreement_weight: Weight of the distance between the features of rgb and those of tg (LTG); 0 for none. The
-            default is 1 with both views and a network with a linear last layer, and 0 with labels alone.
+            default is 1 with both views and a network with a linear last layer, and 0 with labels alone. Use 0 in runs
+            of a few hundred steps, in which it can lower the accuracy.
         exclude_labelled: Exclude the labelled videos from the unlabelled data.
         diagnose: Read the labels of all videos to record the accuracy of the pseudo-labels; training ignores them.
     """

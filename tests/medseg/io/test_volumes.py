@@ -178,6 +178,20 @@ def test_nrrd_and_metaimage_lie_where_the_nifti_file_does(tmp_path: Path, image:
     assert {path.name for path in set(tmp_path.iterdir()) - before} == {"mask.nii.gz", f"mask{ending}"}
 
 
+@pytest.mark.parametrize("ending", [".NII.GZ", ".Nii.gz", ".Nii", ".Mgh", ".MHA", ".Mhd", ".Nrrd"])
+def test_endings_may_be_in_any_case(tmp_path: Path, image: Path, ending: str) -> None:
+    volume = read_volume(ImageFile(image))
+    plain = tmp_path / f"plain{ending.lower()}"
+    if ending == ".Mgh":
+        nibabel.save(nibabel.MGHImage(volume.array, volume.affine), plain)
+    else:
+        write_mask(phantom((21, 34, 7))[1], volume, plain, LABELS)
+    expected = read_volume(ImageFile(plain))
+    found = read_volume(ImageFile(plain.rename(tmp_path / f"renamed{ending}")))
+    np.testing.assert_array_equal(found.array, expected.array)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+
+
 def test_a_mask_of_another_shape_or_ending_is_refused(tmp_path: Path, image: Path) -> None:
     volume = read_volume(ImageFile(image))
     with pytest.raises(UserError, match=r"mask has the shape \(3, 4, 5\)"):

@@ -55,7 +55,9 @@ def read_itk(path: Path, image: ImageFile | None = None, *, layers: bool = False
     _check_header(path)
     beside = ", or the file with its voxels is missing" if path.suffix.lower() in (".mhd", ".nhdr") else ""
     try:
-        found = sitk.ReadImage(str(path))
+        # ITK recognises MetaImage by an ending in lower case only.
+        is_meta = path.suffix != path.suffix.lower() and path.suffix.lower() in (".mha", ".mhd")
+        found = sitk.ReadImage(str(path), imageIO="MetaImageIO" if is_meta else "")
     except RuntimeError as error:  # ITK's own message spans many lines and names ITK's source files
         raise UserError(
             f"{path}: cannot be read as an image; the file is damaged, truncated or of another format{beside}. Copy or "

@@ -6,6 +6,7 @@ import gzip
 import io
 import logging
 import math
+import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import nibabel
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
+from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -51,7 +53,19 @@ def open_nifti(path: Path) -> Any:
     if what:
         raise UserError(f"{path}: {what}")
     with reading(path, "cannot be read as an image", f"{_KINDS}. Copy or convert it again"):
+        return _load(path)
+
+
+def _load(path: Path) -> Any:
+    """Load a file with nibabel, which takes endings in mixed case, such as .Nii.gz, for those in lower case."""
+    ending = re.search(r"\.(nii|mgh|img)(\.gz)?$", path.name, re.IGNORECASE)
+    if ending is None or ending[1] in (ending[1].lower(), ending[1].upper()):
         return nibabel.load(path)
+    if ending[1].lower() == "img":
+        raise UserError(f"{path}: the case of its ending prevents reading; rename it to {path.stem}.img")
+    kinds = (nibabel.Nifti1Image, nibabel.Nifti2Image, nibabel.MGHImage)
+    kind = next((kind for kind in kinds if kind.path_maybe_image(path)[0]), nibabel.Nifti1Image)
+    return kind.from_file_map({"image": FileHolder(str(path))})
 
 
 def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | None) -> tuple[int | slice, ...]:

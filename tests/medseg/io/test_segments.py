@@ -123,6 +123,40 @@ def test_what_a_label_cannot_represent_is_refused(tmp_path: Path) -> None:
         read_label(file, LABELS)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_labels_of_mitk_are_matched_by_name(layers: int, tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    truth = phantom(SHAPE)[1]
+    names = {"MYO": 1, 'left \\ "ventricle"': 2, "RV": 3}
+    own = LabelMap(("background", 'left \\ "ventricle"', "RV", "MYO"), (0, 1, 2, 3))
+    stored = np.array([0, 2, 3, 1], np.uint16)[truth]  # numbered in the order in which they were drawn
+    groups: list[dict[str, list[dict[str, object]]]] = [{"labels": []} for _ in range(layers)]
+    for name, value in names.items():
+        more = {"color": {"type": "ColorProperty", "value": [1.0, 0.5, 0.0]}, "description": "x" * 1000}
+        groups[value % layers]["labels"].append({"name": name, "value": value, **more})
+    parts = np.stack([np.where(stored % layers == layer, stored, 0) for layer in range(layers)], -1)
+    image = sitk.GetImageFromArray(parts.transpose(2, 1, 0, 3) if layers > 1 else stored.T, isVector=layers > 1)
+    image.SetMetaData("org.mitk.multilabel.segmentation.labelgroups", json.dumps(groups))
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"), True)
+    np.testing.assert_array_equal(read_label(tmp_path / "a.nrrd", own)[0], truth)
+    file = tmp_path / "a.nrrd"
+    file.write_bytes(file.read_bytes().replace(b'"value": 3', b'"value": x'))
+    with pytest.raises(UserError, match=r"a.nrrd: has a damaged list of labels"):
+        read_label(file, own)
+
+
+def test_the_header_of_a_segmentation_may_have_long_and_many_lines(tmp_path: Path) -> None:
+    truth = phantom(SHAPE)[1]
+    names = {"left ventricle": (0, 1), "RV": (0, 2), "MYO": (0, 3), **{f"organ {n}": (0, n) for n in range(4, 250)}}
+    file = write_slicer(tmp_path / "a.seg.nrrd", truth[None], AXIAL, names)
+    parameters = b"Segmentation_ConversionParameters:=" + b"Oversampling factor|1|Determines the oversampling.&" * 50
+    file.write_bytes(file.read_bytes().replace(b"\n\n", b"\n" + parameters + b"\n\n", 1))
+    np.testing.assert_array_equal(read_label(file, LABELS)[0], truth)
+    file.write_bytes(file.read_bytes()[: -SHAPE[0]])
+    with pytest.raises(UserError, match=r"truncated to 4,977 of the 4,998 bytes"):
+        read_label(file, LABELS)
+
+
 def test_a_data_set_of_3d_slicer(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for case, values in (("p1", (1, 2)), ("p2", (2, 1))):

@@ -105,13 +105,14 @@ def nrrd_fields(path: Path) -> dict[str, str]:
         for line in file:
             key, separator, value = line.decode("utf-8", errors="replace").rstrip("\r\n").partition(":=")
             if separator:
-                fields[key] = value
+                fields[key] = re.sub(r"\\([n\\])", lambda escaped: escaped[1].replace("n", "\n"), value)
             if not line.strip():
                 break
     return fields
 
 
-_LINE, _LINES, _AXES, _VOXELS = 2000, 500, 16, 1 << 36
+_LINE, _PAIR, _LINES, _AXES, _VOXELS = 2000, 1 << 20, 20_000, 16, 1 << 36
+"""Limits of a header; pairs of NRRD, such as the parameters of 3D Slicer or the labels of MITK, may be longer."""
 _BLOCK = 1 << 20
 _BYTES = {
     **dict.fromkeys(("char", "signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
@@ -141,10 +142,13 @@ def _check_header(path: Path) -> None:
     damaged = f"{path}: its header is damaged ({{}}); copy or convert the file again"
     fields: dict[str, str] = {}
     with path.open("rb") as file:
+        is_nrrd = file.read(4) == b"NRRD"
+        file.seek(0)
         for _ in range(_LINES):
-            line = file.readline(_LINE + 1)
-            if len(line) > _LINE:
-                raise UserError(damaged.format(f"a line of more than {_LINE} bytes"))
+            line = file.readline(_PAIR + 1)
+            limit = _PAIR if is_nrrd and b":=" in line[:_LINE] else _LINE
+            if len(line) > limit:
+                raise UserError(damaged.format(f"a line of more than {limit} bytes"))
             key, _, value = line.replace(b"=", b":", 1).partition(b":")
             key = key.strip().lower()
             if any(byte < 32 and byte not in b"\t\r\n" for byte in line):

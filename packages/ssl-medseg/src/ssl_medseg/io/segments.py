@@ -1,4 +1,4 @@
-"""Read segmentations whose files name their segments: .seg.nrrd files of 3D Slicer, and DICOM segmentations.
+"""Read segmentations whose files name their segments: NRRD files of 3D Slicer and MITK, and DICOM segmentations.
 
 Such files differ from other labels in three ways. The values are arbitrary: the same structure may be segment 1 in one
 file and segment 2 in another, so segments are matched to structures by their names. They store only the part of the
@@ -9,6 +9,7 @@ cannot represent.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ _NRRD = (".nrrd", ".nhdr")
 _LARGEST = 2**31 - 1
 _DEFAULT = re.compile(r"(segment|label|region|structure)? ?\d+")
 _BACKGROUND = "background"
+_MITK = "org.mitk.multilabel.segmentation.labelgroups"
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,12 @@ def read_segments(path: Path) -> Segments | None:
         UserError: The file cannot be read, segments overlap, or it is another DICOM object.
     """
     if path.name.lower().endswith(_NRRD):
-        return _of_slicer(path)
+        return _of_nrrd(path)
     if not _is_dicom(path):
         return None
     names, masks, grid = read_segmentation(path)
     check_labels(names, what="segment", source=path)
-    array = _combined(names, list(masks), path)
+    array = _combined(names, masks, path, shape=masks.shape[1:])
     return Segments(names, tuple(range(1, len(names) + 1)), array, grid)
 
 
@@ -183,7 +185,7 @@ def _turned(array: NDArray[Any], own: Grid, image: Grid) -> tuple[NDArray[Any], 
 
 @dataclass(frozen=True)
 class _Segment:
-    """A segment of 3D Slicer: its name, and where its voxels are."""
+    """A segment of 3D Slicer or label of MITK: its name, and where its voxels are."""
 
     name: str
     layer: int
@@ -191,7 +193,16 @@ class _Segment:
 
 
 def _described(path: Path, fields: Mapping[str, str]) -> list[_Segment]:
-    """Return the segments in the header of a NRRD file; none if it is no segmentation of 3D Slicer."""
+    """Return the segments in the header of a NRRD file; none if it is no segmentation of 3D Slicer or MITK."""
+    if _MITK in fields:
+        with reading(path, "has a damaged list of labels", "save the segmentation again with MITK"):
+            labels = [
+                _Segment(label["name"], layer, int(label["value"]))
+                for layer, group in enumerate(json.loads(fields[_MITK]))
+                for label in group["labels"] or ()
+            ]
+        check_labels((each.name for each in labels), what="label", source=path)
+        return labels
     ids = sorted({int(found[1]) for key in fields if (found := re.fullmatch(r"Segment(\d+)_ID", key))})
     names = [fields.get(f"Segment{number}_Name") or fields[f"Segment{number}_ID"] for number in ids]
     check_labels(names, what="segment", source=path)
@@ -206,7 +217,7 @@ def _described(path: Path, fields: Mapping[str, str]) -> list[_Segment]:
         ]
 
 
-def _of_slicer(path: Path) -> Segments | None:
+def _of_nrrd(path: Path) -> Segments | None:
     segments = _described(path, nrrd_fields(path))
     if not segments:
         return None
@@ -214,39 +225,42 @@ def _of_slicer(path: Path) -> Segments | None:
     layers = layers[..., None] if layers.ndim == 3 else layers
     names, values = tuple(each.name for each in segments), tuple(each.value for each in segments)
     if any(each.layer not in range(layers.shape[-1]) for each in segments):
-        raise UserError(f"{path}: lacks a layer that its header names; save the segmentation again with 3D Slicer")
-    array = _combined(names, [layers[..., each.layer] == each.value for each in segments], path)
+        raise UserError(f"{path}: lacks a layer that its header names; save the segmentation again")
+    masks = (layers[..., each.layer] == each.value for each in segments)
+    array = _combined(names, masks, path, shape=layers.shape[:-1])
     if left := int(np.count_nonzero((layers != 0).any(axis=-1) & (array == 0))):
         raise UserError(
             f"{path}: {several(left, 'voxel')} with a value that its header gives to no segment; save the segmentation "
-            "again with 3D Slicer"
+            "again"
         )
     if len(set(values)) == len(values) and all(0 < value <= _LARGEST for value in values):
         return Segments(names, values, np.array([0, *values])[array], grid)  # the values of the file are distinct
     return Segments(names, tuple(range(1, len(names) + 1)), array, grid)
 
 
-def _combined(names: Sequence[str], masks: Sequence[NDArray[np.bool_]], path: Path) -> NDArray[Any]:
+def _combined(
+    names: Sequence[str], masks: Iterable[NDArray[np.bool_]], path: Path, *, shape: tuple[int, ...]
+) -> NDArray[Any]:
     """Combine masks into one array with the position of the segment, counted from 1.
+
+    Masks are taken one at a time, because those of a hundred organs do not fit into memory together.
 
     Raises:
         UserError: Segments overlap.
     """
-    array = np.zeros(masks[0].shape, dtype=np.int32)
-    overlaps: Mapping[str, int] = {
-        f"{first} and {second}": count
-        for place, (second, mask) in enumerate(zip(names, masks, strict=True))
-        for first, other in zip(names[:place], masks[:place], strict=True)
-        if (count := int(np.count_nonzero(mask & other)))
-    }
+    array: NDArray[Any] = np.zeros(shape, dtype=np.int32)
+    overlaps: dict[str, int] = {}
+    for number, (name, mask) in enumerate(zip(names, masks, strict=True), start=1):
+        there = array[mask]
+        for other in np.unique(there[there > 0]):
+            overlaps[f"{names[other - 1]} and {name}"] = int(np.count_nonzero(there == other))
+        array[mask & (array == 0)] = number
     if overlaps:
         listed = some_of(f"{pair} in {several(count, 'voxel')}" for pair, count in overlaps.items())
         raise UserError(
             f"{path}: segments overlap ({listed}); expected one structure per voxel. Remove the overlap, in 3D Slicer "
             "with Logical operators, or export the segments as a label map"
         )
-    for number, mask in enumerate(masks, start=1):
-        array[mask] = number
     return array
 
 

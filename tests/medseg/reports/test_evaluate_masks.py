@@ -169,6 +169,33 @@ def test_images_of_the_training_are_recognised_after_files_were_exchanged(tmp_pa
     assert {case.case: case.part for case in copied.evaluation.cases}["c"] == "labelled"
 
 
+def test_further_scans_of_the_patients_of_the_training_are_no_test_cases(tmp_path: Path) -> None:
+    data = decathlon(tmp_path / "data", ["a_scan1", "b_scan1", "c_scan1"])
+    dataset = open_dataset(data)
+    parts = Split(labelled=("a_scan1",), validation=("b_scan1",), test=("c_scan1",))
+    write_split(tmp_path / "split.json", parts, dataset)
+    run = tmp_path / "run"
+    random_segmenter(run / "model", Preprocessing((32, 32)), labels=dataset.labels)
+    (run / "config.yaml").write_text(f"split: {tmp_path / 'split.json'}\n")
+    (run / "data.json").write_text(json.dumps({"cases": identify(dataset, parts)}))
+    # Follow-up scans are added, to the data set of the run and to another one without the cases of the test.
+    names = [f"{patient}_scan{number}" for number in (1, 2) for patient in "abc"]
+    expected = {"a": "labelled", "b": "validation", "c": "test"}
+    given: dict[str, Any] = {"pictures": False, "inference": InferenceOptions(device="cpu")}
+    write_split(tmp_path / "later.json", Split(test=tuple(names), labelled=()), open_dataset(decathlon(data, names)))
+    for split, part in ((None, "all"), (tmp_path / "later.json", "test")):
+        done = evaluate(run, str(data), split=split, part=part, **given)
+        found = {case.case: case.part or "test" for case in done.evaluation.cases}
+        assert found == {name: expected[name[0]] for name in names}
+        assert done.summary.cases == 2
+        assert "a_scan2 counts as part labelled, because training used another image of its patient a (a_scan1)" in (
+            str(done)
+        )
+    predict(str(run), str(data), tmp_path / "masks", inference=given["inference"])
+    of_masks = evaluate(tmp_path / "masks", str(data), pictures=False)
+    assert {case.case: case.part for case in of_masks.evaluation.cases} == {n: expected[n[0]] for n in names}
+
+
 def test_images_of_the_training_are_recognised_in_another_format_and_orientation(tmp_path: Path) -> None:
     data = decathlon(tmp_path / "data", ["a", "b", "c", "d"])
     dataset = open_dataset(data)

@@ -101,7 +101,9 @@ def split_by_use(uses: Uses, dataset: DataSet) -> Split:
 
 
 def by_content(split: Split, cases: Sequence[Case], uses: Uses) -> tuple[Split, list[str]]:
-    """Move cases to the part in which training used their images, for files that were exchanged or copied; with notes.
+    """Move cases to the part in which training used their images, or another image of their patient; with notes.
+
+    Files may be exchanged or copied, and further scans of a patient added after the training.
 
     Args:
         split: Parts by name.
@@ -111,16 +113,26 @@ def by_content(split: Split, cases: Sequence[Case], uses: Uses) -> tuple[Split, 
     named = {name: part for part, names in split.parts.items() for name in names}
     found = {case.name: uses.part(case) for case in cases}
     moved = {name: part for name, part in found.items() if part and part != named.get(name)}
-    parts = {
-        part: (*(n for n in names if n not in moved), *(n for n, to in moved.items() if to == part))
-        for part, names in split.parts.items()
-    }
     notes = [
         f"By its name, {name} belongs to the part {named.get(name, '(none)')}, but its image was in the part {part} in "
         "training, and counts as such: files were exchanged or copied, the split is not that of the training, or the "
         "model that this run started from was trained with it."
         for name, part in moved.items()
     ]
+    now = {**named, **moved}
+    for part in ("labelled", "validation"):
+        of_patient = {case.patient: case.name for case in cases if now.get(case.name) == part}
+        others = [c for c in cases if c.patient in of_patient and now.get(c.name) not in ("labelled", "validation")]
+        moved |= {case.name: part for case in others}
+        notes += [
+            f"{case.name} counts as part {part}, because training used another image of its patient {case.patient} "
+            f"({of_patient[case.patient]}) as such: scans of a patient are similar."
+            for case in others
+        ]
+    parts = {
+        part: (*(n for n in names if n not in moved), *(n for n, to in moved.items() if to == part))
+        for part, names in split.parts.items()
+    }
     return dataclasses.replace(split, **parts), notes  # type: ignore[arg-type]
 
 

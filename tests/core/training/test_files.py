@@ -74,7 +74,7 @@ def test_a_line_that_fits_in_part_does_not_damage_the_next_one(tmp_path: Path, m
 def test_folders_that_do_not_fit_leave_nothing_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    def write(tensors: object, path: Path) -> None:
+    def write(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 

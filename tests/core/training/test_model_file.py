@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,9 @@ import torch
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import check_model_code, load_model, trust_model_code
+from contrastive_core.training.checkpoint import save
 from contrastive_core.training.model_code import import_function
-from contrastive_core.training.model_file import build_from, save_model, write_card
+from contrastive_core.training.model_file import build_from, save_model, write_card, write_tensors
 
 
 @dataclass
@@ -36,6 +39,23 @@ def test_roundtrip_from_the_run_or_the_model_folder(tmp_path: Path) -> None:
     save_model(target, {"a": torch.zeros(1)}, {})
     assert load_model(target)[0].keys() == {"a"}
     assert sorted(p.name for p in target.parent.iterdir()) == ["model"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_colleagues_can_read_models_and_checkpoints(tmp_path: Path, mask: int, mode: int) -> None:
+    """safetensors makes files that only their owner can read."""
+    before = os.umask(mask)
+    try:
+        folders = [save_model(tmp_path / "model", {"a": torch.ones(4)}, {}), save(tmp_path, 1, {"x": torch.ones(2)})]
+        export = tmp_path / "export.safetensors"
+        for _ in range(2):  # the second replaces the first
+            write_tensors(export, {"a": torch.ones(4)}, {"name": "x"})
+    finally:
+        os.umask(before)
+    written = [export, *(file for folder in folders for file in folder.iterdir())]
+    assert {file.suffix for file in written} == {".safetensors", ".json"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in written} == {mode}
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:

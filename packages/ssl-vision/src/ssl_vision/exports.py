@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
@@ -16,6 +15,7 @@ from torchvision.models import get_model
 from contrastive_core.errors import UserError
 from contrastive_core.training import load_model
 from contrastive_core.training.export import Program
+from contrastive_core.training.model_file import write_tensors
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.encoder import STATISTICS
 from ssl_vision.models.model_folder import (
@@ -164,7 +164,7 @@ def write_torchvision(model: Exportable, file: Path, *, approximate: bool = Fals
         else f"net = torchvision.models.{name}(); net.fc = torch.nn.Identity(); net.load_state_dict(state)",
     }
     # One entry alone: safetensors stores several in random order, and the file would not be reproducible.
-    safetensors.torch.save_file(state, file, metadata={"ssl_vision": json.dumps(card)})
+    write_tensors(file, state, {"ssl_vision": json.dumps(card)})
     checked: dict[str, object] = {"with": f"torchvision's {name}"}
     if differs:
         checked |= {"differs": differs, "relative_difference": _relative(model, run)}

@@ -35,6 +35,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import files
 from contrastive_core.training.config import from_plain
 from contrastive_core.training.documents import read_json, reading
+from contrastive_core.training.model_file import write_tensors
 from contrastive_core.training.processes import Processes
 
 # Types that the safetensors format stores; others are stored as bytes.
@@ -332,7 +333,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         tree[name], own = encode(value, name=name)
         tensors.update(own)
     with files.atomic_folder(target) as new:
-        safetensors.torch.save_file(tensors, new / _TENSORS)
+        write_tensors(new / _TENSORS, tensors)
         (new / _STATE).write_text(json.dumps(tree, indent=1, allow_nan=False), encoding="utf-8")
         manifest = {
             "format": _FORMAT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,11 +45,23 @@ def save_model(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     # Clone the tensors, because safetensors does not accept tensors that share memory, such as tied weights.
     clones = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     with files.atomic_folder(target) as new:
-        safetensors.torch.save_file(clones, new / _WEIGHTS)
+        write_tensors(new / _WEIGHTS, clones)
         card = {"format": 2, "sha256": files.sha256(new / _WEIGHTS), "metadata": plain(metadata, "metadata")}
         write_card(new / _CARD, card)
         files.keep_others(target, new)
     return target
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that whoever may read other new files in its folder can read.
+
+    safetensors 0.8 makes files that only their owner can read, whatever the umask.
+    """
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)  # with the umask and the access list of the folder
+    safetensors.torch.save_file(dict(tensors), file, metadata=None if metadata is None else dict(metadata))
+    if stat.S_IMODE(file.stat().st_mode) != mode:
+        file.chmod(mode)
 
 
 def model_files(folder: Path) -> tuple[Path, Path]:

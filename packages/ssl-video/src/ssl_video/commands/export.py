@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.export import Program, put_in_place, write_exported_program, write_onnx
+from contrastive_core.training.model_file import write_tensors
 from contrastive_core.training.outputs import run_files
 from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.model_folder import Recognizer, load_recognizer
@@ -146,7 +147,7 @@ def _weights(network: nn.Module, opened: Recognizer, file: Path, card: dict[str,
     recipe = opened.recipe
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     # One entry alone: safetensors stores several in random order, and the file would not be reproducible.
-    safetensors.torch.save_file(state, file, metadata={"ssl_video": json.dumps(card)})
+    write_tensors(file, state, {"ssl_video": json.dumps(card)})
     again = build_network(recipe.network, len(recipe.classes))
     again.load_state_dict(safetensors.torch.load_file(file))
     difference = (_logits(again.eval(), clips) - _logits(network, clips)).abs().max().item()

@@ -161,9 +161,17 @@ def test_a_model_of_one_channel_takes_images_as_before(tmp_path: Path) -> None:
     result = predict(str(single), tmp_path / "images", tmp_path / "masks", inference=CPU)
     assert [case.image for case in result.cases] == ["x_0000", "x_0001"]
     # Of a data set with several channels it takes the one with its name, or asks.
-    named = random_segmenter(tmp_path / "adc", Preprocessing(size=(32, 32), spacing=(1.5, 1.5), channels=("ADC",)))
+    named = random_segmenter(tmp_path / "adc", replace(P, channels=("ADC",)))
     by_list(tmp_path / "data")
-    predict(str(named), tmp_path / "data", tmp_path / "of_adc", inference=CPU)
+    of_adc = predict(str(named), tmp_path / "data", tmp_path / "of_adc", inference=CPU)
+    assert of_adc.cases[0].notes == ()
+    # The only channel of a data set is taken, and a note says that it has another name.
+    of_t2 = predict(
+        str(named), tmp_path / "data", tmp_path / "of_t2", opening=DataOptions(channels=("T2",)), inference=CPU
+    )
+    assert of_t2.cases[0].notes == (
+        "its channel is named T2, and that of the training images ADC: a mask needs the same one",
+    )
     with pytest.raises(
         UserError,
         match=r"2 channels \(ADC, T2\); the model was trained with one channel\. Choose one, as in --channels",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
+from ssl_medseg.datasets.channels import UNNAMED
 from ssl_medseg.io.volume import Grid, Volume, import_extra
 from ssl_medseg.preprocessing.settings import Preprocessing
 
@@ -358,6 +359,9 @@ def prepare(volume: Volume, p: Preprocessing) -> Prepared:
             f"{p.spacing[0]:g} mm; state it with --voxel-size X,Y,Z in mm along the axes of the file"
         )
     geometry, notes = slice_geometry(volume.grid, p)
+    (given, *_), (name, *others) = volume.image.channel_names, p.channels
+    if given and not given.isdecimal() and name != UNNAMED and not others and given.casefold() != name.casefold():
+        notes += (f"its channel is named {given}, and that of the training images {name}: a mask needs the same one",)
     pixels, filled = [], []
     for image, array in zip(volume.image.channels, volume.channels.values(), strict=True):
         source = f"{image.path}{f': channel {image.name}' if volume.others and image.name else ''}"

@@ -44,6 +44,14 @@ def test_paths_are_found_however_they_are_written(tmp_path: Path) -> None:
     (tmp_path / split_up / "1.mp4").touch()
     (tmp_path / "a\\b.mp4").touch()
     assert local_path(f"{unicodedata.normalize('NFC', split_up)}\\1.mp4", tmp_path) == f"{split_up}/1.mp4"
+    # A folder of one system with files of another.
+    (tmp_path / split_up / "Über").mkdir()
+    composed, mixed = (f"{form}/Über/{end}.mp4" for form, end in (("Käse", "Öl"), (split_up, "Öl")))
+    mixed = mixed.replace("Öl", unicodedata.normalize("NFD", "Öl"))
+    (tmp_path / mixed).touch()
+    assert local_path(composed.replace("/", "\\"), tmp_path) == mixed
+    assert local_path(str(tmp_path / composed), tmp_path) == str(tmp_path / mixed)
+    assert local_path("Käse/Ähre/1.mp4", tmp_path) == f"{split_up}/Ähre/1.mp4"
     assert local_path("a\\b.mp4", tmp_path) == "a\\b.mp4"
     assert local_path("a\\c.mp4", tmp_path) == "a/c.mp4"
     check_local(tmp_path, [(2, "a/b.mp4"), (3, "c:name.mp4")])

@@ -16,6 +16,7 @@ import pytest
 from contrastive_core.errors import UserError
 from ssl_medseg.datasets import DataOptions, DataSet, open_dataset, open_with
 from ssl_medseg.datasets.draw_splits import Pool, split_by_labels
+from ssl_medseg.datasets.layouts.folders import label_folders
 from ssl_medseg.datasets.layouts.listing import Entry
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import ImageFile
@@ -128,6 +129,14 @@ def test_folders(tmp_path: Path) -> None:
     (tmp_path / "labels" / "p3.nii.gz").rename(tmp_path / "labels" / "P3.nii.gz")
     with pytest.raises(UserError, match=r"1 case without a label.*\n      p3\n.*1 label file without"):
         open_dataset(tmp_path)
+
+
+def test_folders_may_begin_with_a_capital(tmp_path: Path) -> None:
+    lay(tmp_path, "Images/a.NII.GZ", "Masks/a_Mask.Nii.gz", "Unlabelled/b.MHA", labels_json=json.dumps(MAP))
+    assert lies(open_dataset(tmp_path)) == {
+        "a": ("Images/a.NII.GZ", "Masks/a_Mask.Nii.gz"), "b": ("Unlabelled/b.MHA", None),
+    }  # fmt: skip
+    assert label_folders(["Images", "Masks", "more"]) == ["Masks"]
 
 
 def test_the_names_of_the_structures_are_asked_for(tmp_path: Path) -> None:

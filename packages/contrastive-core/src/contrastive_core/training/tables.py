@@ -135,7 +135,7 @@ def local_path(path: str, folder: Path) -> str:
     """Convert a path in a list to the form of this computer.
 
     Backslashes become slashes, and accents are composed or decomposed (NFC, NFD), unless a file with exactly that name
-    exists.
+    exists. Each folder may have its own form, such as those of files from macOS in a folder of another system.
 
     Args:
         path: Path in the list.
@@ -145,7 +145,14 @@ def local_path(path: str, folder: Path) -> str:
         return path
     slashed = path.replace("\\", "/")
     spellings = (path, slashed, unicodedata.normalize("NFC", slashed), unicodedata.normalize("NFD", slashed))
-    return next((spelling for spelling in spellings if (folder / spelling).exists()), slashed)
+    for spelling in spellings:
+        if (folder / spelling).exists():
+            return spelling
+    found = ""
+    for part in slashed.split("/"):
+        forms = [found + form for form in (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))]
+        found = next((form for form in forms if (folder / form).exists()), forms[0]) + "/"
+    return found.removesuffix("/")
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -185,7 +186,13 @@ def read_label_map(file: Path) -> LabelMap:
     if file.suffix.lower() in (".csv", ".tsv"):
         rows = read_table(file, needed=("index", "name"))
         return _checked(file, [(row["index"], row["name"]) for row in rows])
-    return label_map_of(read_object(file), file)
+    try:
+        content = read_object(file)
+    except UserError as error:
+        if isinstance(error.__cause__, json.JSONDecodeError):  # such as a list of labels of ITK-SNAP or 3D Slicer
+            raise UserError(f"{file}: is not readable as JSON ({error.__cause__}); expected {_FORMS}") from error
+        raise
+    return label_map_of(content, file)
 
 
 def label_map_of(content: Mapping[str, Any], file: Path) -> LabelMap:

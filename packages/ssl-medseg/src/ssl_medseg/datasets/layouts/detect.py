@@ -11,7 +11,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training.documents import read_object
 from ssl_medseg.datasets.layouts.bids import is_bids, list_bids
 from ssl_medseg.datasets.layouts.decathlon import list_decathlon
-from ssl_medseg.datasets.layouts.folders import IMAGES, UNLABELLED, list_folders, list_table
+from ssl_medseg.datasets.layouts.folders import IMAGES, UNLABELLED, folders_of, list_folders, list_table
 from ssl_medseg.datasets.layouts.listing import Listing
 from ssl_medseg.datasets.layouts.nnunet import has_channel_suffix, list_nnunet
 from ssl_medseg.datasets.options import DataOptions
@@ -63,7 +63,7 @@ def _unused(listing: Listing) -> Iterator[tuple[Path, str]]:
     claimed = {path for entry in listing.entries for path in (*entry.image.paths, entry.label)}
     claimed |= {*listing.labels_without_image, *listing.unlisted, *listing.set_aside}
     used = {os.path.realpath(path) for path in claimed if path is not None}  # where links lead to
-    beside = {path.parent for path in claimed if path is not None} | {listing.root / name for name in IMAGES}
+    beside = {path.parent for path in claimed if path is not None} | {*folders_of(listing.root, IMAGES)}
     # A CSV file may be anywhere; only the folders that it names belong to the data set.
     named = [(folder, list[str](), [path.name for path in folder.iterdir()]) for folder in beside if folder.is_dir()]
     for folder, inside, names in sorted(named) if listing.layout == "csv" else walk(listing.root):
@@ -106,7 +106,7 @@ def _recognised(source: Path) -> str:
             return "nnunet"
         if is_bids(root):
             return "bids"
-        if any((root / name).is_dir() for name in (*IMAGES, *UNLABELLED)):
+        if folders_of(root, (*IMAGES, *UNLABELLED)):
             return "folders"
     if source.is_dir() and any(is_image(mask) for mask in root.glob("*/segmentations/*")):
         raise UserError(

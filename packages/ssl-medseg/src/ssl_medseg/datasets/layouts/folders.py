@@ -45,14 +45,23 @@ def label_folders(names: Iterable[str], files: Iterable[Path] = ()) -> list[str]
     Next to the subjects of BIDS, labels are in ``derivatives``, next to the image of a case of TotalSegmentator in
     ``segmentations``.
     """
-    there = set(names)
+    names = list(names)
+    there = set(map(str.lower, names))
     if "segmentations" in there and any(map(is_image, files)):
-        return ["segmentations"]
-    if "derivatives" in there and any(name.startswith("sub-") for name in there):
-        return ["derivatives"]
-    if not there & {*IMAGES, "imagesTs", "imagesVa", "img", "imgs"}:
-        return []
-    return [name for name in (*LABELS, "labelsTs", "labelsVa") if name in there]
+        wanted: tuple[str, ...] = ("segmentations",)
+    elif "derivatives" in there and any(name.startswith("sub-") for name in there):
+        wanted = ("derivatives",)
+    elif there & {*map(str.lower, IMAGES), "imagests", "imagesva", "img", "imgs"}:
+        wanted = (*map(str.lower, LABELS), "labelsts", "labelsva")
+    else:
+        wanted = ()
+    return [name for each in wanted for name in names if name.lower() == each]
+
+
+def folders_of(root: Path, names: Iterable[str]) -> list[Path]:
+    """Return the subfolders with some names, in the order of the names; ``Images`` counts as ``images``."""
+    there = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    return [path for name in names for path in there if path.name.lower() == name.lower()]
 
 
 def image_name(label: Path) -> str:
@@ -167,14 +176,14 @@ def own_label_map(root: Path) -> LabelMap | None:
 
 def _label_files(root: Path) -> Iterator[Path]:
     """List the labels: image files, DICOM segmentations, and folders that contain one."""
-    for folder in LABELS:
-        yield from images_in(root / folder)
-        if is_series(root / folder):
-            yield from (path for path in sorted((root / folder).iterdir()) if path.is_file() and is_dicom(path))
+    for folder in folders_of(root, LABELS):
+        yield from images_in(folder)
+        if is_series(folder):
+            yield from (path for path in sorted(folder.iterdir()) if path.is_file() and is_dicom(path))
 
 
 def _all(root: Path, folders: Iterable[str]) -> list[Path]:
-    return [path for folder in folders for path in images_in(root / folder)]
+    return [path for folder in folders_of(root, folders) for path in images_in(folder)]
 
 
 def _named(root: Path, folders: Iterable[str]) -> list[tuple[str, Path]]:
@@ -204,8 +213,7 @@ def _named_studies(root: Path, folders: Iterable[str], options: DataOptions) -> 
 
 
 def _subfolders(root: Path, folders: Iterable[str]) -> list[Path]:
-    inside = [path for name in folders if (root / name).is_dir() for path in sorted((root / name).iterdir())]
-    return [path for path in inside if path.is_dir()]
+    return [path for folder in folders_of(root, folders) for path in sorted(folder.iterdir()) if path.is_dir()]
 
 
 def _without(name: str, endings: Iterable[str]) -> str:

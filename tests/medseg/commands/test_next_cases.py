@@ -19,7 +19,7 @@ from ssl_medseg.cli import main
 from ssl_medseg.commands.next_cases import next_cases
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets import open_dataset
-from ssl_medseg.datasets.splits import Split, fingerprint, write_split
+from ssl_medseg.datasets.splits import Split, fingerprint, identify, write_split
 from ssl_medseg.evaluation.uncertainty import agreement, predictive_entropy, quality
 from ssl_medseg.io import read_volume
 from ssl_medseg.io.label_map import LabelMap
@@ -28,7 +28,7 @@ from ssl_medseg.models.model_folder import load_segmenter
 from ssl_medseg.prediction import InferenceOptions, segment
 from ssl_medseg.preprocessing import Preprocessing
 from tests.medseg.small_models import random_segmenter
-from tests.medseg.small_sets import AFFINE, SHAPE, decathlon
+from tests.medseg.small_sets import AFFINE, SHAPE, decathlon, save_case
 
 P = Preprocessing(size=(32, 32), spacing=(1.5, 1.5), orientation="RAS", percentiles=(0, 100))
 LABELS = LabelMap(("background", "shell", "core"), (0, 1, 2))
@@ -214,3 +214,27 @@ def test_without_its_split_file_a_run_knows_its_unlabelled_cases_by_their_conten
     (run / "config.yaml").write_text("split: s.json\n")
     ranking = next_cases(str(run), str(data), tmp_path / "next", pictures=False)
     assert [case.case for case in ranking.cases] == ["c"]
+
+
+def test_names_of_another_data_set_are_not_those_of_the_split(place: Path, tmp_path: Path) -> None:
+    run, names = tmp_path / "run", ["a", "b", "c", "d"]
+    dataset = open_dataset(decathlon(tmp_path / "data", ["a", "b"], unlabelled=["c", "d"]))
+    shutil.copytree(place / "run", run)
+    parts = Split(labelled=("a",), validation=("b",), unlabelled=("c", "d"))
+    write_split(tmp_path / "split.json", parts, dataset)
+    (run / "config.yaml").write_text(f"split: {tmp_path / 'split.json'}\n")
+    (run / "data.json").write_text(json.dumps({"cases": identify(dataset, parts)}))
+
+    def ranked(folder: str, stored: dict[str, int]) -> list[str]:
+        """Rank images of these numbers, under other names."""
+        decathlon(tmp_path / folder, [], unlabelled=list(stored))
+        for name, number in stored.items():
+            save_case(tmp_path / folder, name, number=number, labelled=False)
+        found = next_cases(str(run), str(tmp_path / folder), tmp_path / f"next-{folder}", pictures=False)
+        return sorted(case.case for case in found.cases)
+
+    same = next_cases(str(run), str(tmp_path / "data"), tmp_path / "next", pictures=False)
+    assert sorted(case.case for case in same.cases) == ["c", "d"]
+    assert ranked("renamed", dict(zip("dcxa", range(4), strict=True))) == ["a", "x"]
+    assert ranked("another", dict(zip(names, range(10, 14), strict=True))) == names
+    assert ranked("mixed", {"a": 10, "b": 0, "c": 1, "d": 11}) == ["a", "d"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from ssl_medseg.io.file_types import without_paths
 from ssl_medseg.io.volume import Volume
 from ssl_medseg.models.model_folder import Segmenter, load_segmenter
 from ssl_medseg.prediction import InferenceOptions, Segmented, segment
-from ssl_medseg.reports.used_cases import Uses, cases_seen, own_split
+from ssl_medseg.reports.used_cases import own_split, split_of_run
 
 _COMMAND = "ssl-medseg next"
 
@@ -106,8 +105,9 @@ def next_cases(
         model: Run folder or model folder to use.
         data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
         out: Folder for the ranking.
-        split: Split file whose unlabelled cases are ranked. By default the split of the run; without one, every case
-            that has no label and was not used as a labelled case in training.
+        split: Split file whose unlabelled cases are ranked. By default the split of the run, whose cases are recognised
+            by their content if files were renamed; for other data and models without a run, every case that has no
+            label and was not used as a labelled case in training.
         number: Number of cases to print and draw.
         pictures: Draw the first cases with their masks.
         overwrite: Whether to replace files that this command did not write.
@@ -128,7 +128,7 @@ def next_cases(
     settings = segmenter.preprocessing
     dataset = dataset.with_channels(settings.channels, settings.channel_numbers)
     baseline = _baseline(run, segmenter, device=inference.device)
-    cases = _unlabelled(dataset, segmenter, split or own_split(run), cases_seen(run))
+    cases = _unlabelled(dataset, segmenter, run, split)
     done: list[tuple[RankedCase, Case]] = []
     for case in track(cases, total=len(cases), what="volumes"):
         try:
@@ -162,23 +162,19 @@ def _baseline(run: Path, segmenter: Segmenter, *, device: str) -> Segmenter | No
     return found if found.labels == segmenter.labels else None
 
 
-def _unlabelled(
-    dataset: DataSet, segmenter: Segmenter, split: Path | None, trained: Mapping[str, Mapping[str, str]]
-) -> tuple[Case, ...]:
+def _unlabelled(dataset: DataSet, segmenter: Segmenter, run: Path, split: Path | None) -> tuple[Case, ...]:
     if segmenter.labels != dataset.labels and dataset.labelled:
         raise UserError(
             f"{dataset.name} has the structures {dataset.labels}, but the model was trained for {segmenter.labels}; "
             "expected the same structures. Pass the label map of the training (--label-map)"
         )
-    if split is not None:
-        names = read_split(split, dataset).unlabelled
-        if not names:
-            raise UserError(f"{split}: the split has no unlabelled cases; expected some to rank")
-        return dataset.select(names)
-    uses = Uses.of(trained.values())  # the split file is gone; the cases are recognised by their content
-    if cases := tuple(case for case in dataset.cases if uses.part(case) == "unlabelled"):
-        return cases
-    seen = set(segmenter.details.get("labelled", ()))
+    chosen, part = (read_split(split, dataset), "") if split else split_of_run(run, dataset, "unlabelled")[:2]
+    if chosen is not None and chosen.unlabelled:
+        return dataset.select(chosen.unlabelled)
+    if chosen is not None and part != "all":
+        raise UserError(f"{split or own_split(run)}: the split has no unlabelled cases; expected some to rank")
+    # The data are others than those of the run, whose names mean nothing here.
+    seen = set(segmenter.details.get("labelled", ())) if chosen is None else {*chosen.labelled, *chosen.validation}
     cases = tuple(case for case in dataset.cases if case.label is None and case.name not in seen)
     if not cases:
         raise UserError(

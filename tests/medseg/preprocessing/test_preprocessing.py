@@ -254,6 +254,14 @@ def test_a_volume_without_numbers_or_range_is_refused_by_name() -> None:
     assert "non-finite voxels filled (1)" in filled.notes[0]
     with pytest.raises(UserError, match=r"image\.nii\.gz: percentiles 1 and 99"):
         prepare(volume(np.full((32, 32, 4), 7.0), np.eye(4)), p)
+    # The range does not matter, unless float32 distinguishes few values of it.
+    image[3, 4, 2] = 100
+    expected = prepare(volume(image, np.eye(4)), p).slices
+    for scale, offset, error in ((1e-9, 0, 1e-5), (1e-4, -1, 1e-4), (0.1, 1e6, 0.01)):
+        found = prepare(volume((image.astype(np.float64) * scale + offset).astype(np.float32), np.eye(4)), p).slices
+        assert (found - expected).abs().max() < error
+    with pytest.raises(UserError, match=r"between 1000\d+ and 1000\d+, where float32 distinguishes fewer than 50"):
+        prepare(volume((image.astype(np.float64) / 100 + 1e7).astype(np.float32), np.eye(4)), p)
 
 
 def test_noise_is_smoothed_before_pixels_grow() -> None:

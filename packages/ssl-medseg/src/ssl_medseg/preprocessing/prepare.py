@@ -34,6 +34,8 @@ _AIR, _BELOW_CT = -1024.0, -1500.0
 """Smallest value of CT in HU, and a value that no voxel inside the scanned circle has."""
 _PADDING, _CONSTANT = 0.005, 0.9
 """Smallest fraction of such voxels that count as padding, and of them that must have the same value."""
+_GREY_LEVELS = 50
+"""Smallest number of grey values that float32 must distinguish between the percentiles of an image."""
 _NEGLIGIBLE = 0.01
 """Largest offset between pixels and voxels, in voxels at the far end of an axis, for which nothing is resampled."""
 
@@ -499,6 +501,11 @@ def _scaled(array: NDArray[np.float32], p: Preprocessing, source: str) -> NDArra
         raise UserError(
             f"{source}: percentiles {p.percentiles[0]:g} and {p.percentiles[1]:g} of its intensities are "
             f"equal; {nothing_to_scale(float(low), most)}"
+        )
+    if np.spacing(np.float32(max(abs(low), abs(high)))) * _GREY_LEVELS > high - low:
+        raise UserError(
+            f"{source}: most of its intensities lie between {low:.9g} and {high:.9g}, where float32 distinguishes "
+            f"fewer than {_GREY_LEVELS} of them; subtract an offset from the image"
         )
     return np.asarray((array - np.float32(low)) / np.float32(high - low))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,3 +63,24 @@ def test_threads_are_put_back(tmp_path: Path) -> None:
     with start(tmp_path, threads=before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_global_generators_are_put_back(tmp_path: Path) -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
+
+    def seed() -> None:
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+
+    seed()
+    expected = [draw() for _ in range(2)]
+    seed()
+    found = []
+    for number in range(2):
+        found.append(draw())
+        with start(tmp_path / str(number)) as run:
+            for _ in run.steps(2):
+                draw()
+    assert found == expected

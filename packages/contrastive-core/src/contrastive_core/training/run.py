@@ -7,7 +7,7 @@ import os
 import random
 import shlex
 import signal
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -132,12 +132,31 @@ def seed_global_generators(seed: int, device: torch.device) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002 - code in a loop may use the global generator
 
 
+def remember_global_generators(device: torch.device) -> Callable[[], None]:
+    """Return a function that restores the present states of the generators that `seed_global_generators` seeds."""
+    of_random, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    on_cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    on_mps = torch.mps.get_rng_state() if device.type == "mps" else None
+
+    def restore() -> None:
+        random.setstate(of_random)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        torch.set_rng_state(of_torch)
+        if on_cuda is not None:
+            torch.cuda.set_rng_state(on_cuda, device)
+        if on_mps is not None:
+            torch.mps.set_rng_state(on_mps)
+
+    return restore
+
+
 class Run:
     """Context manager around a training loop that can be killed at any time and resumed exactly.
 
     On the CPU, a resumed run ends with the same bytes (weights, optimiser, metrics) as an uninterrupted run if two
     conditions hold: every random draw of the loop comes from `seed`, from torch, random or numpy (which `steps` seeds
-    before each step), or from the sample's index; and every object that changes is tracked.
+    before each step), or from the sample's index; and every object that changes is tracked. After the run, these
+    generators continue as if it had not been there.
 
     Args:
         out: Run folder, which is new or empty, or with options.resume the folder of the run to resume.
@@ -212,6 +231,8 @@ class Run:
             torch.set_num_threads(self.options.threads)
         if warning := slow_precision(self.options.precision, self.device):
             self.say(warning)
+        # A random search draws its settings between runs: they would be the same after every run.
+        self._restore_generators = remember_global_generators(self.device)
         seed_global_generators(self.seed("init"), self.device)
         return self
 
@@ -450,3 +471,4 @@ class Run:
             self._recorder.close()
         self._folder.close()
         torch.set_num_threads(self._threads)
+        self._restore_generators()

@@ -60,15 +60,16 @@ class MovingAverage(AveragedModel):
         buffers = zip(self.module.named_buffers(), model.buffers(), strict=True)
         pairs: list[tuple[Tensor, Tensor, bool]] = [(own, other, True) for own, other in parameters]
         pairs += [(own, other, name not in self._copied) for (name, own), other in buffers]
-        groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+        # By type, because buffers are plain tensors also where parameters are sharded (DTensor).
+        groups: dict[tuple[type, torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
         for own, other, is_averaged in pairs:
             if not (self._has_begun and is_averaged and _is_real(own)):
                 own.detach().copy_(other.detach())
                 continue
-            mine, others = groups.setdefault((own.device, own.dtype), ([], []))
+            mine, others = groups.setdefault((type(own.detach()), own.device, own.dtype), ([], []))
             mine.append(own.detach())
             others.append(other.detach().to(own.device))
-        for (_, precision), (mine, others) in groups.items():
+        for (_, _, precision), (mine, others) in groups.items():
             if torch.finfo(precision).eps > (1 - self._decay) / 10:
                 warnings.warn(
                     f"the moving average has weights of {precision} and a decay of {self._decay:g}: most of its "

@@ -109,10 +109,11 @@ class LARS(Optimizer):
         nesterov: Whether to use Nesterov momentum.
         foreach: Whether to update all parameters with a few kernels, or one parameter after another, which keeps a
             parameter in the CPU's cache. None: True on CUDA, False on other devices. Results agree up to rounding.
+            Parameters of `fully_shard` are always updated one after another.
 
     The optimiser stores one buffer per parameter; `foreach` holds a copy of the gradients during a step. No step waits
-    for the device. Parameters must not be sharded (use one process or DDP), because the norm of a shard is not the norm
-    of its weight.
+    for the device. Parameters may be sharded by `torch.distributed.fsdp.fully_shard`, whose norms are those of whole
+    weights, but not by FullyShardedDataParallel or ZeRO, because the norm of a shard is not the norm of its weight.
 
     Raises:
         ValueError: A setting is outside its range.
@@ -191,6 +192,7 @@ class LARS(Optimizer):
         ]
         for params, grads, group in updates:
             together = params[0].is_cuda if group["foreach"] is None else group["foreach"]
+            together = together and not _is_sharded(params[0])  # torch cannot compute the norms of several DTensors
             update = _update_together if together else _update_one_by_one
             update(params, grads, [self._buffer(p) for p in params], group)
         return loss
@@ -294,10 +296,14 @@ def _dense_gradient(p: Tensor) -> Tensor:
 
 
 def _by_device_and_dtype(params: list[Tensor]) -> Iterable[list[Tensor]]:
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    kinds: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = defaultdict(list)
     for p in params:
-        kinds[p.device, p.dtype].append(p)
+        kinds[p.device, p.dtype, _is_sharded(p)].append(p)
     return kinds.values()
+
+
+def _is_sharded(p: Tensor) -> bool:
+    return hasattr(p, "device_mesh")  # a DTensor, whose class takes long to import
 
 
 def _check_settings(group: dict[str, Any]) -> None:

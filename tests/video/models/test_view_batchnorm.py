@@ -56,6 +56,20 @@ def test_split_views_equal_two_networks_with_the_same_weights() -> None:
     assert not torch.allclose(split(rgb), apart["tg"].eval()(rgb), atol=1e-2)
 
 
+@pytest.mark.parametrize("on_meta", [False, True])
+def test_views_share_parameters_after_loading(on_meta: bool) -> None:
+    saved = split_batchnorm(network(), VIEWS)
+    with torch.device("meta" if on_meta else "cpu"):
+        loaded = split_batchnorm(network(), VIEWS)
+    if on_meta:
+        loaded.to_empty(device="cpu").load_state_dict(saved.state_dict())
+    else:
+        loaded.load_state_dict(saved.state_dict(), assign=True)
+    assert len(list(loaded.parameters())) == len(list(network().parameters()))
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, saved.state_dict()[name])
+
+
 def test_split_keeps_the_parameters() -> None:
     plain = network()
     before = list(plain.parameters())

@@ -479,6 +479,7 @@ class ViewBatchNorm(nn.Module):
         super().__init__()
         self.norms = nn.ModuleDict({view: _twin(norm) for view in views})
         self.layout: Layout | None = None
+        self.register_load_state_dict_post_hook(_share_parameters)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the rows of each view in `x` ``[N, C, ...]`` with the statistics of that view."""
@@ -636,6 +637,13 @@ def _twin(norm: _BatchNorm) -> _BatchNorm:
     for name, buffer in norm.named_buffers(recurse=False):
         setattr(twin, name, buffer.detach().clone())
     return twin.train(norm.training)
+
+
+def _share_parameters(norm: Any, _: object) -> None:
+    """Share weight and bias again, which `load_state_dict(assign=True)` and `to_empty` replace in every norm."""
+    first, *others = norm.norms.values()
+    for other in others:
+        other.weight, other.bias = first.weight, first.bias
 
 
 @dataclass

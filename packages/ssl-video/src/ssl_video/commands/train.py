@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.optim import WarmupCosine
+from contrastive_core.text import several
 from contrastive_core.training import Run, RunOptions
 from contrastive_core.training.checkpoint import Unchanged
 from contrastive_core.training.tables import is_address
@@ -33,6 +34,7 @@ from ssl_video.training.inference_model import make_tested
 from ssl_video.training.loader import Feed
 from ssl_video.training.options import (
     FEW,
+    SHORT,
     SURE,
     InputOptions,
     OptimizerOptions,
@@ -111,7 +113,9 @@ def train(
             torch.manual_seed(r.seed("weights"))
             net = _network(network, labelled.classes, init, say=r.say)
             say = _quietly if method == "supervised" else r.say
-            pseudo = _settle(pseudo, strong, labelled, method=method, views=len(inputs.views), say=say)
+            pseudo = _settle(
+                pseudo, strong, labelled, method=method, views=len(views), steps=None if init else steps, say=say
+            )
             mvpl = _method(
                 net, pseudo, described, training=training, ema=optimizer.ema, seed=r.seed("targets"), say=say
             )
@@ -318,14 +322,19 @@ def _settle(
     *,
     method: str,
     views: int,
+    steps: int | None,
     say: Callable[[str], None],
 ) -> PseudoOptions:
-    """Settle how pseudo-labels are selected, and print notes on settings with which they may do harm."""
+    """Settle how pseudo-labels are selected, and print notes on settings with which they may do harm.
+
+    Those on the number of steps are for networks without pre-trained weights; None for others.
+    """
     pseudo = pseudo.settled(len(labelled), classes=len(labelled.classes), views=views)
     if method == "supervised" and pseudo.agreement_weight is None:
         pseudo = replace(pseudo, agreement_weight=0.0)
     _say_directed(pseudo, strong, labelled.classes, say=say)
     _say_few(pseudo, labelled, say=say)
+    _say_short(steps, say=say)
     return pseudo
 
 
@@ -369,6 +378,15 @@ def _say_few(pseudo: PseudoOptions, labelled: VideoSet, *, say: Callable[[str], 
         )
     else:
         say(f"{few}: those with a confidence below {threshold:g} are ignored; {compare}")
+
+
+def _say_short(steps: int | None, *, say: Callable[[str], None]) -> None:
+    if steps is not None and steps < SHORT:
+        say(
+            f"note: {several(steps, 'step')} without pre-trained weights make a short run. In our measurements "
+            "pseudo-labels lowered the accuracy with 300 steps, and raised it with 2,000: also train with "
+            "--method supervised, and compare the two"
+        )
 
 
 def _quietly(_: str) -> None:

@@ -111,7 +111,7 @@ class MultiviewPseudoLabel(nn.Module):
             pseudo-labels are ignored on clips whose frames are reordered (`reordered` of `forward`).
         agreement_weight: Weight of `feature_distance` between the features of ``rgb`` and those of ``tg``: the inputs
             of the last linear layer; 0 for none. The default is 1 if both views and such a layer exist, otherwise 0.
-            Use 0 in runs of a few hundred steps, in which it can lower the accuracy.
+            It suits runs of thousands of steps; it can lower the accuracy in those of a few hundred.
         ema_decay: Decay of a moving average of the network for testing (`tested`); 0 for none.
         seed: Seed for the choice of views for ``random`` and of `mix`.
         mean: Mean of the normalisation ``(x / 255 - mean) / std``, the same for every view; a number, or one per

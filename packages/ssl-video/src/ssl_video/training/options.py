@@ -100,8 +100,8 @@ class PseudoOptions:
         directed: Classes that the direction of time defines, such as opening and closing; their pseudo-labels are
             ignored on clips that ``strong.temporal`` reverses or shuffles.
         agreement_weight: Weight of the distance between the features of rgb and those of tg (LTG); 0 for none. The
-            default is 1 with both views and a network with a linear last layer, and 0 with labels alone. Use 0 in runs
-            of a few hundred steps, in which it can lower the accuracy.
+            default is 1 with both views and a network with a linear last layer, and 0 with labels alone. It suits runs
+            of thousands of steps; it can lower the accuracy in those of a few hundred.
         exclude_labelled: Exclude the labelled videos from the unlabelled data.
         diagnose: Read the labels of all videos to record the accuracy of the pseudo-labels; training ignores them.
     """
@@ -151,6 +151,8 @@ SURE = 0.8
 """Threshold that lowered the accuracy least in short runs with few labels, and raised it in long ones."""
 FEW = 4
 """Number of labelled videos per class below which the usual threshold, and FreeMatch's, lowered the accuracy."""
+SHORT = 500
+"""Number of steps below which pseudo-labels lowered the accuracy of networks without pre-trained weights."""
 FEW_CLASSES = 5
 """Classes below which the usual threshold is under twice chance."""
 

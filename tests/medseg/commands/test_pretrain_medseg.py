@@ -119,6 +119,29 @@ def test_trained_without_labels_and_gone_on_with(place: tuple[Path, Path], tmp_p
     assert load_trunk(model).options == trunk.options, "a segmenter's trunk will do as well"
 
 
+def test_options_that_given_weights_would_ignore_are_refused(place: tuple[Path, Path], tmp_path: Path) -> None:
+    data, split = place
+    pretrain(str(data), tmp_path / "pre", split=split, **SHORT)
+    own = load_trunk(tmp_path / "pre").preprocessing
+    assert own.spacing is not None
+    begun = grouped(init=str(tmp_path / "pre"), steps=1, batch_size=2, run=RUN)
+    same = PreprocessingOptions(image_size=own.size[0], spacing=own.spacing[0], slice_axis="sagittal")
+    train(str(data), tmp_path / "same", split=split, network=NetworkOptions("unet", 2), preprocessing=same, **begun)
+    for changes, said in (
+        ({"network": NetworkOptions("plain-unet", 2)}, r"network.name plain-unet \(the weights have unet\)"),
+        ({"network": NetworkOptions("auto", 8)}, r"network.width 8 \(the weights have 2\)"),
+        ({"preprocessing": PreprocessingOptions(spacing=9.5)}, r"preprocessing.spacing 9.5 \(the weights have "),
+        (
+            {"preprocessing": PreprocessingOptions(slice_axis="coronal")},
+            r"slice_axis coronal \(the weights have oblique sagittal",
+        ),
+        ({"preprocessing": PreprocessingOptions(low=2, n4=True)}, r"low 2 .*n4 True .*remove these options, or train "),
+    ):
+        with pytest.raises(UserError, match=said):
+            train(str(data), tmp_path / "other", split=split, **changes, **begun)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_killed_run_ends_in_the_same_bytes(
     place: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

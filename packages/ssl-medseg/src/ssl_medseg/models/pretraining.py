@@ -16,8 +16,9 @@ from contrastive_core.training.documents import reading
 from ssl_medseg.models import NetworkOptions, UNet
 from ssl_medseg.models.model_folder import FORMAT as SEGMENTER
 from ssl_medseg.models.monai import opened_options
-from ssl_medseg.models.network import BLOCKS, batch_norm, he_init
+from ssl_medseg.models.network import AUTO, BLOCKS, batch_norm, he_init
 from ssl_medseg.preprocessing import Preprocessing
+from ssl_medseg.preprocessing.plan import PreprocessingOptions
 
 
 class GlobalNetwork(nn.Module):
@@ -106,6 +107,33 @@ class Trunk:
     options: NetworkOptions
     preprocessing: Preprocessing
     is_segmenter: bool = False
+
+    def check_options(self, network: NetworkOptions, preprocessing: PreprocessingOptions) -> None:
+        """Check that no option contradicts the network and the preprocessing of the weights.
+
+        Raises:
+            UserError: An option does; it would have no effect.
+        """
+        p, trained_with = self.preprocessing, asdict(self.options)
+        own = {
+            "spacing": (p.spacing or (0.0,))[0], "image_size": p.size[0], "fit": p.fit, "low": p.percentiles[0],
+            "high": p.percentiles[1], "antialias": p.antialias, "n4": p.n4, "n4_shrink": p.n4_shrink,
+            "fill_nan": p.fill_nan, "orientation": "stored" if p.directions is None else "auto",
+        }  # fmt: skip
+        wanted, usual = asdict(preprocessing), asdict(PreprocessingOptions())
+        given = {f"preprocessing.{key}": (wanted[key], own[key]) for key in own if wanted[key] != usual[key]}
+        plane = preprocessing.slice_axis
+        if plane not in ("auto", p.plane.removeprefix("oblique "), str(p.slice_axis)):
+            given["preprocessing.slice_axis"] = (plane, p.plane or p.slice_axis)
+        given |= {
+            f"network.{key}": (x, trained_with[key]) for key, x in asdict(network).items() if x != asdict(AUTO)[key]
+        }
+        wrong = [f"{name} {x} (the weights have {here})" for name, (x, here) in given.items() if x != here]
+        if wrong:
+            raise UserError(
+                f"{', '.join(wrong)}: training from given weights uses their network and preprocessing; remove these "
+                "options, or train without --init"
+            )
 
 
 def save_trunk(

@@ -57,7 +57,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         out: Folder of the run: configuration, metrics, checkpoints, model.
         split: Split file, as written by `ssl-medseg make-splits`.
         init: Run folder or model folder of `pretrain` or of another segmenter, whose trunk weights, network and
-            preprocessing are used; by default random weights.
+            preprocessing are used; other ones are refused. By default random weights.
         training: Length of training, batches, loss, and the weights to keep.
         optimizer: Optimiser, learning rate, and averaging of the weights.
         network: Network; `auto` and 0 leave the choice to recipe and effort.
@@ -73,6 +73,8 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     """
     config = dict(locals())
     begun = None if init is None else load_trunk(init)
+    if begun is not None:
+        begun.check_options(network, preprocessing)
     chosen = choose(
         training, optimizer, device=run.device, network=network if begun is None else begun.options, augment=augment,
         precision=run.precision,

@@ -579,3 +579,18 @@ def test_batches_of_another_form_are_refused() -> None:
         method(both, y, labelled_present={"tg": [True]})
     more = {**both, "audio": both["rgb"]}  # views that the method does not use
     assert method(more, y, both, both, labelled_present={"tg": [True, False]}).loss.isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_makes_no_difference(dtype: torch.dtype) -> None:
+    networks = [small(), small()]
+    networks[1].load_state_dict(networks[0].state_dict())
+    clips, strong = pictures(4, "rgb", "tg"), pictures(4, "rgb", "tg", seed=1)
+    expected = MultiviewPseudoLabel(networks[0], classes=4, fusion=(0.3, 0.7))(clips, [0, 1, 2, 3], clips, strong)
+    torch.set_default_dtype(dtype)
+    try:
+        found = MultiviewPseudoLabel(networks[1], classes=4, fusion=(0.3, 0.7))(clips, [0, 1, 2, 3], clips, strong)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, value in found.scalars().items():
+        assert torch.equal(value, expected.scalars()[name]), name

@@ -44,6 +44,20 @@ def transforms(size: int) -> list[Transform]:
 SHAPES = [(33, 41, 37), (60, 64, 64), (150, 140, 135)]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_makes_no_difference(dtype: torch.dtype) -> None:
+    images, ids = photos(3, 40, 36), torch.arange(3)
+    expected = [view(images, seed=1, ids=ids) for view in transforms(24)]
+    torch.set_default_dtype(dtype)
+    try:
+        found = [view(images, seed=1, ids=ids) for view in transforms(24)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, other in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, other)
+
+
 @pytest.mark.parametrize(("size", "height", "width"), SHAPES)
 def test_a_view_is_the_same_bits_in_any_company(size: int, height: int, width: int) -> None:
     n = 40 if size < 50 else 9

@@ -268,7 +268,7 @@ def reorder_clip(clip: Clips, operation: Temporal, draws: Sequence[float]) -> Cl
     "SVFormer", CVPR 2023 (warp). The number of segments and the range of speeds are our choice.
     """
     frames = clip.frames.shape[1]
-    random, more = torch.tensor(draws[:frames]), draws[frames]
+    random, more = torch.tensor(draws[:frames], dtype=torch.float32), draws[frames]
     steps = torch.arange(frames)
     if operation == "reverse":
         return Clips(

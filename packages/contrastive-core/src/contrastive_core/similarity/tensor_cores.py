@@ -149,8 +149,8 @@ def forward(problem: Problem) -> Tensor:
     work = _Work.of(problem)
     total = torch.zeros(len(work.q), dtype=exact_dtype(work.q), device=work.q.device)
     for strip in work.strips():
-        across = torch.empty(strip.width // _TILE, strip.height, device=total.device)
-        down = torch.empty(strip.height // _TILE, strip.width if work.square else 0, device=total.device)
+        across = total.new_empty(strip.width // _TILE, strip.height, dtype=torch.float32)
+        down = total.new_empty(strip.height // _TILE, strip.width if work.square else 0, dtype=torch.float32)
         work.launch("sum_tiles", strip, across, down, strip.top, strip.left, strip.height, strip.width)
         total[strip.rows] += across.sum(0, dtype=total.dtype)
         if strip.goes_on:
@@ -170,11 +170,11 @@ def backward(
     largest = grad.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
     # A row without candidates has lse -inf: no gradient.
     exact = torch.where(lse == -torch.inf, 0.0, grad / largest * torch.exp(_WEIGHT_BITS * math.log(2) - lse))
-    weight = torch.zeros(len(work.q), device=grad.device)
+    weight = torch.zeros(len(work.q), dtype=torch.float32, device=grad.device)
     weight[: len(exact)] = exact
     needs_q, needs_k = needs[0], needs[1] and not work.square
-    dq = torch.zeros(work.q_parts[0].shape if needs_q else (0, 0), device=grad.device)
-    dk = torch.zeros(work.k_parts[0].shape if needs_k else (0, 0), device=grad.device)
+    dq = torch.zeros(work.q_parts[0].shape if needs_q else (0, 0), dtype=torch.float32, device=grad.device)
+    dk = torch.zeros(work.k_parts[0].shape if needs_k else (0, 0), dtype=torch.float32, device=grad.device)
     buffers: list[Tensor] = []
     for strip in work.strips():
         numbers = strip.height * strip.width

@@ -51,7 +51,7 @@ class ViewWeights(_Averages):
         super().__init__()
         self.adaptive, self.fixed = fusion == "adaptive", None
         if not isinstance(fusion, str):
-            self.fixed = torch.tensor([float(weight) for weight in fusion])
+            self.fixed = torch.tensor([float(weight) for weight in fusion], dtype=torch.float32)
             if len(self.fixed) != len(views) or not math.isfinite(self.fixed.sum()) or (self.fixed < 0).any():
                 raise ValueError(
                     f"fusion is {list(fusion)}; expected {len(views)} weights of at least 0, for {', '.join(views)}"
@@ -283,7 +283,8 @@ def diagnose(
     same = (predicted[first] == predicted[second]) & pairs
     agreement = same.sum() / pairs.sum().clamp(min=1) if m > 1 else logits.new_ones(())
     counted = found.mask.to(logits.dtype)
-    histogram = torch.zeros(k, device=logits.device).index_add_(0, found.labels.flatten(), counted.flatten().float())
+    histogram = logits.new_zeros(k, dtype=torch.float32)
+    histogram.index_add_(0, found.labels.flatten(), counted.flatten().float())
     result = Diagnostics(
         coverage=counted.sum() / there.sum().clamp(min=1),
         confidence=torch.where(made > 0, found.confidence, 0).sum() / made.sum().clamp(min=1),

@@ -202,7 +202,7 @@ def hue_(x: Tensor, delta: Tensor) -> Tensor:
 
 def hue_shifts(delta: Tensor) -> Tensor:
     """Return the distance of hue delta [n, 1] from each channel: [3, n, 1] sixths of a turn in [-3, 3)."""
-    centres = torch.tensor(_CENTRES, device=delta.device)[:, None, None]
+    centres = torch.tensor(_CENTRES, dtype=torch.float32, device=delta.device)[:, None, None]
     return torch.remainder(6 * delta - centres + 3, 6) - 3
 
 
@@ -358,7 +358,7 @@ def gaussian_rows(length: int, *, radius: int, padding: Padding, device: torch.d
             f"got {length}: take a smaller kernel"
         )
     mirrored = (length - 1) - ((length - 1) - row.abs()).abs()
-    return mirrored, torch.ones(length, 1, device=device)
+    return mirrored, torch.ones(length, 1, dtype=torch.float32, device=device)
 
 
 _SMALL_IMAGE = 1 << 14  # pixels
@@ -435,7 +435,7 @@ def _resample_rows(images: Tensor, row: Tensor, weight: Tensor) -> Tensor:
     # row length. Rows a multiple of 128 values apart would compete for the same cache lines when they are transposed.
     width = -(-w // 16) * 16
     width += 16 if width % 128 == 0 else 0
-    table = torch.empty(n, h, c, width, device=images.device)
+    table = torch.empty(n, h, c, width, dtype=torch.float32, device=images.device)
     table.narrow(3, 0, w).copy_(images.permute(0, 2, 1, 3))  # the padding is never read
     rows = weighted_rows(table.view(n * h, c * width), row, weight)
     return rows.view(*row.shape[:2], c, width).narrow(3, 0, w).permute(2, 0, 3, 1).contiguous()
@@ -581,7 +581,7 @@ def render(
     n = len(images)
     device = images[0].device if n else torch.device("cpu")
     channels = images[0].shape[0] if n else 3
-    out = torch.empty(n, channels, size, size, device=device)
+    out = torch.empty(n, channels, size, size, dtype=torch.float32, device=device)
     with torch.inference_mode():  # costs less per operation than no_grad; `out` stays an ordinary tensor
         work = _Work(images, draws, size=size, ops=ops, additive=additive, radius=radius, device=device)
         if device.type != "cpu":

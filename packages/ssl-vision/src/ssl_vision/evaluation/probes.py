@@ -38,7 +38,7 @@ def knn_scores(
         similarity, neighbour = (block @ bank.T).topk(k, dim=1)
         # Only ratios matter, so the largest weight is set to 1 and a small temperature cannot overflow.
         weight = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes = torch.zeros(len(block), num_classes, device=block.device)
+        votes = torch.zeros(len(block), num_classes, dtype=torch.float32, device=block.device)
         scores.append(votes.scatter_add_(1, labels[neighbour], weight))
     return torch.cat(scores)
 

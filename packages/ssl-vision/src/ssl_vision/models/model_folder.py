@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -302,11 +302,15 @@ def open_pretrained(
         return None if encoder.weights is None else _named(encoder, image_size=image_size)
     found = load_pretrained(model)
     if encoder not in (EncoderOptions(), found.options):
-        raise UserError(
-            f"{model}: its encoder is {found.options}, but {encoder} was given; leave out the encoder, or --init"
-        )
+        raise UserError(f"{model}: {_difference(found.options, encoder)}; leave out the encoder, or --init")
     fits = found.head is not None and (len(found.head.layers), found.head.out_features) == (layers, out_features)
     return found if fits else replace(found, head=None)
+
+
+def _difference(own: EncoderOptions, given: EncoderOptions) -> str:
+    """Describe the options of an encoder that differ from the model's, as ``its encoder.sk_ratio is 0.0, not 0.5``."""
+    names = [each.name for each in fields(own) if getattr(own, each.name) != getattr(given, each.name)]
+    return "its " + ", ".join(f"encoder.{name} is {getattr(own, name)}, not {getattr(given, name)}" for name in names)
 
 
 def _named(encoder: EncoderOptions | None, *, image_size: int | None) -> Pretrained:
@@ -511,8 +515,7 @@ def open_start(model: str, *, encoder: EncoderOptions | None, from_layer: int, i
     found = load_pretrained(model)
     if encoder is not None and encoder != found.options:
         raise UserError(
-            f"{model}: its encoder is {found.options}, but {encoder} was given; leave out the encoder, or start "
-            f"from {NONE!r}"
+            f"{model}: {_difference(found.options, encoder)}; leave out the encoder, or start from {NONE!r}"
         )
     layers = 0 if found.head is None else len(found.head.layers)
     if not 0 <= from_layer <= layers:

@@ -30,6 +30,7 @@ class Batches:
     are dropped.
 
     Pass an instance as the `batch_sampler` of a DataLoader, or call `at(step)` in a loop that indexes tensors itself.
+    One iteration covers all epochs of the run; another one starts at `start_step` again, with the same order.
 
     Args:
         n: Number of samples.

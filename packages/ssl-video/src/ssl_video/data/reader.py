@@ -426,6 +426,9 @@ def short_size(height: int, width: int, short: int) -> tuple[int, int]:
 class ClipDataset(Dataset[Sample]):
     """One random clip of every video: a map-style data set, whose items are a function of (seed, index).
 
+    ``dataset[index]`` has seed 0 and is therefore the same clip in every epoch; ``dataset.clip(index, seed=step)``, in
+    a data set of your own, is another one in every step.
+
     An unreadable file is reported on standard error, recorded in `log` and replaced by the next readable video (of the
     same class if `by_class` is set), for as many files as `allowed_bad` allows; one more raises an error. The length of
     an epoch therefore stays the same, and the order does not depend on the number of workers.

@@ -76,6 +76,7 @@ FIXED = ("--pseudo.select", "fixed", *OFF)
 METHODS: dict[str, Method] = {
     "labels-rgb": Method("labels alone, frames", ("--views", "[rgb]"), supervised=True, views=("rgb",)),
     "labels": Method("labels alone, all views", supervised=True),
+    "labels-agreement": Method("labels alone, agreeing features", ("--pseudo.agreement_weight", "1"), supervised=True),
     "fixmatch": Method("FixMatch", ("--method", "fixmatch"), views=("rgb",)),
     "paper": Method(
         "MvPL, settings of the paper", ("--recipe", "paper", "--flow", "dis_fast"), views=PAPER_VIEWS, warmup=0.125

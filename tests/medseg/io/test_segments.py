@@ -145,6 +145,38 @@ def test_labels_of_mitk_are_matched_by_name(layers: int, tmp_path: Path) -> None
         read_label(file, own)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_labels_of_mitk_before_2023_are_matched_by_name(layers: int, tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    truth = phantom(SHAPE)[1]
+    own = LabelMap(("background", "left ventricle", "RV & <1>", "MYO"), (0, 1, 2, 3))
+    groups = {1: [{"MYO": 3, "left ventricle": 1, "RV &amp; &lt;1&gt;": 2}]}.get(
+        layers, [{"MYO": 3}, {"left ventricle": 1, "RV &amp; &lt;1&gt;": 2}]
+    )
+    parts = np.zeros((*SHAPE, layers), np.uint16)
+    texts = {}
+    for layer, group in enumerate(groups):  # every layer counts from 1, after a label for what is outside of all labels
+        for value, (name, number) in enumerate({"Exterior": 0, **group}.items()):
+            properties = {"color": '<color r="1" g="0" b="0"/>', "name": f'<string value="{name}"/>'}
+            properties["value"] = f'<int value="{value}"/>'
+            lines = (
+                f'  <property key="{key}" type="X">\n    {each}\n  </property>' for key, each in properties.items()
+            )
+            texts[f"org.mitk.label_{layer:03d}_{value:05d}"] = (
+                '<?xml version="1.0" encoding="UTF-8"?>\n<Label>\n{}\n</Label>\n'.format("\n".join(lines))
+            )
+            parts[(truth == number) & (value > 0), layer] = value
+    image = sitk.GetImageFromArray(parts.transpose(2, 1, 0, 3) if layers > 1 else parts[..., 0].T, isVector=layers > 1)
+    for key, text in {"modality": "org.mitk.image.multilabel", "layers": str(layers), **texts}.items():
+        image.SetMetaData(key, text)
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"), True)
+    np.testing.assert_array_equal(read_label(tmp_path / "a.nrrd", own)[0], truth)
+    file = tmp_path / "a.nrrd"
+    file.write_bytes(file.read_bytes().replace(b"</Label>", b"<//abel>"))
+    with pytest.raises(UserError, match=r"a.nrrd: has a damaged list of labels"):
+        read_label(file, own)
+
+
 def test_the_header_of_a_segmentation_may_have_long_and_many_lines(tmp_path: Path) -> None:
     truth = phantom(SHAPE)[1]
     names = {"left ventricle": (0, 1), "RV": (0, 2), "MYO": (0, 3), **{f"organ {n}": (0, n) for n in range(4, 250)}}

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import nibabel
 import numpy as np
@@ -32,9 +33,10 @@ from ssl_medseg.io.volume import SAME_GRID, Grid
 
 _NRRD = (".nrrd", ".nhdr")
 _LARGEST = 2**31 - 1
-_DEFAULT = re.compile(r"(segment|label|region|structure)? ?\d+")
+_DEFAULT = re.compile(r"(segment|(new )?label|region|structure)? ?\d+")
 _BACKGROUND = "background"
 _MITK = "org.mitk.multilabel.segmentation.labelgroups"
+_OLD_MITK = re.compile(r"(?:org[._]mitk[._])?label_(\d+)_\d+")  # until 2022, an XML document for each label
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,12 @@ def _described(path: Path, fields: Mapping[str, str]) -> list[_Segment]:
             ]
         check_labels((each.name for each in labels), what="label", source=path)
         return labels
+    if old := [(int(found[1]), text) for key, text in sorted(fields.items()) if (found := _OLD_MITK.fullmatch(key))]:
+        with reading(path, "has a damaged list of labels", "save the segmentation again with MITK"):
+            described = [_Segment(name, layer, value) for layer, text in old for name, value in [_of_xml(text)]]
+        labels = [each for each in described if each.value]  # 0 is what lies outside of all labels
+        check_labels((each.name for each in labels), what="label", source=path)
+        return labels
     ids = sorted({int(found[1]) for key in fields if (found := re.fullmatch(r"Segment(\d+)_ID", key))})
     names = [fields.get(f"Segment{number}_Name") or fields[f"Segment{number}_ID"] for number in ids]
     check_labels(names, what="segment", source=path)
@@ -215,6 +223,13 @@ def _described(path: Path, fields: Mapping[str, str]) -> list[_Segment]:
             )
             for place, (number, name) in enumerate(zip(ids, names, strict=True))
         ]
+
+
+def _of_xml(text: str) -> tuple[str, int]:
+    """Return name and value in the XML document of a label of MITK."""
+    root = ElementTree.fromstring(text)  # noqa: S314 - expat limits the expansion of entities
+    values = {each.get("key"): each[0].get("value", "") for each in root.iter("property") if len(each)}
+    return values["name"], int(values["value"])
 
 
 def _of_nrrd(path: Path) -> Segments | None:

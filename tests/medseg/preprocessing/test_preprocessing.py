@@ -76,12 +76,22 @@ def test_padding_around_the_circle_of_ct_counts_as_air(padding: int) -> None:
     air, padded = (prepare(volume(np.where(inside, scanned, v), matrix), p) for v in (-1024, padding))
     assert padded.slices.equal(air.slices)
     assert air.notes == ()
-    assert padded.notes == (
-        f"voxels of {padding}, the padding around the scanned circle of a CT, count as -1024 (air)",
-    )
+    assert padded.notes == (f"voxels of {padding}, padding around the scanned region, count as -1024",)
     # Phase images have values as low, which are no padding.
     phase = np.random.default_rng(1).integers(-4096, 4096, inside.shape)
     assert prepare(volume(np.where(inside, phase, -4096), matrix), p).notes == ()
+
+
+@pytest.mark.parametrize("padding", [-32768, -1e30, np.finfo(np.float32).min])
+@pytest.mark.filterwarnings("error")
+def test_padding_of_registered_mri_counts_as_its_smallest_value(padding: float) -> None:
+    image = phantom((40, 50, 6))[0].astype(np.float32)
+    image += 7 - image.min()
+    inside = np.arange(40)[:, None, None] >= 5
+    matrix, p = np.diag([1.0, 1.0, 5.0, 1.0]), Preprocessing(size=(64, 64))
+    dark, padded = (prepare(volume(np.where(inside, image, v), matrix), p) for v in (7, padding))
+    assert padded.slices.equal(dark.slices)
+    assert padded.notes == (f"voxels of {padding:g}, padding around the scanned region, count as 7",)
 
 
 @pytest.mark.parametrize("name", ["big", "small", "tall", "wide"])

@@ -130,7 +130,9 @@ def nifti_array(opened: Any, path: Path, index: tuple[int | slice, ...], dtype: 
         UserError: The voxels cannot be read.
     """
     with reading(path, "its voxels cannot be read", "the file is damaged or truncated. Copy it again"):
-        array = np.asarray(_voxels(opened, path)[index], dtype=dtype)
+        voxels = _voxels(opened, path)[index]
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, which is reported
+        array = np.asarray(voxels, dtype=dtype)
     return array.reshape(array.shape + (1,) * (3 - array.ndim))
 
 

@@ -72,7 +72,9 @@ def _read_volume(path: Path, image: ImageFile) -> Volume:
     if path.name.lower().endswith(ITK_ENDINGS):
         _refuse_choice(image)
         array, grid, axes = read_itk(path, image)
-        return Volume(array.astype(np.float32), grid, image, ndim=axes)
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite, which is reported
+            voxels = array.astype(np.float32)
+        return Volume(voxels, grid, image, ndim=axes)
     opened = open_nifti(path)
     index = one_volume(opened, path, channel=image.channel, frame=image.frame)
     grid = nifti_grid(opened, path, image)

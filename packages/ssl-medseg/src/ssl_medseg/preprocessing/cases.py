@@ -25,7 +25,7 @@ from ssl_medseg.io.file_types import parts_of
 from ssl_medseg.preprocessing import Geometry, Preprocessing, prepare, prepare_label
 from ssl_medseg.preprocessing.prepare import SKIPPED, describe_erased, erased_structures, skips_slices
 
-_VERSION = 6
+_VERSION = 7
 """Version of the preprocessing; raising it invalidates cached results."""
 
 

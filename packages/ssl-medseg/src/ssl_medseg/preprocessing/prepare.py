@@ -474,24 +474,26 @@ def _finite(array: NDArray[np.float32], p: Preprocessing, source: str) -> tuple[
     count = finite.size - int(np.count_nonzero(finite))
     if not p.fill_nan or not finite.any():
         raise UserError(
-            f"{source}: {count:,} of {finite.size:,} voxels are not finite; expected none. Repair the image, or fill "
-            "them with its smallest value by training with --fill-nan"
+            f"{source}: {count:,} of {finite.size:,} voxels are not finite or exceed float32 (3.4e38); expected none. "
+            "Repair the image, or fill them with its smallest value by training with --fill-nan"
         )
     filled = np.where(finite, array, array[finite].min())
     return filled, (f"non-finite voxels filled ({count:,}) with the smallest value of the image",)
 
 
 def raise_padding(array: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Raise padding around the scanned circle of a CT to -1024; with a note. Other images are returned unchanged.
+    """Raise padding around the scanned region to the smallest other value, at least -1024; with a note.
 
-    Its value depends on the scanner. As the smallest percentile, it would compress all tissues into a part of the range
-    that also depends on the scanner. Phase images have values as low, but not the same one in most of these voxels.
+    Other images are returned unchanged. The value of padding depends on the scanner of a CT, or on the program that
+    registered an MRI. As the smallest percentile, it would compress all tissues into a part of the range that also
+    depends on it. Phase images have values as low, but not the same one in most of these voxels.
     """
-    low = array[array < _BELOW_CT]
+    low = array[array < _BELOW_CT].astype(np.float64)  # the median of large float32 values overflows
     if low.size < _PADDING * array.size or np.mean(low == np.median(low)) < _CONSTANT:
         return array, ()
-    note = f"voxels of {np.median(low):g}, the padding around the scanned circle of a CT, count as {_AIR:g} (air)"
-    return np.maximum(array, np.float32(_AIR)), (note,)
+    floor = max(_AIR, float(np.min(array, where=array >= _BELOW_CT, initial=array.max())))
+    note = f"voxels of {np.median(low):g}, padding around the scanned region, count as {floor:g}"
+    return np.maximum(array, np.float32(floor)), (note,)
 
 
 def _scaled(array: NDArray[np.float32], p: Preprocessing, source: str) -> NDArray[np.float32]:

@@ -143,3 +143,11 @@ def test_a_network_beyond_all_sizes_is_refused_before_memory_is_taken(tmp_path: 
     with pytest.raises(UserError, match=r"model\.json does not describe the network .*overflow"):
         build_from(build, {}, source=tmp_path)
     assert built == ["meta"]
+
+
+def test_loading_a_model_draws_no_random_numbers(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(3, 2)
+    before = torch.get_rng_state()
+    built = build_from(lambda: torch.nn.Linear(3, 2), layer.state_dict(), source=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(built.weight, layer.weight)

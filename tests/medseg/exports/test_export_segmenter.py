@@ -128,6 +128,7 @@ def test_every_kind_of_preprocessing_can_be_a_bundle(tmp_path: Path, p: Preproce
     checked = json.loads((tmp_path / "bundle" / "docs" / "checked.json").read_text())
     assert checked["bundle"]["share_of_equal_voxels"] > 0.99
     assert torch.is_grad_enabled()  # running the bundle leaves no mark on this process
+    assert not [place for place in sys.path if str(tmp_path) in place]
 
 
 def test_a_bundle_raises_padding_as_prepare_does() -> None:

@@ -140,7 +140,9 @@ def build_from(build: Callable[[], M], tensors: Mapping[str, Tensor], *, source:
         UserError: The network cannot be built, or its weights have other names or shapes.
     """
     remedy = "the file was edited, or was written by a newer version"
-    with reading(str(source), "model.json does not describe the network that is in the folder", remedy):
+    # The random weights are replaced, so the generator of the program that loads a model stays as it is.
+    fork = torch.random.fork_rng(devices=())
+    with fork, reading(str(source), "model.json does not describe the network that is in the folder", remedy):
         try:
             with torch.device("meta"):
                 described = build().state_dict()

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import logging
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -457,7 +458,7 @@ def _run_quietly(**arguments: str) -> None:
     """Run `monai.bundle run` without its log messages and warnings."""
     from monai.bundle.scripts import run  # noqa: PLC0415 - slow to import
 
-    before = logging.root.manager.disable
+    before, path = logging.root.manager.disable, sys.path.copy()
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -465,6 +466,7 @@ def _run_quietly(**arguments: str) -> None:
             run(**arguments)
     finally:
         logging.disable(before)
+        sys.path[:] = path  # MONAI adds the folder of the bundle
 
 
 def usual_volume(segmenter: Segmenter) -> Volume:

@@ -177,8 +177,9 @@ def metadata(p: Preprocessing, labels: LabelMap, *, versions: dict[str, str]) ->
 
 
 _RAISE_PADDING = (
-    "$lambda x: (lambda low: x.clamp(min=max(-1024.0, float(x.where(x >= -1500, x.max()).min()))) "
-    "if low.numel() >= 0.005 * x.numel() and (low == low.median()).float().mean() >= 0.9 else x)(x[x < -1500])"
+    "$lambda x: (lambda low, smallest: x.clamp(min=-1024.0 if smallest < -512 else smallest) if low.numel() >= "
+    "0.005 * x.numel() and (low == low.median()).float().mean() >= 0.9 else x)(x[x < -1500], "
+    "float(x.where(x >= -1500, x.max()).min()))"
 )
 """Expression of `ssl_medseg.preprocessing.prepare.raise_padding`."""
 

@@ -15,8 +15,8 @@ from ssl_medseg.models.model_folder import Segmenter
 PREPARATION = (
     "For each volume: resample the `channels`, in this order, to the grid of the first; reorder and flip the axes to "
     "`orientation` (or to the axes `frame`; without both, keep them as stored). For each channel: fill voxels that "
-    "are not finite with the smallest value if `fill_nan`, raise padding (below -1500) to the smallest other value, "
-    "at least -1024, correct "
+    "are not finite with the smallest value if `fill_nan`, raise padding (below -1500) to -1024 if the smallest "
+    "other value is below -512 (CT), else to that value, correct "
     "the bias field with N4 if `n4`, and scale so that the `percentiles` of all voxels become 0 and 1, without "
     "clipping. Slices are perpendicular to `slice_axis`. Along each axis of a slice, one pixel is `step` voxels: "
     "`spacing` in mm divided by the voxel size, or, with `fit`, such that the longer side has `fit` pixels. If "

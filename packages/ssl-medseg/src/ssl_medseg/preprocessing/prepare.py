@@ -482,16 +482,18 @@ def _finite(array: NDArray[np.float32], p: Preprocessing, source: str) -> tuple[
 
 
 def raise_padding(array: NDArray[Any]) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Raise padding around the scanned region to the smallest other value, at least -1024; with a note.
+    """Raise padding around the scanned region to -1024 in a CT, and to the smallest other value elsewhere; with a note.
 
-    Other images are returned unchanged. The value of padding depends on the scanner of a CT, or on the program that
-    registered an MRI. As the smallest percentile, it would compress all tissues into a part of the range that also
-    depends on it. Phase images have values as low, but not the same one in most of these voxels.
+    An image counts as CT if it contains air: other values below -512. Images without padding are returned unchanged.
+    The value of padding depends on the scanner of a CT, or on the program that registered an MRI. As the smallest
+    percentile, it would compress all tissues into a part of the range that also depends on it. Phase images have values
+    as low, but not the same one in most of these voxels.
     """
     low = array[array < _BELOW_CT].astype(np.float64)  # the median of large float32 values overflows
     if low.size < _PADDING * array.size or np.mean(low == np.median(low)) < _CONSTANT:
         return array, ()
-    floor = max(_AIR, float(np.min(array, where=array >= _BELOW_CT, initial=array.max())))
+    smallest = float(np.min(array, where=array >= _BELOW_CT, initial=array.max()))
+    floor = _AIR if smallest < _AIR / 2 else smallest
     note = f"voxels of {np.median(low):g}, padding around the scanned region, count as {floor:g}"
     return np.maximum(array, np.float32(floor)), (note,)
 

@@ -8,7 +8,7 @@ import pytest
 from rich.errors import LiveError
 from rich.progress import Progress
 
-from contrastive_core.training.progress import track
+from contrastive_core.training.progress import Watch, track
 
 
 class Terminal(io.StringIO):
@@ -52,3 +52,13 @@ def test_within_another_bar_the_items_come_all_the_same(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Progress, "start", refuse)
     assert list(track("ab", total=2, what="x")) == ["a", "b"]
+
+
+def test_large_counts_are_written_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    watch = Watch(shown=True)
+    watch.start(0, 1)
+    watch.metrics({"loss": 6.34801, "inputs": 10496.0, "lr": 1.678e-6})
+    watch.advance(1)
+    line = capsys.readouterr().err
+    assert "loss 6.348  inputs 10,496  lr 1.678e-06" in line
+    assert "e+" not in line

@@ -87,7 +87,7 @@ class Watch:
 
     def metrics(self, record: Mapping[str, float]) -> None:
         """Set the values to show."""
-        self._text = "  ".join(f"{name} {value:.4g}" for name, value in record.items())
+        self._text = "  ".join(f"{name} {_number(value)}" for name, value in record.items())
         self._is_new = True
 
     def advance(self, done: int) -> None:
@@ -105,7 +105,7 @@ class Watch:
         speed = (done - self._first_step) / max(now - self._begun, 1e-9)
         left = duration((self._total - done) / speed)
         numbers = f"  {self._text}" if fresh else ""
-        self.say(f"step {done}/{self._total}{numbers}  {speed:.3g} steps/s  {left} left")
+        self.say(f"step {done}/{self._total}{numbers}  {_number(speed, 3)} steps/s  {left} left")
 
     def say(self, message: str) -> None:
         """Print a message, above the bar if there is one."""
@@ -119,3 +119,8 @@ class Watch:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _number(value: float, digits: int = 4) -> str:
+    """Format a number with some significant digits, and large counts such as network inputs in full: 84,480."""
+    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e15 else f"{value:.{digits}g}"

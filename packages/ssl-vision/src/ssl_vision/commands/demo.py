@@ -163,7 +163,7 @@ def _score(protocol: str, top1: float, number: int | None, test: LabelledFeature
         model=model,
         encoder_hash=test.encoder_hash,
         data=DATA,
-        settings={} if number is None else {"mean over choices of the labelled images": DRAWS},
+        settings={} if number is None else {"labelled images": f"mean over {DRAWS} random choices"},
     )
 
 

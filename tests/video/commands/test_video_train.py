@@ -533,7 +533,8 @@ def test_a_low_threshold_is_said_once_where_it_matters(
     said = capfd.readouterr().err
     assert said.count("note: threshold 0.3 is below twice chance") == 1
     assert "note: 1 labelled video per class" in said
-    assert said.count("note: 1 step without pre-trained weights") == 1
+    assert said.count("1 step without pre-trained weights make a short run") == 1
+    assert said.count("compare the two") == 1
     train(out=tmp_path / "b", **settings(videos, steps=1, pseudo=low, method="supervised"))
     metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in "ab"]
     assert ["feature_distance" in text for text in metrics] == [True, False]

@@ -333,8 +333,7 @@ def _settle(
     if method == "supervised" and pseudo.agreement_weight is None:
         pseudo = replace(pseudo, agreement_weight=0.0)
     _say_directed(pseudo, strong, labelled.classes, say=say)
-    _say_few(pseudo, labelled, say=say)
-    _say_short(steps, say=say)
+    _say_doubts(pseudo, labelled, steps, say=say)
     return pseudo
 
 
@@ -360,33 +359,34 @@ def _say_directed(
         )
 
 
-def _say_few(pseudo: PseudoOptions, labelled: VideoSet, *, say: Callable[[str], None]) -> None:
+def _say_doubts(pseudo: PseudoOptions, labelled: VideoSet, steps: int | None, *, say: Callable[[str], None]) -> None:
+    doubts = [*_doubts_about_few(pseudo, labelled)]
+    if steps is not None and steps < SHORT:
+        doubts.append(
+            f"{several(steps, 'step')} without pre-trained weights make a short run. In our measurements pseudo-labels "
+            "lowered the accuracy with 300 steps, and raised it with 2,000"
+        )
+    if doubts:
+        say(f"note: {'. '.join(doubts)}. Also train with --method supervised, and compare the two")
+
+
+def _doubts_about_few(pseudo: PseudoOptions, labelled: VideoSet) -> Iterator[str]:
     each = len(labelled) / len(labelled.classes)
     if each >= FEW:
         return
     threshold = pseudo.threshold or 0.0  # never None once settled
     number = f"{each:.1f}".removesuffix(".0")
     videos = "video" if number == "1" else "videos"
-    few = f"note: {number} labelled {videos} per class. With so few, most pseudo-labels may be wrong"
-    compare = "also train with --method supervised, and compare the two"
+    few = f"{number} labelled {videos} per class. With so few, most pseudo-labels may be wrong"
     if pseudo.select != "fixed":
-        say(f"{few}: {compare}")
+        yield few
     elif threshold < SURE:
-        say(
-            f"{few}, and in our measurements a threshold of {threshold:g} lowered the accuracy: {compare}; "
+        yield (
+            f"{few}, and in our measurements a threshold of {threshold:g} lowered the accuracy; "
             f"--pseudo.threshold {SURE} selects fewer pseudo-labels, more of them correct"
         )
     else:
-        say(f"{few}: those with a confidence below {threshold:g} are ignored; {compare}")
-
-
-def _say_short(steps: int | None, *, say: Callable[[str], None]) -> None:
-    if steps is not None and steps < SHORT:
-        say(
-            f"note: {several(steps, 'step')} without pre-trained weights make a short run. In our measurements "
-            "pseudo-labels lowered the accuracy with 300 steps, and raised it with 2,000: also train with "
-            "--method supervised, and compare the two"
-        )
+        yield f"{few}; those with a confidence below {threshold:g} are ignored"
 
 
 def _quietly(_: str) -> None:

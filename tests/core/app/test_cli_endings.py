@@ -138,6 +138,29 @@ def test_help_of_a_verb(module: types.ModuleType, capsys: pytest.CaptureFixture[
     assert "It takes a while" not in text
 
 
+def test_help_keeps_lists(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def fit() -> None:
+        """Fit.
+
+        There are two methods:
+
+        - ``a``: the first method, whose description does not fit into a line of the terminal, so that it continues in
+          the next one.
+        - ``b``: the second one.
+
+        The end.
+        """
+
+    module.fit = fit  # type: ignore[attr-defined]
+    assert run("toy", VERBS, ["fit", "--help-all"], version="1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("There are two methods:")
+    assert lines[start + 1] == ""
+    assert lines[start + 2].startswith("- a: the first method, ")
+    assert lines[start + 3].startswith("  ")
+    assert lines[lines.index("- b: the second one.") + 1 :][:2] == ["", "The end."]
+
+
 def test_help_shows_the_flags_that_the_verb_names(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     module.fit = fit  # type: ignore[attr-defined]
     verbs = {"fit": Verb("toy_verbs:fit", "fit a network", common=("lr", "seed", "optimizer.rate.peak"))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import shutil
 import textwrap
 import types
@@ -172,5 +173,8 @@ def _value(default: Any) -> str:
 def _paragraphs(text: str, width: int) -> list[str]:
     lines: list[str] = []
     for paragraph in text.strip().split("\n\n"):
-        lines += [*textwrap.wrap(" ".join(paragraph.split()), width, break_on_hyphens=False), ""]
+        for part in re.split(r"\n(?=- )", paragraph):  # each item of a list on a line of its own
+            hanging = "  " if part.startswith("- ") else ""
+            lines += textwrap.wrap(" ".join(part.split()), width, subsequent_indent=hanging, break_on_hyphens=False)
+        lines.append("")
     return lines[:-1]

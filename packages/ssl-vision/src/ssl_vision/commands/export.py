@@ -35,7 +35,7 @@ def export(model: str, out: Path, *, image_size: int = 0, approximate: bool = Fa
         overwrite: Whether to replace files that this command did not write.
 
     Returns:
-        Message with the file and the result of the check was checked.
+        Message with the file and the result of the comparison.
     """
     out = Path(out)
     if out.suffix not in _ENDINGS:

@@ -16,8 +16,8 @@ class MemoryBank:
 
     Pass `bank.rows` to `nt_xent` or `info_nce` as `bank`, and call `add` with the batch's keys after computing the
     loss, because a sample's own key must not be among its negatives. Keys should come from a slowly changing network,
-    such as a moving average of the trained one (`contrastive_core.optim.average.MovingAverage`), so that old rows remain
-    comparable with new ones.
+    such as a moving average of the trained one (`contrastive_core.optim.average.MovingAverage`), so that old rows
+    remain comparable with new ones.
 
     The bank starts empty; once it is full, a new row replaces the oldest. With several processes, `add(keys,
     gather=True)` adds the keys of all processes in rank order, so that each process holds the bank that a single

@@ -32,7 +32,7 @@ from ssl_vision.training.options import (
 from ssl_vision.training.setup import set_up
 
 RECIPES = """\
-  simclr-cifar10-cpu         32 px, quarter-width ResNet-18, 10 epochs: about half an hour for 50,000 images on a CPU core
+  simclr-cifar10-cpu         32 px, quarter-width ResNet-18, 10 epochs: half an hour for 50,000 images on a CPU core
   simclrv2-cifar10-cpu       the same with SimCLRv2's head
   suncet-cifar10-cpu         the same with labelled images in every step (--suncet.labels FILE)
   simclr-cifar10-resnet18    32 px, ResNet-18, 1,000 epochs on one GPU, as in the released code

@@ -90,7 +90,7 @@ EFFORTS: dict[str, Effort] = {
     "night": Effort(128, 24, 10_000, 12),
     "gpu": Effort(192, 32, 20_000, 24),
 }
-"""The names give the approximate duration of a whole `run` with consistency on two CPU cores, or on one GPU."""
+"""The names give the order of magnitude of the duration of a whole `run` with consistency on a CPU, or on one GPU."""
 
 PAPER = Effort(0, 16, 5000, 20)
 """Size, width, steps and batch size of the released code, which the paper's recipe uses with any effort."""

@@ -37,8 +37,8 @@ def test_the_limits_are_those_of_the_readers() -> None:
     from ssl_vision.data import decode
     from ssl_vision.data.dataset import ReadOptions
 
-    assert int(stated(r"limited to (\d+) MB, YAML")) << 20 == documents._LARGEST
-    assert int(stated(r"YAML also to (\d+) levels")) == documents._DEEPEST
+    assert int(stated(r"limited to (\d+) MB\. YAML")) << 20 == documents._LARGEST
+    assert int(stated(r"YAML is also limited to (\d+) levels")) == documents._DEEPEST
     assert (stated(r"to (a million) values"), documents._NODES) == ("a million", 10**6)
     assert int(stated(r"CSV to ([\d,]+) characters").replace(",", "")) == csv.field_size_limit()
     assert int(stated(r"Image files are limited to (\d+) GiB")) << 30 == decode._LARGEST_FILE
@@ -53,6 +53,9 @@ def test_the_commands_that_start_again_after_a_crash_are_listed() -> None:
     verbs = {name: importlib.import_module(f"{name}.cli").VERBS for name in CASES}
     found = {verb for name in CASES for verb, about in verbs[name].items() if about.restart}
     assert found == listed
+    page = " ".join((ROOT / "docs/contrastive-core/damaged-files.md").read_text().split())
+    (sentence,) = re.findall(r"on Linux, (.*?) run in a child process", page)
+    assert set(re.findall(r"`(\w+)`", sentence)) == found
     assert {
         verb for name in CASES for verb, about in verbs[name].items() if verb in listed and not about.restart
     } == set()

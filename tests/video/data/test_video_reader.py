@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -175,6 +176,26 @@ def test_sound_is_mono_at_16_khz(write_video: Write, numbered: Make, name: str, 
     beyond = read_audio(path, 1.5, 1.0)
     assert np.abs(beyond[4000:7000]).max() > 0.2
     assert np.abs(beyond[10000:]).max() < 0.01
+
+
+def test_sound_that_starts_late_in_a_container_that_cannot_seek_before_it(tmp_path: Path, numbered: Make) -> None:
+    path, late = tmp_path / "a.flv", 0.8
+    with av.open(str(path), "w") as container:
+        video, sound = container.add_stream("flv", rate=30), container.add_stream("pcm_s16le", rate=44100)
+        video.height, video.width, video.pix_fmt, sound.layout = 16, 24, "yuv420p", "mono"
+        for picture in numbered(60):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode(None))
+        wave = (np.sin(2 * np.pi * 440 * np.arange(44100) / 44100) * 10000).astype(np.int16)
+        for first in range(0, len(wave), 1024):
+            frame = av.AudioFrame.from_ndarray(wave[None, first : first + 1024], format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 44100, first + round(late * 44100), Fraction(1, 44100)
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    samples = read_audio(path, 0.5, 1.0)
+    expected = np.sin(2 * np.pi * 440 * (0.5 - late + np.arange(16000) / 16000)) * 10000 / 32768
+    expected[: round((late - 0.5) * 16000)] = 0
+    assert np.corrcoef(samples, expected)[0, 1] > 0.99
 
 
 def test_clips_carry_sound_or_say_there_is_none(write_video: Write, numbered: Make) -> None:

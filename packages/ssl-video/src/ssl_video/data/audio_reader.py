@@ -36,6 +36,10 @@ def read_audio(path: str | Path, start: float, duration: float, *, rate: int = _
     Raises:
         UserError: The file cannot be read, or its sound is in an unknown codec.
     """
+    return _read(path, start, duration, rate, seek=True)
+
+
+def _read(path: str | Path, start: float, duration: float, rate: int, *, seek: bool) -> NDArray[np.float32] | None:
     with open_file(path, "its sound cannot be read") as container:
         streams = list(container.streams.audio)
         if not streams:
@@ -55,8 +59,11 @@ def read_audio(path: str | Path, start: float, duration: float, *, rate: int = _
             can_seek = not far
         else:
             begin, part, can_seek = start + float(stream.start_time or 0) * base, 0, True
-        if can_seek and begin > _LEAD and base > 0:
-            container.seek(int((begin - _LEAD) / base), stream=stream, backward=True)
+        if seek and can_seek and begin > _LEAD and base > 0:
+            try:
+                container.seek(int((begin - _LEAD) / base), stream=stream, backward=True)
+            except (av.error.FFmpegError, OverflowError):  # not seekable, or FLV whose sound starts later
+                return _read(path, start, duration, rate, seek=False)
         track = _Track(round(duration * rate), begin, rate)
         before, passed = -np.inf, 0
         for frame in decoded(container, stream):

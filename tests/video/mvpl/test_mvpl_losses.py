@@ -131,6 +131,11 @@ def test_supervised_loss_over_views() -> None:
     assert by_view.tolist() == pytest.approx([entropy[0].mean().item(), entropy[1, :2].mean().item()])
 
 
+def test_no_label_is_ignored() -> None:
+    with pytest.raises(IndexError):  # -100 is what torch ignores by default
+        supervised_loss(torch.randn(2, 3, 4), torch.tensor([3, -100, 1]))
+
+
 def test_half_precision_is_not_used_for_losses() -> None:
     logits = torch.randn(1, 4, 5)
     full, _ = supervised_loss(logits, torch.arange(4))

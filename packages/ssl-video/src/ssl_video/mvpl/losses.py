@@ -15,6 +15,7 @@ from contrastive_core.similarity.precision import full
 
 TargetKind = Literal["self", "random", "cross", "aggregated"]
 Selection = Literal["fixed", "freematch", "softmatch"]
+_NO_CLASS = -(2**31)  # no label has this number
 USUAL_THRESHOLD = 0.4
 """Fixed threshold that was best in our measurements, with ten classes and two or three views."""
 TARGETS: tuple[TargetKind, ...] = ("self", "random", "cross", "aggregated")
@@ -191,7 +192,8 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     m, n, k = logits.shape
     flat = full(logits).reshape(m * n, k)
     expected = target.reshape(m * n) if target.ndim == 2 else target.reshape(m * n, k).to(flat.dtype)
-    return F.cross_entropy(flat, expected, reduction="none").view(m, n)
+    # By default, -100 is ignored: the loss of such a label would be 0.
+    return F.cross_entropy(flat, expected, reduction="none", ignore_index=_NO_CLASS).view(m, n)
 
 
 def _there(present: Tensor | None, like: Tensor) -> Tensor:

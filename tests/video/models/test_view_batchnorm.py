@@ -205,6 +205,36 @@ def test_recalibration_of_one_view_leaves_the_other() -> None:
     assert not torch.equal(net[1].norms["tg"].running_mean, before)
 
 
+class Scaled(nn.BatchNorm3d):
+    """A batch norm of another library: a constructor and a parameter of its own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__({"four channels": 4}[name])
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.gain
+
+
+def test_subclasses_of_batch_norm_have_statistics_of_each_view_and_share_all_parameters() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv3d(3, 4, 1), Scaled("four channels"), nn.ReLU()).train()
+    split, rgb, tg = split_batchnorm(copy.deepcopy(plain), VIEWS), clips(3), clips(2, offset=2.0, seed=2)
+    alone = {view: copy.deepcopy(plain) for view in VIEWS}
+    expected = torch.cat([alone["rgb"](rgb), alone["tg"](tg)])
+    with views_in_batch(split, [("rgb", 3), ("tg", 2)]):
+        found = split(torch.cat([rgb, tg]))
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert len(list(split.parameters())) == len(list(plain.parameters()))
+    split.load_state_dict(copy.deepcopy(split.state_dict()), assign=True)
+    assert split[1].norms["tg"].gain is split[1].norms["rgb"].gain
+    for view, batch in (("rgb", rgb), ("tg", tg)):
+        recalibrate_bn(split, [batch], view=view)
+    # Testing used the statistics of the view that was recalibrated last.
+    assert split.eval()(rgb).mean().item() == pytest.approx(found[:3].mean().item(), rel=0.02)
+    assert torch.allclose(split[1].norms["rgb"].running_mean, plain[0](rgb).mean(dim=(0, 2, 3, 4)), atol=1e-5)
+
+
 def test_recalibration_needs_clips_and_norms() -> None:
     with pytest.raises(UserError, match="without clips"):
         recalibrate_bn(network(), [])

@@ -5,6 +5,7 @@ Batch statistics are separate for each view, or joint for all views and then rec
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from contrastive_core.errors import UserError
@@ -464,7 +466,6 @@ class _Block(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 Layout = Sequence[tuple[str, int]]
 
 
@@ -513,12 +514,12 @@ def split_batchnorm(network: nn.Module, views: Sequence[str]) -> nn.Module:
     """Give every batch norm in `network` statistics for each view, in place, and return `network`.
 
     Every view starts with the present statistics. Weight and bias remain the same objects, so that an existing
-    optimiser still trains them. Subclasses of batch norm are not changed, as they may compute something else.
+    optimiser still trains them. Subclasses of batch norm, as for several processes, are split like those of torch.
 
     Raises:
         ValueError: `network` is itself a batch norm, or is already split by other views or in another order.
     """
-    if type(network) in _TYPES:
+    if isinstance(network, _BatchNorm):
         raise ValueError("split_batchnorm got a batch norm; expected a network that contains some")
     split_norms = [part for part in network.modules() if isinstance(part, ViewBatchNorm)]
     for norm in split_norms:
@@ -532,7 +533,7 @@ def split_batchnorm(network: nn.Module, views: Sequence[str]) -> nn.Module:
     made: dict[nn.Module, ViewBatchNorm] = {}
     for parent in [part for part in network.modules() if part not in split_already]:
         for name, child in parent._modules.items():  # a norm that is used twice stays one
-            if isinstance(child, _TYPES) and type(child) in _TYPES:
+            if isinstance(child, _BatchNorm) and not isinstance(child, LazyModuleMixin):
                 made.setdefault(child, ViewBatchNorm(child, views))
                 setattr(parent, name, made[child])
     return network
@@ -625,25 +626,17 @@ def _normalising_by_batch(network: nn.Module, norms: Sequence[_BatchNorm]) -> It
 
 
 def _twin(norm: _BatchNorm) -> _BatchNorm:
-    """Make another batch norm with the same weight and bias, and a copy of the statistics."""
-    twin = type(norm)(
-        norm.num_features,
-        eps=norm.eps,
-        momentum=norm.momentum,  # None means the plain average
-        affine=norm.affine,
-        track_running_stats=norm.track_running_stats,
-    )
-    twin.weight, twin.bias = norm.weight, norm.bias
-    for name, buffer in norm.named_buffers(recurse=False):
-        setattr(twin, name, buffer.detach().clone())
-    return twin.train(norm.training)
+    """Copy a batch norm of any class, with its statistics; parameters and processes remain the same objects."""
+    same = [*norm.parameters(), getattr(norm, "process_group", None)]
+    return copy.deepcopy(norm, {id(part): part for part in same})
 
 
 def _share_parameters(norm: Any, _: object) -> None:
-    """Share weight and bias again, which `load_state_dict(assign=True)` and `to_empty` replace in every norm."""
+    """Share parameters again, which `load_state_dict(assign=True)` and `to_empty` replace in every norm."""
     first, *others = norm.norms.values()
     for other in others:
-        other.weight, other.bias = first.weight, first.bias
+        for name, parameter in first.named_parameters(recurse=False):
+            setattr(other, name, parameter)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -177,6 +178,21 @@ def test_states_of_other_optimisers_are_refused() -> None:
     assert ours.param_groups[0]["lr"] == 0.1
     ours.step()
     assert all((p != q).any() for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_a_state_can_be_loaded_several_times() -> None:
+    """torch adds settings of its own to the defaults of an optimiser that is loaded, copied or unpickled."""
+    model = nn.Linear(4, 2, bias=False)
+    first = LARS(model.parameters(), lr=0.1)
+    model(torch.ones(3, 4)).sum().backward()
+    first.step()
+    saved = first.state_dict()
+    again = LARS(model.parameters(), lr=0.2)
+    for optimizer in (again, again, copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        optimizer.load_state_dict(saved)
+        loaded = optimizer.state_dict()
+        assert loaded["param_groups"][0]["lr"] == 0.1
+        assert torch.equal(loaded["state"][0]["momentum_buffer"], saved["state"][0]["momentum_buffer"])
 
 
 def test_parameters_without_groups_are_warned_of() -> None:

@@ -22,6 +22,8 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from contrastive_core.text import some_of
 
 _NORM_LAYERS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# Not `Optimizer.defaults`, to which torch adds settings of its own when a state is loaded.
+_SETTINGS = ("lr", "momentum", "weight_decay", "trust_coefficient", "nesterov", "adapt", "foreach")
 _WEIGHT_LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase)
 
 
@@ -211,8 +213,8 @@ class LARS(Optimizer):
                 f"LARS: found {found[:200]}, expected what `state_dict` returned, with the keys state and param_groups"
             )
         for number, group in enumerate(state_dict["param_groups"]):
-            if missing := [name for name in self.defaults if name not in group]:
-                strange = [name for name in group if name not in self.defaults and name != "params"]
+            if missing := [name for name in _SETTINGS if name not in group]:
+                strange = [name for name in group if name not in _SETTINGS and name != "params"]
                 others = f" and has {', '.join(strange)}" if strange else ""
                 raise ValueError(
                     f"LARS: parameter group {number} of the state lacks {', '.join(missing)}{others}, so it was not "

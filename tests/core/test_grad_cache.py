@@ -73,6 +73,41 @@ def test_dropout_drops_the_same_the_second_time(chunk_size: int) -> None:
     assert (different[1] - gradients(kept, encoder)[1]).abs().max() > 1e-3
 
 
+class Scaled(nn.Module):
+    """Divide rows by a running mean of their norm, a buffer that every call replaces and that two layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.reader = net(), nn.Module()
+        self.register_buffer("mean", torch.ones((), dtype=torch.float64))
+        self.reader.register_buffer("mean", self.mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.mean, Tensor)
+        self.mean.lerp_(x.norm(dim=1).mean(), 0.3)
+        z: Tensor = self.encode(x)
+        return (z / self.reader.mean.clone()).tanh()
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        nn.utils.parametrizations.spectral_norm(nn.Linear(DIM, 4)).double(),
+        nn.utils.spectral_norm(nn.Linear(DIM, 4)).double(),
+        Scaled(),
+    ],
+    ids=["parametrization", "hook", "shared"],
+)
+def test_buffers_of_the_first_pass_are_used_the_second_time(encoder: nn.Module) -> None:
+    """Outputs that depend on buffers which every call updates, such as the vectors of spectral norm."""
+    x, same = rows(20), copy.deepcopy(encoder)
+    cached = gradients(lambda: nt_xent(*encode_in_chunks(encoder, x, chunk_size=6).chunk(2)), encoder)
+    kept = gradients(lambda: nt_xent(*torch.cat([same(piece) for piece in x.split(6)]).chunk(2)), same)
+    close(cached, kept, tolerance=1e-14)
+    for ours, theirs in zip(encoder.buffers(), same.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 class Dual(nn.Module):
     """Two towers that encode pairs of different inputs together and output something about each."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -30,8 +30,8 @@ def encode_in_chunks(encoder: nn.Module, *inputs: Tensor, chunk_size: int, batch
 
     The gradient is exactly that of the whole batch: the chain rule is split in two, and nothing is approximated. Code
     after the embeddings (heads, several losses, a GradScaler, an optimiser) is unchanged and sees the whole batch. The
-    second pass repeats the random draws (dropout) and the autocast state of the first; only the first pass updates
-    buffers.
+    second pass repeats the random draws (dropout) and the autocast state of the first, and starts from the same buffers
+    (the vectors of spectral norm); only the first pass updates them.
 
     There is one backward pass, in which each parameter receives its gradient once. With `DistributedDataParallel`,
     inside or outside this function, gradients are averaged over processes once per step and `no_sync` is not needed.
@@ -109,13 +109,14 @@ def _encode(encoder: nn.Module, pieces: list[Tensor], *, last: bool) -> tuple[bo
     else:
         # The checkpoint saves the generator states of the devices of its arguments: pass a parameter of each device.
         devices = {p.device: p for p in encoder.parameters()}
+        first = _FirstPass(encoder)
         output = checkpoint(
             lambda count, *tensors: encoder(*tensors[:count]),
             len(pieces),
             *pieces,
             *devices.values(),
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _Unchanged(encoder)),
+            context_fn=lambda: (first, _SecondPass(encoder, first.changed)),
         )
     parts = output if isinstance(output, tuple) else (output,)
     for part in parts:
@@ -143,19 +144,48 @@ def _joined(outputs: Sequence[tuple[bool, tuple[Tensor, ...]]], *, back: Tensor 
     return whole if outputs[0][0] else whole[0]
 
 
-class _Unchanged(AbstractContextManager[None]):
-    """Replace a module's buffers by copies inside the block, so that a second pass leaves running statistics unchanged.
+_Buffers = dict[tuple[nn.Module, str], Tensor]
+
+
+class _FirstPass(AbstractContextManager[None]):
+    """Keep copies of the buffers that the block changes, as they were before it, in `changed`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.changed: _Buffers = {}
+
+    def __enter__(self) -> None:
+        self._before = [
+            (part, name, x, x._version, x.clone())
+            for part in self._module.modules()
+            for name, x in part._buffers.items()
+            if x is not None
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for part, name, x, version, copy in self._before:
+            if part._buffers.get(name) is not x or x._version != version:
+                self.changed[part, name] = copy
+        del self._before
+
+
+class _SecondPass(AbstractContextManager[None]):
+    """Replace a module's buffers by copies of those of the first pass inside the block, which leaves them unchanged.
 
     The buffers are not copied and restored afterwards, because the first pass may have saved them for backward.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, changed: _Buffers) -> None:
+        self._module, self._changed = module, changed
 
     def __enter__(self) -> None:
         self._kept = [(part, dict(part._buffers)) for part in self._module.modules() if part._buffers]
+        copies: dict[int, Tensor] = {}  # one for a buffer that several modules share
         for part, buffers in self._kept:
-            part._buffers.update({name: None if x is None else x.clone() for name, x in buffers.items()})
+            for name, x in buffers.items():
+                if x is not None:
+                    started = self._changed.get((part, name), x)
+                    part._buffers[name] = copies.setdefault(id(x), started.clone())
 
     def __exit__(self, *_: object) -> None:
         for part, buffers in self._kept:

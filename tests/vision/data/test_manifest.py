@@ -43,6 +43,14 @@ def test_numbers_that_pandas_wrote_with_decimals_are_whole(manifest) -> None:
     assert not any("label -1" in note for note in two.notes)
 
 
+def test_row_numbers_that_the_header_does_not_name_are_skipped(manifest) -> None:
+    """As `write.table(frame, sep = ",")` of R writes them, here of the rows 2 and 10 of a table."""
+    images = open_images(manifest('"path","label"\n"2","a.png","cat"\n"10","sub/b c.png","dog"\n'))
+    assert (images.key(0), images.classes, images.labels().tolist()) == ("a.png", ["cat", "dog"], [0, 1])
+    with pytest.raises(UserError, match="more or fewer values than its 2 columns"):
+        open_images(manifest("path,label\na.png,cat,1\nsub/b c.png,dog,2\n"))
+
+
 def test_labels_that_join_several_classes_are_noted(manifest) -> None:
     for text, noted in (
         *(("cat|dog", True), ("cat, dog", True), ("fox|dog", False), ("cats", False)),

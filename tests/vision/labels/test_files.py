@@ -162,9 +162,13 @@ def test_a_manifest_is_named_by_its_own_paths(photos: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ['"cat/1.png"\n', "# chosen by hand\ncat/1.png\n", "path\ncat/1.png\n", 'File\n"cat/1.png"\n']
+    "text",
+    [
+        *('"cat/1.png"\n', "# chosen by hand\ncat/1.png\n", "path\ncat/1.png\n", 'File\n"cat/1.png"\n'),
+        *("\tpath\tlabel\n0\tcat/1.png\tcat\n", '"path","label"\n"4","cat/1.png","cat"\n'),  # row numbers
+    ],
 )
-def test_quotes_comments_and_a_header_of_one_column_are_understood(photos: Path, tmp_path: Path, text: str) -> None:
+def test_quotes_comments_and_headers_are_understood(photos: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "plain").write_text("cat/1.png\n")
     (tmp_path / "list").write_text(text)
     images = open_images(photos)

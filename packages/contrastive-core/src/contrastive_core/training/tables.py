@@ -101,6 +101,18 @@ def stated_separator(line: str) -> str:
     return line[4] if len(line) == len("sep=;") and line.lower().startswith("sep=") else ""
 
 
+def with_row_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Add the column of row numbers that R writes, and pandas with tabs, without a name in the header.
+
+    >>> with_row_numbers(["path", "label"], [["1", "a.png", "cat"], ["7", "b.png", "dog"]])
+    ['', 'path', 'label']
+    >>> with_row_numbers(["path", "label"], [["a", "b.png", "cat"]])
+    ['path', 'label']
+    """
+    numbers = [row[0] for row in rows if len(row) == len(header) + 1 and row[0].isdigit()]
+    return ["", *header] if rows and len({*numbers}) == len(rows) else list(header)
+
+
 def find_columns(
     file: Path, columns: Sequence[str], meanings: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, int], list[str]]:

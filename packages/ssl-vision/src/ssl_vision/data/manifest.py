@@ -24,6 +24,7 @@ from contrastive_core.training.tables import (
     similar_names,
     stated_separator,
     whole_numbers,
+    with_row_numbers,
 )
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.data.decode import FileImages
@@ -138,6 +139,7 @@ def read_manifest(manifest: Path) -> Manifest:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         columns = [name.strip() for name in next(reader, [])]
         cells = [(reader.line_num + bool(stated), row) for row in reader if any(cell.strip() for cell in row)]
+    columns = with_row_numbers(columns, [row for _, row in cells])
     place, notes = _places(manifest, columns)
     wrong = [line for line, row in cells if len(row) != len(columns)]
     if wrong:

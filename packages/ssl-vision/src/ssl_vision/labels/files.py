@@ -25,7 +25,7 @@ from contrastive_core.text import several, some_of
 from contrastive_core.training.documents import read_text, reading, to_json_lines
 from contrastive_core.training.outputs import write_once
 from contrastive_core.training.split_names import canonical_split
-from contrastive_core.training.tables import column_names, stated_separator, whole_numbers
+from contrastive_core.training.tables import column_names, stated_separator, whole_numbers, with_row_numbers
 from ssl_vision.data import ImageSet
 from ssl_vision.data.manifest import COLUMNS, refuse_unnamed_splits
 
@@ -231,6 +231,7 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
         return [(_unquoted(line, place, file), None) for line in lines]
     with reading(file, "cannot be read as CSV", "export it again"):
         rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
+    rows[0] = with_row_numbers(rows[0], rows[1:])
     names, head = [normalize("NFC", name.strip()) for name in rows[0]], column_names(rows[0])
     path = next((head.index(name) for name in COLUMNS["path"] if name in head), None)
     label = next((head.index(name) for name in COLUMNS["label"] if name in head), None)

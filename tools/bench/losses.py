@@ -44,6 +44,10 @@ from tools.results import provenance, render, write_result
 
 OURS = "nt_xent"
 PEERS = frozenset({"lightly", "pml_supcon", "pml_nt_xent"})  # methods of libraries that take long to import
+_PRODUCTS = {
+    "gemm2": "two N x N x D products by torch without any other work, the products of a symmetric loss",
+    "gemm3": "three N x N x D products by torch, those of a loss that stores the N x N matrix",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,9 +239,8 @@ def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> di
                 "nt_xent_torch does not use the kernels for tensor cores. The full matrix of bfloat16 inputs is "
                 "multiplied in bfloat16. "
                 if on_cuda
-                else f"nt_xent_torch does not use the compiled library ({instructions}). gemm2 and gemm3 are two and "
-                "three N x N x D products by torch without any other work: the products of a symmetric loss, and of a "
-                "loss that stores the N x N matrix. "
+                else f"nt_xent_torch does not use the compiled library ({instructions}). "
+                + "".join(f"{name} is {text}. " for name, text in _PRODUCTS.items() if name in arguments.methods)
             )
             + "The last columns are the shares of nt_xent's time that its products and its memory traffic would take "
             "at the limit of the machine, with two products N x N x D at the rate of the fastest plain product in the "

@@ -39,8 +39,9 @@ ROWS = "".join(f"{name},{label}\n" for name, label in NAMES.items())
         f"clip_path,label\n{ROWS}",
         f"video_name,tag\n{ROWS}",
         f"File Name,Class Name\n{ROWS}File-Name,class_name\n",
+        "path,class\n" + "".join(f"{number},{row}\n" for number, row in enumerate(ROWS.splitlines(), 1)),
     ],
-    ids=["spreadsheet", "with semicolons", "comments", "header after #", "lines", "clip_path", "tag", "spaces"],
+    ids=["spreadsheet", "with semicolons", "comments", "header after #", "lines", "clip_path", "tag", "spaces", "R"],
 )
 def test_lines_before_the_header_and_other_names_of_columns(text: str, tmp_path: Path) -> None:
     (files(tmp_path) / "list.csv").write_bytes(text.encode())

@@ -11,7 +11,7 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 from contrastive_core.text import some_of
 from contrastive_core.training.documents import read_text, reading
-from contrastive_core.training.tables import stated_separator
+from contrastive_core.training.tables import stated_separator, with_row_numbers
 
 
 def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") -> list[dict[str, str]]:
@@ -40,6 +40,7 @@ def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") ->
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         columns = [_column(name.strip(), named_by) for name in next(reader, [])]
         cells = [(reader.line_num + bool(stated), row) for row in reader if any(map(str.strip, row))]
+    columns = with_row_numbers(columns, [row for _, row in cells])
     missing = [name for name in needed if name not in columns]
     if missing:
         raise UserError(

@@ -30,6 +30,7 @@ from contrastive_core.training.tables import (
     similar_names,
     stated_separator,
     whole_numbers,
+    with_row_numbers,
 )
 from ssl_video.data.videos import SUFFIXES, Video, VideoSet, canonical_part
 
@@ -359,6 +360,10 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
             break
     else:
         return None
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    next(reader)
+    lines = [(before + reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    names = with_row_numbers(names, [row for _, row in lines])
     wanted: Mapping[str, Sequence[str]] = _COLUMNS
     if set(names) >= _KINETICS:
         wanted = {"class": ("label",), "split": ("split",)}
@@ -367,23 +372,16 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
     notes += _unused(names, places)
     ours = {names[place]: name for name, place in places.items()}
     rows, paths = [], []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    next(reader)
-    for row in reader:
-        if not any(cell.strip() for cell in row):
-            continue
+    for number, row in lines:
         if column_names(row) == names:
-            notes.append(f"line {before + reader.line_num} repeats the header and is left out")
+            notes.append(f"line {number} repeats the header and is left out")
             continue
         if len(row) != len(names):
-            raise UserError(
-                f"{file}, line {before + reader.line_num}: found {len(row)} columns; expected {len(names)}, as in the "
-                "header"
-            )
+            raise UserError(f"{file}, line {number}: found {len(row)} columns; expected {len(names)}, as in the header")
         cells = {ours.get(name, name): cell.strip() for name, cell in zip(names, row, strict=True)}
         if "path" in cells:
             cells["path"] = local_path(cells["path"], file.parent)
-            paths.append((before + reader.line_num, cells["path"]))
+            paths.append((number, cells["path"]))
         rows.append(cells)
     pathless = [str(line) for line, path in paths if not path]
     if pathless:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from ssl_video.data.video_index import decoded, index_video, is_default, open_file, unknown_codec
+from ssl_video.data.video_index import decoded, index_video, is_default, open_file, seek, unknown_codec
 
 _RATE = 16_000
 _SLOWEST = 100  # samples per second; a frame with one sample per second would take gigabytes at 16 kHz
@@ -36,10 +36,10 @@ def read_audio(path: str | Path, start: float, duration: float, *, rate: int = _
     Raises:
         UserError: The file cannot be read, or its sound is in an unknown codec.
     """
-    return _read(path, start, duration, rate, seek=True)
+    return _read(path, start, duration, rate, search=True)
 
 
-def _read(path: str | Path, start: float, duration: float, rate: int, *, seek: bool) -> NDArray[np.float32] | None:
+def _read(path: str | Path, start: float, duration: float, rate: int, *, search: bool) -> NDArray[np.float32] | None:
     with open_file(path, "its sound cannot be read") as container:
         streams = list(container.streams.audio)
         if not streams:
@@ -59,11 +59,14 @@ def _read(path: str | Path, start: float, duration: float, rate: int, *, seek: b
             can_seek = not far
         else:
             begin, part, can_seek = start + float(stream.start_time or 0) * base, 0, True
-        if seek and can_seek and begin > _LEAD and base > 0:
-            try:
-                container.seek(int((begin - _LEAD) / base), stream=stream, backward=True)
-            except (av.error.FFmpegError, OverflowError):  # not seekable, or FLV whose sound starts later
-                return _read(path, start, duration, rate, seek=False)
+        if (
+            search
+            and can_seek
+            and begin > _LEAD
+            and base > 0
+            and not seek(container, stream, int((begin - _LEAD) / base))
+        ):
+            return _read(path, start, duration, rate, search=False)
         track = _Track(round(duration * rate), begin, rate)
         before, passed = -np.inf, 0
         for frame in decoded(container, stream):

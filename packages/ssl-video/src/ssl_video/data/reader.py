@@ -36,7 +36,7 @@ from ssl_video.data import torchcodec_reader
 from ssl_video.data.audio_reader import read_audio
 from ssl_video.data.clip import Clips, ClipSpec, Sample, clip_start
 from ssl_video.data.torchcodec_reader import ReaderName, check_reader
-from ssl_video.data.video_index import Orientation, VideoIndex, decoded, index_video, open_video
+from ssl_video.data.video_index import Orientation, VideoIndex, decoded, index_video, open_video, seek
 from ssl_video.data.videos import VideoSet
 
 _LEADS = (0.0, 3.0)  # seconds before a frame to look for its key frame, before decoding from the start
@@ -305,9 +305,7 @@ def _from_key_frame(path: str | Path, index: VideoIndex, wanted: set[int], lead:
         # AVI and MOV state a palette before the first picture: pictures after a seek would have no colours.
         if target <= index.ticks[0] or stream.codec_context.pix_fmt == "pal8":
             return {}
-        try:
-            container.seek(target, stream=stream, backward=True)
-        except (av.error.FFmpegError, OverflowError):  # some formats are not seekable
+        if not seek(container, stream, target):
             return {}
         reached = False
         for frame in decoded(container, stream):

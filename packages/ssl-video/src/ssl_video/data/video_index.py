@@ -222,6 +222,15 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
+def seek(container: Any, stream: Any, ticks: int) -> bool:
+    """Go to the last key frame up to a time in ticks; False if the file cannot be searched (FLV with late sound)."""
+    try:
+        container.seek(ticks, stream=stream, backward=True)
+    except (av.error.FFmpegError, OverflowError):
+        return False
+    return True
+
+
 def decoded(container: Any, stream: Any) -> Iterator[Any]:
     """Yield all frames that can be decoded, in decoder order; damaged packets are skipped, as in the ffmpeg program.
 

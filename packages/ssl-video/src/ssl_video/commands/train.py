@@ -360,7 +360,7 @@ def _say_directed(
 
 
 def _say_doubts(pseudo: PseudoOptions, labelled: VideoSet, steps: int | None, *, say: Callable[[str], None]) -> None:
-    doubts = [*_doubts_about_few(pseudo, labelled)]
+    doubts = list(_doubts_about_few(pseudo, labelled))
     if steps is not None and steps < SHORT:
         doubts.append(
             f"{several(steps, 'step')} without pre-trained weights make a short run. In our measurements pseudo-labels "

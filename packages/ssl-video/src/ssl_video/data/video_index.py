@@ -223,7 +223,11 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
 
 
 def seek(container: Any, stream: Any, ticks: int) -> bool:
-    """Go to the last key frame up to a time in ticks; False if the file cannot be searched (FLV with late sound)."""
+    """Go to the last key frame up to a time in ticks.
+
+    Returns:
+        Whether it worked: some formats cannot be searched, and FLV not for a time before its first sound.
+    """
     try:
         container.seek(ticks, stream=stream, backward=True)
     except (av.error.FFmpegError, OverflowError):

@@ -9,6 +9,7 @@ import pytest
 from contrastive_core.errors import UserError
 from ssl_video.commands.make_splits import make_splits
 from ssl_video.data import VideoSet, open_videos
+from ssl_video.data.check import examine
 
 NAMES = {"Diving/a.mp4": "Diving", "Rowing/b.mp4": "Rowing", "Rowing/c.mp4": "Rowing"}
 
@@ -183,3 +184,13 @@ def test_a_class_may_begin_with_a_number(tmp_path: Path) -> None:
 def test_a_class_may_contain_a_comma(tmp_path: Path) -> None:
     (files(tmp_path) / "list.txt").write_text('Diving/a.mp4 Dive, high\nRowing/b.mp4,"Row, far"\nRowing/c.mp4,Row,\n')
     assert open_videos(tmp_path / "list.txt").classes == ("Dive, high", "Row", "Row, far")
+
+
+def test_numbered_classes_with_a_single_video_are_named_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    folder = files(tmp_path)
+    (folder / "list.csv").write_text(
+        "".join(f"{name} {number}\n" for name, number in zip(NAMES, (10, 2, 0), strict=True))
+    )
+    _, findings = examine(open_videos(folder / "list.csv"), decode=False)
+    (alone,) = (finding for finding in findings if finding.kind == "alone")
+    assert [item.detail for item in alone.items] == ["0", "2", "10"]

@@ -171,7 +171,7 @@ def _same_pictures(facts: Sequence[Facts]) -> Iterator[Finding]:
 
 def _few(videos: VideoSet) -> Iterator[Finding]:
     counts = Counter(video.label for video in videos.videos if video.label is not None)
-    alone = [Item([], f"{label}") for label, count in sorted(counts.items()) if count == 1]
+    alone = [Item([], label) for label in videos.classes if counts[label] == 1]
     if alone:
         yield Finding("warning", "alone", f"{several(len(alone), 'class', 'classes')} with a single video", alone)
     unlabelled = [video.key for video in videos.videos if video.label is None]

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from ssl_video.cli import main
-from tools.studies.ucf101 import METHODS, STEPS, Study, paired, signed
+from tools.studies.ucf101 import METHODS, STEPS, Study, paired, signed, write
 from tools.studies.ucf101_linear import flow_histogram, predict
 
 
@@ -85,3 +85,29 @@ def test_a_linear_classifier_finds_what_is_linear() -> None:
     labels = (x @ torch.randn(5, 3, generator=generator)).argmax(dim=1)
     (found,) = predict(x, labels, [x], classes=3, decay=1e-6)
     assert (found == labels).float().mean() > 0.95
+
+
+def test_earlier_results_are_kept_and_repeated_runs_replace_them(tmp_path: Path) -> None:
+    study, out = Study(Path("data"), tmp_path / "runs"), tmp_path / "found.json"
+    before = {
+        "top1": {"10": {"labels": {"0": {"rgb": 40.0}}, "mvpl": {"0": {"rgb": 44.0}, "2": {"rgb": 50.0}}}},
+        "pseudo_labels": {"10": {"mvpl": [{"draws": [0, 2], "coverage": 0.9, "pseudo_accuracy": 0.5}]}},
+        "config": {"commands": ["old"]},
+        "notes": ["written by hand"],
+    }
+    out.write_text(json.dumps(before))
+    for method, draw, top1 in (("mvpl", 1, 56.0), ("labels", 0, 41.0)):
+        path = study.out(10, method, draw)
+        (path / "evaluation").mkdir(parents=True)
+        (path / "evaluation" / "test.json").write_text(json.dumps({"views": {"rgb": {"top1": top1}}}))
+        (path / "metrics.jsonl").write_text(json.dumps({"step": STEPS, "coverage": 0.6, "pseudo_accuracy": 0.8}))
+    write(study, study.jobs(), out, None)
+    found = json.loads(out.read_text())
+    assert found["top1"]["10"]["labels"] == {"0": {"rgb": 41.0}}
+    rows = {row[1]: row for row in found["table"]["rows"]}
+    assert rows["MvPL, fixed threshold"] == [
+        10, "MvPL, fixed threshold", 3, "50.0 ± 6.0", "+3.0", None, None, "80", "60",
+    ]  # fmt: skip
+    assert found["seeds"] == [0, 1, 2]
+    assert found["notes"] == ["written by hand"]
+    assert found["config"]["commands"][0] == "old"

@@ -6,7 +6,7 @@ Because neighbouring clips of a class share a scene, the last clips of each clas
 them the validation part. All methods of a draw share its labelled videos and its seed, so that differences are paired,
 and all methods have the same compute. Settings were chosen on the validation part with draws 3 and 4. The other draws
 are scored on the test part, which was not used for any choice. Commands with a result are not repeated, and `--collect`
-writes the existing results.
+writes the existing results. Runs that the results file already contains are kept unless they were repeated.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -178,7 +179,7 @@ class Study:
         """Return the scores of all finished tests."""
         found: Scores = {}
         for method in methods:
-            for draw in self.draws:
+            for draw in DRAWS:
                 path = self.out(percent, method, draw) / "evaluation" / "test.json"
                 if path.exists():
                     views = json.loads(path.read_text())["views"]
@@ -267,6 +268,48 @@ CHOSEN = (
     "labelled videos per class. No setting was chosen again."
 )
 BASELINE = "labels"
+PERCENTS = (5, 10, 20)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Scores with one percentage of labels, and the pseudo-labels of the runs.
+
+    Attributes:
+        scores: Top-1 % by method, draw and view.
+        pseudo_labels: Means over runs by method, each with its draws: `{"draws": [0], "coverage": 0.7, ...}`.
+    """
+
+    scores: Scores
+    pseudo_labels: dict[str, list[dict[str, Any]]]
+
+    def mean(self, method: str, name: str) -> float | None:
+        """Return the mean of one property of the pseudo-labels over all draws that have it."""
+        known = [(len(part["draws"]), part[name]) for part in self.pseudo_labels.get(method, []) if name in part]
+        return sum(count * value for count, value in known) / sum(count for count, _ in known) if known else None
+
+
+def collect(study: Study, percent: int, earlier: Mapping[str, Any]) -> Found:
+    """Return the finished runs of a study, and those of an earlier results file that were not repeated."""
+    new = study.scores(percent, METHODS)
+    old = earlier.get("top1", {}).get(str(percent), {})
+    old_pseudo = earlier.get("pseudo_labels", {}).get(str(percent), {})
+    scores: Scores = {}
+    pseudo: dict[str, list[dict[str, Any]]] = {}
+    for method in METHODS:
+        runs = {int(number): views for number, views in old.get(method, {}).items()} | new.get(method, {})
+        if runs:
+            scores[method] = dict(sorted(runs.items()))
+        parts = list(old_pseudo.get(method, []))
+        known = {number for part in parts for number in part["draws"]}
+        parts += [
+            {"draws": [number], **found}
+            for number in sorted(set(new.get(method, {})) - known)
+            if (found := study.pseudo_labels(percent, method, number))
+        ]
+        if parts:
+            pseudo[method] = parts
+    return Found(scores, pseudo)
 
 
 def paired(scores: Scores, method: str, baseline: str, view: str) -> list[float]:
@@ -279,21 +322,19 @@ def paired(scores: Scores, method: str, baseline: str, view: str) -> list[float]
     ]
 
 
-def row(study: Study, scores: Scores, method: str, percent: int) -> list[object]:
+def row(found: Found, method: str) -> list[object]:
     """Return a row of the table."""
-    runs = scores[method]
+    runs = found.scores[method]
     rgb, fused = ([run[view] for run in runs.values() if view in run] for view in ("rgb", "fused"))
-    pseudo = [found for draw in runs if (found := study.pseudo_labels(percent, method, draw))]
-    coverage = f"{100 * statistics.mean(found['coverage'] for found in pseudo):.0f}" if pseudo else None
-    right = [found["pseudo_accuracy"] for found in pseudo if "pseudo_accuracy" in found]
+    shares = [found.mean(method, name) for name in ("coverage", "pseudo_accuracy")]
     differences = [
-        signed(values) if method != BASELINE and (values := paired(scores, method, BASELINE, view)) else None
+        signed(values) if method != BASELINE and (values := paired(found.scores, method, BASELINE, view)) else None
         for view in ("rgb", "fused")
     ]
     return [
         METHODS[method].name, len(runs), mean_and_spread(rgb), differences[0],
         mean_and_spread(fused) if fused else None, differences[1],
-        coverage, f"{100 * statistics.mean(right):.0f}" if right else None,
+        *(None if share is None else f"{100 * share:.0f}" for share in shares),
     ]  # fmt: skip
 
 
@@ -309,9 +350,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def draw(study: Study, path: Path) -> None:
+def draw(scores: Scores, path: Path) -> None:
     """Draw every run with 10 % of the labels as a dot, and the mean over draws, on frames and on all views."""
-    scores = study.scores(10, METHODS)
     figure = new_figure(7.2, 1.2 + 0.35 * len(scores))
     axes = figure.subplots()
     plain_axes(axes, "10 % of the labels: top-1 % on the test part")
@@ -331,28 +371,28 @@ def draw(study: Study, path: Path) -> None:
 
 
 def write(study: Study, jobs: Sequence[Job], out: Path, commit: str | None) -> None:
-    """Write the results file and the figure from the existing results."""
-    scores = {percent: study.scores(percent, METHODS) for percent in (5, 10, 20)}
-    rows = [[percent, *row(study, found, method, percent)] for percent, found in scores.items() for method in found]
-    draws = {draw for found in scores.values() for runs in found.values() for draw in runs}
+    """Write the results file and the figure from the existing results, and add to those of an earlier file."""
+    earlier = json.loads(out.read_text()) if out.exists() else {}
+    found = {percent: collect(study, percent, earlier) for percent in PERCENTS}
+    lines = [*earlier.get("config", {}).get("commands", []), *(study.line(job) for job in jobs if job.result.exists())]
     write_result(
         out,
         {
             "name": out.stem,
             **provenance(),
             **({"commit": commit} if commit else {}),
-            "seeds": sorted(draws),
-            "config": {"commands": [study.line(job) for job in jobs if job.result.exists()]},
-            "table": {"columns": list(COLUMNS), "rows": rows},
-            "notes": [
-                ABOUT.format(study.steps),
-                PSEUDO_LABELS,
-                CHOSEN,
-            ],
-            "top1": {str(percent): found for percent, found in scores.items()},
+            "seeds": sorted({number for part in found.values() for runs in part.scores.values() for number in runs}),
+            "config": {"commands": list(dict.fromkeys(lines))},
+            "table": {
+                "columns": list(COLUMNS),
+                "rows": [[percent, *row(part, method)] for percent, part in found.items() for method in part.scores],
+            },
+            "notes": earlier.get("notes", [ABOUT.format(study.steps), PSEUDO_LABELS, CHOSEN]),
+            "top1": {str(percent): part.scores for percent, part in found.items()},
+            "pseudo_labels": {str(percent): part.pseudo_labels for percent, part in found.items()},
         },
     )
-    draw(study, out.with_suffix(".png"))
+    draw(found[10].scores, out.with_suffix(".png"))
 
 
 def main() -> None:

@@ -82,8 +82,8 @@ def examine(
         *rules_images.identifying(facts, show=show_headers),
     ]
     crop = rules_crop.Crop()
-    if labels is not None and not any(found.kind == "same_name" for found in resolved.findings):
-        crop_possible = not any(found.level == "error" for found in planes)
+    if labels is not None and not any(finding.kind == "same_name" for finding in resolved.findings):
+        crop_possible = not any(finding.level == "error" for finding in planes)
         dataset = DataSet(listing.name, listing.root, tuple(resolved.cases), labels, listing.layout)
         if crop_possible:
             crop = rules_crop.crop_of(dataset, facts, preprocessing, split=split, largest=largest)
@@ -150,8 +150,8 @@ def _patient_rule(listing: Listing, opening: DataOptions) -> str:
     if opening.patient_pattern is not None:
         return f"derived from the names of cases with the pattern {opening.patient_pattern!r}"
     by_name = "derived from the names of cases (change with --patient-pattern or --patients)"
-    stated = sum(entry.patient is not None for entry in listing.entries)
-    if not stated:
+    count = sum(entry.patient is not None for entry in listing.entries)
+    if not count:
         return by_name
     source = "listed in the column patient" if listing.layout == "csv" else "stated by the data set"
-    return source if stated == len(listing.entries) else f"{source} for {several(stated, 'case')}, otherwise {by_name}"
+    return source if count == len(listing.entries) else f"{source} for {several(count, 'case')}, otherwise {by_name}"

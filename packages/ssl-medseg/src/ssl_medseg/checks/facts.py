@@ -37,22 +37,22 @@ def header_texts(path: Path) -> tuple[tuple[str, str], ...]:
     try:
         if is_series(path) or path.suffix.lower() in DICOM_ENDINGS:
             first = series_images(path, pixels=False)[0][0].dataset
-            found = [(name, str(first.get(name, "") or "")) for name in _DICOM_FIELDS]
+            texts = [(name, str(first.get(name, "") or "")) for name in _DICOM_FIELDS]
         elif path.name.lower().endswith((".nii", ".nii.gz", ".img")):
-            found = _of_nifti(open_nifti(path).header)
+            texts = _of_nifti(open_nifti(path).header)
         else:
             return ()
     except (UserError, OSError):
         return ()
-    return tuple((name, text) for name, text in found if text.strip())
+    return tuple((name, text) for name, text in texts if text.strip())
 
 
 def _of_nifti(header: Any) -> list[tuple[str, str]]:
     if not isinstance(header, nibabel.Nifti1Header):
         return []
     fields = [name for name in _NIFTI_FIELDS if name in header.keys()]  # noqa: SIM118 - NIfTI-2 has fewer
-    found = [(name, header[name].tobytes().rstrip(b"\0").decode("latin-1")) for name in fields]
-    return found + [
+    texts = [(name, header[name].tobytes().rstrip(b"\0").decode("latin-1")) for name in fields]
+    return texts + [
         (f"extension {number}", f"code {extension.get_code()}, {extension.get_sizeondisk()} bytes")
         for number, extension in enumerate(header.extensions, 1)
     ]
@@ -125,12 +125,14 @@ def read_image_facts(image: ImageFile) -> ImageFacts:
     first, *others = (_look_at_channel(channel) for channel in image.channels)
     if not others:
         return first
-    placed = tuple(_beside(first, other) for other in others)
-    texts = tuple(dict.fromkeys(text for channel in (first, *placed) for text in channel.texts))
-    problem = next((channel for channel in (first, *placed) if channel.problem is not None), None)
+    other_channels = tuple(_beside(first, other) for other in others)
+    texts = tuple(dict.fromkeys(text for channel in (first, *other_channels) for text in channel.texts))
+    problem = next((channel for channel in (first, *other_channels) if channel.problem is not None), None)
     if problem is None:
-        return replace(first, others=placed, texts=texts)
-    return replace(first, others=placed, texts=texts, problem=f"{problem.name}: {problem.problem}", kind=problem.kind)
+        return replace(first, others=other_channels, texts=texts)
+    return replace(
+        first, others=other_channels, texts=texts, problem=f"{problem.name}: {problem.problem}", kind=problem.kind
+    )
 
 
 def _beside(first: ImageFacts, other: ImageFacts) -> ImageFacts:
@@ -138,10 +140,10 @@ def _beside(first: ImageFacts, other: ImageFacts) -> ImageFacts:
     if first.grid is None or other.grid is None:
         return other
     difference = grid_difference(other.grid, first.grid)
-    known = first.grid.place_known and other.grid.place_known
-    covered = share_covered(other.grid, first.grid) if difference and known else float(not difference)
+    places_known = first.grid.place_known and other.grid.place_known
+    covered = share_covered(other.grid, first.grid) if difference and places_known else float(not difference)
     if difference and not covered:
-        apart = "their fields of view do not overlap" if known else "a header states no position"
+        apart = "their fields of view do not overlap" if places_known else "a header states no position"
         problem = f"cannot be resampled to the grid of {first.name} ({difference}; {apart})"
         return replace(other, difference=difference, covered=0.0, problem=problem, kind="unreadable")
     return replace(other, difference=difference, covered=covered)
@@ -180,13 +182,13 @@ def _digest(label: NDArray[Any]) -> str:
 
 def _holds_several(image: ImageFile) -> bool:
     try:
-        opened = open_nifti(image.path)
+        nib_image = open_nifti(image.path)
     except UserError:
         return False
     try:
-        one_volume(opened, image.path, channel=image.channel, frame=image.frame)
+        one_volume(nib_image, image.path, channel=image.channel, frame=image.frame)
     except UserError:
-        return len(opened.shape) > 3
+        return len(nib_image.shape) > 3
     return False
 
 
@@ -315,28 +317,28 @@ def _by_structure(whole: NDArray[Any], values: Sequence[int]) -> tuple[tuple[int
 
 
 def _difference(label: Grid, image: Grid) -> str:
-    words = grid_difference(label, image)
-    if not words or label.shape != image.shape:
-        return words
+    difference = grid_difference(label, image)
+    if not difference or label.shape != image.shape:
+        return difference
     if not (label.place_known and image.place_known):
-        return f"{words}, but has the shape of the image: see --repair header"
+        return f"{difference}, but has the shape of the image: see --repair header"
     shift = (image.affine[:3, 3] - label.affine[:3, 3]).round(3)
     same = replace(label, affine=np.block([[label.affine[:, :3], image.affine[:, 3:]]]))
     if not grid_difference(same, image) and np.any(shift):
-        return f"{words}: shifted by {', '.join(f'{mm:.3g}' for mm in shift)} mm"
+        return f"{difference}: shifted by {', '.join(f'{mm:.3g}' for mm in shift)} mm"
     for axis in range(3):
         if not grid_difference(_mirrored(label, axis), image):
-            return f"{words}: flipped along axis {axis}, or its affine is wrong"
+            return f"{difference}: flipped along axis {axis}, or its affine is wrong"
     cosines = np.sum(label.affine[:3, :3] * image.affine[:3, :3], axis=0)
-    return f"{words}: its {'axes are flipped' if (cosines < 0).any() else 'directions or spacing differ'}"
+    return f"{difference}: its {'axes are flipped' if (cosines < 0).any() else 'directions or spacing differ'}"
 
 
 def _drawn_on(label: Grid, image: Grid, others: Mapping[str, Grid]) -> str:
     """Name the further channel on whose grid the label was drawn, with the remedy; empty if there is none."""
     if not grid_difference(label, image):
         return ""
-    found = [name for name, grid in others.items() if not grid_difference(label, grid)]
-    return f"; it lies on the grid of {found[0]}: put that channel first with --channels" if found else ""
+    channels = [name for name, grid in others.items() if not grid_difference(label, grid)]
+    return f"; it lies on the grid of {channels[0]}: put that channel first with --channels" if channels else ""
 
 
 def _mirrored(grid: Grid, axis: int) -> Grid:
@@ -384,6 +386,6 @@ def about(
         detail: Function that returns the text about a case, or None.
         noun: Noun for what is counted: ``image`` or ``label``.
     """
-    items = [Item([one.case.name], words) for one in facts if (words := detail(one)) is not None]
+    items = [Item([one.case.name], text) for one in facts if (text := detail(one)) is not None]
     if items:
         yield Finding(level, kind, f"{several(len(items), noun)} {title}", items)

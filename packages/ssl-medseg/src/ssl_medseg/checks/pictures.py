@@ -41,15 +41,15 @@ def plan_pictures(report: Report, folder: Path, *, every: bool = False, most: in
     Returns:
         File -> name of the case, followed by the findings about it.
     """
-    words: dict[str, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     for finding in report.findings:
         if finding.level != "note" and finding.kind not in _NOT_SEEN:
-            for name, said in _by_case(finding):
-                words.setdefault(name, []).append(said)
+            for name, caption in _by_case(finding):
+                captions.setdefault(name, []).append(caption)
     cases = {one.case.name: one for one in report.facts if one.is_good}
-    names = [name for name in words if name in cases]
-    names += [name for name in cases if every and name not in words]
-    return {folder / f"{name}.png": [name, *words.get(name, [])] for name in names[:most]}
+    names = [name for name in captions if name in cases]
+    names += [name for name in cases if every and name not in captions]
+    return {folder / f"{name}.png": [name, *captions.get(name, [])] for name in names[:most]}
 
 
 def draw_pictures(
@@ -73,13 +73,13 @@ def draw_pictures(
     Raises:
         UserError: A file exists that `ssl-medseg check` did not write.
     """
-    planned = plan_pictures(report, folder, every=every, most=most)
+    plan = plan_pictures(report, folder, every=every, most=most)
     cases = {one.case.name: one for one in report.facts}
-    with Outputs(planned, command="ssl-medseg check", inputs=inputs_of(report), folder=folder, overwrite=overwrite):
+    with Outputs(plan, command="ssl-medseg check", inputs=inputs_of(report), folder=folder, overwrite=overwrite):
         folder.mkdir(parents=True, exist_ok=True)
-        for path, (name, *words) in planned.items():
-            write_atomic(path, to_png(sheet_figure(_sheet(cases[name], words, report.labels)), dpi=110))
-    return list(planned)
+        for path, (name, *captions) in plan.items():
+            write_atomic(path, to_png(sheet_figure(_sheet(cases[name], captions, report.labels)), dpi=110))
+    return list(plan)
 
 
 def inputs_of(report: Report) -> list[Path]:
@@ -94,7 +94,7 @@ def _by_case(finding: Finding) -> list[tuple[str, str]]:
     ]
 
 
-def _sheet(one: CaseFacts, words: Sequence[str], labels: LabelMap | None) -> Sheet:
+def _sheet(one: CaseFacts, captions: Sequence[str], labels: LabelMap | None) -> Sheet:
     volume = read_volume(one.case.image)
     finite = np.isfinite(volume.array)
     masks, structures = _masks(one.case, volume, labels)
@@ -102,7 +102,7 @@ def _sheet(one: CaseFacts, words: Sequence[str], labels: LabelMap | None) -> She
         structures = [*structures, "not finite"]
         bad = np.where(finite, 0, len(structures)).astype(np.uint8)
         masks = {name: np.where(finite, mask, bad) for name, mask in masks.items()} or {"image": bad}
-    lines = [line for said in words for line in textwrap.wrap(said, _WIDTH)]
+    lines = [line for caption in captions for line in textwrap.wrap(caption, _WIDTH)]
     return Sheet(
         title=one.case.name,
         subtitle="\n".join(lines),
@@ -129,10 +129,10 @@ def _masks(case: Case, volume: Volume, labels: LabelMap | None) -> tuple[Mapping
     classes, structures = _classes(array, labels)
     if not grid_difference(grid, volume.grid):
         return {"label": classes}, structures
-    placed = {"label placed by its affine": _placed(classes, grid.affine, volume)}
+    masks = {"label placed by its affine": _placed(classes, grid.affine, volume)}
     if classes.shape == volume.array.shape:
-        placed = {"label placed voxel by voxel": classes, **placed}
-    return placed, structures
+        masks = {"label placed voxel by voxel": classes, **masks}
+    return masks, structures
 
 
 def _classes(array: NDArray[Any], labels: LabelMap | None) -> tuple[NDArray[np.uint8], list[str]]:
@@ -153,7 +153,7 @@ def _placed(classes: NDArray[np.uint8], affine: NDArray[np.float64], volume: Vol
     from scipy.ndimage import affine_transform  # noqa: PLC0415 - needed for few cases
 
     step = np.linalg.inv(affine) @ volume.affine
-    placed: NDArray[np.uint8] = affine_transform(
+    label: NDArray[np.uint8] = affine_transform(
         classes, step[:3, :3], step[:3, 3], output_shape=volume.array.shape, order=0, cval=0
     )
-    return placed
+    return label

@@ -50,20 +50,20 @@ def repair_label(
     """
     target = read_grid(image) if grid or header else None
     array, own = read_label_values(path, labels=labels, image=target)
-    like, done = image if own is target else ImageFile(path), dict[str, str]()
+    like, repairs = image if own is target else ImageFile(path), dict[str, str]()
     if fractions and np.issubdtype(array.dtype, np.floating):
-        array, words = _whole(array, path, labels)
-        done |= {"fractions": words} if words else {}
+        array, description = _whole(array, path, labels)
+        repairs |= {"fractions": description} if description else {}
     if target and header and own.shape == target.shape and target.place_known and not own.place_known:
         own, like = target, image
-        done["header"] = "received the header of its image, because it has the same shape and stated no position"
+        repairs["header"] = "received the header of its image, because it has the same shape and stated no position"
     if target and grid and (difference := grid_difference(own, target)):
-        array, kept = _onto(array, own, target, path)
+        array, volumes = _onto(array, own, target, path)
         like = image
-        done["grid"] = f"resampled to the grid of its image by nearest neighbour ({difference}): {kept}"
-    if done:
+        repairs["grid"] = f"resampled to the grid of its image by nearest neighbour ({difference}): {volumes}"
+    if repairs:
         write_on_grid(_small(array), read_volume(like.channels[0]), path)
-    return done
+    return repairs
 
 
 def _whole(array: NDArray[Any], path: Path, labels: LabelMap | None) -> tuple[NDArray[Any], str]:
@@ -77,8 +77,8 @@ def _whole(array: NDArray[Any], path: Path, labels: LabelMap | None) -> tuple[ND
             f"{path}: rounding would give the values {', '.join(f'{v:g}' for v in unknown[:8])}, which are not in the "
             "label map; correct the label or the map"
         )
-    changed, lost = int(np.count_nonzero(off)), int(np.count_nonzero((nearest == 0) & (off > ROUNDING)))
-    if lost and not nearest.any():
+    n_changed, n_lost = int(np.count_nonzero(off)), int(np.count_nonzero((nearest == 0) & (off > ROUNDING)))
+    if n_lost and not nearest.any():
         raise UserError(
             f"{path}: rounding would leave no structure, because its largest value is {array.max():.3g}; expected "
             "label values, but it may be a map of probabilities. Apply a threshold of your choice to it"
@@ -89,9 +89,9 @@ def _whole(array: NDArray[Any], path: Path, labels: LabelMap | None) -> tuple[ND
             + " and ".join(f"value {value:g} ({several(count, 'voxel')})" for value, count in rims.items())
             + ". Export the label again with nearest-neighbour interpolation"
         )
-    words = f"rounded in {several(changed, 'voxel')}, by up to {off.max():.3g}" if changed else ""
-    words += f"; {several(lost, 'voxel')} of them became background" if lost else ""
-    return nearest.astype(np.int32), words
+    description = f"rounded in {several(n_changed, 'voxel')}, by up to {off.max():.3g}" if n_changed else ""
+    description += f"; {several(n_lost, 'voxel')} of them became background" if n_lost else ""
+    return nearest.astype(np.int32), description
 
 
 def _rims(array: NDArray[Any], nearest: NDArray[Any]) -> dict[float, int]:
@@ -103,7 +103,7 @@ def _rims(array: NDArray[Any], nearest: NDArray[Any]) -> dict[float, int]:
     from scipy.ndimage import maximum_filter, minimum_filter  # noqa: PLC0415 - slow to import
 
     is_off = np.abs(array - nearest) > ROUNDING
-    found = {}
+    rims = {}
     for value in np.unique(nearest[is_off]).tolist():
         here = nearest == value
         if value == 0 or np.ptp(array[here]) <= ROUNDING:
@@ -111,8 +111,8 @@ def _rims(array: NDArray[Any], nearest: NDArray[Any]) -> dict[float, int]:
         is_far = ~maximum_filter(here & ~is_off, size=5)
         between = (maximum_filter(nearest, size=3) > value) & (minimum_filter(nearest, size=3) < value)
         if count := int(np.count_nonzero(here & is_off & is_far & between)):
-            found[value] = count
-    return found
+            rims[value] = count
+    return rims
 
 
 def _onto(array: NDArray[Any], own: Grid, target: Grid, path: Path) -> tuple[NDArray[Any], str]:
@@ -125,10 +125,10 @@ def _onto(array: NDArray[Any], own: Grid, target: Grid, path: Path) -> tuple[NDA
     from nibabel.processing import resample_from_to  # noqa: PLC0415 - scipy
 
     source = nibabel.Nifti1Image(array.astype(kind), own.affine)
-    moved = resample_from_to(source, (target.shape, target.affine), order=0, mode="constant", cval=0)
-    result = np.asarray(moved.dataobj).astype(kind)
+    image = resample_from_to(source, (target.shape, target.affine), order=0, mode="constant", cval=0)
+    result = np.asarray(image.dataobj).astype(kind)
     voxel, new_voxel = (abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000 for grid in (own, target))
-    words = []
+    volumes = []
     for value in np.unique(array[array != 0]).tolist():
         before, after = np.sum(array == value) * voxel, np.sum(result == value) * new_voxel
         if not after:
@@ -136,8 +136,8 @@ def _onto(array: NDArray[Any], own: Grid, target: Grid, path: Path) -> tuple[NDA
                 f"{path}: no voxel with the value {value:g} would lie inside the image; check whether the label "
                 "belongs to another image"
             )
-        words.append(f"value {value:g}: {before:.3g} mL before, {after:.3g} mL after")
-    return result, ", ".join(words) or "empty before and after"
+        volumes.append(f"value {value:g}: {before:.3g} mL before, {after:.3g} mL after")
+    return result, ", ".join(volumes) or "empty before and after"
 
 
 def _small(array: NDArray[Any]) -> NDArray[Any]:
@@ -191,11 +191,11 @@ class Repaired:
 
     def __str__(self) -> str:
         """List every change and the next step."""
-        done = sum(bool(change.done) for change in self.changes)
+        count = sum(bool(change.done) for change in self.changes)
         lines = [f"  {change}" for change in self.changes]
         return "\n".join(
             [
-                f"REPAIRED in the copy {self.out}: {several(done, 'change')}, {len(lines) - done} not possible (see "
+                f"REPAIRED in the copy {self.out}: {several(count, 'change')}, {len(lines) - count} not possible (see "
                 f"{LOG})",
                 *lines,
                 f"To see the result: ssl-medseg check {self.out} --picture-folder FOLDER --picture-all",
@@ -212,11 +212,11 @@ def check_copy(data: str, out: Path, *, opening: DataOptions | None = None) -> N
     """
     listing, _ = list_cases(data, opening or DataOptions())
     root, out = _places(listing.root, out)
-    found = [
+    sizes = [
         path.stat().st_size for folder, _, names in walk(root) for name in names if (path := folder / name).is_file()
     ]
     check_space(
-        out, sum(found), what="the copied files", files=len(found), advice="choose another folder with --repaired"
+        out, sum(sizes), what="the copied files", files=len(sizes), advice="choose another folder with --repaired"
     )
 
 
@@ -300,8 +300,8 @@ def _dead_links(folder: str, names: list[str]) -> list[str]:
 
 
 def _moved(case: Case, base: Path, new: Path) -> Case:
-    moved = [replace(image, path=new / _absolute(image.path).relative_to(base)) for image in case.image.channels]
-    image = join_channels(moved)
+    channels = [replace(image, path=new / _absolute(image.path).relative_to(base)) for image in case.image.channels]
+    image = join_channels(channels)
     return replace(case, image=image, label=case.label and new / _absolute(case.label).relative_to(base))
 
 
@@ -311,15 +311,15 @@ def _of_case(case: Case, labels: LabelMap | None, fixes: Sequence[Fix]) -> list[
         for file, path in (*(("image", path) for path in case.image.paths), ("label", case.label)):
             if form in ("sform", "qform") and path is not None and path.name.lower().endswith((".nii", ".nii.gz")):
                 try:
-                    done = take_form(path, form)
-                    changes += [Change(case.name, file, form, done)] if done else []
+                    description = take_form(path, form)
+                    changes += [Change(case.name, file, form, description)] if description else []
                 except UserError as error:
                     changes.append(Change(case.name, file, form, left=without_path(error, path)))
     if case.label is not None and not {"fractions", "grid", "header"}.isdisjoint(fixes):
         try:
-            wanted = {"fractions": "fractions" in fixes, "grid": "grid" in fixes, "header": "header" in fixes}
-            found = repair_label(case.image, case.label, labels, **wanted)
-            changes += [Change(case.name, "label", fix, words) for fix, words in found.items()]
+            options = {"fractions": "fractions" in fixes, "grid": "grid" in fixes, "header": "header" in fixes}
+            repairs = repair_label(case.image, case.label, labels, **options)
+            changes += [Change(case.name, "label", fix, text) for fix, text in repairs.items()]
         except UserError as error:
             changes.append(Change(case.name, "label", "", left=without_path(error, case.label)))
     return changes

@@ -110,9 +110,9 @@ def _numbers(report: Report) -> Iterator[str]:
         steps = [grid.spacing[one.image.axis] for one, grid in zip(good, grids, strict=True)]
         pixels = [s for one, g in zip(good, grids, strict=True) for a, s in enumerate(g.spacing) if a != one.image.axis]
         yield f"spacing    {_span(pixels)} mm in-plane, {_span(steps)} mm between slices"
-    found = most_first(Counter(one.image.orientation or "unknown" for one in good))
-    if set(found) != {"unknown"}:
-        yield f"stored     {', '.join(f'{letters} {count}' for letters, count in found.items())}"
+    orientations = most_first(Counter(one.image.orientation or "unknown" for one in good))
+    if set(orientations) != {"unknown"}:
+        yield f"stored     {', '.join(f'{letters} {count}' for letters, count in orientations.items())}"
     if report.crop.settings is not None:
         plane = report.crop.settings.plane
         yield f"training   would use {f'{plane} ' if plane else ''}slices of {report.crop}"
@@ -120,24 +120,32 @@ def _numbers(report: Report) -> Iterator[str]:
 
 
 def _structures(report: Report) -> Iterator[str]:
-    read = [(one.label, one.image.axis) for one in report.facts if one.label is not None and one.label.voxels]
-    if report.labels is None or not read:
+    label_facts = [(one.label, one.image.axis) for one in report.facts if one.label is not None and one.label.voxels]
+    if report.labels is None or not label_facts:
         return
-    known = all(label.millilitres for label, _ in read)
+    known = all(label.millilitres for label, _ in label_facts)
     rows = [["value", "structure", "volumes", "slices", f"median {'mL' if known else 'voxels'}"]]
     for i, (name, value) in enumerate(zip(report.labels.structures, report.labels.values[1:], strict=True)):
-        amounts = [label.voxels[i] * (label.millilitres if known else 1.0) for label, _ in read if label.voxels[i]]
+        amounts = [
+            label.voxels[i] * (label.millilitres if known else 1.0) for label, _ in label_facts if label.voxels[i]
+        ]
         usual = f"{median(amounts):,.1f}" if known and amounts else f"{median(amounts):,.0f}" if amounts else "-"
         rows.append(
-            [str(value), name, str(len(amounts)), f"{sum(label.slices(axis)[i] for label, axis in read):,}", usual]
+            [
+                str(value),
+                name,
+                str(len(amounts)),
+                f"{sum(label.slices(axis)[i] for label, axis in label_facts):,}",
+                usual,
+            ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     yield ""
     for row in rows:
         cells = (f"{c:{w}}" if i == 1 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         yield "  ".join(cells).rstrip()
-    full = sum(label.full_slices(axis) for label, axis in read)
-    labelled = sum(label.labelled_slices(axis) for label, axis in read)
+    full = sum(label.full_slices(axis) for label, axis in label_facts)
+    labelled = sum(label.labelled_slices(axis) for label, axis in label_facts)
     if labelled:
         yield f"{full:,} of {labelled:,} slices with labels show every structure ({full / labelled:.0%})"
 
@@ -166,12 +174,12 @@ def _channel(image: ImageFacts) -> dict[str, Any]:
 
 def _case(one: CaseFacts, report: Report) -> dict[str, Any]:
     image, label, grid, labels = one.image, one.label, one.image.grid, report.labels
-    found: dict[str, Any] = {"case": one.case.name, "patient": one.case.patient, "listed": one.case.listed}
+    card: dict[str, Any] = {"case": one.case.name, "patient": one.case.patient, "listed": one.case.listed}
     if report.show_paths:
-        found |= {"image_path": str(one.case.image.path), "label_path": one.case.label and str(one.case.label)}
-    found["image"] = {"problem": image.problem}
+        card |= {"image_path": str(one.case.image.path), "label_path": one.case.label and str(one.case.label)}
+    card["image"] = {"problem": image.problem}
     if grid is not None:
-        found["image"] |= {
+        card["image"] |= {
             "shape": list(grid.shape),
             "spacing_mm": [round(s, 5) for s in grid.spacing] if image.size_known else None,
             "slice_axis": image.axis,
@@ -181,9 +189,9 @@ def _case(one: CaseFacts, report: Report) -> dict[str, Any]:
             "percentile_99": image.high,
         }
     if image.others:
-        found["image"]["channels"] = [_channel(channel) for channel in image.channels]
+        card["image"]["channels"] = [_channel(channel) for channel in image.channels]
     if label is not None:
-        found["label"] = {
+        card["label"] = {
             "problem": label.problem,
             "grid_difference": label.difference or None,
             "values": {str(value): count for value, count in label.values.items()},
@@ -192,8 +200,8 @@ def _case(one: CaseFacts, report: Report) -> dict[str, Any]:
             "slices_with_any": label.labelled_slices(image.axis),
         }
         if labels is not None and label.voxels:
-            found["label"]["voxels"] = dict(zip(labels.structures, label.voxels, strict=True))
-            found["label"]["slices"] = dict(zip(labels.structures, label.slices(image.axis), strict=True))
+            card["label"]["voxels"] = dict(zip(labels.structures, label.voxels, strict=True))
+            card["label"]["slices"] = dict(zip(labels.structures, label.slices(image.axis), strict=True))
         if one.case.name in report.crop.lost:
-            found["label"]["share_outside_slices"] = dict(report.crop.lost[one.case.name])
-    return found
+            card["label"]["share_outside_slices"] = dict(report.crop.lost[one.case.name])
+    return card

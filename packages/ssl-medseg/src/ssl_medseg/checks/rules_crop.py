@@ -76,11 +76,13 @@ def crop_of(
         known = [name for name in parts.labelled if name in labelled]
     if not seen or not known:
         return Crop()
-    chosen, reasons = choose_preprocessing(dataset, seen, labelled=known, options=options, grids=grids, largest=largest)
-    lost, gone = {}, {}
+    settings, reasons = choose_preprocessing(
+        dataset, seen, labelled=known, options=options, grids=grids, largest=largest
+    )
+    lost, descriptions = {}, {}
     for case in dataset.select(labelled):
         if case.label is not None:
-            geometry, _ = slice_geometry(grids[case.name], chosen)
+            geometry, _ = slice_geometry(grids[case.name], settings)
             classes, _ = read_label(case.label, dataset.labels, image=grids[case.name])
             pixels, shares = prepare_label(classes, geometry)
             counts = erased_structures(classes, pixels, geometry)
@@ -89,10 +91,11 @@ def crop_of(
                 for number, name in enumerate(dataset.labels.structures, start=1)
             }
             if counts:
-                gone[case.name] = [
-                    describe_erased(dataset.labels.names[number], *found, geometry) for number, found in counts.items()
+                descriptions[case.name] = [
+                    describe_erased(dataset.labels.names[number], *remaining, geometry)
+                    for number, remaining in counts.items()
                 ]
-    return Crop(chosen, reasons, lost, gone)
+    return Crop(settings, reasons, lost, descriptions)
 
 
 def cut_off(crop: Crop) -> Iterator[Finding]:

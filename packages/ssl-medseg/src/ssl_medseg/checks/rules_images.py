@@ -104,8 +104,8 @@ def geometry(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
             yield Finding("warning", kind, title, [Item(names)])
     counts = Counter(one.image.orientation for one in good if one.image.orientation)
     if len(counts) > 1:
-        listed = ", ".join(f"{letters} {count}" for letters, count in most_first(counts).items())
-        title = f"images stored in several orientations ({listed}): all are converted to the same orientation"
+        tally = ", ".join(f"{letters} {count}" for letters, count in most_first(counts).items())
+        title = f"images stored in several orientations ({tally}): all are converted to the same orientation"
         yield Finding("note", "orientation", title)
 
 
@@ -158,7 +158,7 @@ def sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     fields = median(_field(one) for one in good) if good else 1.0
 
     def far(one: CaseFacts) -> str | None:
-        words = [
+        differences = [
             f"{name} {value:.3g} mm, the median is {usual:.3g}"
             for name, value, usual in (
                 ("distance between slices", _step(one), steps),
@@ -167,7 +167,7 @@ def sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
             )
             if one.image.size_known and max(value / usual, usual / value) > _FAR
         ]
-        return ", ".join(words) or None
+        return ", ".join(differences) or None
 
     title = f"whose spacing or field of view differs from the median by a factor of more than {_FAR:g}"
     yield from about(good, "warning", "odd_spacing", title, far, noun="image")
@@ -176,7 +176,7 @@ def sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
 
 def _mixed(good: Sequence[CaseFacts]) -> Iterator[Finding]:
     """Find spacings that vary within the data set."""
-    words = [
+    ranges = [
         f"{name} {min(values):.3g} to {max(values):.3g} mm"
         for name, values in (
             ("distance between slices", list(map(_step, good))),
@@ -184,10 +184,10 @@ def _mixed(good: Sequence[CaseFacts]) -> Iterator[Finding]:
         )
         if values and max(values) > _MIXED * min(values)
     ]
-    if words:
+    if ranges:
         title = (
-            f"the spacing varies between volumes ({', '.join(words)}): slices are resampled to one pixel size, but the "
-            "distance between slices is left unchanged"
+            f"the spacing varies between volumes ({', '.join(ranges)}): slices are resampled to one pixel size, but "
+            "the distance between slices is left unchanged"
         )
         yield Finding("warning", "mixed_spacing", title)
 
@@ -199,23 +199,23 @@ def duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         if one.image.digest and not one.image.is_constant:
             groups[one.image.digest].append(one)
     leaked: list[Item] = []
-    twice: list[Item] = []
+    copies: list[Item] = []
     for group in groups.values():
         if len(group) > 1:
             patients = sorted({one.case.patient for one in group})
             item = Item(
                 [one.case.name for one in group], f"patients {', '.join(patients)}" if len(patients) > 1 else ""
             )
-            (leaked if len(patients) > 1 else twice).append(item)
+            (leaked if len(patients) > 1 else copies).append(item)
     if leaked:
         title = (
             f"{several(len(leaked), 'image')} with identical voxels under more than one patient: test images may be "
             "among the training images. Remove the copies, or declare them as one patient with --patients"
         )
         yield Finding("error", "same_voxels", title, leaked)
-    if twice:
-        title = f"{several(len(twice), 'image')} with identical voxels in more than one case of the same patient"
-        yield Finding("warning", "duplicate", title, twice)
+    if copies:
+        title = f"{several(len(copies), 'image')} with identical voxels in more than one case of the same patient"
+        yield Finding("warning", "duplicate", title, copies)
 
 
 def _is_flat(image: ImageFacts, low: float, high: float) -> bool:
@@ -232,12 +232,10 @@ def _bad_voxels(image: ImageFacts) -> str:
 
 def _each(one: CaseFacts, detail: Callable[[ImageFacts], str]) -> str | None:
     """Combine the details of all channels of a case, with channel names if there are several; None if all are empty."""
-    said = [
-        f"{image.name}: {words}" if one.image.others else words
-        for image in one.image.channels
-        if (words := detail(image))
+    texts = [
+        f"{image.name}: {text}" if one.image.others else text for image in one.image.channels if (text := detail(image))
     ]
-    return "; ".join(said) or None
+    return "; ".join(texts) or None
 
 
 def _small(one: CaseFacts) -> str | None:
@@ -281,8 +279,8 @@ def identifying(facts: Sequence[CaseFacts], *, show: bool) -> Iterator[Finding]:
     having = [one for one in facts if one.image.texts]
     if having:
         fields = Counter(field for one in having for field, _ in one.image.texts)
-        listed = ", ".join(f"{field} {count}" for field, count in fields.items())
-        title = f"{several(len(having), 'image')} with text in the header ({listed}) that may identify the patient" + (
+        tally = ", ".join(f"{field} {count}" for field, count in fields.items())
+        title = f"{several(len(having), 'image')} with text in the header ({tally}) that may identify the patient" + (
             "" if show else "; list it with --show-headers"
         )
         items = [

@@ -80,13 +80,13 @@ def unusable(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Fi
 
 def no_map(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Finding]:
     """Report a missing label map, with the label values that occur."""
-    found: Counter[int] = Counter()
+    values: Counter[int] = Counter()
     for one in facts:
-        found.update(dict.fromkeys(one.label.values, 1) if one.label is not None else {})
-    if labels is None and found:
-        listed = ", ".join(f"{value} in {several(count, 'label')}" for value, count in sorted(found.items()))
+        values.update(dict.fromkeys(one.label.values, 1) if one.label is not None else {})
+    if labels is None and values:
+        tally = ", ".join(f"{value} in {several(count, 'label')}" for value, count in sorted(values.items()))
         title = (
-            f"no label map: the meaning of the label values is unknown ({listed}). --propose-map FILE writes a map "
+            f"no label map: the meaning of the label values is unknown ({tally}). --propose-map FILE writes a map "
             "in which to fill in the names"
         )
         yield Finding("error", "no_label_map", title)
@@ -94,33 +94,35 @@ def no_map(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Find
 
 def contents(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Finding]:
     """Find labels that lack structures, or contain unusual amounts of them."""
-    read = [one for one in facts if one.label is not None and one.label.problem is None]
-    if labels is None or not read:
+    cases = [one for one in facts if one.label is not None and one.label.problem is None]
+    if labels is None or not cases:
         return
-    label_facts = [one.label for one in read if one.label is not None]
+    label_facts = [one.label for one in cases if one.label is not None]
     totals = [sum(fact.voxels[i] for fact in label_facts) for i in range(len(labels.structures))]
     never = [name for name, total in zip(labels.structures, totals, strict=True) if not total]
     if never:
         title = f"{', '.join(never)}: in no label, so it cannot be learnt. Remove it from the label map, or label it"
         yield Finding("error", "never_labelled", title)
-    empty = [one.case.name for one in read if one.label is not None and not any(one.label.voxels)]
+    empty = [one.case.name for one in cases if one.label is not None and not any(one.label.voxels)]
     if empty:
         title = f"{several(len(empty), 'label')} without any structure: check whether this is intended"
         yield Finding("warning", "empty_label", title, [Item(empty)])
-    skipping = [one.case.name for one in read if one.label is not None and one.label.skips_slices(one.image.axis)]
+    skipping = [one.case.name for one in cases if one.label is not None and one.label.skips_slices(one.image.axis)]
     if skipping:
         yield Finding("warning", "skipped_slices", f"{several(len(skipping), 'label')} of {SKIPPED}", [Item(skipping)])
     for i, name in enumerate(labels.structures):
         if name in never:
             continue
         without = [
-            one.case.name for one in read if one.label is not None and not one.label.voxels[i] and any(one.label.voxels)
+            one.case.name
+            for one in cases
+            if one.label is not None and not one.label.voxels[i] and any(one.label.voxels)
         ]
         if without:
             title = f"{several(len(without), 'label')} without {name}, but with other structures"
             yield Finding("note", "absent", title, [Item(without)])
-        yield from _odd_volumes(read, i, name)
-        edge = [one.case.name for one in read if one.label is not None and one.label.at_edge(i, one.image.axis)]
+        yield from _odd_volumes(cases, i, name)
+        edge = [one.case.name for one in cases if one.label is not None and one.label.at_edge(i, one.image.axis)]
         if edge:
             title = f"{name} reaches the edge of the image in {several(len(edge), 'case')}, where it may be cut off"
             yield Finding("note", "cut_off", title, [Item(edge)])
@@ -141,15 +143,15 @@ def duplicates(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         yield Finding("warning", "same_label_voxels", title, items)
 
 
-def _odd_volumes(read: Sequence[CaseFacts], structure: int, name: str) -> Iterator[Finding]:
+def _odd_volumes(cases: Sequence[CaseFacts], structure: int, name: str) -> Iterator[Finding]:
     amounts = {}
-    for one in read:
+    for one in cases:
         if one.label is not None and one.label.voxels[structure]:
             amounts[one.case.name] = one.label.voxels[structure] * (one.label.millilitres or 1.0)
     if len(amounts) < _FEWEST:
         return
     usual = median(amounts.values())
-    unit = "mL" if all(one.label.millilitres for one in read if one.label is not None) else "voxels"
+    unit = "mL" if all(one.label.millilitres for one in cases if one.label is not None) else "voxels"
     items = [
         Item([case], f"{_amount(amount)} {unit}, the median is {_amount(usual)}")
         for case, amount in amounts.items()
@@ -173,8 +175,8 @@ def _amount(number: float) -> str:
 
 
 def _values(unknown: dict[int, int]) -> str:
-    words = [f"{value} in {several(count, 'voxel')}" for value, count in list(unknown.items())[:_SHOWN]]
-    return ", ".join(words) + (f" and {len(unknown) - _SHOWN} further values" if len(unknown) > _SHOWN else "")
+    counts = [f"{value} in {several(count, 'voxel')}" for value, count in list(unknown.items())[:_SHOWN]]
+    return ", ".join(counts) + (f" and {len(unknown) - _SHOWN} further values" if len(unknown) > _SHOWN else "")
 
 
 def fits(file: Path, dataset: DataSet, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
@@ -185,9 +187,9 @@ def fits(file: Path, dataset: DataSet, facts: Sequence[CaseFacts]) -> Iterator[F
         yield Finding("error", "split", str(error).replace(str(file), file.name))
         return
     changed = []
-    for name, stated in prints.items():
-        now = fingerprint(dataset.case(name), label="label" in stated)
-        items = [what for what in stated if now.get(what) != stated[what]]
+    for name, hashes in prints.items():
+        now = fingerprint(dataset.case(name), label="label" in hashes)
+        items = [what for what in hashes if now.get(what) != hashes[what]]
         changed += [Item([name], " and ".join(items))] if items else []
     if changed:
         title = f"{several(len(changed), 'case')} whose files have changed since {file.name} was written"

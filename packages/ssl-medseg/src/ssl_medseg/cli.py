@@ -134,14 +134,14 @@ VERBS: dict[str, Verb] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ssl-medseg VERB ...` and return the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    return run("ssl-medseg", VERBS, list(map(_full_flag, words)), version=__version__, configs="ssl_medseg.configs")
+    arguments = sys.argv[1:] if argv is None else argv
+    return run("ssl-medseg", VERBS, list(map(_full_flag, arguments)), version=__version__, configs="ssl_medseg.configs")
 
 
-def _full_flag(word: str) -> str:
+def _full_flag(argument: str) -> str:
     """Translate ``--data.NAME`` to the flag of the data option NAME, because ``data`` itself is a positional value."""
-    name, equals, value = word.partition("=")
+    name, equals, value = argument.partition("=")
     if not name.startswith("--data."):
-        return word
+        return argument
     option = name.removeprefix("--data.")
     return f"--{'voxel-size' if option == 'spacing' else option}{equals}{value}"

@@ -19,7 +19,7 @@ from contrastive_core.training.launch import autocast
 from contrastive_core.training.names import check_label
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions, open_with, read_split
-from ssl_medseg.datasets.channel_groups import Wanted, group_channels
+from ssl_medseg.datasets.channel_groups import InputImage, group_channels
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.layouts.folders import label_folders, labels_beside
 from ssl_medseg.datasets.open import read_frames
@@ -78,7 +78,7 @@ def find_images(
     part: str = "test",
     channels: Sequence[str] = (),
     numbers: Sequence[int] = (),
-) -> list[Wanted]:
+) -> list[InputImage]:
     """Find the images to segment in a file, a DICOM series, a folder of any depth, or a data set.
 
     Args:
@@ -99,36 +99,38 @@ def find_images(
             table of frames lists unknown images.
     """
     data = data.expanduser()
-    stated = split is not None or opening.layout != "auto"
-    if stated or (data / "dataset.json").is_file() or data.suffix.lower() in (".json", ".csv"):
+    is_dataset = split is not None or opening.layout != "auto"
+    if is_dataset or (data / "dataset.json").is_file() or data.suffix.lower() in (".json", ".csv"):
         return _of_dataset(data, opening, split, part, channels=channels, numbers=numbers)
     if data.is_file():
         dicom = data.suffix.lower() in DICOM_ENDINGS or has_dicom_mark(data)
         name = data.stem if dicom else stem(data)
-        found = [Wanted(name, opening.image(data), dicom)]
-        found = group_channels(found, channels, opening, root=data.parent, numbers=numbers)
-        return _at_their_frames(_checked(found), data, opening)
+        inputs = [InputImage(name, opening.image(data), dicom)]
+        inputs = group_channels(inputs, channels, opening, root=data.parent, numbers=numbers)
+        return _at_their_frames(_checked(inputs), data, opening)
     if not data.is_dir():
         raise UserError(f"{data}: there is no such file or folder; expected an image or a folder with images")
     places = _walk(data, channels)
-    found = [
-        wanted
+    inputs = [
+        source
         for name, path in places
-        for wanted in (_series(name, path, opening) if path.is_dir() else [Wanted(name, opening.image(path), False)])
+        for source in (
+            _series(name, path, opening) if path.is_dir() else [InputImage(name, opening.image(path), False)]
+        )
     ]
-    if not found:
-        listed = "".join(f"\n  {line}" for line in unread_files(data, found)[:_UNREAD_SHOWN])
-        raise UserError(f"{data}: contains no images; expected NIfTI, NRRD or MetaImage files, or DICOM series{listed}")
+    if not inputs:
+        lines = "".join(f"\n  {line}" for line in unread_files(data, inputs)[:_UNREAD_SHOWN])
+        raise UserError(f"{data}: contains no images; expected NIfTI, NRRD or MetaImage files, or DICOM series{lines}")
     root = data.parent if [path for _, path in places] == [data] else data  # the folder of one series has its name
-    found = group_channels(found, channels, opening, root=root, numbers=numbers)
-    return _at_their_frames(_checked(found), data, opening)
+    inputs = group_channels(inputs, channels, opening, root=root, numbers=numbers)
+    return _at_their_frames(_checked(inputs), data, opening)
 
 
 _UNREAD_SHOWN = 10
 
 
 def _walk(root: Path, channels: Sequence[str] = ()) -> list[tuple[str, Path]]:
-    found = []
+    places = []
     for folder, folders, names in walk(root):
         if folder != root and _is_of_predict(names):
             folders.clear()
@@ -138,14 +140,14 @@ def _walk(root: Path, channels: Sequence[str] = ()) -> list[tuple[str, Path]]:
         labels = labels_beside(folder, names, channels)
         inside = folder.relative_to(root)
         if is_series(folder):
-            found.append((stem(root.resolve()) if folder == root else inside.as_posix(), folder))
+            places.append((stem(root.resolve()) if folder == root else inside.as_posix(), folder))
         images = [
             path
             for name in names
             if name not in labels and is_image(path := folder / name) and not is_segmentation(path)
         ]
-        found += [((inside / stem(path)).as_posix(), path) for path in images]
-    return found
+        places += [((inside / stem(path)).as_posix(), path) for path in images]
+    return places
 
 
 def _is_of_predict(names: Sequence[str]) -> bool:
@@ -153,7 +155,7 @@ def _is_of_predict(names: Sequence[str]) -> bool:
     return "predictions.json" in names
 
 
-def _series(name: str, folder: Path, opening: DataOptions) -> list[Wanted]:
+def _series(name: str, folder: Path, opening: DataOptions) -> list[InputImage]:
     """List the series of a folder: one with the name of the folder, or several below it."""
     try:
         series = list_series(folder)
@@ -162,15 +164,15 @@ def _series(name: str, folder: Path, opening: DataOptions) -> list[Wanted]:
     except UserError:  # reported when the image is read
         series = []
     if len(series) < 2:
-        return [Wanted(name, opening.image(folder), True)]
-    return [Wanted(f"{name}/{one.name}", replace(opening.image(folder), series=one.uid), True) for one in series]
+        return [InputImage(name, opening.image(folder), True)]
+    return [InputImage(f"{name}/{one.name}", replace(opening.image(folder), series=one.uid), True) for one in series]
 
 
-def unread_files(data: Path, found: Sequence[Wanted]) -> list[str]:
+def unread_files(data: Path, inputs: Sequence[InputImage]) -> list[str]:
     """List files in a folder that appear to be images but are not used, with the reason."""
     if not data.is_dir():
         return []
-    used = {path for wanted in found for path in wanted.image.paths}
+    used = {path for source in inputs for path in source.image.paths}
     unread = []
     for folder, folders, names in walk(data):
         if folder in used:
@@ -213,36 +215,37 @@ def _of_dataset(
     *,
     channels: Sequence[str],
     numbers: Sequence[int],
-) -> list[Wanted]:
+) -> list[InputImage]:
     dataset = open_with(data, replace(opening, allow_unlabelled=True))
     names = dataset.names if split is None else getattr(read_split(split, dataset), part)
     if not names:
         raise UserError(f"{data}: there are no cases to segment" + (f" in part {part} of {split}" if split else ""))
     if channels:
         dataset = dataset.with_channels(channels, numbers)
-    found = [
-        Wanted(case.name, case.image, is_series(Path(case.image.path)), case.label) for case in dataset.select(names)
+    inputs = [
+        InputImage(case.name, case.image, is_series(Path(case.image.path)), case.label)
+        for case in dataset.select(names)
     ]
-    return _checked(found)
+    return _checked(inputs)
 
 
-def _at_their_frames(found: list[Wanted], data: Path, opening: DataOptions) -> list[Wanted]:
+def _at_their_frames(inputs: list[InputImage], data: Path, opening: DataOptions) -> list[InputImage]:
     if opening.frame_table is None:
-        return found
-    frames = read_frames(opening.frame_table, [wanted.name for wanted in found], owner=str(data))
-    return [replace(wanted, image=wanted.image.at_frame(frames.get(wanted.name))) for wanted in found]
+        return inputs
+    frames = read_frames(opening.frame_table, [source.name for source in inputs], owner=str(data))
+    return [replace(source, image=source.image.at_frame(frames.get(source.name))) for source in inputs]
 
 
-def _checked(found: list[Wanted]) -> list[Wanted]:
+def _checked(inputs: list[InputImage]) -> list[InputImage]:
     seen: dict[str, Path] = {}
-    for wanted in found:
-        check_label(wanted.name, what="image", source=Path(wanted.image.path).parent)
-        other = seen.setdefault(wanted.name, Path(wanted.image.path))
-        if other != Path(wanted.image.path):
+    for source in inputs:
+        check_label(source.name, what="image", source=Path(source.image.path).parent)
+        other = seen.setdefault(source.name, Path(source.image.path))
+        if other != Path(source.image.path):
             raise UserError(
-                f"{other} and {wanted.image.path} would both have a mask named {wanted.name}; rename or move one"
+                f"{other} and {source.image.path} would both have a mask named {source.name}; rename or move one"
             )
-    return found
+    return inputs
 
 
 @dataclass(frozen=True)
@@ -313,24 +316,24 @@ def segment(
             "training were stored differently, its left and right may be exchanged",
         )
     classes = np.empty((geometry.slices, *geometry.plane), dtype=np.uint8)
-    kept, views, entropies = [], [], []
+    maps, views, entropies = [], [], []
     count = _slices_at_once(batch_size, p, device)
     for start in range(0, geometry.slices, count):
         batch = prepared.slices[start : start + count].to(device).contiguous(memory_format=torch.channels_last)
         if uncertainty:
             with autocast(precision, device):
                 four = turned_probabilities if sided and not refinement.mirror else mirrored_probabilities
-                found = four(network, batch)
-            restored = [restore_slices(view, geometry) for view in found]
+                output = four(network, batch)
+            restored = [restore_slices(view, geometry) for view in output]
             mean = torch.stack(restored).mean(0)
             native = mean if refinement.mirror else restored[0]
             views.append([view.max(dim=1).indices.to(torch.uint8).cpu().numpy() for view in restored])
             entropies.append(predictive_entropy(mean).cpu().numpy())
         else:
             with autocast(precision, device):
-                found = class_probabilities(network, batch, mirror=refinement.mirror)
-            native = restore_slices(found, geometry)
-        if not found.isfinite().all():  # the first class, background, would be taken for the most probable one
+                output = class_probabilities(network, batch, mirror=refinement.mirror)
+            native = restore_slices(output, geometry)
+        if not output.isfinite().all():  # the first class, background, would be taken for the most probable one
             raise UserError(
                 f"{volume.image.path}: the network returned values that are not finite, so there is no mask; expected "
                 "finite scores of the classes. Check the weights of the model, and the intensities of the image"
@@ -338,7 +341,7 @@ def segment(
         # max instead of argmax, which takes twenty times as long over a middle axis on a CPU.
         classes[start : start + count] = native.max(dim=1).indices.to(torch.uint8).cpu().numpy()
         if probabilities:
-            kept.append(native.cpu().numpy())
+            maps.append(native.cpu().numpy())
     mask = place(classes, geometry)
     if refinement.largest:
         mask = largest_parts(mask, refinement.largest)
@@ -349,7 +352,7 @@ def segment(
         entropy = place(np.concatenate(entropies), geometry)
     if not probabilities:
         return Segmented(mask, None, notes, agreements, entropy)
-    native_all = np.concatenate(kept)
+    native_all = np.concatenate(maps)
     by_class = np.stack([place(native_all[:, number], geometry) for number in range(native_all.shape[1])])
     return Segmented(mask, by_class, notes, agreements, entropy)
 
@@ -388,8 +391,8 @@ def bytes_of_masks(images: Iterable[ImageFile], *, maps: int = 0) -> int:
 
     A compressed mask is a few percent of its image in size; a map of probabilities is about as large as the image.
     """
-    read = sum(_bytes(path) for image in images for path in image.paths[:1])
-    return round(read * (_MASK_SHARE + maps))
+    n_bytes = sum(_bytes(path) for image in images for path in image.paths[:1])
+    return round(n_bytes * (_MASK_SHARE + maps))
 
 
 def _bytes(path: Path) -> int:
@@ -434,12 +437,12 @@ def predict_cases(
     for case in track(cases, total=len(cases), what="volumes"):
         try:
             volume = read_volume(case.image)
-            found = segment(
+            prediction = segment(
                 volume, segmenter.network, segmenter.preprocessing, batch_size=inference.batch_size,
                 precision=inference.precision, refinement=segmenter.refinement,
             )  # fmt: skip
             path = folder / f"{case.name}.nii.gz"
-            write_mask(found.classes, volume, path, dataset.labels)
+            write_mask(prediction.classes, volume, path, dataset.labels)
             masks[case.name] = path
         except UserError as error:
             failed[case.name] = without_paths(error, case.image.paths)

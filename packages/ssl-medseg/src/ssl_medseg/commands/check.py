@@ -101,32 +101,32 @@ def check(
         show_paths=show_paths,
     )
     targets = [file for file in (out, propose_map) if file is not None]
-    read = [path for one in report.facts for path in (*one.case.image.paths, one.case.label) if path is not None]
-    read += [path for path in (split, Path(data)) if path is not None]
+    input_files = [path for one in report.facts for path in (*one.case.image.paths, one.case.label) if path is not None]
+    input_files += [path for path in (split, Path(data)) if path is not None]
     refuse_twins(targets, _COMMAND)
-    planned = [Outputs([file], command=_COMMAND, inputs=read, overwrite=overwrite) for file in targets]
-    drawn: Sequence[Path] = ()
+    outputs = [Outputs([file], command=_COMMAND, inputs=input_files, overwrite=overwrite) for file in targets]
+    pictures: Sequence[Path] = ()
     if picture_folder is not None:
         from ssl_medseg.checks.pictures import draw_pictures, plan_pictures  # noqa: PLC0415 - matplotlib
 
-        drawn = list(plan_pictures(report, picture_folder, every=picture_all, most=most_pictures))
-        Outputs(drawn, command=_COMMAND, inputs=read, folder=picture_folder, overwrite=overwrite)
-    proposed = ""
-    with contextlib.ExitStack() as opened:  # before printing, because the reader of a pipe may close it early
-        for each in planned:
-            opened.enter_context(each)
+        pictures = list(plan_pictures(report, picture_folder, every=picture_all, most=most_pictures))
+        Outputs(pictures, command=_COMMAND, inputs=input_files, folder=picture_folder, overwrite=overwrite)
+    names = ""
+    with contextlib.ExitStack() as stack:  # before printing, because the reader of a pipe may close it early
+        for each in outputs:
+            stack.enter_context(each)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(out, f"{report.to_json()}\n".encode())
         if propose_map is not None:
-            proposed = _propose(report, propose_map)
+            names = _propose(report, propose_map)
     if picture_folder is not None:
         draw_pictures(report, picture_folder, every=picture_all, most=most_pictures, overwrite=overwrite)
     print(report.to_json() if json else report.text())  # noqa: T201 - what the command is for
-    if drawn and not json:
-        print(f"{several(len(drawn), 'picture')} in {picture_folder}")  # noqa: T201
-    if proposed and not json:
-        print(f"{propose_map}: replace the names of {proposed}, then pass the file as --label-map")  # noqa: T201
+    if pictures and not json:
+        print(f"{several(len(pictures), 'picture')} in {picture_folder}")  # noqa: T201
+    if names and not json:
+        print(f"{propose_map}: replace the names of {names}, then pass the file as --label-map")  # noqa: T201
     if repaired is not None:
         print(copies.repair(data, repaired, repair, opening=opening), file=sys.stderr if json else sys.stdout)
     return 1 if report.errors else 0

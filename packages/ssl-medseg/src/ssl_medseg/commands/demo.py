@@ -57,9 +57,9 @@ class DemoResult:
             "",
             f"{'':28}{'mean':>16}" + "".join(f"{name:>14}" for name in structures),
         ]
-        for name, done in pairs:
-            each = [number("dice", s.measures["dice"].mean) for s in done.summary.structures]
-            mean = mean_and_sd("dice", done.summary.mean_dice)
+        for name, result in pairs:
+            each = [number("dice", s.measures["dice"].mean) for s in result.summary.structures]
+            mean = mean_and_sd("dice", result.summary.mean_dice)
             lines.append(f"{name:28}{mean:>16}" + "".join(f"{value:>14}" for value in each))
         lines += ["", *(self._failures() or [self._compare()]), "", f"masks:  {self.masks}", f"report: {self.report}"]
         return "\n".join(lines)
@@ -67,9 +67,9 @@ class DemoResult:
     def _failures(self) -> list[str]:
         """State which structures each of the two models never finds."""
         stages = {"the baseline": self.baseline, "the model after self-training": self.selftrained}
-        lost = {name: never_found(done.summary) for name, done in stages.items()}
-        lines = [f"Failed: {name} never finds {some_of(each)}." for name, each in lost.items() if each]
-        if lost["the baseline"]:
+        structures = {name: never_found(result.summary) for name, result in stages.items()}
+        lines = [f"Failed: {name} never finds {some_of(each)}." for name, each in structures.items() if each]
+        if structures["the baseline"]:
             lines.append("`ssl-medseg run` would have stopped before self-training.")
         return [*lines, "Use more --steps, in a new folder (--out)."] if lines else []
 
@@ -149,7 +149,7 @@ def _generate(data: Path, split: Path, *, seed: int) -> None:
     def take(count: int) -> tuple[str, ...]:
         return tuple(name for _ in range(count) for name in next(patients))
 
-    chosen = Split(
+    parts = Split(
         labelled=take(_LABELLED), validation=take(_VALIDATION), unlabelled=take(_UNLABELLED), test=take(_TEST)
     )
-    write_split(split, chosen, dataset)
+    write_split(split, parts, dataset)

@@ -100,40 +100,42 @@ def make_splits(
         UserError: The data set cannot be opened, patients are missing or too few, or a file exists with other content.
     """
     dataset = open_with(data, opening)
-    pool = Pool.of(dataset, _kept(dataset, only))
+    pool = Pool.of(dataset, _matching_cases(dataset, only))
     held_out = [*test_patients, *_in_table(table, table_test, pool), *_listed_as_test(pool)]
-    named = [p for c in (combinations or {}).values() for p in (*c.labelled, *c.validation)]
-    gone = absent(pool, [*held_out, *unlabelled_patients, *named])
-    if gone and missing == "error":
+    combination_patients = [p for c in (combinations or {}).values() for p in (*c.labelled, *c.validation)]
+    missing_patients = absent(pool, [*held_out, *unlabelled_patients, *combination_patients])
+    if missing_patients and missing == "error":
         raise UserError(
-            f"{dataset.name} has no cases of {some_of(gone)}; its patients are {some_of(pool.cases)}. Correct the "
-            "names, or leave them out with --missing leave_out"
+            f"{dataset.name} has no cases of {some_of(missing_patients)}; its patients are {some_of(pool.cases)}. "
+            "Correct the names, or leave them out with --missing leave_out"
         )
-    remarks = [f"left out {some_of(gone)}, which are not in {dataset.name}"] if gone else []
-    held_out = list(dict.fromkeys(patient for patient in held_out if patient not in gone))
-    there = {k: c for k, c in (combinations or {}).items() if not {*c.labelled, *c.validation} & set(gone)}
-    unlabelled = tuple(patient for patient in unlabelled_patients if patient not in gone)
+    remarks = [f"left out {some_of(missing_patients)}, which are not in {dataset.name}"] if missing_patients else []
+    held_out = list(dict.fromkeys(patient for patient in held_out if patient not in missing_patients))
+    complete = {
+        k: c for k, c in (combinations or {}).items() if not {*c.labelled, *c.validation} & set(missing_patients)
+    }
+    unlabelled = tuple(patient for patient in unlabelled_patients if patient not in missing_patients)
     if combinations:
-        dropped = [name for name in combinations if name not in there]
-        remarks += [f"left out the combinations {some_of(dropped)}, which need them"] if dropped else []
-        splits = combine(pool, there, test=held_out, unlabelled=unlabelled)
+        incomplete = [name for name in combinations if name not in complete]
+        remarks += [f"left out the combinations {some_of(incomplete)}, which need them"] if incomplete else []
+        splits = combine(pool, complete, test=held_out, unlabelled=unlabelled)
     else:
         how = Draws(n_labelled, draws, n_validation, n_test, tuple(held_out), unlabelled, seed)
         splits = draw(pool, how)
     if not splits:
-        raise UserError(f"{dataset.name}: every combination needs a missing patient ({some_of(gone)})")
+        raise UserError(f"{dataset.name}: every combination needs a missing patient ({some_of(missing_patients)})")
     remarks += dataset.notes
     if not any(split.test for split in splits.values()):
         remarks.append("no test cases: there are no cases left for an unbiased evaluation")
     named_files = {Path(out) / f"{name}.json": split for name, split in splits.items()}
     contents, counts = _contents(dataset, named_files, hashes=hashes)
-    read = [path for case in dataset.cases for path in (*case.image.paths, case.label) if path is not None]
-    read += [path for path in (table, Path(data)) if path is not None]
-    write_once(contents, command="ssl-medseg make-splits", inputs=read, overwrite=overwrite)
+    input_files = [path for case in dataset.cases for path in (*case.image.paths, case.label) if path is not None]
+    input_files += [path for path in (table, Path(data)) if path is not None]
+    write_once(contents, command="ssl-medseg make-splits", inputs=input_files, overwrite=overwrite)
     return SplitsWritten(named_files, counts, tuple(remarks))
 
 
-def _kept(dataset: DataSet, only: str | None) -> list[Case]:
+def _matching_cases(dataset: DataSet, only: str | None) -> list[Case]:
     try:
         cases = [case for case in dataset.cases if only is None or re.search(only, case.name)]
     except re.error as error:
@@ -143,23 +145,23 @@ def _kept(dataset: DataSet, only: str | None) -> list[Case]:
     return cases
 
 
-def _in_table(table: Path | None, words: Iterable[str], pool: Pool) -> list[str]:
+def _in_table(table: Path | None, values: Iterable[str], pool: Pool) -> list[str]:
     if table is None:
         return []
     rows = read_table(table, needed=("split",))
     column = next((name for name in ("patient", "case") if rows and name in rows[0]), None)
     if column is None:
         raise UserError(f"{table}: expected a column patient or case in addition to split")
-    chosen = {row[column] for row in rows if row["split"] in tuple(words)}
-    if not chosen:
-        found = ", ".join(sorted({row["split"] for row in rows}))
+    names = {row[column] for row in rows if row["split"] in tuple(values)}
+    if not names:
+        splits = ", ".join(sorted({row["split"] for row in rows}))
         raise UserError(
-            f"{table}: no row has the split {', '.join(words)}; found {found}. Name the test values with --table-test"
+            f"{table}: no row has the split {', '.join(values)}; found {splits}. Name the test values with --table-test"
         )
     if column == "patient":
-        return sorted(chosen)
+        return sorted(names)
     patient_of = {case.name: patient for patient, cases in pool.cases.items() for case in cases}
-    return sorted({patient_of.get(name, name) for name in chosen})
+    return sorted({patient_of.get(name, name) for name in names})
 
 
 def _listed_as_test(pool: Pool) -> list[str]:

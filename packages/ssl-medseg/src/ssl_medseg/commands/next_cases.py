@@ -129,17 +129,17 @@ def next_cases(
     dataset = dataset.with_channels(settings.channels, settings.channel_numbers)
     baseline = _baseline(run, segmenter, device=inference.device)
     cases = _unlabelled(dataset, segmenter, run, split)
-    done: list[tuple[RankedCase, Case]] = []
+    pairs: list[tuple[RankedCase, Case]] = []
     for case in track(cases, total=len(cases), what="volumes"):
         try:
             ranked = _examine(case, read_volume(case.image), segmenter, baseline, inference)
         except UserError as error:
             ranked = RankedCase(case.name, case.patient, error=without_paths(error, case.image.paths))
-        done.append((ranked, case))
-    done.sort(key=lambda pair: (pair[0].quality is None, pair[0].quality or 0.0, pair[0].case))
-    drawn = [(rank, case) for rank, case in done[:number] if rank.quality is not None] if pictures else []
-    sheets = {case.name: out / f"{place:03d}-{case.name}.png" for place, (_, case) in enumerate(drawn, 1)}
-    ranking = Ranking(out, tuple(rank for rank, _ in done), number)
+        pairs.append((ranked, case))
+    pairs.sort(key=lambda pair: (pair[0].quality is None, pair[0].quality or 0.0, pair[0].case))
+    top = [(rank, case) for rank, case in pairs[:number] if rank.quality is not None] if pictures else []
+    sheets = {case.name: out / f"{place:03d}-{case.name}.png" for place, (_, case) in enumerate(top, 1)}
+    ranking = Ranking(out, tuple(rank for rank, _ in pairs), number)
     targets = [out / "next.json", out / "next.csv", *sheets.values()]
     sources = [path for case in dataset.cases for path in (*case.image.paths, case.label) if path is not None]
     sources += [*run_files(model), *filter(None, [split])]
@@ -148,7 +148,7 @@ def next_cases(
         card = {"format": "ssl-medseg ranking 1", "cases": [asdict(case) for case in ranking.cases]}
         write_atomic(out / "next.json", (json.dumps(card, indent=1) + "\n").encode())
         write_atomic(out / "next.csv", _csv(ranking, segmenter.labels.structures).encode())
-        for _, case in drawn:
+        for _, case in top:
             _draw(case, segmenter, sheets[case.name], inference)
     return ranking
 
@@ -158,8 +158,8 @@ def _baseline(run: Path, segmenter: Segmenter, *, device: str) -> Segmenter | No
     folder = run / "baseline"
     if not (folder / "model" / "model.json").is_file():
         return None
-    found = load_segmenter(folder, device=device)
-    return found if found.labels == segmenter.labels else None
+    baseline = load_segmenter(folder, device=device)
+    return baseline if baseline.labels == segmenter.labels else None
 
 
 def _unlabelled(dataset: DataSet, segmenter: Segmenter, run: Path, split: Path | None) -> tuple[Case, ...]:
@@ -168,13 +168,13 @@ def _unlabelled(dataset: DataSet, segmenter: Segmenter, run: Path, split: Path |
             f"{dataset.name} has the structures {dataset.labels}, but the model was trained for {segmenter.labels}; "
             "expected the same structures. Pass the label map of the training (--label-map)"
         )
-    chosen, part = (read_split(split, dataset), "") if split else split_of_run(run, dataset, "unlabelled")[:2]
-    if chosen is not None and chosen.unlabelled:
-        return dataset.select(chosen.unlabelled)
-    if chosen is not None and part != "all":
+    parts, part = (read_split(split, dataset), "") if split else split_of_run(run, dataset, "unlabelled")[:2]
+    if parts is not None and parts.unlabelled:
+        return dataset.select(parts.unlabelled)
+    if parts is not None and part != "all":
         raise UserError(f"{split or own_split(run)}: the split has no unlabelled cases; expected some to rank")
     # The data are others than those of the run, whose names mean nothing here.
-    seen = set(segmenter.details.get("labelled", ())) if chosen is None else {*chosen.labelled, *chosen.validation}
+    seen = set(segmenter.details.get("labelled", ())) if parts is None else {*parts.labelled, *parts.validation}
     cases = tuple(case for case in dataset.cases if case.label is None and case.name not in seen)
     if not cases:
         raise UserError(
@@ -187,13 +187,13 @@ def _unlabelled(dataset: DataSet, segmenter: Segmenter, run: Path, split: Path |
 def _examine(
     case: Case, volume: Volume, segmenter: Segmenter, baseline: Segmenter | None, inference: InferenceOptions
 ) -> RankedCase:
-    found = _segment(volume, segmenter, inference, uncertainty=True)
+    prediction = _segment(volume, segmenter, inference, uncertainty=True)
     structures = segmenter.labels.structures
-    views = found.agreement or ()
+    views = prediction.agreement or ()
     mirrored, between = quality(views), None
     if baseline is not None:
         before = _segment(volume, baseline, inference)
-        between = quality(agreement([before.classes, found.classes], classes=len(structures) + 1))
+        between = quality(agreement([before.classes, prediction.classes], classes=len(structures) + 1))
     return RankedCase(
         case.name,
         case.patient,
@@ -231,6 +231,6 @@ def _draw(case: Case, segmenter: Segmenter, target: Path, inference: InferenceOp
     from ssl_medseg.reports.overlay import mask_sheet  # noqa: PLC0415
 
     volume = read_volume(case.image)
-    found = _segment(volume, segmenter, inference)
-    figure = mask_sheet(volume, found.classes, name=case.name, structures=segmenter.labels.structures)
+    prediction = _segment(volume, segmenter, inference)
+    figure = mask_sheet(volume, prediction.classes, name=case.name, structures=segmenter.labels.structures)
     write_atomic(target, to_png(figure, dpi=110))

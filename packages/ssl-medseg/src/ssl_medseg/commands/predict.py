@@ -20,7 +20,7 @@ from contrastive_core.training.files import check_space, write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions
-from ssl_medseg.datasets.channel_groups import Wanted
+from ssl_medseg.datasets.channel_groups import InputImage
 from ssl_medseg.evaluation.uncertainty import quality
 from ssl_medseg.io import Volume, read_volume, write_mask
 from ssl_medseg.io.dicom_seg import missing_for_seg, write_dicom_seg
@@ -91,17 +91,17 @@ class PredictResult:
     @property
     def remarks(self) -> list[str]:
         """Remarks about files that were not read and masks from earlier predictions."""
-        found = []
+        remarks = []
         if self.replaced:
-            found.append(f"replaced {several(self.replaced, 'mask')} from an earlier prediction")
+            remarks.append(f"replaced {several(self.replaced, 'mask')} from an earlier prediction")
         if self.stale:
-            found.append(
+            remarks.append(
                 f"kept {several(len(self.stale), 'file')} from an earlier prediction, which evaluate will not score: "
                 f"{', '.join(_shortened(self.stale))}"
             )
         if self.unread:
-            found.append(f"{several(len(self.unread), 'file')} not read: {'; '.join(_shortened(self.unread))}")
-        return found
+            remarks.append(f"{several(len(self.unread), 'file')} not read: {'; '.join(_shortened(self.unread))}")
+        return remarks
 
 
 def predict(
@@ -170,13 +170,13 @@ def predict(
     """
     segmenter = load_segmenter(model, device=inference.device)
     settings = segmenter.preprocessing
-    found = find_images(
+    inputs = find_images(
         Path(data), opening=opening, split=split, part=part, channels=settings.channels,
         numbers=settings.channel_numbers,
     )  # fmt: skip
-    folder, targets = _targets(found, out, mask_format)
+    folder, targets = _targets(inputs, out, mask_format)
     refinement = _refinement(segmenter, keep_largest=keep_largest, mirror=tta)
-    planned = [
+    files = [
         path
         for target in targets
         for path in _files_of(
@@ -184,22 +184,22 @@ def predict(
         )
     ]
     if folder == Path(out):
-        planned.append(folder / _SUMMARY)
-    read = [path for wanted in found for path in (*wanted.image.paths, wanted.label) if path is not None]
-    read += [*run_files(model), *filter(None, [split])]
+        files.append(folder / _SUMMARY)
+    input_files = [path for source in inputs for path in (*source.image.paths, source.label) if path is not None]
+    input_files += [*run_files(model), *filter(None, [split])]
     maps = len(segmenter.labels) * probabilities + uncertainty
-    with Outputs(planned, command="ssl-medseg predict", inputs=read, folder=folder, overwrite=overwrite):
-        needed = bytes_of_masks((wanted.image for wanted in found), maps=maps)
-        check_space(folder, needed, what=f"the outputs of {several(len(found), 'image')}", files=len(planned))
+    with Outputs(files, command="ssl-medseg predict", inputs=input_files, folder=folder, overwrite=overwrite):
+        n_bytes = bytes_of_masks((source.image for source in inputs), maps=maps)
+        check_space(folder, n_bytes, what=f"the outputs of {several(len(inputs), 'image')}", files=len(files))
         folder.mkdir(parents=True, exist_ok=True)
         before = _masks_in(folder) if folder == Path(out) else set()
-        done: list[PredictedCase] = []
-        for wanted, target in track(zip(found, targets, strict=True), total=len(found), what="volumes"):
-            started = time.perf_counter()
+        cases: list[PredictedCase] = []
+        for source, target in track(zip(inputs, targets, strict=True), total=len(inputs), what="volumes"):
+            start = time.perf_counter()
             try:
-                if wanted.error:
-                    raise UserError(wanted.error)
-                volume = read_volume(wanted.image)
+                if source.error:
+                    raise UserError(source.error)
+                volume = read_volume(source.image)
                 segmented = segment(
                     volume,
                     segmenter.network,
@@ -214,37 +214,37 @@ def predict(
                 target, more = _writable(target, volume, mask_format)  # noqa: PLW2901
                 _write(segmented, volume, target, segmenter.labels)
                 if pictures:
-                    _draw(segmented, volume, target, wanted.name, segmenter.labels)
+                    _draw(segmented, volume, target, source.name, segmenter.labels)
                 case = PredictedCase(
-                    wanted.name,
+                    source.name,
                     mask=target.relative_to(folder).as_posix(),
                     millilitres=_millilitres(segmented.classes, volume, segmenter.labels.structures),
-                    seconds=time.perf_counter() - started,
+                    seconds=time.perf_counter() - start,
                     quality=None if segmented.agreement is None else round(quality(segmented.agreement), 4),
                     agreement=_by_structure(segmented.agreement, segmenter.labels.structures),
                     notes=(*segmented.notes, *more),
                 )
             except _TROUBLE as error:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    free, complete = shutil.disk_usage(folder).free, sum(1 for case in done if case.mask)
+                    free, complete = shutil.disk_usage(folder).free, sum(1 for case in cases if case.mask)
                     raise UserError(
-                        f"{target}: {error.strerror} ({size(free)} free); {complete} of {several(len(found), 'mask')} "
+                        f"{target}: {error.strerror} ({size(free)} free); {complete} of {several(len(inputs), 'mask')} "
                         f"are complete in {folder}. Free some space, and repeat the command"
                     ) from error
-                why = without_paths(error, wanted.image.paths).replace(f"{folder}/", "") or type(error).__name__
-                case = PredictedCase(wanted.name, error=why)
-            done.append(case)
-        written = {case.mask for case in done if case.mask}
+                reason = without_paths(error, source.image.paths).replace(f"{folder}/", "") or type(error).__name__
+                case = PredictedCase(source.name, error=reason)
+            cases.append(case)
+        masks = {case.mask for case in cases if case.mask}
         result = PredictResult(
             folder,
-            tuple(done),
-            unread=tuple(unread_files(Path(data), found)),
-            replaced=len(before & written),
-            stale=tuple(sorted(before - written)),
+            tuple(cases),
+            unread=tuple(unread_files(Path(data), inputs)),
+            replaced=len(before & masks),
+            stale=tuple(sorted(before - masks)),
         )
         if folder == Path(out):
             _write_summary(result, segmenter, images_seen(Path(model)))
-    failed = [case for case in done if case.error]
+    failed = [case for case in cases if case.error]
     if failed:
         raise UserError(_failures(failed, result))
     return result
@@ -252,29 +252,29 @@ def predict(
 
 def _refinement(segmenter: Segmenter, *, keep_largest: bool | None, mirror: bool | None) -> Refinement:
     """Return the refinement of the model, with the given options applied."""
-    chosen = segmenter.refinement
+    refinement = segmenter.refinement
     if keep_largest is not None:
-        chosen = replace(chosen, largest=tuple(range(1, len(segmenter.labels))) if keep_largest else ())
-    return chosen if mirror is None else replace(chosen, mirror=mirror)
+        refinement = replace(refinement, largest=tuple(range(1, len(segmenter.labels))) if keep_largest else ())
+    return refinement if mirror is None else replace(refinement, mirror=mirror)
 
 
-def _targets(found: list[Wanted], out: Path, mask_format: str) -> tuple[Path, list[Path]]:
+def _targets(inputs: list[InputImage], out: Path, mask_format: str) -> tuple[Path, list[Path]]:
     """Return the folder of the masks and the file of each."""
     out = Path(out).expanduser()
     if out.name.lower().endswith((*ENDINGS, *DICOM_ENDINGS)):
-        if len(found) > 1:
-            raise UserError(f"{out} is a single file, but there are {len(found)} images; give a folder")
+        if len(inputs) > 1:
+            raise UserError(f"{out} is a single file, but there are {len(inputs)} images; give a folder")
         targets = [out]
         folder = out.parent
     else:
-        dicom = [wanted.is_dicom if mask_format == "auto" else mask_format == "dicom-seg" for wanted in found]
-        targets = [out / f"{w.name}{'.dcm' if d else '.nii.gz'}" for w, d in zip(found, dicom, strict=True)]
+        dicom = [source.is_dicom if mask_format == "auto" else mask_format == "dicom-seg" for source in inputs]
+        targets = [out / f"{w.name}{'.dcm' if d else '.nii.gz'}" for w, d in zip(inputs, dicom, strict=True)]
         folder = out
-    for wanted, target in zip(found, targets, strict=True):
-        source = Path(wanted.image.path)
-        if target.suffix.lower() in DICOM_ENDINGS and not wanted.is_dicom:
+    for source, target in zip(inputs, targets, strict=True):
+        path = Path(source.image.path)
+        if target.suffix.lower() in DICOM_ENDINGS and not source.is_dicom:
             raise UserError(
-                f"{source} is not a DICOM series, so a DICOM segmentation cannot refer to it; write .nii.gz instead"
+                f"{path} is not a DICOM series, so a DICOM segmentation cannot refer to it; write .nii.gz instead"
             )
     return folder, targets
 
@@ -282,8 +282,8 @@ def _targets(found: list[Wanted], out: Path, mask_format: str) -> tuple[Path, li
 def _files_of(target: Path, mask_format: str, *, probabilities: bool, uncertainty: bool, pictures: bool) -> list[Path]:
     """Return the files that may be written for an image: its mask and the files next to it."""
     name = stem(target).removesuffix(".dcm")
-    asked = {"_probabilities.nii.gz": probabilities, "_uncertainty.nii.gz": uncertainty, ".png": pictures}
-    beside = [f"{name}{ending}" for ending, wanted in asked.items() if wanted]
+    flags = {"_probabilities.nii.gz": probabilities, "_uncertainty.nii.gz": uncertainty, ".png": pictures}
+    beside = [f"{name}{ending}" for ending, flag in flags.items() if flag]
     if mask_format == "auto" and target.suffix.lower() in DICOM_ENDINGS:
         beside.append(f"{name}.nii.gz")
     return [target, *(target.with_name(each) for each in beside)]
@@ -361,7 +361,7 @@ def _write_summary(result: PredictResult, segmenter: Segmenter, seen: Sequence[M
         "unread": list(result.unread),
         "stale": list(result.stale),
         # Without the names of the cases, which may identify patients that do not belong to these masks.
-        "training": [{key: found.get(key, "") for key in ("part", "image", "voxels")} for found in seen],
+        "training": [{key: image.get(key, "") for key in ("part", "image", "voxels")} for image in seen],
     }
     write_atomic(result.out / _SUMMARY, (json.dumps(card, indent=1) + "\n").encode())
 

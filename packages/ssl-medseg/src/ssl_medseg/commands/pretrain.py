@@ -57,15 +57,17 @@ def pretrain(
     config = dict(locals())
     if network.name != "unet":
         raise UserError(f"network.name is {network.name}; pretrain supports only unet")
-    seen = open_training_data(data, split, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache)
-    slices = stack_slices([*seen.labelled, *seen.unlabelled])
+    training_data = open_training_data(
+        data, split, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache
+    )
+    slices = stack_slices([*training_data.labelled, *training_data.unlabelled])
     height, width = slices.images.shape[2:]
     with Run(out, config=config, command="ssl-medseg pretrain", options=run, free=PLACES) as r:
-        keep_identity(r, seen)  # data are identified by their content, not by their path
-        for note in seen.notes:
+        keep_identity(r, training_data)  # data are identified by their content, not by their path
+        for note in training_data.notes:
             r.say(note)
         torch.manual_seed(r.seed("weights"))
-        trunk = UNet(len(seen.preprocessing.channels), network.width)
+        trunk = UNet(len(training_data.preprocessing.channels), network.width)
         encoder = GlobalNetwork(trunk, (height, width))
         decoder = LocalNetwork(trunk, blocks=pretraining.decoder_blocks)
         for each in (encoder, decoder):
@@ -102,7 +104,7 @@ def pretrain(
             r.log(**{f"{name}_loss": loss})
             estimate.after(step)
         return save_trunk(
-            r, trunk, options=network, preprocessing=seen.preprocessing,
+            r, trunk, options=network, preprocessing=training_data.preprocessing,
             details={"method": "pretrain", "losses": [pretraining.global_loss, pretraining.local_loss],
                      "blocks": pretraining.decoder_blocks, "steps": total, "cases": list(slices.names)},
         )  # fmt: skip

@@ -42,19 +42,19 @@ def report(run: Path, *, out: Path | None = None, show_paths: bool = False, over
 
 
 def _document(run: Path, *, show_paths: bool) -> str:
-    found = open_run(run)
-    several = sum(bool(stage.rounds) for stage in found.stages) > 1
+    run_content = open_run(run)
+    several = sum(bool(stage.rounds) for stage in run_content.stages) > 1
     return page.document(
-        sections.title(found),
+        sections.title(run_content),
         [
-            sections.header(found),
-            stages_table(found.stage_evaluations),
-            *(evaluation_section(each, folder, place=i) for i, (each, folder) in enumerate(found.evaluations)),
-            sections.next_steps(found),
-            sections.learnt_from(found),
-            sections.training(found),
-            *(rounds_section(stage.rounds, name=stage.name if several else "") for stage in found.stages),
-            sections.settings(found, show_paths=show_paths),
-            sections.surroundings(found),
+            sections.header(run_content),
+            stages_table(run_content.stage_evaluations),
+            *(evaluation_section(each, folder, place=i) for i, (each, folder) in enumerate(run_content.evaluations)),
+            sections.next_steps(run_content),
+            sections.learnt_from(run_content),
+            sections.training(run_content),
+            *(rounds_section(stage.rounds, name=stage.name if several else "") for stage in run_content.stages),
+            sections.settings(run_content, show_paths=show_paths),
+            sections.surroundings(run_content),
         ],
     )

@@ -96,10 +96,10 @@ def run(
     Returns:
         The folder of the trained segmenter.
     """
-    given = dict(locals())
-    planned = choose(training, optimizer, device=run.device, precision=run.precision)
-    run = replace(run, precision=planned.precision)  # recorded, so that a resumed run keeps it on another machine
-    resolved = config.resolve(given, run, free=("baseline_floor", *PLACES))
+    arguments = dict(locals())
+    settings = choose(training, optimizer, device=run.device, precision=run.precision)
+    run = replace(run, precision=settings.precision)  # recorded, so that a resumed run keeps it on another machine
+    resolved = config.resolve(arguments, run, free=("baseline_floor", *PLACES))
     if not 0 <= baseline_floor < 1:
         raise UserError(f"--baseline-floor is {baseline_floor:g}; expected a Dice from 0 to below 1")
     if split is not None and (labelled or validation):
@@ -109,10 +109,10 @@ def run(
         )
     out = Path(out)
     processes = _processes(run)
-    with ExitStack() as held:
-        chosen = processes.on_main(
+    with ExitStack() as stack:
+        split_file = processes.on_main(
             lambda: _begin(
-                data, out, split, opening, resolved, labelled=labelled, validation=validation, run=run, held=held
+                data, out, split, opening, resolved, labelled=labelled, validation=validation, run=run, stack=stack
             )
         )
         cache = cache or out / "cache"
@@ -122,11 +122,11 @@ def run(
             if not processes.on_main(lambda: _is_done(baseline)):
                 # Prepare the unlabelled volumes now, so that an unusable one stops the run before training.
                 open_training_data(
-                    data, chosen, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache,
-                    largest=planned.largest,
+                    data, split_file, opening=opening, preprocessing=preprocessing, unlabelled=True, cache=cache,
+                    largest=settings.largest,
                 ).slices()  # fmt: skip
                 train(
-                    data, baseline, split=chosen, training=replace(training, steps=baseline_steps),
+                    data, baseline, split=split_file, training=replace(training, steps=baseline_steps),
                     optimizer=optimizer, network=network, augment=augment, preprocessing=preprocessing,
                     opening=opening, cache=cache, run=each,
                 )  # fmt: skip
@@ -134,19 +134,19 @@ def run(
                 if baseline_floor:
                     processes.on_main(
                         lambda: check_baseline(
-                            baseline, data, chosen, opening=opening, device=run.device, floor=baseline_floor
+                            baseline, data, split_file, opening=opening, device=run.device, floor=baseline_floor
                         )
                     )
                 selftrain(
-                    str(baseline), data, student, split=chosen, selftraining=selftraining, training=training,
+                    str(baseline), data, student, split=split_file, selftraining=selftraining, training=training,
                     optimizer=optimizer, augment=augment, opening=opening, cache=cache, run=each,
                 )  # fmt: skip
         processes.on_main(lambda: _take_model(student, out))
         # On the same cases as the baseline, so that the report shows the effect of the unlabelled volumes.
-        if processes.on_main(lambda: _has_validation(data, chosen, opening)):
+        if processes.on_main(lambda: _has_validation(data, split_file, opening)):
             processes.on_main(
                 lambda: _tell(
-                    score_part(out, data, chosen, "validation", opening=opening, device=run.device), baseline,
+                    score_part(out, data, split_file, "validation", opening=opening, device=run.device), baseline,
                     quiet=not run.progress,
                 )
             )  # fmt: skip
@@ -164,21 +164,23 @@ def score_part(
     )
 
 
-def _tell(scored: Evaluated, baseline: Path, *, quiet: bool) -> None:
+def _tell(result: Evaluated, baseline: Path, *, quiet: bool) -> None:
     """Print the Dice of the final model and of the baseline on the validation cases, and warn of failures."""
     file = baseline / "evaluation" / "validation.json"
     before = f", the baseline {_mean_dice(summarise(read_evaluation(file)))}" if file.is_file() else ""
     lines = [
-        f"Dice on {several(scored.summary.cases, 'validation case')}: the final model {_mean_dice(scored.summary)}"
+        f"Dice on {several(result.summary.cases, 'validation case')}: the final model {_mean_dice(result.summary)}"
         + before,
-        *(f"warning: {text}" for text in failures(scored.summary)),
+        *(f"warning: {text}" for text in failures(result.summary)),
     ]
     if not quiet:
         print("\n".join(lines), file=sys.stderr)  # noqa: T201 - both stages are closed
 
 
 def _mean_dice(summary: Summary) -> str:
-    each = ", ".join(f"{found.structure} {number('dice', found.measures['dice'].mean)}" for found in summary.structures)
+    each = ", ".join(
+        f"{structure.structure} {number('dice', structure.measures['dice'].mean)}" for structure in summary.structures
+    )
     return f"{number('dice', summary.mean_dice.mean)} ({each})"
 
 
@@ -202,20 +204,20 @@ def check_baseline(
     dice: dict[str, float] = {}
     if _has_validation(data, split, opening):
         part = "validation"
-        scored = score_part(baseline, data, split, part, opening=opening, device=device)
-        dice = dice_where_present(scored.summary)
+        result = score_part(baseline, data, split, part, opening=opening, device=device)
+        dice = dice_where_present(result.summary)
     if not dice:  # no validation cases, or only patients without any structure
         part = "labelled"
-        scored = score_part(baseline, data, split, part, opening=opening, device=device)
-        dice = dice_where_present(scored.summary)
-    mean, never = fmean(dice.values()), never_found(scored.summary)
+        result = score_part(baseline, data, split, part, opening=opening, device=device)
+        dice = dice_where_present(result.summary)
+    mean, never = fmean(dice.values()), never_found(result.summary)
     if mean >= floor and not never:
         return
     each = ", ".join(f"{name} {value:.2f}" for name, value in dice.items())
     what = f"never finds {some_of(never)}" if never else f"has a mean Dice of {mean:.2f}, below {floor:g},"
-    cases = several(scored.summary.cases, "labelled case" if part == "labelled" else "validation case")
+    cases = several(result.summary.cases, "labelled case" if part == "labelled" else "validation case")
     on = f"on {cases}" + (" that it was trained with" if part == "labelled" else "")
-    pictures = [file for file in scored.written if file.suffix == ".png"]
+    pictures = [file for file in result.written if file.suffix == ".png"]
     raise UserError(
         f"{baseline}: the baseline {what} {on} (Dice {each}). Its pseudo-labels would reinforce these errors, so the "
         f"run stops before self-training.\nLook at {pictures[-1] if pictures else baseline}, then try one of these:\n"
@@ -244,23 +246,23 @@ def _begin(
     labelled: tuple[str, ...],
     validation: tuple[str, ...],
     run: RunOptions,
-    held: ExitStack,
+    stack: ExitStack,
 ) -> Path:
-    """Create the run folder with split and settings, lock it while `held` is open, and return the split file."""
+    """Create the run folder with split and settings, lock it while `stack` is open, and return the split file."""
     begun = _check_folder(out, resolved, resume=run.resume)
     # The stages lock folders of their own. Until the first one starts, a second command would replace the split.
     lock = files.FolderLock(out)
-    held.callback(lock.release)
+    stack.callback(lock.release)
     if not lock.acquire():
         raise UserError(f"{out} is being written by another process; wait for it to end, or stop it")
-    chosen = _split(
+    split_file = _split(
         data, out, split, opening, labelled=labelled, validation=validation, keep=begun, quiet=not run.progress
     )
     if begun:
-        _check_split(out, open_split(data, chosen, opening)[1])
-    resolved.values["split"] = str(chosen)
+        _check_split(out, open_split(data, split_file, opening)[1])
+    resolved.values["split"] = str(split_file)
     resolved.write(out / "config.yaml")
-    return chosen
+    return split_file
 
 
 def _check_split(out: Path, split: Split) -> None:
@@ -269,9 +271,9 @@ def _check_split(out: Path, split: Split) -> None:
     if not file.is_file():
         return
     with reading(file, "is damaged", "start in a new folder"):
-        stated = {name: case["part"] for name, case in read_object(file)["cases"].items()}
+        parts = {name: case["part"] for name, case in read_object(file)["cases"].items()}
     for part in ("labelled", "validation"):
-        if {name for name, was in stated.items() if was == part} != set(split.parts[part]):
+        if {name for name, previous in parts.items() if previous == part} != set(split.parts[part]):
             raise UserError(
                 f"{out}: the run was started with other {part} cases than those of the split. Use the same split, or "
                 "another --out"
@@ -322,10 +324,10 @@ def _split(
         return file
     file.unlink(missing_ok=True)  # of a start that failed before training, perhaps with other patients
     dataset = open_with(data, opening)
-    made, reasons = split_by_labels(dataset, labelled=labelled, validation=validation)
+    parts, reasons = split_by_labels(dataset, labelled=labelled, validation=validation)
     if not quiet:
         print("\n".join(reasons), file=sys.stderr)  # noqa: T201 - there is no run yet that could log it
-    write_split(file, made, dataset)
+    write_split(file, parts, dataset)
     return file
 
 

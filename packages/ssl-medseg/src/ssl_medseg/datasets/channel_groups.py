@@ -17,7 +17,7 @@ from ssl_medseg.io.volume import ImageFile, join_channels
 
 
 @dataclass(frozen=True)
-class Wanted:
+class InputImage:
     """An image to segment.
 
     Attributes:
@@ -36,8 +36,8 @@ class Wanted:
 
 
 def group_channels(
-    found: Sequence[Wanted], names: Sequence[str], opening: DataOptions, *, root: Path, numbers: Sequence[int] = ()
-) -> list[Wanted]:
+    inputs: Sequence[InputImage], names: Sequence[str], opening: DataOptions, *, root: Path, numbers: Sequence[int] = ()
+) -> list[InputImage]:
     """Group the images of a folder into cases with the channels of a model.
 
     Files are grouped by the ends of their names (``case_T2`` and ``case_ADC``, ``case_0000`` and ``case_0001``) or by
@@ -46,7 +46,7 @@ def group_channels(
     channels, as in ``ADC=dADC``, and names unnamed channels.
 
     Args:
-        found: All files and series.
+        inputs: All files and series.
         names: Channels of the model, in order. With a single one, images are left unchanged unless channels are chosen.
         opening: Options for opening the data.
         root: Folder that the names of cases are relative to.
@@ -56,15 +56,15 @@ def group_channels(
         Cases, sorted by name. Cases that lack a channel have an error.
     """
     if len(names) < 2 and not opening.channels:
-        return list(found)
+        return list(inputs)
     pairs = parse_channels(opening.channels) or [(name, name) for name in names]
-    series = [wanted for wanted in found if wanted.is_dicom]
-    files = [wanted for wanted in found if not wanted.is_dicom]
+    series = [source for source in inputs if source.is_dicom]
+    files = [source for source in inputs if not source.is_dicom]
     cases = [*_of_files(files, pairs, opening), *_of_studies(series, pairs, root)]
     return sorted((_fitted(case, names, numbers) for case in cases), key=lambda case: case.name)
 
 
-def _fitted(case: Wanted, names: Sequence[str], numbers: Sequence[int]) -> Wanted:
+def _fitted(case: InputImage, names: Sequence[str], numbers: Sequence[int]) -> InputImage:
     if case.error or not names:
         return case
     try:
@@ -73,50 +73,50 @@ def _fitted(case: Wanted, names: Sequence[str], numbers: Sequence[int]) -> Wante
         return replace(case, error=str(error))
 
 
-def _of_files(files: Sequence[Wanted], pairs: Sequence[tuple[str, str]], opening: DataOptions) -> list[Wanted]:
-    named: dict[str, dict[str, Wanted]] = defaultdict(dict)
-    numbered: dict[str, dict[int, Wanted]] = defaultdict(dict)
+def _of_files(files: Sequence[InputImage], pairs: Sequence[tuple[str, str]], opening: DataOptions) -> list[InputImage]:
+    files_by_name: dict[str, dict[str, InputImage]] = defaultdict(dict)
+    files_by_number: dict[str, dict[int, InputImage]] = defaultdict(dict)
     cases = []
-    for wanted in files:
-        if (ending := split_ending(wanted.name, pairs)) is not None:
+    for source in files:
+        if (ending := split_ending(source.name, pairs)) is not None:
             case, name = ending
-            named[case][name] = wanted
-        elif (number := split_number(wanted.name)) is not None:
-            numbered[number[0]][number[1]] = wanted
+            files_by_name[case][name] = source
+        elif (number := split_number(source.name)) is not None:
+            files_by_number[number[0]][number[1]] = source
         else:
-            cases.append(_of_volumes(wanted, opening))
-    for case, there in named.items():
-        lacks = [name for _, name in pairs if name not in there]
-        channels = [replace(there[name].image, name=name) for _, name in pairs if name in there]
+            cases.append(_of_volumes(source, opening))
+    for case, by_name in files_by_name.items():
+        lacks = [name for _, name in pairs if name not in by_name]
+        channels = [replace(by_name[name].image, name=name) for _, name in pairs if name in by_name]
         error = f"has no file for channel {' and '.join(lacks)}, only {channels[0].path.name}" if lacks else ""
-        cases.append(Wanted(case, join_channels(channels), False, error=error))
-    most = max(map(len, numbered.values()), default=0)
-    for case, by_number in numbered.items():
+        cases.append(InputImage(case, join_channels(channels), False, error=error))
+    most = max(map(len, files_by_number.values()), default=0)
+    for case, by_number in files_by_number.items():
         short = len(by_number) < most
         images = _in_order({number: by_number[number].image for number in sorted(by_number)}, opening)
         has = ", ".join(f"_{number:04}" for number in sorted(by_number))
         error = f"has only the channels {has}, while other cases have {most} channels" if short else ""
-        cases.append(Wanted(case, join_channels(images), False, error=error))
+        cases.append(InputImage(case, join_channels(images), False, error=error))
     return cases
 
 
-def _of_volumes(wanted: Wanted, opening: DataOptions) -> Wanted:
+def _of_volumes(source: InputImage, opening: DataOptions) -> InputImage:
     """Use the volumes of a 4-D file as channels; files with a single volume are left unchanged."""
     try:
-        more = volumes_in(wanted.image.path)
+        more = volumes_in(source.image.path)
     except UserError:  # reported when the image is read
-        return wanted
+        return source
     more = more[1:] if opening.frame is not None or opening.frame_table is not None else more
     if len(more) != 1:
-        return wanted
-    images = {number: replace(wanted.image, channel=number) for number in range(more[0])}
-    return replace(wanted, image=join_channels(_in_order(images, opening)))
+        return source
+    images = {number: replace(source.image, channel=number) for number in range(more[0])}
+    return replace(source, image=join_channels(_in_order(images, opening)))
 
 
 def _in_order(images: Mapping[int, ImageFile], opening: DataOptions) -> list[ImageFile]:
     """Name numbered channels as the user asked, or by their numbers."""
     pairs = parse_channels(opening.channels)
-    by_number = {int(asked): name for asked, name in pairs if asked.isdecimal() and int(asked) in images}
+    by_number = {int(key): name for key, name in pairs if key.isdecimal() and int(key) in images}
     if pairs and len(by_number) == len(pairs):
         return [replace(images[number], name=name) for number, name in by_number.items()]
     if len(pairs) == len(images) and not any("=" in entry for entry in opening.channels):
@@ -124,39 +124,39 @@ def _in_order(images: Mapping[int, ImageFile], opening: DataOptions) -> list[Ima
     return [replace(image, name=str(number), number=number) for number, image in images.items()]
 
 
-def _of_studies(found: Sequence[Wanted], pairs: Sequence[tuple[str, str]], root: Path) -> list[Wanted]:
-    studies: dict[str, list[tuple[Wanted, Series]]] = defaultdict(list)
+def _of_studies(inputs: Sequence[InputImage], pairs: Sequence[tuple[str, str]], root: Path) -> list[InputImage]:
+    studies: dict[str, list[tuple[InputImage, Series]]] = defaultdict(list)
     cases = []
-    for wanted in found:
+    for source in inputs:
         try:
-            listed = list_series(wanted.image.path)
-            own = next(one for one in listed if wanted.image.series in (None, one.uid))
+            available = list_series(source.image.path)
+            own = next(one for one in available if source.image.series in (None, one.uid))
         except (UserError, StopIteration):  # reported when the image is read
-            cases.append(wanted)
+            cases.append(source)
             continue
-        studies[own.study or own.uid].append((wanted, own))
+        studies[own.study or own.uid].append((source, own))
     shared = Counter(_common(members, root) for members in studies.values())
     for members in studies.values():
         name = _common(members, root)
         if shared[name] > 1:  # studies side by side in one folder, each named after its first series
             name = members[0][0].name
         channels, errors = [], []
-        for asked, channel in pairs:
+        for key, channel in pairs:
             try:
-                chosen = choose_series([series for _, series in members], asked)
+                match = choose_series([series for _, series in members], key)
             except UserError as error:
                 errors.append(f"channel {channel}: {error}")
                 continue
-            image = next(wanted.image for wanted, series in members if series is chosen)
-            channels.append(replace(image, series=chosen.uid, name=channel))
-        why = f"{'; '.join(errors)}. Select the series with --channels NAME=DESCRIPTION,..." if errors else ""
-        cases.append(Wanted(name, join_channels(channels or [members[0][0].image]), True, error=why))
+            image = next(source.image for source, series in members if series is match)
+            channels.append(replace(image, series=match.uid, name=channel))
+        reason = f"{'; '.join(errors)}. Select the series with --channels NAME=DESCRIPTION,..." if errors else ""
+        cases.append(InputImage(name, join_channels(channels or [members[0][0].image]), True, error=reason))
     return cases
 
 
-def _common(members: Sequence[tuple[Wanted, Series]], root: Path) -> str:
+def _common(members: Sequence[tuple[InputImage, Series]], root: Path) -> str:
     """Return the name of a study: the common folder of all its series."""
-    folder = Path(os.path.commonpath([wanted.image.path.resolve() for wanted, _ in members]))
+    folder = Path(os.path.commonpath([source.image.path.resolve() for source, _ in members]))
     if folder == root.resolve() or not folder.is_relative_to(root.resolve()):
         return folder.name
     return folder.relative_to(root.resolve()).as_posix()

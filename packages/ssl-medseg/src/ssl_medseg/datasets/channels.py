@@ -26,19 +26,19 @@ UNNAMED = "image"
 """Name of the only channel of single-channel images without a stated name."""
 
 
-def parse_channels(wanted: Sequence[str]) -> list[tuple[str, str]]:
+def parse_channels(entries: Sequence[str]) -> list[tuple[str, str]]:
     """Parse the entries of ``--channels`` into pairs: name in the data, name of the channel.
 
     >>> parse_channels(["T2", "ADC=ep2d_diff_ADC"])
     [('T2', 'T2'), ('ep2d_diff_ADC', 'ADC')]
     """
     pairs = []
-    for entry in wanted:
+    for entry in entries:
         name, equals, source = entry.partition("=")
         pairs.append(((source if equals else name).strip(), name.strip()))
     names = [name for _, name in pairs]
     if not all(source and name for source, name in pairs) or len(set(names)) < len(names):
-        raise UserError(f"--channels is {','.join(wanted)}; expected distinct names or numbers, such as T2,ADC")
+        raise UserError(f"--channels is {','.join(entries)}; expected distinct names or numbers, such as T2,ADC")
     for name in names:
         check_label(name, what="channel", source="--channels")
     return pairs
@@ -68,52 +68,54 @@ def split_ending(name: str, pairs: Sequence[tuple[str, str]]) -> tuple[str, str]
     ('case', 'T2')
     """
     folder, _, own = name.rpartition("/")
-    for asked, channel in sorted(pairs, key=lambda pair: -len(pair[0])):
-        if asked.isdecimal():
+    for key, channel in sorted(pairs, key=lambda pair: -len(pair[0])):
+        if key.isdecimal():
             continue
-        if own.casefold() == asked.casefold() and folder:
+        if own.casefold() == key.casefold() and folder:
             return folder, channel
-        start = own[: -len(asked)]
-        if own.casefold().endswith(asked.casefold()) and start[-1:] in ("_", "-", ".", " ") and start.strip("_-. "):
+        start = own[: -len(key)]
+        if own.casefold().endswith(key.casefold()) and start[-1:] in ("_", "-", ".", " ") and start.strip("_-. "):
             return f"{folder}/{start[:-1]}" if folder else start[:-1], channel
     return None
 
 
-def choose_channels(available: Mapping[int, str], wanted: Sequence[str], *, named: bool, source: str) -> dict[int, str]:
+def choose_channels(
+    available: Mapping[int, str], entries: Sequence[str], *, named: bool, source: str
+) -> dict[int, str]:
     """Choose the channels to use, as an ordered map from number to name.
 
     Args:
         available: Number -> name of every available channel.
-        wanted: Entries of ``--channels``: a name or number, or NAME=NAME_OR_NUMBER. If empty, all channels are used.
+        entries: Entries of ``--channels``: a name or number, or NAME=NAME_OR_NUMBER. If empty, all channels are used.
         named: Whether the data name their channels. If not, non-numeric entries name them in order.
         source: Name of the data set, for errors.
 
     Raises:
         UserError: A channel does not exist or is named twice, or the number of names differs from that of channels.
     """
-    if not wanted:
+    if not entries:
         return dict(available)
-    pairs = parse_channels(wanted)
-    places = [_place(asked, available) for asked, _ in pairs]
-    listed = ", ".join(f"{number} {name}" if named else str(number) for number, name in available.items())
-    if not named and all(place is None for place in places) and not any("=" in entry for entry in wanted):
+    pairs = parse_channels(entries)
+    places = [_place(key, available) for key, _ in pairs]
+    names = ", ".join(f"{number} {name}" if named else str(number) for number, name in available.items())
+    if not named and all(place is None for place in places) and not any("=" in entry for entry in entries):
         if len(pairs) != len(available):
             raise UserError(
-                f"{source}: --channels has {several(len(pairs), 'name')} ({', '.join(wanted)}) for "
+                f"{source}: --channels has {several(len(pairs), 'name')} ({', '.join(entries)}) for "
                 f"{several(len(available), 'unnamed channel')}; expected a name for each, or numbers"
             )
         return {number: name for number, (_, name) in zip(available, pairs, strict=True)}
-    for (asked, _), place in zip(pairs, places, strict=True):
+    for (key, _), place in zip(pairs, places, strict=True):
         if place is None:
-            raise UserError(f"{source} has no channel {asked!r}; its channels are {listed or 'none'}")
-    chosen: dict[int, str] = {}
-    for (asked, name), place in zip(pairs, places, strict=True):
-        if place is not None and place in chosen:
-            raise UserError(f"{source}: --channels names the channel {asked} twice")
+            raise UserError(f"{source} has no channel {key!r}; its channels are {names or 'none'}")
+    channels: dict[int, str] = {}
+    for (key, name), place in zip(pairs, places, strict=True):
+        if place is not None and place in channels:
+            raise UserError(f"{source}: --channels names the channel {key} twice")
         if place is not None:
             # A number without a name selects the channel under the name that the data give it.
-            chosen[place] = available[place] if named and name == asked else name
-    return chosen
+            channels[place] = available[place] if named and name == key else name
+    return channels
 
 
 def fit_channels(image: ImageFile, names: Sequence[str], numbers: Sequence[int] = ()) -> ImageFile:
@@ -128,8 +130,8 @@ def fit_channels(image: ImageFile, names: Sequence[str], numbers: Sequence[int] 
     Raises:
         UserError: The image lacks a channel, or its channels are not named.
     """
-    given = image.channel_names
-    if len(given) == len(names) == 1 or given == tuple(names):
+    available = image.channel_names
+    if len(available) == len(names) == 1 or available == tuple(names):
         return image
     places: dict[str, ImageFile] = {channel.name.casefold(): channel for channel in image.channels}
     missing = [name for name in names if name.casefold() not in places]
@@ -140,18 +142,18 @@ def fit_channels(image: ImageFile, names: Sequence[str], numbers: Sequence[int] 
         return join_channels([replace(each, name=name) for each, name in zip(by_number, names, strict=True)])
     expected = f"was trained with {', '.join(names)}"
     if tuple(names) == (UNNAMED,):
-        found = f"has {several(len(given), 'channel')} ({', '.join(given)})"
-        expected, remedy = "was trained with one channel", f"choose one, as in --channels {given[0]}"
-    elif any(name and not name.isdecimal() for name in given):
-        found = f"has {'the channels' if len(given) > 1 else 'the channel'} {', '.join(given)}"
+        content = f"has {several(len(available), 'channel')} ({', '.join(available)})"
+        expected, remedy = "was trained with one channel", f"choose one, as in --channels {available[0]}"
+    elif any(name and not name.isdecimal() for name in available):
+        content = f"has {'the channels' if len(available) > 1 else 'the channel'} {', '.join(available)}"
         remedy = f"add {' and '.join(missing)}, or map its name in the data: --channels {missing[0]}=..."
-    elif len(given) < len(names):
-        found = f"has {several(len(given), 'unnamed channel')}"
+    elif len(available) < len(names):
+        content = f"has {several(len(available), 'unnamed channel')}"
         remedy = f"name the files of a case after the channels: CASE_{names[0]}, CASE_{names[1]}"
     else:
-        found = f"has {several(len(given), 'unnamed channel')}"
+        content = f"has {several(len(available), 'unnamed channel')}"
         remedy = f"state their order, for example --channels {','.join(names)}"
-    raise UserError(f"{image.path}: {found}; the model {expected}. {remedy[0].upper()}{remedy[1:]}")
+    raise UserError(f"{image.path}: {content}; the model {expected}. {remedy[0].upper()}{remedy[1:]}")
 
 
 def _by_number(image: ImageFile, numbers: Sequence[int]) -> list[ImageFile]:
@@ -168,21 +170,21 @@ def _by_number(image: ImageFile, numbers: Sequence[int]) -> list[ImageFile]:
     return [there[number] for number in numbers]
 
 
-def choose_series(found: Sequence[Series], asked: str) -> Series:
+def choose_series(candidates: Sequence[Series], text: str) -> Series:
     """Find the series whose description equals or contains a text, ignoring case.
 
     Raises:
         UserError: No series matches, or several match equally well.
     """
-    wanted, words = asked.casefold(), set(_words(asked))
-    exact = [series for series in found if series.description.casefold() == wanted]
-    by_word = [series for series in found if words and words <= set(_words(series.description))]
-    by_part = [series for series in found if wanted in series.description.casefold()]
-    matching = exact or by_word or by_part
-    if len(matching) == 1:
-        return matching[0]
-    shown = ", ".join(series.description or "without a description" for series in matching or found)
-    how_many = f"{len(matching)} series match {asked!r}" if matching else f"no series matches {asked!r}"
+    key, words = text.casefold(), set(_words(text))
+    exact = [series for series in candidates if series.description.casefold() == key]
+    by_word = [series for series in candidates if words and words <= set(_words(series.description))]
+    by_part = [series for series in candidates if key in series.description.casefold()]
+    matches = exact or by_word or by_part
+    if len(matches) == 1:
+        return matches[0]
+    shown = ", ".join(series.description or "without a description" for series in matches or candidates)
+    how_many = f"{len(matches)} series match {text!r}" if matches else f"no series matches {text!r}"
     raise UserError(f"{how_many} ({shown})")
 
 
@@ -241,19 +243,19 @@ def unique_names(names: Sequence[str], *, source: object) -> list[str]:
 
 def series_below(folder: Path) -> list[tuple[Path, Series]]:
     """List all DICOM series in a folder and its subfolders."""
-    found = []
+    pairs = []
     for place, _, _ in walk(folder):
         if is_series(place):
             with contextlib.suppress(NoImagesError):  # segmentations and other objects of the study
-                found += [(place, series) for series in list_series(place)]
-    return found
+                pairs += [(place, series) for series in list_series(place)]
+    return pairs
 
 
-def _place(asked: str, available: Mapping[int, str]) -> int | None:
+def _place(key: str, available: Mapping[int, str]) -> int | None:
     for number, name in available.items():
-        if name.casefold() == asked.casefold():
+        if name.casefold() == key.casefold():
             return number
-    return int(asked) if asked.isdecimal() and int(asked) in available else None
+    return int(key) if key.isdecimal() and int(key) in available else None
 
 
 def _words(text: str) -> list[str]:
@@ -277,26 +279,26 @@ def _of_files(
     listing: Listing, options: DataOptions, counts: Mapping[Path, int]
 ) -> tuple[dict[int, str], list[Finding]]:
     """Return the channels of multi-channel files, and findings where dataset.json contradicts the files."""
-    stated = unique_names(listing.channels, source=listing.name)
+    names = unique_names(listing.channels, source=listing.name)
     most = max(counts.values(), default=0)
     if not counts:  # no file could be read: trust the stated channels
         highest = max(
             (int(source) + 1 for source, _ in parse_channels(options.channels) if source.isdecimal()), default=0
         )
-        most = max(len(stated), highest, 0 if stated or highest else len(options.channels))
+        most = max(len(names), highest, 0 if names or highest else len(options.channels))
     findings = []
     total = most
-    if len(stated) > 1 and most != len(stated):
-        others = [path.name for path, count in counts.items() if count != len(stated)]
-        use = f"the first, {stated[0]}" if most == 1 else f"the first {min(most, len(stated))}"
+    if len(names) > 1 and most != len(names):
+        others = [path.name for path, count in counts.items() if count != len(names)]
+        use = f"the first, {names[0]}" if most == 1 else f"the first {min(most, len(names))}"
         title = (
-            f"dataset.json names {several(len(stated), 'channel')} ({', '.join(stated)}), but the files contain at "
+            f"dataset.json names {several(len(names), 'channel')} ({', '.join(names)}), but the files contain at "
             f"most {several(most, 'volume')}; using {use}"
         )
         findings.append(Finding("warning", "channel_names", title, [Item(others)]))
-        total = min(most, len(stated)) if not options.channels else most
-    available = {number: stated[number] if number < len(stated) else str(number) for number in range(total)}
-    return choose_channels(available, options.channels, named=bool(stated), source=listing.name), findings
+        total = min(most, len(names)) if not options.channels else most
+    available = {number: names[number] if number < len(names) else str(number) for number in range(total)}
+    return choose_channels(available, options.channels, named=bool(names), source=listing.name), findings
 
 
 def _of_file(entry: Entry, numbers: Mapping[int, str], count: int | None) -> Entry:
@@ -313,14 +315,14 @@ def _of_file(entry: Entry, numbers: Mapping[int, str], count: int | None) -> Ent
 
 
 def _of_study(entry: Entry, options: DataOptions) -> Entry:
-    found = series_below(entry.image.path)
+    pairs = series_below(entry.image.path)
     channels, lacks = [], []
-    for asked, name in parse_channels(options.channels):
+    for key, name in parse_channels(options.channels):
         try:
-            chosen = choose_series([series for _, series in found], asked)
+            match = choose_series([series for _, series in pairs], key)
         except UserError as error:
             lacks.append(f"{name}: {error}")
             continue
-        folder = next(folder for folder, series in found if series is chosen)
-        channels.append(replace(entry.image, path=folder, series=chosen.uid, name=name))
+        folder = next(folder for folder, series in pairs if series is match)
+        channels.append(replace(entry.image, path=folder, series=match.uid, name=name))
     return replace(entry, image=join_channels(channels) if channels else entry.image, lacks=tuple(lacks))

@@ -79,8 +79,8 @@ class DataSet:
     @cached_property
     def channel_numbers(self) -> tuple[int, ...]:
         """Numbers of the channels in the files, in order; empty if they have none or the cases differ."""
-        found = {tuple(channel.number for channel in case.image.channels) for case in self.cases}
-        numbers = found.pop() if len(found) == 1 else ()
+        variants = {tuple(channel.number for channel in case.image.channels) for case in self.cases}
+        numbers = variants.pop() if len(variants) == 1 else ()
         return tuple(number for number in numbers if number is not None) if None not in numbers else ()
 
     def with_channels(self, names: Sequence[str], numbers: Sequence[int] = ()) -> DataSet:
@@ -95,10 +95,10 @@ class DataSet:
     @cached_property
     def patients(self) -> dict[str, tuple[str, ...]]:
         """Patient -> names of the patient's cases."""
-        found: dict[str, tuple[str, ...]] = {}
+        patients: dict[str, tuple[str, ...]] = {}
         for case in self.cases:
-            found[case.patient] = (*found.get(case.patient, ()), case.name)
-        return found
+            patients[case.patient] = (*patients.get(case.patient, ()), case.name)
+        return patients
 
     @cached_property
     def labelled(self) -> tuple[str, ...]:

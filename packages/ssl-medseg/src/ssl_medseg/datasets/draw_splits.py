@@ -45,26 +45,30 @@ def split_by_labels(
             raise UserError(
                 f"{dataset.name} has no patient {patient!r} outside its test part; its patients are {some_of(known)}"
             )
-    listed = [p for p in known if any(dataset.case(name).listed == "validation" for name in dataset.patients[p])]
-    validation = validation or [patient for patient in listed if patient not in labelled]
-    chosen = list(labelled or [p for p in full if p not in validation])
-    reasons = [f"labelled: {some_of(chosen)}" + ("" if labelled else ", the patients whose volumes all have labels")]
-    held = list(validation)
-    if not held and not labelled and len(chosen) >= _FROM:
-        held = chosen[-(len(chosen) // _FROM) :]
-        chosen = chosen[: -len(held)]
-        reasons = [f"labelled: {some_of(chosen)}, all other patients whose volumes all have labels"]
-    if not chosen:
+    own_validation = [
+        p for p in known if any(dataset.case(name).listed == "validation" for name in dataset.patients[p])
+    ]
+    validation = validation or [patient for patient in own_validation if patient not in labelled]
+    labelled_patients = list(labelled or [p for p in full if p not in validation])
+    reasons = [
+        f"labelled: {some_of(labelled_patients)}" + ("" if labelled else ", the patients whose volumes all have labels")
+    ]
+    validation_patients = list(validation)
+    if not validation_patients and not labelled and len(labelled_patients) >= _FROM:
+        validation_patients = labelled_patients[-(len(labelled_patients) // _FROM) :]
+        labelled_patients = labelled_patients[: -len(validation_patients)]
+        reasons = [f"labelled: {some_of(labelled_patients)}, all other patients whose volumes all have labels"]
+    if not labelled_patients:
         raise UserError(
             f"{dataset.name}: no patient has labels for all volumes; training needs at least one labelled patient"
         )
     missing = "none was named" if labelled else f"fewer than {_FROM} patients are labelled"
     reasons.append(
-        f"validation: {some_of(held)}, used to score the training"
-        if held
+        f"validation: {some_of(validation_patients)}, used to score the training"
+        if validation_patients
         else f"validation: none, because {missing}; the last step is kept"
     )
-    rest = [patient for patient in known if patient not in chosen and patient not in held]
+    rest = [patient for patient in known if patient not in labelled_patients and patient not in validation_patients]
     if not rest:
         raise UserError(
             f"{dataset.name}: every patient has labels, so there are no unlabelled volumes to learn from; name the "
@@ -75,7 +79,7 @@ def split_by_labels(
     def names(patients: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for patient in patients for name in dataset.patients[patient])
 
-    return Split(names(chosen), names(held), names(sorted(test)), names(rest)), reasons
+    return Split(names(labelled_patients), names(validation_patients), names(sorted(test)), names(rest)), reasons
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,8 @@ class Pool:
 
     def names(self, patients: Iterable[str]) -> tuple[str, ...]:
         """Return the names of the cases of some patients, in the order of the data set."""
-        wanted = set(patients)
-        return tuple(case.name for patient, cases in self.cases.items() if patient in wanted for case in cases)
+        members = set(patients)
+        return tuple(case.name for patient, cases in self.cases.items() if patient in members for case in cases)
 
     def split(
         self,
@@ -182,9 +186,9 @@ def draw(pool: Pool, how: Draws) -> dict[str, Split]:
     splits = {}
     for size in sorted(sizes):
         for number in range(how.draws):
-            chosen = [order[(number * step + i) % len(order)] for i in range(size)]
+            labelled = [order[(number * step + i) % len(order)] for i in range(size)]
             settings = {"seed": how.seed, "draw": number + 1}
-            splits[f"{size}-labelled-draw{number + 1}"] = pool.split(chosen, validation, test, unlabelled, **settings)
+            splits[f"{size}-labelled-draw{number + 1}"] = pool.split(labelled, validation, test, unlabelled, **settings)
     splits["all-labelled"] = pool.split(rest, validation, test, unlabelled, seed=how.seed)
     return splits
 
@@ -200,16 +204,16 @@ def combine(
         UserError: A patient does not exist, lacks required labels, or is in two parts.
     """
     splits = {}
-    for name, chosen in combinations.items():
+    for name, combination in combinations.items():
         check_file_name(name, what="combination", source="--combinations")
-        needed = (*chosen.labelled, *chosen.validation)
-        bare = [patient for patient in needed if patient in pool.cases and patient not in pool.fully_labelled]
+        patients = (*combination.labelled, *combination.validation)
+        bare = [patient for patient in patients if patient in pool.cases and patient not in pool.fully_labelled]
         if bare:
             raise UserError(f"{pool.name}: combination {name} needs labels of {', '.join(bare)}, which have none")
-        if not chosen.labelled:
+        if not combination.labelled:
             raise UserError(f"combination {name} has no labelled patient; expected at least one")
         rest = unlabelled or tuple(pool.cases)
-        splits[name] = pool.split(chosen.labelled, chosen.validation, test, rest, combination=name)
+        splits[name] = pool.split(combination.labelled, combination.validation, test, rest, combination=name)
     return splits
 
 

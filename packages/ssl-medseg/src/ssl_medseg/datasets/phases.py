@@ -29,8 +29,8 @@ def phase_in_table(cell: str, *, source: Path) -> str:
     """
     if not cell:
         return ""
-    for phase, words in _PHASES.items():
-        if words.fullmatch(cell):
+    for phase, pattern in _PHASES.items():
+        if pattern.fullmatch(cell):
             return phase
     raise UserError(f"{source}: found the phase {cell!r}; expected ED, ES or an empty cell")
 
@@ -45,9 +45,9 @@ def phase_of(name: str, image: ImageFile) -> str:
     if ending is not None:
         return ending[1].upper()
     file = image.path.parent / "Info.cfg"
-    named = _FRAME.search(name)
-    frame = int(named[1]) if named is not None else None if image.frame is None else image.frame + 1
+    match = _FRAME.search(name)
+    frame = int(match[1]) if match is not None else None if image.frame is None else image.frame + 1
     if frame is None or not file.is_file() or file.stat().st_size > _LARGEST:
         return ""
-    stated: dict[int, str] = {int(number): phase for phase, number in _STATED.findall(file.read_text(errors="replace"))}
-    return stated.get(frame, "")
+    phases: dict[int, str] = {int(number): phase for phase, number in _STATED.findall(file.read_text(errors="replace"))}
+    return phases.get(frame, "")

@@ -71,10 +71,10 @@ class PatientRule:
                 raise UserError(f"{self._file} lists no patient for the case {name}; add a row")
             return self._table[name]
         if self._pattern is not None:
-            found = self._pattern.search(name)
-            if found is None:
+            match = self._pattern.search(name)
+            if match is None:
                 raise UserError(f"--patient-pattern {self._pattern.pattern!r} does not match the case {name}")
-            return found[1] if self._pattern.groups else found[0]
+            return match[1] if self._pattern.groups else match[0]
         return patient_of(name)
 
 
@@ -117,18 +117,20 @@ def resolve(listing: Listing, options: DataOptions) -> Resolved:
     overridden = options.patient_pattern is not None or options.patients is not None
     cases: list[Case] = []
     for entry in listing.entries:
-        said = None if overridden else entry.patient
-        if _wrong_name(entry, said):
+        own_patient = None if overridden else entry.patient
+        if _wrong_name(entry, own_patient):
             continue
         label = entry.label if entry.label is not None and entry.label.exists() else None
         if not entry.lacks and all(path.exists() for path in entry.image.paths):
             phase = entry.phase or phase_of(entry.name, entry.image)
-            cases.append(Case(entry.name, said or patient(entry.name), entry.image, label, entry.listed, phase))
+            cases.append(Case(entry.name, own_patient or patient(entry.name), entry.image, label, entry.listed, phase))
     spellings = _spellings(cases)
     canonical = {} if overridden else {name: names[0] for names in spellings for name in names}
     cases = [replace(case, patient=canonical.get(case.patient, case.patient)) for case in cases]
-    stated = {entry.name for entry in listing.entries if entry.patient}
-    folded = [] if overridden else [*_folded(cases, stated), *_repeated(cases, stated), *_partly_stated(listing)]
+    with_patient = {entry.name for entry in listing.entries if entry.patient}
+    folded = (
+        [] if overridden else [*_folded(cases, with_patient), *_repeated(cases, with_patient), *_partly_stated(listing)]
+    )
     return Resolved(cases, [*_findings(listing, options), *folded, *_spelled(spellings, joined=not overridden)])
 
 
@@ -159,8 +161,8 @@ def _wrong_name(entry: Entry, patient: str | None) -> str:
 
 def _wrong_names(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     overridden = options.patient_pattern is not None or options.patients is not None
-    found = {entry: _wrong_name(entry, None if overridden else entry.patient) for entry in listing.entries}
-    items = [Item([repr(entry.name)], why) for entry, why in found.items() if why]
+    reasons = {entry: _wrong_name(entry, None if overridden else entry.patient) for entry in listing.entries}
+    items = [Item([repr(entry.name)], reason) for entry, reason in reasons.items() if reason]
     if items:
         title = (
             f"{several(len(items), 'name')} that cannot be used as file names: rename the cases where they are listed"
@@ -169,10 +171,10 @@ def _wrong_names(listing: Listing, options: DataOptions) -> Iterator[Finding]:
 
 
 def _missing_files(listing: Listing) -> Iterator[Finding]:
-    gone = [path for entry in listing.entries for path in entry.image.paths if not path.exists()]
-    if gone:
-        title = f"{several(len(gone), 'image file')} listed but missing: correct the list or add the files"
-        yield Finding("error", "missing_image", title, [Item([_relative(p, listing)], _like(p)) for p in gone])
+    missing = [path for entry in listing.entries for path in entry.image.paths if not path.exists()]
+    if missing:
+        title = f"{several(len(missing), 'image file')} listed but missing: correct the list or add the files"
+        yield Finding("error", "missing_image", title, [Item([_relative(p, listing)], _like(p)) for p in missing])
 
 
 def _without_channel(listing: Listing) -> Iterator[Finding]:
@@ -187,26 +189,26 @@ def _without_channel(listing: Listing) -> Iterator[Finding]:
 
 
 def _without_label(listing: Listing, options: DataOptions) -> Iterator[Finding]:
-    named = _read_names(options.unlabelled) if options.unlabelled is not None else set()
+    names = _read_names(options.unlabelled) if options.unlabelled is not None else set()
     without = [entry for entry in listing.entries if entry.label is None or not entry.label.exists()]
     bare = {entry.name for entry in without}
-    stray = sorted(named - {entry.name for entry in listing.entries})
+    stray = sorted(names - {entry.name for entry in listing.entries})
     if stray:
         yield Finding("error", "unknown_case", "the list --unlabelled names cases that do not exist", [Item(stray)])
-    has_one = sorted(named.difference(stray) - bare)
+    has_one = sorted(names.difference(stray) - bare)
     if has_one:
         title = "the list --unlabelled names cases that have a label: the split decides whether a label is used"
         yield Finding("error", "has_label", title, [Item(has_one)])
-    unsaid = [] if options.allow_unlabelled else [entry for entry in without if entry.name not in named]
-    gone = [entry.label for entry in unsaid if entry.label is not None]
-    if gone:
-        title = f"{several(len(gone), 'label file')} listed but missing: {_CONSENT}"
-        yield Finding("error", "missing_label", title, [Item([_relative(p, listing)], _like(p)) for p in gone])
-    none = [entry.name for entry in unsaid if entry.label is None and not entry.is_unlabelled]
+    undeclared = [] if options.allow_unlabelled else [entry for entry in without if entry.name not in names]
+    missing = [entry.label for entry in undeclared if entry.label is not None]
+    if missing:
+        title = f"{several(len(missing), 'label file')} listed but missing: {_CONSENT}"
+        yield Finding("error", "missing_label", title, [Item([_relative(p, listing)], _like(p)) for p in missing])
+    none = [entry.name for entry in undeclared if entry.label is None and not entry.is_unlabelled]
     if none:
         title = f"{several(len(none), 'case')} without a label: {_CONSENT}"
         yield Finding("error", "no_label", title, [Item(none)])
-    if bare and not gone and not none:
+    if bare and not missing and not none:
         title = f"{len(bare)} of {several(len(listing.entries), 'case')} declared as unlabelled"
         yield Finding("note", "unlabelled", title, [Item(sorted(bare))])
 
@@ -229,10 +231,10 @@ def _image_of(label: Path, bare: Sequence[str], listing: Listing) -> str:
     """Suggest the image, or the files of its channels, to which a label probably belongs; empty if there are none."""
     in_folders = [f"{path.parent.name}/{stem(path)}" for path, _ in listing.unused if path.parent != label.parent]
     name = image_name(label)
-    found = continuations(name, [*bare, *in_folders])
-    if len(found) > 1:
-        return f"if {' and '.join(found)} are the channels of its image: --channels {','.join(found.values())}"
-    match = list(found) or difflib.get_close_matches(name, bare, n=1, cutoff=0.7)
+    channels = continuations(name, [*bare, *in_folders])
+    if len(channels) > 1:
+        return f"if {' and '.join(channels)} are the channels of its image: --channels {','.join(channels.values())}"
+    match = list(channels) or difflib.get_close_matches(name, bare, n=1, cutoff=0.7)
     return f"does it belong to {match[0]}?" if match else ""
 
 
@@ -252,11 +254,11 @@ def _not_used(listing: Listing) -> Iterator[Finding]:
     yield Finding("warning", "not_used", title, items)
 
 
-def _folded(cases: Sequence[Case], stated: set[str]) -> Iterator[Finding]:
+def _folded(cases: Sequence[Case], with_patient: set[str]) -> Iterator[Finding]:
     """Report cases that the default rule assigns to the same patient."""
     patients: dict[str, list[str]] = {}
     for case in cases:
-        if case.name not in stated:
+        if case.name not in with_patient:
             patients.setdefault(case.patient, []).append(case.name)
     shared = {patient: names for patient, names in patients.items() if len(names) > 1}
     if len(patients) == 1 and shared:
@@ -308,10 +310,10 @@ _VISIT = re.compile(
 )
 
 
-def _repeated(cases: Sequence[Case], stated: set[str]) -> Iterator[Finding]:
+def _repeated(cases: Sequence[Case], with_patient: set[str]) -> Iterator[Finding]:
     """Report cases of different patients whose names differ only in what usually states a visit, such as a date."""
     visits: dict[str, list[Case]] = {}
-    own = [case for case in cases if case.name not in stated]
+    own = [case for case in cases if case.name not in with_patient]
     for case in own:
         name = _VISIT.sub("", _DATE.sub("", case.name).rstrip("_-. "))
         visits.setdefault(name.strip("_-. "), []).append(case)

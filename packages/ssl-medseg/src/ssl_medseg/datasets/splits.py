@@ -25,10 +25,10 @@ Fingerprint = dict[str, str]
 
 def fingerprint(case: Case, *, label: bool) -> Fingerprint:
     """Hash the image files of a case with SHA-256, and optionally the label: ``{"image": ..., "label": ...}``."""
-    found = {"image": _joined(_hash(path) for path in case.image.paths)}
+    hashes = {"image": _joined(_hash(path) for path in case.image.paths)}
     if label and case.label is not None:
-        found["label"] = _hash(case.label)
-    return found
+        hashes["label"] = _hash(case.label)
+    return hashes
 
 
 def identify(dataset: DataSet, split: Split) -> dict[str, dict[str, str]]:
@@ -179,27 +179,27 @@ def read_split(path: str | Path, dataset: DataSet) -> Split:
             f"{path}: found format {content.get('format')!r}, expected {FORMAT!r}; make one with `make-splits`"
         )
     with reading(path, "is not a split", "make it again with `ssl-medseg make-splits`"):
-        listed = {part: [[str(name), str(patient)] for name, patient in content[part]] for part in PARTS}
+        parts = {part: [[str(name), str(patient)] for name, patient in content[part]] for part in PARTS}
         digest, settings = content["sha256"], content.get("settings", {})
-    if digest != _digest(listed):
+    if digest != _digest(parts):
         raise UserError(
             f"{path} was modified after it was written: its cases do not match its hash. Make it again with "
             "`ssl-medseg make-splits`"
         )
     try:
-        split = Split(**{part: tuple(name for name, _ in pairs) for part, pairs in listed.items()}, settings=settings)
+        split = Split(**{part: tuple(name for name, _ in pairs) for part, pairs in parts.items()}, settings=settings)
         split.check(dataset)
     except UserError as error:
         raise UserError(f"{path}: {error}. The split was made for {content.get('data')}") from error
-    moved = [
+    conflicts = [
         f"{name} ({patient} there, {dataset.case(name).patient} here)"
-        for pairs in listed.values()
+        for pairs in parts.values()
         for name, patient in pairs
         if dataset.case(name).patient != patient
     ]
-    if moved:
+    if conflicts:
         raise UserError(
-            f"{path} and {dataset.name} disagree about the patients of {some_of(moved, _NAMED)}; "
+            f"{path} and {dataset.name} disagree about the patients of {some_of(conflicts, _NAMED)}; "
             "open the data set with the options the split was made with"
         )
     return split
@@ -207,11 +207,11 @@ def read_split(path: str | Path, dataset: DataSet) -> Split:
 
 def _bytes(split: Split, dataset: DataSet, files: Mapping[str, Fingerprint]) -> bytes:
     """Format the file, with one case per line."""
-    listed = {part: [[c.name, c.patient] for c in dataset.select(names)] for part, names in split.parts.items()}
-    head = {"format": FORMAT, "data": dataset.name, "settings": dict(split.settings), "sha256": _digest(listed)}
-    hashes = {name: files[name] for pairs in listed.values() for name, _ in pairs if name in files}
-    return to_json_lines(head, {**listed, "files": hashes} if hashes else listed)
+    parts = {part: [[c.name, c.patient] for c in dataset.select(names)] for part, names in split.parts.items()}
+    head = {"format": FORMAT, "data": dataset.name, "settings": dict(split.settings), "sha256": _digest(parts)}
+    hashes = {name: files[name] for pairs in parts.values() for name, _ in pairs if name in files}
+    return to_json_lines(head, {**parts, "files": hashes} if hashes else parts)
 
 
-def _digest(listed: Mapping[str, list[list[str]]]) -> str:
-    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+def _digest(parts: Mapping[str, list[list[str]]]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

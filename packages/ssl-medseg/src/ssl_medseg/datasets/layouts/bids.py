@@ -36,8 +36,8 @@ class _File:
     @property
     def session(self) -> tuple[str, ...]:
         """Subject, session and run."""
-        stated = dict(self.entities)
-        return tuple(f"{name}-{stated[name]}" for name in _OF_SESSIONS if name in stated)
+        entities = dict(self.entities)
+        return tuple(f"{name}-{entities[name]}" for name in _OF_SESSIONS if name in entities)
 
     @property
     def named_images(self) -> set[str]:
@@ -83,34 +83,34 @@ def list_bids(root: Path, options: DataOptions) -> Listing:
     findings: list[Finding] = []
     entries: list[Entry] = []
     used: set[Path] = set()
-    for there in cases:
-        matching = _labels_of(there.values(), labels, suffixes)
-        used.update(matching)
-        first = next(iter(there.values()))
+    for case in cases:
+        matches = _labels_of(case.values(), labels, suffixes)
+        used.update(matches)
+        first = next(iter(case.values()))
         own = stem(first.path) if len(channels) < 2 else "_".join(first.session)
-        if len(matching) > 1:
+        if len(matches) > 1:
             title = f"{own} has several labels: keep one, or list the cases in a CSV file"
-            findings.append(Finding("error", "several_labels", title, [Item([label.name for label in matching])]))
-        image = join_channels([options.image(each.path, name=channels[kind]) for kind, each in there.items()])
-        lacks = tuple(called for kind, called in channels.items() if kind not in there)
-        label = next(iter(matching), None)
+            findings.append(Finding("error", "several_labels", title, [Item([label.name for label in matches])]))
+        image = join_channels([options.image(each.path, name=channels[kind]) for kind, each in case.items()])
+        lacks = tuple(channel for kind, channel in channels.items() if kind not in case)
+        label = next(iter(matches), None)
         entries.append(Entry(own, image, label, "training", patient=first.session[0], lacks=lacks))
     # Labels drawn on a kind of image that is not used are not reported as labels without an image.
     others = [
         label.path for label in labels
         if label.path not in used and not (options.channels and label.named_images & suffixes)
     ]  # fmt: skip
-    chosen = {each.path for there in cases for each in there.values()}
-    unchosen = [file.path for file in images if file.path not in chosen]
-    if unchosen and options.channels:
-        title = f"{several(len(unchosen), 'image')} of kinds other than {', '.join(options.channels)}, left out"
+    paths = {each.path for case in cases for each in case.values()}
+    surplus = [file.path for file in images if file.path not in paths]
+    if surplus and options.channels:
+        title = f"{several(len(surplus), 'image')} of kinds other than {', '.join(options.channels)}, left out"
         findings.append(Finding("note", "other_kind", title))
-    elif unchosen:
-        title = f"{several(len(unchosen), 'image')} of a kind that their session already has, left out"
-        findings.append(Finding("warning", "same_kind", title, [Item([path.name for path in unchosen])]))
+    elif surplus:
+        title = f"{several(len(surplus), 'image')} of a kind that their session already has, left out"
+        findings.append(Finding("warning", "same_kind", title, [Item([path.name for path in surplus])]))
     return Listing(
         name, root, "bids", entries, _own_map(root), labels_without_image=others, channels=list(channels.values()),
-        findings=findings, set_aside=unchosen,
+        findings=findings, set_aside=surplus,
     )  # fmt: skip
 
 
@@ -123,8 +123,8 @@ def _channels(images: Sequence[_File], labels: Sequence[_File], options: DataOpt
         kinds = sorted({image.kind for image in images}, key=str.casefold)
         drawn_on = {part for label in labels for part in label.named_images}
         kinds.sort(key=lambda kind: kind not in drawn_on and kind.rpartition("_")[2] not in drawn_on)
-    chosen = choose_channels(dict(enumerate(kinds)), options.channels, named=True, source=name)
-    return {kinds[number]: called for number, called in chosen.items()}
+    channels = choose_channels(dict(enumerate(kinds)), options.channels, named=True, source=name)
+    return {kinds[number]: channel for number, channel in channels.items()}
 
 
 def _cases(images: Sequence[_File], channels: Mapping[str, str]) -> list[dict[str, _File]]:
@@ -135,7 +135,7 @@ def _cases(images: Sequence[_File], channels: Mapping[str, str]) -> list[dict[st
     for image in images:
         if image.kind in channels:
             sessions.setdefault(image.session, {}).setdefault(image.kind, image)
-    return [{kind: found[kind] for kind in channels if kind in found} for found in sessions.values()]
+    return [{kind: files[kind] for kind in channels if kind in files} for files in sessions.values()]
 
 
 def _files(root: Path) -> list[Path]:
@@ -153,18 +153,18 @@ def _parsed(path: Path) -> _File:
     return _File(path, frozenset((key, value) for key, _, value in entities), suffix)
 
 
-def _labels_of(there: Collection[_File], labels: Sequence[_File], suffixes: Set[str]) -> dict[Path, _File]:
+def _labels_of(images: Collection[_File], labels: Sequence[_File], suffixes: Set[str]) -> dict[Path, _File]:
     """Find the labels of a case: those named after one of its images or none, otherwise others of its session."""
     if len(suffixes) < 2:
-        return {label.path: label for image in there for label in labels if _belongs(label, image)}
-    session = next(iter(there)).session
-    kinds = {word for image in there for word in (image.kind, image.suffix)}
-    beyond = _OF_LABELS | suffixes | {name for image in there for name, _ in image.entities}
+        return {label.path: label for image in images for label in labels if _belongs(label, image)}
+    session = next(iter(images)).session
+    kinds = {kind for image in images for kind in (image.kind, image.suffix)}
+    beyond = _OF_LABELS | suffixes | {name for image in images for name, _ in image.entities}
     own = [
         label for label in labels
         if label.session == session and {key for key, _ in label.entities} <= beyond
     ]  # fmt: skip
-    nearest = [label for label in own if not (named := label.named_images & suffixes) or named & kinds]
+    nearest = [label for label in own if not (references := label.named_images & suffixes) or references & kinds]
     return {label.path: label for label in nearest or own}
 
 

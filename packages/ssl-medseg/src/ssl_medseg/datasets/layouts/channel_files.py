@@ -51,18 +51,18 @@ class ChannelFiles:
         self.names = list(of_channel.values())
         self._of_channel, self._numbers, self._split, self._options = of_channel, numbers, split, options
 
-    def cases(self, found: Sequence[tuple[str, Path]]) -> tuple[list[ChannelCase], list[Path], list[Finding]]:
+    def cases(self, pairs: Sequence[tuple[str, Path]]) -> tuple[list[ChannelCase], list[Path], list[Finding]]:
         """Group files into cases.
 
         Args:
-            found: Relative names without extension, and files.
+            pairs: Relative names without extension, and files.
 
         Returns:
             The cases, the files of channels that are not used, and an error for every channel that a case has twice.
         """
         by_case: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
         rest: list[tuple[str, Path]] = []
-        for name, path in found:
+        for name, path in pairs:
             if (parts := self._split(name)) is None:
                 rest.append((name, path))
             else:
@@ -81,10 +81,10 @@ class ChannelFiles:
             for name, path in rest
             if path not in unused
         ]
-        twice = [paths for files in by_case.values() for paths in files.values() if len(paths) > 1]
+        duplicates = [paths for files in by_case.values() for paths in files.values() if len(paths) > 1]
         title = "several files for the same channel of a case: keep one of each"
-        items = [Item([path.name for path in paths]) for paths in twice]
-        return cases, unused, [Finding("error", "several_images", title, items)] if twice else []
+        items = [Item([path.name for path in paths]) for paths in duplicates]
+        return cases, unused, [Finding("error", "several_images", title, items)] if duplicates else []
 
     def _case(self, name: str, files: Mapping[str, Sequence[Path]]) -> ChannelCase:
         images = [
@@ -115,15 +115,15 @@ def channel_files(
     # Labels tell whether a number is that of a channel: the label of the images 1_0000 and 1_0001 is 1.
     if {case for _, case, _ in numbers} & set(labels) and not {name for name, _, _ in numbers} & set(labels):
         available = {number: str(number) for number in sorted({number for _, _, number in numbers})}
-        chosen = choose_channels(available, options.channels, named=False, source=source)
-        of_channel = {str(number): name for number, name in chosen.items()}
-        return ChannelFiles(of_channel, {name: number for number, name in chosen.items()}, _split_numbered, options)
+        by_number = choose_channels(available, options.channels, named=False, source=source)
+        of_channel = {str(number): name for number, name in by_number.items()}
+        return ChannelFiles(of_channel, {name: number for number, name in by_number.items()}, _split_numbered, options)
     pairs = parse_channels(options.channels)
-    found = {name: ending for name in images if (ending := split_ending(name, pairs)) is not None}
-    cases, channels = {case for case, _ in found.values()}, {channel for _, channel in found.values()}
+    endings = {name: ending for name in images if (ending := split_ending(name, pairs)) is not None}
+    cases, channels = {case for case, _ in endings.values()}, {channel for _, channel in endings.values()}
     # A single ending, such as the T2 of all images, states a channel only if other files of these cases have none.
-    is_one_of_several = any(_begins_with(name, cases) for name in images if name not in found)
-    if len(channels) < 2 and not is_one_of_several and not any("/" in name for name in found):
+    is_one_of_several = any(_begins_with(name, cases) for name in images if name not in endings)
+    if len(channels) < 2 and not is_one_of_several and not any("/" in name for name in endings):
         return None
     return ChannelFiles({name: name for _, name in pairs}, {}, lambda name: split_ending(name, pairs), options)
 

@@ -61,16 +61,16 @@ def list_decathlon(file: Path, options: DataOptions) -> Listing:
 
 def _counts(content: Mapping[str, Any], entries: Sequence[Entry]) -> Iterator[Finding]:
     """Find numbers of images in a dataset.json that its own lists contradict."""
-    listed = Counter(entry.listed for entry in entries)
+    totals = Counter(entry.listed for entry in entries)
     # Some lists keep the labelled images that MONAI's tutorials call validation within numTraining, others do not.
-    for part, key, found in (
-        ("training", "numTraining", {listed["training"], listed["training"] + listed["validation"]}),
-        ("test", "numTest", {listed["test"]}),
+    for part, key, counts in (
+        ("training", "numTraining", {totals["training"], totals["training"] + totals["validation"]}),
+        ("test", "numTest", {totals["test"]}),
     ):
-        stated = content.get(key)
-        if isinstance(stated, int) and stated not in found:
+        number = content.get(key)
+        if isinstance(number, int) and number not in counts:
             title = (
-                f"dataset.json states {stated} images for {part} ({key}), but lists {listed[part]}: check for missing "
+                f"dataset.json states {number} images for {part} ({key}), but lists {totals[part]}: check for missing "
                 "images"
             )
             yield Finding("warning", "image_count", title)
@@ -117,7 +117,7 @@ def _of_several(entry: Entry, paths: Sequence[Path], file: Path, options: DataOp
     """Create the entry of an image that is listed with a file per channel, as in MONAI's data lists."""
     every = max(len(paths), len(names))
     available = {number: names[number] if number < len(names) else str(number) for number in range(every)}
-    chosen = choose_channels(available, options.channels, named=bool(names), source=str(file))
-    there = [options.image(paths[number], name=name) for number, name in chosen.items() if number < len(paths)]
-    lacks = tuple(name for number, name in chosen.items() if number >= len(paths))
-    return replace(entry, image=join_channels(there or [entry.image]), lacks=lacks)
+    channels = choose_channels(available, options.channels, named=bool(names), source=str(file))
+    images = [options.image(paths[number], name=name) for number, name in channels.items() if number < len(paths)]
+    lacks = tuple(name for number, name in channels.items() if number >= len(paths))
+    return replace(entry, image=join_channels(images or [entry.image]), lacks=lacks)

@@ -65,8 +65,8 @@ def _unused(listing: Listing) -> Iterator[tuple[Path, str]]:
     used = {os.path.realpath(path) for path in claimed if path is not None}  # where links lead to
     beside = {path.parent for path in claimed if path is not None} | {*folders_of(listing.root, IMAGES)}
     # A CSV file may be anywhere; only the folders that it names belong to the data set.
-    named = [(folder, list[str](), [path.name for path in folder.iterdir()]) for folder in beside if folder.is_dir()]
-    for folder, inside, names in sorted(named) if listing.layout == "csv" else walk(listing.root):
+    folders = [(folder, list[str](), [path.name for path in folder.iterdir()]) for folder in beside if folder.is_dir()]
+    for folder, inside, names in sorted(folders) if listing.layout == "csv" else walk(listing.root):
         is_ours = any(name in names for name in ("predictions.json", "config.yaml", "model.json"))
         if is_ours or os.path.realpath(folder) in used:
             inside.clear()
@@ -95,11 +95,11 @@ def _recognised(source: Path) -> str:
     has_channels = any(has_channel_suffix(path) for path in images_in(root / "imagesTr", series=False))
     if list_file.suffix == ".json" and list_file.is_file():
         content = read_object(list_file)
-        listed = any(isinstance(content.get(part), list) for part in ("training", "unlabeled", "unlabelled", "test"))
+        has_lists = any(isinstance(content.get(part), list) for part in ("training", "unlabeled", "unlabelled", "test"))
         # Version 1 of nnU-Net lists cases as the Decathlon does, without the channel number at the end of the names.
         if "channel_names" in content or (has_channels and not _first_exists(content, root)):
             return "nnunet"
-        if listed:
+        if has_lists:
             return "decathlon"
     if source.is_dir():
         if has_channels:

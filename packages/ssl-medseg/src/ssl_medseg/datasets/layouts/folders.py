@@ -48,14 +48,14 @@ def label_folders(names: Iterable[str], files: Iterable[Path] = ()) -> list[str]
     names = list(names)
     there = set(map(str.lower, names))
     if "segmentations" in there and any(map(is_image, files)):
-        wanted: tuple[str, ...] = ("segmentations",)
+        candidates: tuple[str, ...] = ("segmentations",)
     elif "derivatives" in there and any(name.startswith("sub-") for name in there):
-        wanted = ("derivatives",)
+        candidates = ("derivatives",)
     elif there & {*map(str.lower, IMAGES), "imagests", "imagesva", "img", "imgs"}:
-        wanted = (*map(str.lower, LABELS), "labelsts", "labelsva")
+        candidates = (*map(str.lower, LABELS), "labelsts", "labelsva")
     else:
-        wanted = ()
-    return [name for each in wanted for name in names if name.lower() == each]
+        candidates = ()
+    return [name for each in candidates for name in names if name.lower() == each]
 
 
 def folders_of(root: Path, names: Iterable[str]) -> list[Path]:
@@ -142,12 +142,12 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
     for part, listed in ((IMAGES, "training"), (UNLABELLED, "unlabelled")):
         is_unlabelled = listed == "unlabelled"
         if channels is None:
-            found = sorted([*_named(root, part), *_named_studies(root, part, options)], key=lambda pair: pair[1])
-            cases = [ChannelCase(_without(name, _IMAGE_ENDINGS), options.image(path), ()) for name, path in found]
+            pairs = sorted([*_named(root, part), *_named_studies(root, part, options)], key=lambda pair: pair[1])
+            cases = [ChannelCase(_without(name, _IMAGE_ENDINGS), options.image(path), ()) for name, path in pairs]
         else:
-            cases, others, twice = channels.cases(unlabelled if is_unlabelled else images)
+            cases, others, duplicates = channels.cases(unlabelled if is_unlabelled else images)
             unused += others
-            several_labels += twice
+            several_labels += duplicates
         for case in cases:
             names = [] if is_unlabelled else [case.name, stem(case.image.path)]
             label = next((label_of.pop(name) for name in names if name in label_of), None)
@@ -251,8 +251,8 @@ def list_table(file: Path, options: DataOptions) -> Listing:
             file.stem, file.parent, "csv", entries, own_label_map(file.parent), channels=[name] if name else []
         )
     names = unique_names([column.removeprefix("image_") for column in columns], source=file)
-    chosen = choose_channels(dict(enumerate(names)), options.channels, named=True, source=file.name)
-    of_channel = {columns[number]: name for number, name in chosen.items()}
+    channels = choose_channels(dict(enumerate(names)), options.channels, named=True, source=file.name)
+    of_channel = {columns[number]: name for number, name in channels.items()}
     entries = [_of_several(row, file, options, of_channel) for row in rows]
     return Listing(
         file.stem, file.parent, "csv", entries, own_label_map(file.parent), channels=list(of_channel.values()),
@@ -275,17 +275,17 @@ def _check_columns(columns: Sequence[str], file: Path) -> None:
     Raises:
         UserError: There are such columns.
     """
-    renamed = {name: "image" for name in columns if name.lower() in {f"image_{word}" for word in _FILE_WORDS}}
+    corrections = {name: "image" for name in columns if name.lower() in {f"image_{word}" for word in _FILE_WORDS}}
     for column, others in _COLUMNS.items():
-        stated = {*others, *(f"{name}_{word}" for name in (column, *others) for word in _FILE_WORDS)}
-        renamed |= {name: column for name in columns if column not in columns and name in stated}
-    if renamed:
-        listed = " and ".join(f"{name} to {column}" for name, column in renamed.items() if column not in columns)
-        taken = ", ".join(name for name, column in renamed.items() if column in columns)
+        synonyms = {*others, *(f"{name}_{word}" for name in (column, *others) for word in _FILE_WORDS)}
+        corrections |= {name: column for name in columns if column not in columns and name in synonyms}
+    if corrections:
+        renames = " and ".join(f"{name} to {column}" for name, column in corrections.items() if column not in columns)
+        clashes = ", ".join(name for name, column in corrections.items() if column in columns)
         raise UserError(
             f"{file}: found the columns {', '.join(columns)}; expected image (image_T2 and image_ADC for the channels "
             "T2 and ADC), and if there are any, label, case, patient, split, channel, frame and phase. Rename "
-            + " and ".join(filter(None, (listed, f"{taken} to something else" if taken else "")))
+            + " and ".join(filter(None, (renames, f"{clashes} to something else" if clashes else "")))
         )
 
 

@@ -38,17 +38,17 @@ def list_nnunet(root: Path, options: DataOptions) -> Listing:
     numbers = {number for cases in files.values() for channels in cases.values() for number in channels}
     names = unique_names(channel_names(content), source=root / "dataset.json")
     available = {number: names[number] if number < len(names) else str(number) for number in sorted(numbers)}
-    chosen = choose_channels(available, options.channels, named=bool(names), source=name) if numbers else {}
+    by_number = choose_channels(available, options.channels, named=bool(names), source=name) if numbers else {}
     for part, images, labels in parts:
         label_of = {stem(path): path for path in images_in(root / labels, series=False)}
         for case, channels in files[images].items():
             label = label_of.pop(case, None)
             there = [
                 replace(options.image(channels[n], name=title), number=n)
-                for n, title in chosen.items()
+                for n, title in by_number.items()
                 if n in channels
             ]
-            lacks = tuple(title for n, title in chosen.items() if n not in channels)
+            lacks = tuple(title for n, title in by_number.items() if n not in channels)
             image = join_channels(there or [options.image(next(iter(channels.values())))])
             entries.append(Entry(case, image, label, part, is_unlabelled=part == "test", lacks=lacks))
         left_over += label_of.values()
@@ -61,7 +61,7 @@ def list_nnunet(root: Path, options: DataOptions) -> Listing:
         entries=entries,
         labels=label_map_of(content, root / "dataset.json") if "labels" in content else None,
         labels_without_image=left_over,
-        channels=list(chosen.values()),
+        channels=list(by_number.values()),
         findings=findings,
         set_aside=every,
     )
@@ -73,18 +73,18 @@ def has_channel_suffix(path: Path) -> bool:
 
 
 def _by_case(folder: Path, findings: list[Finding]) -> dict[str, dict[int, Path]]:
-    found: dict[str, dict[int, Path]] = {}
+    cases: dict[str, dict[int, Path]] = {}
     bare = []
     for path in images_in(folder):
         parts = split_number(stem(path))
         if parts is None:
             bare.append(path.name)
         else:
-            found.setdefault(parts[0], {})[parts[1]] = path
+            cases.setdefault(parts[0], {})[parts[1]] = path
     if bare:
         title = f"{several(len(bare), 'file')} in {folder.name} without a channel number (_0000), left out"
         findings.append(Finding("error", "no_channel_number", title, [Item(bare)]))
-    return found
+    return cases
 
 
 def _contradictions(
@@ -92,13 +92,15 @@ def _contradictions(
 ) -> Iterator[Finding]:
     """Find contradictions between dataset.json and the file names."""
     if names and numbers and set(numbers) != set(range(len(names))):
-        found = ", ".join(f"_{number:04}" for number in sorted(numbers))
-        title = f"dataset.json names {several(len(names), 'channel')} ({', '.join(names)}), but the files have {found}"
-        yield Finding("warning", "channel_names", title)
-    stated = content.get("numTraining")
-    if isinstance(stated, int) and stated != training:
+        suffixes = ", ".join(f"_{number:04}" for number in sorted(numbers))
         title = (
-            f"dataset.json states {stated} training cases (numTraining), but imagesTr contains {training}: check for "
+            f"dataset.json names {several(len(names), 'channel')} ({', '.join(names)}), but the files have {suffixes}"
+        )
+        yield Finding("warning", "channel_names", title)
+    count = content.get("numTraining")
+    if isinstance(count, int) and count != training:
+        title = (
+            f"dataset.json states {count} training cases (numTraining), but imagesTr contains {training}: check for "
             "missing images"
         )
         yield Finding("warning", "image_count", title)

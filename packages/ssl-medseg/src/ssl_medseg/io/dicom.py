@@ -36,7 +36,7 @@ _PARTS = frozenset((*_DIXON, "M", "P", "R", "I", "MAGNITUDE", "PHASE", "REAL", "
 _IDENTITY = ("PatientID", "StudyInstanceUID")
 _JITTER = 0.05
 """Largest accepted deviation of a slice position from regular spacing, relative to the distance between slices."""
-_SAID_JITTER = 0.005
+_NOTE_JITTER = 0.005
 _PARALLEL = 1e-3
 _ROUNDED = 5e-3
 """Largest deviation of the direction cosines that is attributed to rounding, as to two decimals."""
@@ -73,7 +73,7 @@ class SeriesImage:
     @property
     def is_localizer(self) -> bool:
         """Whether the image is a localizer, acquired for planning other images."""
-        return "LOCALIZER" in _words(self.dataset.get("ImageType"))
+        return "LOCALIZER" in _upper_values(self.dataset.get("ImageType"))
 
     @property
     def is_multi_frame(self) -> bool:
@@ -81,7 +81,7 @@ class SeriesImage:
         return int(self.dataset.get("NumberOfFrames", 1) or 1) > 1 or "PerFrameFunctionalGroupsSequence" in self.dataset
 
 
-def _words(value: Any) -> frozenset[str]:
+def _upper_values(value: Any) -> frozenset[str]:
     """Return the values of ImageType or FrameType in upper case; pydicom gives a single one as text."""
     return frozenset(map(str.upper, [value] if isinstance(value, str) else value or ()))
 
@@ -151,20 +151,20 @@ def list_series(folder: Path) -> list[Series]:
             first[image.series] = image.dataset
     if not first:  # localizers alone
         first = {image.series: image.dataset for image in series_images(folder, pixels=False)[0]}
-    found = []
+    all_series = []
     # Numbers, because outputs contain nothing that identifies a patient.
     patients = list(dict.fromkeys(str(dataset.get("PatientID", "") or "") for dataset in first.values()))
     for number, (uid, dataset) in enumerate(first.items(), 1):
-        words = [str(dataset.get(tag, "") or "") for tag in ("SeriesNumber", "SeriesDescription")]
+        name_parts = [str(dataset.get(tag, "") or "") for tag in ("SeriesNumber", "SeriesDescription")]
         if len(patients) > 1:
-            words.insert(0, f"patient-{patients.index(str(dataset.get('PatientID', '') or '')) + 1}")
-        text = "_".join(filter(None, (word.replace(".", "-").strip() for word in words)))
+            name_parts.insert(0, f"patient-{patients.index(str(dataset.get('PatientID', '') or '')) + 1}")
+        text = "_".join(filter(None, (part.replace(".", "-").strip() for part in name_parts)))
         study = str(dataset.get("StudyInstanceUID", ""))
-        found.append(Series(uid, study, words[-1].strip(), as_file_name(text, otherwise=f"series-{number}")))
-    counts = Counter(series.name for series in found)
+        all_series.append(Series(uid, study, name_parts[-1].strip(), as_file_name(text, otherwise=f"series-{number}")))
+    counts = Counter(series.name for series in all_series)
     return [
         series if counts[series.name] == 1 else replace(series, name=f"{series.name}_{number}")
-        for number, series in enumerate(found, 1)
+        for number, series in enumerate(all_series, 1)
     ]
 
 
@@ -179,29 +179,29 @@ def series_images(path: Path, *, series: str | None = None, pixels: bool = True)
         UserError: There are several series, or a file is damaged.
     """
     notes: list[str] = []
-    found = [image for image in _images(path, pixels=pixels, notes=notes) if series in (None, image.series)]
-    localizers = [image for image in found if image.is_localizer]
-    if localizers and len(localizers) < len(found):
+    images = [image for image in _images(path, pixels=pixels, notes=notes) if series in (None, image.series)]
+    localizers = [image for image in images if image.is_localizer]
+    if localizers and len(localizers) < len(images):
         notes.append(
             f"left out: {several(len(localizers), 'localizer image')} ({some_of(image.name for image in localizers)})"
         )
-        found = [image for image in found if image not in localizers]
+        images = [image for image in images if image not in localizers]
     planes = {_numbers(image.dataset, "ImageOrientationPatient") for image in localizers}
-    if len(localizers) == len(found) and len(planes) > 1:
-        notes.append(f"left out: {several(len(found), 'localizer image')} in {len(planes)} orientations")
-        found = []
-    if not found:
-        found_instead = f" ({'; '.join(notes)})" if notes else ""
-        raise NoImagesError(f"{path}: contains no DICOM images; expected the folder of one series{found_instead}")
-    counts = Counter(image.series for image in found)
+    if len(localizers) == len(images) and len(planes) > 1:
+        notes.append(f"left out: {several(len(images), 'localizer image')} in {len(planes)} orientations")
+        images = []
+    if not images:
+        reason = f" ({'; '.join(notes)})" if notes else ""
+        raise NoImagesError(f"{path}: contains no DICOM images; expected the folder of one series{reason}")
+    counts = Counter(image.series for image in images)
     if len(counts) > 1:
-        names = sorted({str(image.dataset.get("SeriesDescription", "") or "without a description") for image in found})
+        names = sorted({str(image.dataset.get("SeriesDescription", "") or "without a description") for image in images})
         raise UserError(
             f"{path}: contains {len(counts)} DICOM series with {', '.join(map(str, counts.values()))} images "
             f"({', '.join(names)}); expected one. Select the channels by series description (--channels "
             "T2=t2_tse,ADC=ADC), or put every series into a folder of its own"
         )
-    return found, notes
+    return images, notes
 
 
 def check_deflated(file: Path) -> None:
@@ -263,8 +263,8 @@ def _images(path: Path, *, pixels: bool, notes: list[str]) -> Iterator[SeriesIma
         else:
             raise UserError(f"{file}: ends before its image, so the file is cut off; copy it again")
     if others:
-        listed = ", ".join(f"{count} {name}" for name, count in others.items())
-        notes.append(f"left out: DICOM objects that are not images of a volume ({listed})")
+        tally = ", ".join(f"{count} {name}" for name, count in others.items())
+        notes.append(f"left out: DICOM objects that are not images of a volume ({tally})")
 
 
 def sop_class(dataset: Any) -> tuple[Any, str]:
@@ -338,8 +338,8 @@ def _thickness(dataset: Any) -> float:
     """Return the thickness of the slice of a multi-frame image with a single frame; highdicom takes it as 1 mm."""
     groups = (*dataset.get("SharedFunctionalGroupsSequence", ()), *dataset.PerFrameFunctionalGroupsSequence)
     measures = [measure for group in groups for measure in group.get("PixelMeasuresSequence", ())]
-    stated = [one.get("SpacingBetweenSlices") or one.get("SliceThickness") for one in measures]
-    return float(next(filter(None, stated), 1))
+    distances = [one.get("SpacingBetweenSlices") or one.get("SliceThickness") for one in measures]
+    return float(next(filter(None, distances), 1))
 
 
 def _stack(images: Sequence[SeriesImage], path: Path) -> tuple[list[SeriesImage], NDArray[np.float64], list[str]]:
@@ -378,9 +378,9 @@ def _directions(orientation: NDArray[np.float64], path: Path) -> tuple[NDArray[n
     rows, columns = orientation[:3], orientation[3:]
     lengths = float(np.linalg.norm(rows)), float(np.linalg.norm(columns))
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(rows @ columns))) > _ROUNDED:
-        found = ", ".join(f"{v:g}" for v in orientation)
+        values = ", ".join(f"{v:g}" for v in orientation)
         raise UserError(
-            f"{path}: ImageOrientationPatient ({found}) does not consist of two perpendicular unit vectors, so the "
+            f"{path}: ImageOrientationPatient ({values}) does not consist of two perpendicular unit vectors, so the "
             "voxel size is uncertain; expected two perpendicular unit vectors. Export the series again"
         )
     rows = rows / lengths[0]
@@ -396,7 +396,7 @@ def _check_frames(images: Sequence[SeriesImage], path: Path) -> None:
             f"{path}: contains {len(images)} images, of which {len(frames)} are multi-frame ({some_of(frames)}); "
             "expected one multi-frame image, or one image per slice. Put each volume into a folder of its own"
         )
-    mosaics = [i.name for i in images if "MOSAIC" in _words(i.dataset.get("ImageType"))]
+    mosaics = [i.name for i in images if "MOSAIC" in _upper_values(i.dataset.get("ImageType"))]
     if mosaics:
         raise UserError(
             f"{path}: {len(mosaics)} of {len(images)} images are mosaics, which show all slices of a volume side by "
@@ -423,14 +423,14 @@ def _check_identity(images: Sequence[SeriesImage], path: Path) -> None:
 def _check_tags(images: Sequence[SeriesImage], path: Path) -> None:
     """Refuse images without the tags that give their position, or with an invalid one, and colour images."""
     for image in images:
-        found = {name: _numbers(image.dataset, name) for name in _NEEDED}
-        lacking = [name for name, numbers in found.items() if numbers is None]
+        tags = {name: _numbers(image.dataset, name) for name in _NEEDED}
+        lacking = [name for name, numbers in tags.items() if numbers is None]
         if lacking:
             raise UserError(
                 f"{path}: {image.name} lacks {', '.join(lacking)}, so its position in the patient is unknown; expected "
                 "these tags in every image. Export the series again with them, or remove the file"
             )
-        for name, numbers in found.items():
+        for name, numbers in tags.items():
             is_size = name not in ("ImagePositionPatient", "ImageOrientationPatient")
             if not numbers or len(numbers) != _NEEDED[name] or (is_size and min(numbers) <= 0):
                 raise UserError(
@@ -477,9 +477,9 @@ def _check_sizes(images: Sequence[SeriesImage], path: Path) -> None:
         usual, _ = Counter(values).most_common(1)[0]
         odd = [(image, v) for image, v in zip(images, values, strict=True) if not np.allclose(v, usual, rtol=1e-4)]
         if odd:
-            found, expected = (" x ".join(f"{n:g}" for n in numbers) for numbers in (odd[0][1], usual))
+            value, expected = (" x ".join(f"{n:g}" for n in numbers) for numbers in (odd[0][1], usual))
             raise UserError(
-                f"{path}: {name} is {found} in {some_of(image.name for image, _ in odd)} and {expected} in the others; "
+                f"{path}: {name} is {value} in {some_of(image.name for image, _ in odd)} and {expected} in the others; "
                 "expected the same in all images. Move images of another series to a folder of their own"
             )
 
@@ -492,24 +492,24 @@ def _check_contrasts(images: Sequence[tuple[str, Any]], path: Path) -> None:
         path: File or folder to name in errors.
     """
 
-    def refuse(tag: str, one: str, other: str, found: str, expected: str) -> None:
+    def refuse(tag: str, one: str, other: str, value: str, expected: str) -> None:
         raise UserError(
-            f"{path}: {tag} is {found} in {one} and {expected} in {other}; expected images of one contrast. "
+            f"{path}: {tag} is {value} in {one} and {expected} in {other}; expected images of one contrast. "
             "Split multi-echo, diffusion, Dixon and phase series into one folder per contrast"
         )
 
     for tag, tolerance in _CONTRAST.items():
-        stated = [(name, numbers[0]) for name, tags in images if (numbers := _numbers(tags, tag))]
-        if stated:
-            (low, least), (high, most) = (end(stated, key=lambda item: item[1]) for end in (min, max))
+        values = [(name, numbers[0]) for name, tags in images if (numbers := _numbers(tags, tag))]
+        if values:
+            (low, least), (high, most) = (end(values, key=lambda item: item[1]) for end in (min, max))
             if most - least > tolerance * abs(most):
                 refuse(tag, low, high, f"{least:g}", f"{most:g}")
     for tag in ("ImageType", "FrameType"):
-        kinds = [(name, _PARTS & _words(tags.get(tag))) for name, tags in images]
+        kinds = [(name, _PARTS & _upper_values(tags.get(tag))) for name, tags in images]
         first, expected = kinds[0]
-        for name, found in kinds:
-            if found != expected:
-                refuse(tag, first, name, *(" ".join(sorted(kind)) or "none" for kind in (expected, found)))
+        for name, parts in kinds:
+            if parts != expected:
+                refuse(tag, first, name, *(" ".join(sorted(kind)) or "none" for kind in (expected, parts)))
 
 
 def _frames_of(image: SeriesImage) -> list[tuple[str, Any]]:
@@ -577,7 +577,7 @@ def _check_positions(
             f"({some_of(image.name for image in uneven)}); expected equal distances. Export the series again, or "
             "split it"
         )
-    if off.max() > _SAID_JITTER * step:
+    if off.max() > _NOTE_JITTER * step:
         return step, [f"slice positions that deviate by up to {off.max():.2g} mm were corrected to equal distances"]
     return step, []
 

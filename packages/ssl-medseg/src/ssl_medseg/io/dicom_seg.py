@@ -54,15 +54,15 @@ def read_segmentation(path: Path) -> tuple[tuple[str, ...], NDArray[np.bool_], G
         # separates them.
         is_map = dataset.get("SegmentationType") == "LABELMAP"
         volume = segmentation.get_volume(combine_segments=is_map)
-        found = np.asarray(volume.array)  # [slices, rows, columns] or [slices, rows, columns, segments]
+        voxels = np.asarray(volume.array)  # [slices, rows, columns] or [slices, rows, columns, segments]
         if is_map:
             numbers = [int(segment.SegmentNumber) for segment in _segments(dataset)]
-            rest = np.setdiff1d(found, [*numbers, 0, dataset.get("PixelPaddingValue", 0)])
+            rest = np.setdiff1d(voxels, [*numbers, 0, dataset.get("PixelPaddingValue", 0)])
             if rest.size:
                 raise UserError(f"{path}: contains the value {rest[0]}, to which it gives no segment; export it again")
-            found = found[..., None] == numbers
+            voxels = voxels[..., None] == numbers
         names = _segment_labels(dataset)
-        masks = np.moveaxis(found != 0, (0, 1, 2, 3), (3, 2, 1, 0))
+        masks = np.moveaxis(voxels != 0, (0, 1, 2, 3), (3, 2, 1, 0))
         affine = np.asarray(volume.affine)[:, [2, 1, 0, 3]]
     _, x, y, z = masks.shape
     return names, masks, Grid((x, y, z), checked_affine(RAS_TO_LPS @ affine, path))
@@ -99,14 +99,14 @@ def _segmentation(path: Path, *, pixels: bool) -> Any:
                 check_deflated(file)
                 dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
             kinds.setdefault(sop_class(dataset)[1], []).append(dataset)
-    found = [dataset for kind in kinds if "Segmentation Storage" in kind for dataset in kinds[kind]]
-    if len(found) != 1:
-        there = ", ".join(f"{len(objects)} {kind}" for kind, objects in kinds.items()) or "no DICOM file"
+    segmentations = [dataset for kind in kinds if "Segmentation Storage" in kind for dataset in kinds[kind]]
+    if len(segmentations) != 1:
+        tally = ", ".join(f"{len(objects)} {kind}" for kind, objects in kinds.items()) or "no DICOM file"
         raise UserError(
-            f"{path}: contains {there}; expected one DICOM segmentation, or a label as NIfTI, NRRD or MetaImage. "
+            f"{path}: contains {tally}; expected one DICOM segmentation, or a label as NIfTI, NRRD or MetaImage. "
             "Convert contours (RT structure sets) to a label map with your viewer"
         )
-    return found[0]
+    return segmentations[0]
 
 
 def missing_for_seg(image: ImageFile) -> str:

@@ -26,7 +26,7 @@ UNREAD_ENDINGS = (
 _BESIDE_IMAGES = (".json", ".txt", ".md", ".csv", ".tsv", ".xml", ".yaml", ".md5", ".sha1", ".sha256")
 _COMPANIONS = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".img": (".hdr", ".mat")}
 _DETACHED = 1 << 20  # largest number of bytes of a header that are searched for the names of files beside it
-_LOOKED_AT = 20  # largest number of files with the same ending that are tested for being DICOM
+_SAMPLE_SIZE = 20  # largest number of files with the same ending that are tested for being DICOM
 _GZIP = b"\x1f\x8b"
 _DICOM_OFFSET, _DICOM_MARK, _STORAGE_CLASS = 128, b"DICM", b"1.2.840.10008.5.1.4.1.1."
 _OTHERS = {
@@ -89,7 +89,7 @@ def is_series(path: Path) -> bool:
     seen: Counter[str] = Counter()
     for file in plain:  # by ending, because logs may come before the images
         seen[file.suffix.lower()] += 1
-        if seen[file.suffix.lower()] <= _LOOKED_AT and has_dicom_mark(file):
+        if seen[file.suffix.lower()] <= _SAMPLE_SIZE and has_dicom_mark(file):
             return True
     return False
 
@@ -173,16 +173,16 @@ def parts_of(path: Path) -> list[Path]:
     for place, line in enumerate(lines):
         key, _, value = line.replace("=", ":", 1).partition(":")
         if key.strip().lower() in ("elementdatafile", "data file", "datafile"):
-            named = value.strip()
-            if named.upper().startswith("LIST"):
+            target = value.strip()
+            if target.upper().startswith("LIST"):
                 names = lines[place + 1 :]
-            elif "%" in named:  # a file per slice, such as slice%03d.raw 1 20 1
-                start = named.partition("%")[0]
+            elif "%" in target:  # a file per slice, such as slice%03d.raw 1 20 1
+                start = target.partition("%")[0]
                 names = sorted(other.name for other in path.parent.iterdir() if other.name.startswith(start))
             else:
-                names = [named]
-            named_files = [path.parent / each for each in names if each]
-            return [path, *(other for other in named_files if os.path.isfile(other))]  # noqa: PTH113 - also for long names
+                names = [target]
+            files = [path.parent / each for each in names if each]
+            return [path, *(other for other in files if os.path.isfile(other))]  # noqa: PTH113 - also for long names
     return [path]
 
 

@@ -57,24 +57,24 @@ def read_itk(path: Path, image: ImageFile | None = None, *, layers: bool = False
     try:
         # ITK recognises MetaImage by an ending in lower case only.
         is_meta = path.suffix != path.suffix.lower() and path.suffix.lower() in (".mha", ".mhd")
-        found = sitk.ReadImage(str(path), imageIO="MetaImageIO" if is_meta else "")
+        itk_image = sitk.ReadImage(str(path), imageIO="MetaImageIO" if is_meta else "")
     except RuntimeError as error:  # ITK's own message spans many lines and names ITK's source files
         raise UserError(
             f"{path}: cannot be read as an image; the file is damaged, truncated or of another format{beside}. Copy or "
             "convert it again"
         ) from error
-    axes, numbers = found.GetDimension(), found.GetNumberOfComponentsPerPixel()
+    axes, numbers = itk_image.GetDimension(), itk_image.GetNumberOfComponentsPerPixel()
     if axes not in (2, 3) or (numbers != 1 and not layers):
         raise UserError(
             f"{path}: has {axes} axes and {numbers} numbers per voxel; expected 2 or 3 axes and one number. Save one "
             "channel or frame"
         )
-    if "complex" in found.GetPixelIDTypeAsString():
+    if "complex" in itk_image.GetPixelIDTypeAsString():
         raise UserError(f"{path}: has complex voxels; expected one real number per voxel. Save a single component")
     affine = np.eye(4)
-    affine[:axes, :axes] = np.asarray(found.GetDirection()).reshape(axes, axes) * np.asarray(found.GetSpacing())
-    affine[:axes, 3] = found.GetOrigin()
-    array = np.moveaxis(sitk.GetArrayFromImage(found), range(axes), range(axes - 1, -1, -1))
+    affine[:axes, :axes] = np.asarray(itk_image.GetDirection()).reshape(axes, axes) * np.asarray(itk_image.GetSpacing())
+    affine[:axes, 3] = itk_image.GetOrigin()
+    array = np.moveaxis(sitk.GetArrayFromImage(itk_image), range(axes), range(axes - 1, -1, -1))
     array = array.reshape(*array.shape[:axes], *(1,) * (3 - axes), *array.shape[axes:])
     with path.open("rb") as file:
         header = file.read(_HEADER).lower()
@@ -85,8 +85,8 @@ def read_itk(path: Path, image: ImageFile | None = None, *, layers: bool = False
         place_known=_PLACES.search(header) is not None,
     )
     if not grid.size_known:
-        stated = None if image is None else image.spacing
-        grid = replace(grid.with_spacing(stated or (1.0, 1.0, 1.0)), size_known=stated is not None)
+        spacing = None if image is None else image.spacing
+        grid = replace(grid.with_spacing(spacing or (1.0, 1.0, 1.0)), size_known=spacing is not None)
     check_voxel_size(grid, path)
     return array, grid, axes
 
@@ -177,11 +177,11 @@ def _check_unit(path: Path, fields: dict[str, str]) -> None:
     Raises:
         UserError: The header states another unit of length.
     """
-    stated = [
+    units = [
         *re.findall(r'"([^"]*)"', f"{fields.get('space units', '')} {fields.get('units', '')}"),
         fields.get("distanceunits", ""),
     ]
-    others = [unit for unit in stated if unit.strip().lower() not in _IN_MM]
+    others = [unit for unit in units if unit.strip().lower() not in _IN_MM]
     if others:
         raise UserError(
             f"{path}: its header states lengths in {others[0][:40]!r}; expected mm. Convert lengths and unit in "

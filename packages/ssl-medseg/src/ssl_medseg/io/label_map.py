@@ -61,19 +61,20 @@ class LabelMap:
     values: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        found = ", ".join(f"{value} {name}" for value, name in zip(self.values, self.names, strict=False))
+        content = ", ".join(f"{value} {name}" for value, name in zip(self.values, self.names, strict=False))
         if not 1 <= len(self.values) <= 256 or len(self.names) != len(self.values):
             raise UserError(
                 f"the label map has {several(len(self.names), 'name')} and {several(len(self.values), 'value')} "
-                f"({found}); expected one name for each of 1 to 256 values"
+                f"({content}); expected one name for each of 1 to 256 values"
             )
         for name in self.names:
             check_label(name, what="structure", source="label map")
         for what, entries in (("value", self.values), ("name", self.names)):
-            twice = sorted({str(entry) for entry in entries if entries.count(entry) > 1})
-            if twice:
+            duplicates = sorted({str(entry) for entry in entries if entries.count(entry) > 1})
+            if duplicates:
                 raise UserError(
-                    f"the label map contains {', '.join(twice)} more than once ({found}); expected each {what} once"
+                    f"the label map contains {', '.join(duplicates)} more than once ({content}); expected each "
+                    f"{what} once"
                 )
 
     def __len__(self) -> int:
@@ -123,7 +124,7 @@ class LabelMap:
             known |= here
         if not known.all():
             raise UserError(
-                f"{name}: found {_values_in_words(array[~known])}; expected only {self}. Correct the label or the map"
+                f"{name}: found {_describe_values(array[~known])}; expected only {self}. Correct the label or the map"
             )
         return classes
 
@@ -162,10 +163,10 @@ def _integer(value: Any) -> int:
     return int(number)
 
 
-def _values_in_words(unknown: NDArray[Any]) -> str:
+def _describe_values(unknown: NDArray[Any]) -> str:
     values, counts = np.unique(unknown, return_counts=True)
-    shown = (f"{value:g} in {several(int(count), 'voxel')}" for value, count in zip(values, counts, strict=True))
-    return f"the value{'s' if len(values) > 1 else ''} {some_of(shown, _SHOWN)}"
+    texts = (f"{value:g} in {several(int(count), 'voxel')}" for value, count in zip(values, counts, strict=True))
+    return f"the value{'s' if len(values) > 1 else ''} {some_of(texts, _SHOWN)}"
 
 
 _FORMS = (
@@ -231,13 +232,13 @@ def _checked(file: Path, pairs: list[tuple[Any, Any]]) -> LabelMap:
             "these voxels to background"
         )
     zero = [entry for entry in entries if entry[0] == 0]
-    named = [entry for entry in entries if entry[1].strip().casefold() == "background"]
-    if zero and named and zero != named:
+    by_name = [entry for entry in entries if entry[1].strip().casefold() == "background"]
+    if zero and by_name and zero != by_name:
         raise UserError(
             f"{file}: the label map gives the name {zero[0][1]!r} to the value 0, and 'background' to the value "
-            f"{named[0][0]}; expected the background to be 0. Correct the map, or the values of the masks"
+            f"{by_name[0][0]}; expected the background to be 0. Correct the map, or the values of the masks"
         )
-    background = zero or named
+    background = zero or by_name
     first = background[0] if background else (0, "background")
     ordered = [first, *(entry for entry in entries if entry != first)]
     with reading(file, "contains no label map", f"expected {_FORMS}"):

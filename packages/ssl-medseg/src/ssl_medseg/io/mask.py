@@ -92,12 +92,12 @@ def _write_nifti(array: NDArray[Any], like: Volume, new: Path) -> None:
     nibabel.save(image, new)
     written = nibabel.load(new)
     source = like.header if isinstance(like.header, nibabel.Nifti1Header) else image.header
-    expected = _kept(source)
+    expected = _position_fields(source)
     # NIfTI-2 stores float64, NIfTI-1 float32.
     rounding = 0.0 if written.header.sizeof_hdr == source.sizeof_hdr else 1e-6
     lost = [
         name
-        for name, value in _kept(written.header).items()
+        for name, value in _position_fields(written.header).items()
         if not np.allclose(value, expected[name], rtol=rounding, atol=rounding)
     ]
     if written.shape[: like.ndim] != like.array.shape[: like.ndim]:
@@ -127,8 +127,8 @@ def _nifti(array: NDArray[Any], like: Volume) -> Any:
         header[name] = like.header[name]
     kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
     # The affine is in the unit of the image; None if both form codes are 0, because nibabel would set a code otherwise.
-    placed = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-    return kind(array, header.get_best_affine() if placed else None, header=header)
+    has_place = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+    return kind(array, header.get_best_affine() if has_place else None, header=header)
 
 
 def _as_in_file(array: NDArray[Any], like: Volume) -> NDArray[Any]:
@@ -136,6 +136,6 @@ def _as_in_file(array: NDArray[Any], like: Volume) -> NDArray[Any]:
     return array[:, :, 0] if like.ndim == 2 and array.ndim == 3 else array
 
 
-def _kept(header: Any) -> dict[str, Any]:
+def _position_fields(header: Any) -> dict[str, Any]:
     """Return the header fields from which viewers determine the position of an image."""
     return {**{name: np.array(header[name]) for name in _PLACE}, "zooms": np.array(header["pixdim"][:4])}

@@ -68,13 +68,13 @@ def _load(path: Path) -> Any:
     return kind.from_file_map({"image": FileHolder(str(path))})
 
 
-def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | None) -> tuple[int | slice, ...]:
+def one_volume(nib_image: Any, path: Path, *, channel: int | None, frame: int | None) -> tuple[int | slice, ...]:
     """Return the index that selects one 3-D volume from an image with up to five axes.
 
     The fourth axis is time or channels, the fifth channels. A 2-D image is one slice.
 
     Args:
-        opened: Image opened by nibabel.
+        nib_image: Image opened by nibabel.
         path: File to name in errors.
         channel: Channel to select, counted from 0.
         frame: Frame to select, counted from 0.
@@ -83,32 +83,32 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
         UserError: The file contains several volumes and none was selected, the selected one does not exist, there are
             no voxels, or a voxel is not one real number.
     """
-    shape, wanted = opened.shape, {"frame": frame, "channel": channel}
+    shape, options = nib_image.shape, {"frame": frame, "channel": channel}
     if 0 in shape:
         raise UserError(f"{path}: has the shape {by(shape)}, so no voxels; expected a volume. Export it again")
-    chosen = {name: number for name, number in wanted.items() if number is not None}
-    if opened.get_data_dtype().fields is not None or np.issubdtype(opened.get_data_dtype(), np.complexfloating):
-        found = "colour voxels (RGB)" if opened.get_data_dtype().fields is not None else "complex voxels"
-        raise UserError(f"{path}: has {found}; expected one real number per voxel. Save a single component")
+    selection = {name: number for name, number in options.items() if number is not None}
+    if nib_image.get_data_dtype().fields is not None or np.issubdtype(nib_image.get_data_dtype(), np.complexfloating):
+        content = "colour voxels (RGB)" if nib_image.get_data_dtype().fields is not None else "complex voxels"
+        raise UserError(f"{path}: has {content}; expected one real number per voxel. Save a single component")
     index: list[int | slice] = [slice(None)] * min(len(shape), 3)
     more = list(shape[3:])
     axes_of_more = list(range(3, len(shape)))
     # Axes of length 1 need no choice: vectors are stored as X x Y x Z x 1 x N.
     for axis in reversed(range(len(more))):
-        if more[axis] == 1 and len(more) > len(chosen):
+        if more[axis] == 1 and len(more) > len(selection):
             del more[axis], axes_of_more[axis]
-    if len(chosen) > len(more) or len(more) > 2:
+    if len(selection) > len(more) or len(more) > 2:
         raise UserError(
-            f"{path}: has the shape {by(shape)}, so {_words(chosen)} cannot be chosen; "
+            f"{path}: has the shape {by(shape)}, so {_describe(selection)} cannot be chosen; "
             f"expected {'no channel or frame' if not more else 'an image of 3 to 5 axes'}"
         )
-    if len(more) > len(chosen) and len(shape) == 4 and shape[0] == 1:
+    if len(more) > len(selection) and len(shape) == 4 and shape[0] == 1:
         raise UserError(
             f"{path}: has the shape {by(shape)}, whose first axis has length 1; if that is a channel axis, the header "
             f"describes the wrong axes. Save the image with the shape {by(shape[1:])}, or select a volume with --frame "
             "or --channels"
         )
-    if len(more) > len(chosen):
+    if len(more) > len(selection):
         axes = "frames or channels" if len(more) == 1 else "frames and channels"
         raise UserError(
             f"{path}: has the shape {by(shape)}, several volumes ({axes}: {by(more)}); expected one. Choose one with "
@@ -116,38 +116,38 @@ def one_volume(opened: Any, path: Path, *, channel: int | None, frame: int | Non
             "never averaged"
         )
     index += [0] * (len(shape) - len(index))
-    for (name, number), count, axis in zip(chosen.items(), more, axes_of_more, strict=True):
+    for (name, number), count, axis in zip(selection.items(), more, axes_of_more, strict=True):
         if not 0 <= number < count:
             raise UserError(f"{path}: has no {name} {number}; it has {count}, counted from 0")
         index[axis] = number
     return tuple(index)
 
 
-def nifti_array(opened: Any, path: Path, index: tuple[int | slice, ...], dtype: Any = None) -> NDArray[Any]:
+def nifti_array(nib_image: Any, path: Path, index: tuple[int | slice, ...], dtype: Any = None) -> NDArray[Any]:
     """Read the voxels of one 3-D volume; with `dtype` None, integers stay integers.
 
     Raises:
         UserError: The voxels cannot be read.
     """
     with reading(path, "its voxels cannot be read", "the file is damaged or truncated. Copy it again"):
-        voxels = _voxels(opened, path)[index]
+        voxels = _voxels(nib_image, path)[index]
     with np.errstate(over="ignore"):  # values beyond float32 become infinite, which is reported
         array = np.asarray(voxels, dtype=dtype)
     return array.reshape(array.shape + (1,) * (3 - array.ndim))
 
 
-def _voxels(opened: Any, path: Path) -> Any:
+def _voxels(nib_image: Any, path: Path) -> Any:
     """Return the array proxy from which voxels are read on access.
 
     A compressed file with one volume is unpacked completely, so that the checksum at its end is verified.
     """
-    lazy, name = opened.dataobj, path.name.lower()
-    holder = Path(opened.file_map["image"].filename)
+    lazy, name = nib_image.dataobj, path.name.lower()
+    holder = Path(nib_image.file_map["image"].filename)
     stored = holder.stat().st_size
     with holder.open("rb") as file:
         is_packed = file.read(2) == b"\x1f\x8b"
     _see_all(lazy, stored * _DEFLATE if is_packed else stored)
-    if name.endswith(".nii.gz") and math.prod(opened.shape[3:]) == 1:
+    if name.endswith(".nii.gz") and math.prod(nib_image.shape[3:]) == 1:
         content = _unpacked(path, most=_needed(lazy) + _BEYOND)
         _see_all(lazy, len(content))
         if len(content) - _needed(lazy) >= _slice(lazy):
@@ -219,7 +219,7 @@ def _see_all(lazy: Any, size: int) -> None:
         raise EOFError(f"{size:,} bytes of the {needed:,} that its header states")
 
 
-def nifti_grid(opened: Any, path: Path, image: ImageFile | None = None) -> Grid:
+def nifti_grid(nib_image: Any, path: Path, image: ImageFile | None = None) -> Grid:
     """Return the grid of an image in mm, from the sform if its code is above 0, otherwise from the qform.
 
     If both codes are 0, neither position nor voxel size is known; `image` may then state the voxel size or declare
@@ -227,63 +227,63 @@ def nifti_grid(opened: Any, path: Path, image: ImageFile | None = None) -> Grid:
     that if they do not know the geometry, so it counts as unknown.
 
     Args:
-        opened: Image opened by nibabel.
+        nib_image: Image opened by nibabel.
         path: File to name in errors.
         image: Image description with the voxel size for files that do not state it.
 
     Raises:
         UserError: The voxel size is implausible, the unit is not a unit of length, or the affine is not invertible.
     """
-    x, y, z = (*opened.shape[:3], 1, 1)[:3]
+    x, y, z = (*nib_image.shape[:3], 1, 1)[:3]
     shape = (int(x), int(y), int(z))  # nibabel gives the axes of MGH as int32, which JSON cannot store
-    if not isinstance(opened, nibabel.Nifti1Pair):
+    if not isinstance(nib_image, nibabel.Nifti1Pair):
         # MGH may state sizes and positions; Analyze states only sizes, and no unit.
-        known = isinstance(opened, nibabel.MGHImage) and _states_geometry(opened)
-        grid = Grid(shape, checked_affine(opened.affine, path), size_known=known, place_known=known)
+        known = isinstance(nib_image, nibabel.MGHImage) and _states_geometry(nib_image)
+        grid = Grid(shape, checked_affine(nib_image.affine, path), size_known=known, place_known=known)
     else:
-        _check_header(opened, path)
-        unit = _unit(opened.header, path)
-        affine = checked_affine(stored_affine(opened), path)
+        _check_header(nib_image, path)
+        unit = _unit(nib_image.header, path)
+        affine = checked_affine(stored_affine(nib_image), path)
         affine[:3] *= _MILLIMETRES.get(unit, 1.0)
-        coded = int(opened.header["sform_code"]) > 0 or int(opened.header["qform_code"]) > 0
+        coded = int(nib_image.header["sform_code"]) > 0 or int(nib_image.header["qform_code"]) > 0
         bare = unit == "unknown" and np.array_equal(np.abs(affine), np.eye(4))
         grid = Grid(shape, affine, size_known=coded and not bare, place_known=coded and not bare)
         check_voxel_size(grid, path, unit="none" if unit == "unknown" else unit)
     return _as_stated(grid, image)
 
 
-def _states_geometry(opened: nibabel.MGHImage) -> bool:
+def _states_geometry(nib_image: nibabel.MGHImage) -> bool:
     """Return whether goodRASFlag of an MGH file is set; otherwise, nibabel replaces the geometry, and the flag."""
-    with opened.file_map["image"].get_prepare_fileobj("rb") as file:
+    with nib_image.file_map["image"].get_prepare_fileobj("rb") as file:
         start = bytes(file.read(30))
     return start[28:] != b"\0\0"
 
 
-def stored_affine(opened: Any) -> NDArray[np.float64]:
+def stored_affine(nib_image: Any) -> NDArray[np.float64]:
     """Return the affine of a NIfTI image in the unit of its header."""
-    if int(opened.header["sform_code"]) == 0 and int(opened.header["qform_code"]) > 0:
-        qform = _qform(opened)
-        return np.asarray(opened.header.get_base_affine() if qform is None else qform, dtype=np.float64)
-    return np.asarray(opened.header.get_best_affine(), dtype=np.float64)
+    if int(nib_image.header["sform_code"]) == 0 and int(nib_image.header["qform_code"]) > 0:
+        qform = _qform(nib_image)
+        return np.asarray(nib_image.header.get_base_affine() if qform is None else qform, dtype=np.float64)
+    return np.asarray(nib_image.header.get_best_affine(), dtype=np.float64)
 
 
-def nifti_warnings(opened: Any, grid: Grid) -> tuple[str, ...]:
+def nifti_warnings(nib_image: Any, grid: Grid) -> tuple[str, ...]:
     """Return warnings about the geometry in a NIfTI header, as clauses."""
-    if not isinstance(opened, nibabel.Nifti1Pair):
+    if not isinstance(nib_image, nibabel.Nifti1Pair):
         return () if grid.place_known else ("the file states no position: the patient's left and right are unknown",)
-    zooms = by(f"{size:.4g}" for size in opened.header.get_zooms()[:3])
+    zooms = by(f"{size:.4g}" for size in nib_image.header.get_zooms()[:3])
     if not grid.place_known:
-        found = (
+        problem = (
             "sform and qform both have code 0: the orientation, and so the patient's left and right, are unknown"
-            if int(opened.header["sform_code"]) == int(opened.header["qform_code"]) == 0
+            if int(nib_image.header["sform_code"]) == int(nib_image.header["qform_code"]) == 0
             else "the affine is the identity and the header states no unit: the orientation, and so the patient's left "
             "and right, are unknown"
         )
         size = "" if grid.size_known else f", and so is the voxel size (the header's pixdim is {zooms})"
-        return (f"{found}{size}",)
-    apart, more = _forms_apart(opened, grid), _bytes_beyond(opened)
+        return (f"{problem}{size}",)
+    apart, more = _forms_apart(nib_image, grid), _bytes_beyond(nib_image)
     notes = [f"sform and qform contradict each other, by up to {apart:.3g} mm; the sform is used"] if apart else []
-    if not apart and _sizes_differ(opened, grid):
+    if not apart and _sizes_differ(nib_image, grid):
         notes.append(
             f"sform and pixdim state different voxel sizes, {by(f'{size:.4g}' for size in grid.spacing)} mm and "
             f"{zooms}; the sform is used"
@@ -293,15 +293,15 @@ def nifti_warnings(opened: Any, grid: Grid) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _bytes_beyond(opened: Any) -> int:
+def _bytes_beyond(nib_image: Any) -> int:
     """Return the number of bytes after the voxels of an uncompressed file; 0 if they are padding with zeros."""
-    name = opened.file_map["image"].filename
-    if name is None or not str(name).lower().endswith(".nii") or not hasattr(opened.dataobj, "offset"):
+    name = nib_image.file_map["image"].filename
+    if name is None or not str(name).lower().endswith(".nii") or not hasattr(nib_image.dataobj, "offset"):
         return 0
     with Path(name).open("rb") as file:
-        file.seek(_needed(opened.dataobj))
+        file.seek(_needed(nib_image.dataobj))
         start = file.read(4096)
-    return Path(name).stat().st_size - _needed(opened.dataobj) if start.strip(b"\0") else 0
+    return Path(name).stat().st_size - _needed(nib_image.dataobj) if start.strip(b"\0") else 0
 
 
 def take_form(path: Path, form: Literal["sform", "qform"]) -> str:
@@ -316,14 +316,16 @@ def take_form(path: Path, form: Literal["sform", "qform"]) -> str:
         UserError: The file cannot be read, or the qform cannot represent the sform because that contains a shear. The
             file is then left unchanged.
     """
-    opened = open_nifti(path)
-    if not isinstance(opened, nibabel.Nifti1Pair) or not (apart := _forms_apart(opened, nifti_grid(opened, path))):
+    nib_image = open_nifti(path)
+    if not isinstance(nib_image, nibabel.Nifti1Pair) or not (
+        apart := _forms_apart(nib_image, nifti_grid(nib_image, path))
+    ):
         return ""
     stored = path.read_bytes()
     is_packed = stored[:2] == b"\x1f\x8b"
-    content = _unpacked(path, most=_needed(opened.dataobj) + _BEYOND) if is_packed else stored
+    content = _unpacked(path, most=_needed(nib_image.dataobj) + _BEYOND) if is_packed else stored
     # The header is read from the bytes, because nibabel clears the scaling in the header of a loaded image.
-    header = type(opened.header).from_fileobj(io.BytesIO(content))
+    header = type(nib_image.header).from_fileobj(io.BytesIO(content))
     if form == "sform":
         header.set_qform(*header.get_sform(coded=True))
     else:
@@ -355,22 +357,22 @@ def _as_stated(grid: Grid, image: ImageFile | None) -> Grid:
     return replace(grid.with_spacing((1.0, 1.0, 1.0)), size_known=False)
 
 
-def _check_header(opened: Any, path: Path) -> None:
+def _check_header(nib_image: Any, path: Path) -> None:
     """Refuse voxel sizes and offsets that nibabel replaces or accepts silently.
 
     Voxel sizes must be finite and above 0. With an offset of 0, nibabel reads the header of a single file as voxels.
     """
-    holder = opened.file_map.get("header") or opened.file_map["image"]
+    holder = nib_image.file_map.get("header") or nib_image.file_map["image"]
     with holder.get_prepare_fileobj("rb") as file:
-        raw = type(opened.header).from_fileobj(file, check=False)
-    if isinstance(opened, nibabel.Nifti1Image) and int(raw["vox_offset"]) < raw.single_vox_offset:
+        raw = type(nib_image.header).from_fileobj(file, check=False)
+    if isinstance(nib_image, nibabel.Nifti1Image) and int(raw["vox_offset"]) < raw.single_vox_offset:
         raise UserError(
             f"{path}: the header states that the voxels begin at byte {int(raw['vox_offset'])} (vox_offset), which is "
             f"inside of the header; expected {raw.single_vox_offset} or more. Correct the header, or convert the image "
             "from its source again"
         )
     sizes = [float(size) for size in raw["pixdim"][1:4]]
-    needed = [size for size, voxels in zip(sizes, opened.shape[:3], strict=False) if voxels > 1]
+    needed = [size for size, voxels in zip(sizes, nib_image.shape[:3], strict=False) if voxels > 1]
     if not all(math.isfinite(size) and size > 0 for size in needed):
         raise UserError(
             f"{path}: the header states a voxel size of {by(f'{size:g}' for size in sizes)} (pixdim); expected sizes "
@@ -387,38 +389,38 @@ def _unit(header: Any, path: Path) -> str:
     return unit
 
 
-def _forms_apart(opened: Any, grid: Grid) -> float:
+def _forms_apart(nib_image: Any, grid: Grid) -> float:
     """Return the largest distance in mm between the positions that sform and qform give a voxel.
 
     The result is 0 if the difference is rounding, or if either has code 0.
     """
-    sform, qform = opened.get_sform(coded=True)[0], _qform(opened)
+    sform, qform = nib_image.get_sform(coded=True)[0], _qform(nib_image)
     if sform is None or qform is None:
         return 0.0
-    scale = _MILLIMETRES.get(_unit(opened.header, Path("header")), 1.0)
+    scale = _MILLIMETRES.get(_unit(nib_image.header, Path("header")), 1.0)
     first, second = (Grid(grid.shape, np.diag([scale, scale, scale, 1.0]) @ form) for form in (sform, qform))
     apart = float(np.linalg.norm(first.corners - second.corners, axis=1).max())
     return apart if apart > _DISAGREE * min(grid.spacing) else 0.0
 
 
-def _sizes_differ(opened: Any, grid: Grid) -> bool:
+def _sizes_differ(nib_image: Any, grid: Grid) -> bool:
     """Return whether pixdim, which some programs use instead of the sform, states a different voxel size."""
-    scale = _MILLIMETRES.get(_unit(opened.header, Path("header")), 1.0)
-    stated = [scale * float(size) for size in opened.header.get_zooms()[:3]]
+    scale = _MILLIMETRES.get(_unit(nib_image.header, Path("header")), 1.0)
+    sizes = [scale * float(size) for size in nib_image.header.get_zooms()[:3]]
     return any(
         abs(size / used - 1) * voxels > _DISAGREE
-        for size, used, voxels in zip(stated, grid.spacing, grid.shape, strict=False)
+        for size, used, voxels in zip(sizes, grid.spacing, grid.shape, strict=False)
         if voxels > 1
     )
 
 
-def _qform(opened: Any) -> Any:
+def _qform(nib_image: Any) -> Any:
     """Return the qform if its code is above 0 and its quaternion is valid; otherwise None."""
     try:
-        return opened.header.get_qform(coded=True)[0]
+        return nib_image.header.get_qform(coded=True)[0]
     except (HeaderDataError, ValueError):  # a quaternion longer than 1 is not a rotation
         return None
 
 
-def _words(chosen: dict[str, int]) -> str:
-    return " and ".join(f"{name} {number}" for name, number in chosen.items()) or "one volume"
+def _describe(selection: dict[str, int]) -> str:
+    return " and ".join(f"{name} {number}" for name, number in selection.items()) or "one volume"

@@ -75,12 +75,12 @@ def _read_volume(path: Path, image: ImageFile) -> Volume:
         with np.errstate(over="ignore"):  # values beyond float32 become infinite, which is reported
             voxels = array.astype(np.float32)
         return Volume(voxels, grid, image, ndim=axes)
-    opened = open_nifti(path)
-    index = one_volume(opened, path, channel=image.channel, frame=image.frame)
-    grid = nifti_grid(opened, path, image)
-    array = nifti_array(opened, path, index, dtype=np.float32)
-    notes = nifti_warnings(opened, grid)
-    return Volume(array, grid, image, opened.header.copy(), notes, ndim=min(3, len(opened.shape)))
+    nib_image = open_nifti(path)
+    index = one_volume(nib_image, path, channel=image.channel, frame=image.frame)
+    grid = nifti_grid(nib_image, path, image)
+    array = nifti_array(nib_image, path, index, dtype=np.float32)
+    notes = nifti_warnings(nib_image, grid)
+    return Volume(array, grid, image, nib_image.header.copy(), notes, ndim=min(3, len(nib_image.shape)))
 
 
 def read_grid(image: ImageFile) -> Grid:
@@ -93,9 +93,9 @@ def read_grid(image: ImageFile) -> Grid:
     if _is_dicom(path) or path.name.lower().endswith(ITK_ENDINGS):
         return _read_channel(image.channels[0]).grid
     with reading(path, *_UNREADABLE):
-        opened = open_nifti(path)
-        one_volume(opened, path, channel=image.channel, frame=image.frame)
-        return nifti_grid(opened, path, image)
+        nib_image = open_nifti(path)
+        one_volume(nib_image, path, channel=image.channel, frame=image.frame)
+        return nifti_grid(nib_image, path, image)
 
 
 def volumes_in(path: Path) -> tuple[int, ...]:
@@ -155,14 +155,14 @@ def _read_label_values(path: Path) -> tuple[NDArray[Any], Grid]:
     if path.name.lower().endswith(ITK_ENDINGS):
         array, grid, _ = read_itk(path)
         return array, grid
-    opened = open_nifti(path)
-    if math.prod(opened.shape[3:]) > 1:
+    nib_image = open_nifti(path)
+    if math.prod(nib_image.shape[3:]) > 1:
         raise UserError(
-            f"{path}: has the shape {by(opened.shape)}, several volumes; expected one volume with a value for each "
+            f"{path}: has the shape {by(nib_image.shape)}, several volumes; expected one volume with a value for each "
             "structure. Save the volume that belongs to the image, or combine volumes of single structures into one"
         )
-    index = one_volume(opened, path, channel=None, frame=None)
-    return nifti_array(opened, path, index), nifti_grid(opened, path)
+    index = one_volume(nib_image, path, channel=None, frame=None)
+    return nifti_array(nib_image, path, index), nifti_grid(nib_image, path)
 
 
 def _is_dicom(path: Path) -> bool:

@@ -66,14 +66,15 @@ class Segments:
         """
         pairs = list(zip(labels.names, labels.values, strict=True))
         known = {_plain(name[:length]): value for length in (NAME_LENGTH, None) for name, value in pairs}
-        found = [known.get(_plain(name)) for name in self.names]
+        map_values = [known.get(_plain(name)) for name in self.names]
         if all(
-            value is None and _DEFAULT.fullmatch(_plain(name)) for name, value in zip(self.names, found, strict=True)
+            value is None and _DEFAULT.fullmatch(_plain(name))
+            for name, value in zip(self.names, map_values, strict=True)
         ):
             return self.array
         values = np.zeros(self.array.shape, dtype=labels.lookup.dtype)
         unknown = []
-        for name, stored, value in zip(self.names, self.values, found, strict=True):
+        for name, stored, value in zip(self.names, self.values, map_values, strict=True):
             here = self.array == stored
             if value is not None:
                 values[here] = value
@@ -112,21 +113,23 @@ def segment_names(paths: Iterable[Path]) -> dict[str, int] | None:
     Raises:
         UserError: A file cannot be read.
     """
-    stored: dict[str, set[int]] = {}
+    values_of: dict[str, set[int]] = {}
     for path in paths:
         if path.name.lower().endswith(_NRRD):
-            found = [(each.name, each.value) for each in _described(path, nrrd_fields(path))]
+            segments = [(each.name, each.value) for each in _header_segments(path, nrrd_fields(path))]
         else:
-            found = list(zip(named_segments(path), itertools.count(1))) if _is_dicom(path) else []
-        if not found:
+            segments = list(zip(named_segments(path), itertools.count(1))) if _is_dicom(path) else []
+        if not segments:
             return None
-        for name, value in found:
+        for name, value in segments:
             if _plain(name) == _BACKGROUND:
                 continue
-            stored.setdefault(next((own for own in stored if _plain(own) == _plain(name)), name), set()).add(value)
-    agreed = [next(iter(values)) for values in stored.values()]
-    agree = all(len(values) == 1 for values in stored.values()) and len(set(agreed)) == len(agreed)
-    return dict(zip(stored, agreed if agree else range(1, len(stored) + 1), strict=True)) or None
+            values_of.setdefault(next((own for own in values_of if _plain(own) == _plain(name)), name), set()).add(
+                value
+            )
+    agreed = [next(iter(values)) for values in values_of.values()]
+    agree = all(len(values) == 1 for values in values_of.values()) and len(set(agreed)) == len(agreed)
+    return dict(zip(values_of, agreed if agree else range(1, len(values_of) + 1), strict=True)) or None
 
 
 def placed(array: NDArray[Any], own: Grid, image: Grid) -> tuple[NDArray[Any], Grid]:
@@ -141,9 +144,9 @@ def placed(array: NDArray[Any], own: Grid, image: Grid) -> tuple[NDArray[Any], G
         The values on the grid of the image, with 0 where the segmentation does not reach; or `array` and `own`, if the
         voxels do not coincide with those of the image or segments lie outside of it.
     """
-    if (found := _turned(array, own, image)) is None:
+    if (alignment := _turned(array, own, image)) is None:
         return array, own
-    turned, start = found
+    turned, start = alignment
     whole = np.zeros(image.shape, dtype=array.dtype)
     low = np.maximum(start, 0)
     high = np.minimum(start + turned.shape, image.shape)
@@ -158,10 +161,10 @@ def placed(array: NDArray[Any], own: Grid, image: Grid) -> tuple[NDArray[Any], G
 
 def reordered(array: NDArray[Any], own: Grid, image: Grid) -> tuple[NDArray[Any], Grid]:
     """Return a label in the order of its image; as it is, if the two do not have the same voxels."""
-    found = _turned(array, own, image)
-    if found is None or found[0].shape != image.shape or found[1].any():
+    alignment = _turned(array, own, image)
+    if alignment is None or alignment[0].shape != image.shape or alignment[1].any():
         return array, own
-    return found[0], image
+    return alignment[0], image
 
 
 def _turned(array: NDArray[Any], own: Grid, image: Grid) -> tuple[NDArray[Any], NDArray[np.int_]] | None:
@@ -194,7 +197,7 @@ class _Segment:
     value: int
 
 
-def _described(path: Path, fields: Mapping[str, str]) -> list[_Segment]:
+def _header_segments(path: Path, fields: Mapping[str, str]) -> list[_Segment]:
     """Return the segments in the header of a NRRD file; none if it is no segmentation of 3D Slicer or MITK."""
     if _MITK in fields:
         with reading(path, "has a damaged list of labels", "save the segmentation again with MITK"):
@@ -205,13 +208,13 @@ def _described(path: Path, fields: Mapping[str, str]) -> list[_Segment]:
             ]
         check_labels((each.name for each in labels), what="label", source=path)
         return labels
-    if old := [(int(found[1]), text) for key, text in sorted(fields.items()) if (found := _OLD_MITK.fullmatch(key))]:
+    if old := [(int(match[1]), text) for key, text in sorted(fields.items()) if (match := _OLD_MITK.fullmatch(key))]:
         with reading(path, "has a damaged list of labels", "save the segmentation again with MITK"):
-            described = [_Segment(name, layer, value) for layer, text in old for name, value in [_of_xml(text)]]
-        labels = [each for each in described if each.value]  # 0 is what lies outside of all labels
+            all_labels = [_Segment(name, layer, value) for layer, text in old for name, value in [_of_xml(text)]]
+        labels = [each for each in all_labels if each.value]  # 0 is what lies outside of all labels
         check_labels((each.name for each in labels), what="label", source=path)
         return labels
-    ids = sorted({int(found[1]) for key in fields if (found := re.fullmatch(r"Segment(\d+)_ID", key))})
+    ids = sorted({int(match[1]) for key in fields if (match := re.fullmatch(r"Segment(\d+)_ID", key))})
     names = [fields.get(f"Segment{number}_Name") or fields[f"Segment{number}_ID"] for number in ids]
     check_labels(names, what="segment", source=path)
     with reading(path, "has a segment without a valid layer or value", "save the segmentation again with 3D Slicer"):
@@ -233,7 +236,7 @@ def _of_xml(text: str) -> tuple[str, int]:
 
 
 def _of_nrrd(path: Path) -> Segments | None:
-    segments = _described(path, nrrd_fields(path))
+    segments = _header_segments(path, nrrd_fields(path))
     if not segments:
         return None
     layers, grid, _ = read_itk(path, layers=True)
@@ -271,9 +274,9 @@ def _combined(
             overlaps[f"{names[other - 1]} and {name}"] = int(np.count_nonzero(there == other))
         array[mask & (array == 0)] = number
     if overlaps:
-        listed = some_of(f"{pair} in {several(count, 'voxel')}" for pair, count in overlaps.items())
+        pairs = some_of(f"{pair} in {several(count, 'voxel')}" for pair, count in overlaps.items())
         raise UserError(
-            f"{path}: segments overlap ({listed}); expected one structure per voxel. Remove the overlap, in 3D Slicer "
+            f"{path}: segments overlap ({pairs}); expected one structure per voxel. Remove the overlap, in 3D Slicer "
             "with Logical operators, or export the segments as a label map"
         )
     return array

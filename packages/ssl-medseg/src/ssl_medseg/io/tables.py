@@ -31,15 +31,15 @@ def read_table(file: Path, *, needed: Sequence[str] = (), named_by: str = "") ->
     """
     text = _text(file)
     first, _, rest = text.partition("\n")
-    stated = stated_separator(first)
-    if stated:
+    separator = stated_separator(first)
+    if separator:
         text, first = rest, rest.partition("\n")[0]
-    usual = next((mark for mark in (",", ";", "\t") if mark in first), ",")
-    delimiter = stated or ("\t" if file.suffix.lower() == ".tsv" else usual)
+    default = next((mark for mark in (",", ";", "\t") if mark in first), ",")
+    delimiter = separator or ("\t" if file.suffix.lower() == ".tsv" else default)
     with reading(file, "cannot be read as a table", "export it again"):
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         columns = [_column(name.strip(), named_by) for name in next(reader, [])]
-        cells = [(reader.line_num + bool(stated), row) for row in reader if any(map(str.strip, row))]
+        cells = [(reader.line_num + bool(separator), row) for row in reader if any(map(str.strip, row))]
     columns = with_row_numbers(columns, [row for _, row in cells])
     missing = [name for name in needed if name not in columns]
     if missing:

@@ -42,18 +42,18 @@ def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], di
             f"{folder}: is not a folder; expected a folder with one predicted mask per case, named like the case"
         )
     files: dict[str, list[Path]] = {}
-    old, why, inside = _of_predict(folder)
+    old, errors, inside = _of_predict(folder)
     for path in (*sorted(folder.iterdir()), *(folder / mask for mask in inside)):
         if path.is_file() and not path.name.startswith(".") and (is_image(path) or is_dicom(path)):
             name = stem(path.with_suffix("") if path.suffix.lower() in DICOM_ENDINGS else path)
             files.setdefault(name.removesuffix(".seg"), []).append(path)
-    found: dict[str, Path] = {}
-    left: dict[str, str] = {}
-    wanted = [case.name for case in cases]
-    for name in wanted:
+    masks: dict[str, Path] = {}
+    reasons: dict[str, str] = {}
+    names = [case.name for case in cases]
+    for name in names:
         paths = [path for path in files.get(name, []) if path.relative_to(folder).as_posix() not in old]
         if not paths and name in files:
-            left[name] = why.get(
+            reasons[name] = errors.get(
                 name, "its mask was written by an earlier run of predict, and the last run did not include its image"
             )
         if len(paths) > 1:
@@ -63,20 +63,20 @@ def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], di
                 "the others"
             )
         if paths:
-            found[name] = paths[0]
-    if not found and left:
+            masks[name] = paths[0]
+    if not masks and reasons:
         raise UserError(
             f"{folder}: the last run of predict wrote no mask for the cases to evaluate ("
-            + "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:_NAMED])
+            + "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:_NAMED])
             + "); predict again"
         )
-    if not found:
+    if not masks:
         raise UserError(
             f"{folder}: none of its {len(files)} images has the name of a case to evaluate (such as "
-            f"{wanted[0] if wanted else 'none'}); expected masks named like the cases, as `ssl-medseg predict` writes "
+            f"{names[0] if names else 'none'}); expected masks named like the cases, as `ssl-medseg predict` writes "
             "them"
         )
-    return found, left
+    return masks, reasons
 
 
 def _of_predict(folder: Path) -> tuple[set[str], dict[str, str], list[str]]:
@@ -109,13 +109,13 @@ def check_labels(folder: Path, dataset: DataSet) -> None:
         UserError: A structure has another value in predictions.json than in the data set.
     """
     file = folder / "predictions.json"
-    if not file.is_file() or (stated := read_json(file).get("labels")) is None:
+    if not file.is_file() or (content := read_json(file).get("labels")) is None:
         return
     with reading(file, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
-        labels = LabelMap.from_json(stated)
+        labels = LabelMap.from_json(content)
     values = {name.casefold(): value for name, value in zip(dataset.labels.names, dataset.labels.values, strict=True)}
-    there = zip(labels.names, labels.values, strict=True)
-    if any(values.get(name.casefold(), value) != value for name, value in there):
+    pairs = zip(labels.names, labels.values, strict=True)
+    if any(values.get(name.casefold(), value) != value for name, value in pairs):
         raise UserError(
             f"{folder}: the masks were written for {labels}, but {dataset.name} has {dataset.labels}; expected the "
             "same value for a structure. Pass the label map of the training (--label-map), if it is that of the labels"
@@ -135,14 +135,14 @@ def read_pair(mask: Path, case: Case, dataset: DataSet) -> tuple[NDArray[np.uint
         raise UserError(f"{case.name}: has no label; expected a reference label to evaluate the mask with")
     image = read_grid(case.image)
     truth = read_truth(dataset, case, image)
-    predicted, grid = read_label(mask, dataset.labels, image=image)
+    prediction, grid = read_label(mask, dataset.labels, image=image)
     difference = grid_difference(grid, image)
     if difference:
         raise UserError(
             f"{mask}: has a different grid from the image of {case.name} ({difference}); expected a mask on the grid "
             "of the image, as `ssl-medseg predict` writes it"
         )
-    return predicted, truth, image
+    return prediction, truth, image
 
 
 def choose_cases(dataset: DataSet, split: Split | None, part: str) -> tuple[Case, ...]:
@@ -196,7 +196,7 @@ def score_cases(
     of_split = {name: which for which, names in split.parts.items() for name in names} if split else {}
     pairs = [(case, read_pair(masks[case.name], case, dataset)) for case in cases if case.name in masks]
     known = all(grid.size_known for _, (_, _, grid) in pairs)
-    scored = tuple(
+    scores = tuple(
         CaseScores(
             case=case.name,
             patient=case.patient,
@@ -204,7 +204,7 @@ def score_cases(
             spacing=grid.spacing if grid.size_known else None,
             part=of_split.get(case.name, ""),
             structures=measure(
-                predicted,
+                prediction,
                 truth,
                 structures=dataset.labels.structures,
                 axes=grid.affine[:3, :3] if known else None,
@@ -212,7 +212,7 @@ def score_cases(
             ),
             mask=_relative(masks[case.name], folder),
         )
-        for case, (predicted, truth, grid) in pairs
+        for case, (prediction, truth, grid) in pairs
     )
     return Evaluation(
         name=name,
@@ -221,7 +221,7 @@ def score_cases(
         unit="mm" if known else "voxel",
         tolerance=tolerance,
         structures=tuple(dataset.labels.structures),
-        cases=scored,
+        cases=scores,
         missing=tuple(case.name for case in cases if case.name not in masks),
     )
 

@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from contrastive_core.errors import UserError
-from ssl_medseg.evaluation.results import Found, StructureScore
+from ssl_medseg.evaluation.results import Presence, StructureScore
 
 Classes = NDArray[np.uint8]
 _PERPENDICULAR = 1e-3  # largest cosine between axes that count as perpendicular; distances are then right to 0.1 %
@@ -82,22 +82,22 @@ def measure(
     voxel_ml = None if axes is None else abs(float(np.linalg.det(axes))) / 1000
     scores = []
     for k, name in enumerate(structures, 1):
-        true, given = true_sizes[k], sizes[k]
+        true, size = true_sizes[k], sizes[k]
         hd95, assd, surface = distances.get(k, (None, None, None))
         scores.append(
             StructureScore(
                 structure=name,
-                found=_found(true, given),
-                dice=2 * both[k] / (true + given) if true + given else None,
+                found=_presence(true, size),
+                dice=2 * both[k] / (true + size) if true + size else None,
                 hd95=hd95,
                 assd=assd,
                 surface_dice=surface,
                 truth_voxels=true,
-                predicted_voxels=given,
+                predicted_voxels=size,
                 truth_ml=true * voxel_ml if voxel_ml else None,
-                predicted_ml=given * voxel_ml if voxel_ml else None,
-                error_ml=(given - true) * voxel_ml if voxel_ml and (true or given) else None,
-                error_percent=100 * (given - true) / true if true else None,
+                predicted_ml=size * voxel_ml if voxel_ml else None,
+                error_ml=(size - true) * voxel_ml if voxel_ml and (true or size) else None,
+                error_percent=100 * (size - true) / true if true else None,
             )
         )
     return tuple(scores)
@@ -164,16 +164,16 @@ def _sheared_distances(
 
 
 def _box(inside: NDArray[np.bool_]) -> tuple[slice, ...]:
-    found = []
+    slices = []
     for axis in range(inside.ndim):
         where = np.flatnonzero(inside.any(axis=tuple(a for a in range(inside.ndim) if a != axis)))
-        found.append(slice(max(0, int(where[0]) - 1), int(where[-1]) + 2))
-    return tuple(found)
+        slices.append(slice(max(0, int(where[0]) - 1), int(where[-1]) + 2))
+    return tuple(slices)
 
 
-def _found(true: int, given: int) -> Found:
-    if true and given:
+def _presence(true: int, size: int) -> Presence:
+    if true and size:
         return "both"
     if true:
         return "truth only"
-    return "prediction only" if given else "neither"
+    return "prediction only" if size else "neither"

@@ -54,10 +54,10 @@ def _panel(axes: Axes, name: str, pairs: Sequence[tuple[float, float]], *, colou
         [(t + p) / 2 for t, p in pairs], [p - t for t, p in pairs], linestyle="none", marker="o", markersize=5,
         color=colour, alpha=0.8,
     )  # fmt: skip
-    found = bland_altman([t for t, _ in pairs], [p for _, p in pairs])
-    if found is not None:
-        limits = [(found.upper, "+1.96 sd", DASHES), (found.lower, "−1.96 sd", DASHES)]
-        for value, what, style in [(found.bias, "bias", "-"), *(limits if found.n >= LEAST_PAIRS else [])]:
+    agreement = bland_altman([t for t, _ in pairs], [p for _, p in pairs])
+    if agreement is not None:
+        limits = [(agreement.upper, "+1.96 sd", DASHES), (agreement.lower, "−1.96 sd", DASHES)]
+        for value, what, style in [(agreement.bias, "bias", "-"), *(limits if agreement.n >= LEAST_PAIRS else [])]:
             axes.axhline(value, color=colour, linewidth=1.2, linestyle=style)
             axes.annotate(
                 f"{what}\n{value:+.1f}", (1, value), xycoords=axes.get_yaxis_transform(), xytext=(4, 0),

@@ -17,7 +17,7 @@ from contrastive_core.training.tables import safe_cell
 
 FORMAT = "ssl-medseg evaluation 1"
 
-Found = Literal["both", "truth only", "prediction only", "neither"]
+Presence = Literal["both", "truth only", "prediction only", "neither"]
 Unit = Literal["mm", "voxel"]
 
 
@@ -43,7 +43,7 @@ class StructureScore:
     """
 
     structure: str
-    found: Found
+    found: Presence
     dice: float | None
     hd95: float | None
     assd: float | None
@@ -156,7 +156,7 @@ def read_evaluation(file: Path) -> Evaluation:
 def scores_csv(evaluation: Evaluation) -> str:
     """Return a CSV table with one row per case and structure; the names of distance columns contain the unit."""
     unit = evaluation.unit
-    named = {
+    columns = {
         "hd95": f"hd95_{unit}",
         "assd": f"assd_{unit}",
         "surface_dice": f"surface_dice_{evaluation.tolerance:g}{unit}",
@@ -166,7 +166,7 @@ def scores_csv(evaluation: Evaluation) -> str:
     writer = csv.writer(text, lineterminator="\n")
     phased = any(case.phase for case in evaluation.cases)
     head = ["case", "patient", "part", *(["phase"] if phased else [])]
-    writer.writerow([*head, *(named.get(name, name) for name in fields)])
+    writer.writerow([*head, *(columns.get(name, name) for name in fields)])
     for case in evaluation.cases:
         for score in case.structures:
             values = dataclasses.asdict(score)

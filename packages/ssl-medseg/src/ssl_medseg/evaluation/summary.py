@@ -21,7 +21,7 @@ from ssl_medseg.evaluation.results import CaseScores, Evaluation, StructureScore
 _NORMAL_95 = 1.96
 LEAST_PAIRS = 10
 """Smallest number of cases for which limits of agreement are shown; with fewer they are too uncertain."""
-_FOUND = 0.02
+_LEAST_DICE = 0.02
 """Mean Dice below which a structure counts as never found."""
 
 
@@ -191,17 +191,17 @@ def dice_where_present(summary: Summary) -> dict[str, float]:
     Cases without the structure in which it is predicted, whose Dice is 0, do not count: in healthy patients, a single
     voxel is enough for that. Structures that no truth contains are left out.
     """
-    found = {}
+    means = {}
     for each in summary.structures:
         dice, present = each.measures["dice"], each.both + each.truth_only
         if present:
-            found[each.structure] = (dice.mean or 0.0) * dice.n / present  # the other cases add 0
-    return found
+            means[each.structure] = (dice.mean or 0.0) * dice.n / present  # the other cases add 0
+    return means
 
 
 def never_found(summary: Summary) -> tuple[str, ...]:
     """Return the structures that occur in the evaluated cases and that the predictions practically never contain."""
-    return tuple(name for name, dice in dice_where_present(summary).items() if dice < _FOUND)
+    return tuple(name for name, dice in dice_where_present(summary).items() if dice < _LEAST_DICE)
 
 
 def case_dice(case: CaseScores) -> float | None:
@@ -218,8 +218,8 @@ def summary_csv(summary: Summary) -> str:
     counts = ("both", "truth_only", "prediction_only", "neither")
     writer.writerow(["structure", "measure", *names, *counts])
     for structure in summary.structures:
-        for measure, found in structure.measures.items():
-            values = [getattr(found, name) for name in names]
+        for measure, distribution in structure.measures.items():
+            values = [getattr(distribution, name) for name in names]
             cells = ["" if v is None else f"{v:.6g}" for v in values]
             known = [getattr(structure, name) for name in counts]
             writer.writerow([safe_cell(structure.structure), measure, *cells, *known])

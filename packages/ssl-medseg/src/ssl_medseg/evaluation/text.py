@@ -38,19 +38,19 @@ def number(measure: str, value: float | None) -> str:
     return f"{value:+.1f}" if measure.startswith("error") else f"{value:.1f}"
 
 
-def mean_and_sd(measure: str, found: Statistic) -> str:
+def mean_and_sd(measure: str, distribution: Statistic) -> str:
     """Format mean and standard deviation, ``0.872 ± 0.031``; the mean alone for a single value."""
-    if found.sd is None:
-        return number(measure, found.mean)
-    return f"{number(measure, found.mean)} ± {number(measure, found.sd).lstrip('+')}"
+    if distribution.sd is None:
+        return number(measure, distribution.mean)
+    return f"{number(measure, distribution.mean)} ± {number(measure, distribution.sd).lstrip('+')}"
 
 
-def median_and_quartiles(measure: str, found: Statistic) -> str:
+def median_and_quartiles(measure: str, distribution: Statistic) -> str:
     """Format median and quartiles, ``0.880 (0.851 to 0.893)``."""
-    if found.n == 0:
+    if distribution.n == 0:
         return "–"
-    low, high = number(measure, found.q1), number(measure, found.q3)
-    return f"{number(measure, found.median)} ({low} to {high})"
+    low, high = number(measure, distribution.q1), number(measure, distribution.q3)
+    return f"{number(measure, distribution.median)} ({low} to {high})"
 
 
 def table(evaluation: Evaluation, summary: Summary) -> list[str]:
@@ -62,12 +62,13 @@ def table(evaluation: Evaluation, summary: Summary) -> list[str]:
         f"{'structure':{first}}{'measure':28}{'mean ± sd':>18}{'median (quartiles)':>30}{'n':>5}",
     ]
     for structure in summary.structures:
-        for i, (measure, found) in enumerate(structure.measures.items()):
-            if measure == "error_ml" and not found.n:
+        for i, (measure, distribution) in enumerate(structure.measures.items()):
+            if measure == "error_ml" and not distribution.n:
                 continue
             lines.append(
                 f"{structure.structure if i == 0 else '':{first}}{title(measure, evaluation):28}"
-                f"{mean_and_sd(measure, found):>18}{median_and_quartiles(measure, found):>30}{found.n:>5}"
+                f"{mean_and_sd(measure, distribution):>18}"
+                f"{median_and_quartiles(measure, distribution):>30}{distribution.n:>5}"
             )
     mean = summary.mean_dice
     lines += [
@@ -81,12 +82,12 @@ def table(evaluation: Evaluation, summary: Summary) -> list[str]:
 
 def by_phase(evaluation: Evaluation) -> list[str]:
     """Return the mean Dice per cardiac phase, such as ``ED 0.912 ± 0.020 (10 cases)``; empty if phases are unknown."""
-    found = []
+    texts = []
     for phase in ("ED", "ES"):
         scores = [score for case in evaluation.judged if case.phase == phase and (score := case_dice(case)) is not None]
         if scores:
-            found.append(f"{phase} {mean_and_sd('dice', statistic(scores))} ({several(len(scores), 'case')})")
-    return found
+            texts.append(f"{phase} {mean_and_sd('dice', statistic(scores))} ({several(len(scores), 'case')})")
+    return texts
 
 
 def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:

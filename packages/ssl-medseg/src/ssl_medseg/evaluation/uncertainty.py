@@ -62,5 +62,5 @@ def agreement(predictions: Sequence[NDArray[Any]], *, classes: int) -> tuple[flo
 
 def quality(agreements: Sequence[float | None]) -> float:
     """Return the mean agreement over the structures of a case; 0 if no structure was predicted."""
-    found = [value for value in agreements if value is not None]
-    return float(np.mean(found)) if found else 0.0
+    values = [value for value in agreements if value is not None]
+    return float(np.mean(values)) if values else 0.0

@@ -47,13 +47,13 @@ def cached(
         return make()
     key = json.dumps([_VERSION, [_digest(path) for path in paths], list(settings)], sort_keys=True)
     file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    found = _read(file)
-    if found is not None:
-        return found
+    entry = _read(file)
+    if entry is not None:
+        return entry
     tensor, facts = make()
     folder.mkdir(parents=True, exist_ok=True)
-    said = json.dumps(facts)
-    metadata = {"facts": said, "sha256": _checksum(tensor, said)}
+    text = json.dumps(facts)
+    metadata = {"facts": text, "sha256": _checksum(tensor, text)}
     files.write_atomic(file, save({"tensor": tensor.contiguous()}, metadata))
     return tensor, facts
 
@@ -162,13 +162,13 @@ def read_truth(dataset: DataSet, case: Case, grid: Grid) -> NDArray[np.uint8]:
 
 def share_lost(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]:
     """Describe the structures that lose labelled voxels to cropping, the case with the largest fraction first."""
-    found = [
+    entries = [
         (share, f"{case.name}: {share:.1%} of {names[number]} lies outside the slices")
         for case in cases
         for number, share in enumerate(case.lost)
         if number and share > 0
     ]
-    return [words for _, words in sorted(found, key=lambda entry: (-entry[0], entry[1]))]
+    return [text for _, text in sorted(entries, key=lambda entry: (-entry[0], entry[1]))]
 
 
 def erased_notes(cases: Sequence[PreparedCase], names: Sequence[str]) -> list[str]:
@@ -201,9 +201,9 @@ def _one(dataset: DataSet, case: Case, p: Preprocessing, *, labels: bool, cache:
     if not labels or case.label is None:
         return PreparedCase(case.name, case.patient, slices, None, geometry, **common)
     key = ["label", *settings, dataset.labels.to_json(), facts["geometry"]]
-    label, found = cached(cache, [case.label], key, lambda: _label(dataset, case, geometry))
-    erased = {int(number): (counts[0], counts[1]) for number, counts in found["erased"].items()}
-    return PreparedCase(case.name, case.patient, slices, label, geometry, tuple(found["lost"]), erased, **common)
+    label, label_facts = cached(cache, [case.label], key, lambda: _label(dataset, case, geometry))
+    erased = {int(number): (counts[0], counts[1]) for number, counts in label_facts["erased"].items()}
+    return PreparedCase(case.name, case.patient, slices, label, geometry, tuple(label_facts["lost"]), erased, **common)
 
 
 def _image(case: Case, p: Preprocessing) -> tuple[Tensor, dict[str, Any]]:

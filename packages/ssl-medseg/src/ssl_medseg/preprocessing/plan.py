@@ -122,11 +122,11 @@ def choose_preprocessing(
     """
     options = options or PreprocessingOptions()
     grids = _grids(dataset, names, grids or {})
-    chosen, reasons = _derive(dataset, grids, labelled, options)
-    if largest and max(chosen.size) > largest and not (options.image_size or options.spacing or options.fit):
-        chosen, reasons = _derive(dataset, grids, labelled, replace(options, image_size=largest))
+    settings, reasons = _derive(dataset, grids, labelled, options)
+    if largest and max(settings.size) > largest and not (options.image_size or options.spacing or options.fit):
+        settings, reasons = _derive(dataset, grids, labelled, replace(options, image_size=largest))
         reasons.append(f"the effort limits slices to {largest} pixels per side; the data have more")
-    return chosen, reasons
+    return settings, reasons
 
 
 def _grids(dataset: DataSet, names: Sequence[str], known: Mapping[str, Grid]) -> dict[str, Grid]:
@@ -174,7 +174,7 @@ def _derive(
     why = "" if options.image_size else f", the smallest multiple of {MULTIPLE} that covers {needed:.3g} {unit}"
     reasons.append(f"slices of {size} x {size} pixels{why}")
     first, second = np.median([view.spacing for view in views], axis=0)
-    chosen = Preprocessing(
+    settings = Preprocessing(
         size=(size, size),
         spacing=(spacing, spacing) if spacing else None,
         fit=fit,
@@ -193,7 +193,7 @@ def _derive(
             f"{len(dataset.channels)} channels ({', '.join(dataset.channels)}), each scaled by its own percentiles and "
             f"resampled to the grid of {dataset.channels[0]}"
         )
-    return chosen, reasons
+    return settings, reasons
 
 
 def choose_slicing(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[Slicing, list[str]]:
@@ -214,15 +214,16 @@ def choose_slicing(grids: Mapping[str, Grid], options: PreprocessingOptions) -> 
         UserError: Volumes were acquired in different planes, or only some of them state the patient's left and right,
             and no option resolves this.
     """
-    placed = [name for name, grid in grids.items() if grid.place_known]
-    if options.orientation == "stored" or not placed:
-        return _as_stored(grids, options, said=options.orientation == "stored")
-    lost = [name for name in grids if name not in placed]
-    if lost:
+    with_place = [name for name, grid in grids.items() if grid.place_known]
+    if options.orientation == "stored" or not with_place:
+        return _as_stored(grids, options, by_option=options.orientation == "stored")
+    without_place = [name for name in grids if name not in with_place]
+    if without_place:
         raise UserError(
-            f"the patient's left and right are known in {several(len(placed), 'volume')} and unknown in {len(lost)} "
-            f"({some_of(lost)}: form codes of 0, or an identity affine without a unit), so the volumes cannot be "
-            "converted to the same orientation; leave those out, or use all volumes as stored with --orientation stored"
+            f"the patient's left and right are known in {several(len(with_place), 'volume')} and unknown in "
+            f"{len(without_place)} ({some_of(without_place)}: form codes of 0, or an identity affine without a unit), "
+            "so the volumes cannot be converted to the same orientation; leave those out, or use all volumes as stored "
+            "with --orientation stored"
         )
     normal, reason = _normal(grids, options)
     directions = _frame(normal, list(grids.values()))
@@ -239,8 +240,10 @@ def choose_slicing(grids: Mapping[str, Grid], options: PreprocessingOptions) -> 
     ]  # fmt: skip
 
 
-def _as_stored(grids: Mapping[str, Grid], options: PreprocessingOptions, *, said: bool) -> tuple[Slicing, list[str]]:
-    why = "--orientation stored" if said else "the files do not state the patient's left and right"
+def _as_stored(
+    grids: Mapping[str, Grid], options: PreprocessingOptions, *, by_option: bool
+) -> tuple[Slicing, list[str]]:
+    why = "--orientation stored" if by_option else "the files do not state the patient's left and right"
     reason = f"volumes are used as stored ({why})"
     if options.slice_axis in ("axial", "coronal", "sagittal"):
         raise UserError(
@@ -274,12 +277,12 @@ def _as_stored(grids: Mapping[str, Grid], options: PreprocessingOptions, *, said
 
 def _normal(grids: Mapping[str, Grid], options: PreprocessingOptions) -> tuple[NDArray[np.float64], str]:
     """Choose the direction (RAS) perpendicular to the slices of all volumes; return it with the reason."""
-    named = {"axial": "S", "coronal": "P", "sagittal": "L"}
-    if options.slice_axis in named:
-        wanted = np.array(DIRECTIONS[named[options.slice_axis]])
+    letters = {"axial": "S", "coronal": "P", "sagittal": "L"}
+    if options.slice_axis in letters:
+        direction = np.array(DIRECTIONS[letters[options.slice_axis]])
         thick = _thick(grids, 1.5)
-        kept = [v for v in thick.values() if abs(v @ wanted) > _ONE_PLANE]
-        return (_mean_axis(kept) if kept else wanted), f"{options.slice_axis} slices (--slice-axis)"
+        vectors = [v for v in thick.values() if abs(v @ direction) > _ONE_PLANE]
+        return (_mean_axis(vectors) if vectors else direction), f"{options.slice_axis} slices (--slice-axis)"
     if options.slice_axis != "auto":
         along = {name: axis_directions(grid)[int(options.slice_axis)] for name, grid in grids.items()}
         normal = _mean_axis(list(along.values()))
@@ -334,12 +337,12 @@ def _span(numbers: Sequence[float]) -> str:
 
 def _thick(grids: Mapping[str, Grid], ratio: float) -> dict[str, NDArray[np.float64]]:
     """Return the slice direction of the cases whose spacing reveals it."""
-    found = {}
+    directions = {}
     for name, grid in grids.items():
         axis = thick_axis(grid, ratio=ratio)
         if axis is not None:
-            found[name] = axis_directions(grid)[axis]
-    return found
+            directions[name] = axis_directions(grid)[axis]
+    return directions
 
 
 def _mean_axis(vectors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -347,9 +350,9 @@ def _mean_axis(vectors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     # The outer product of a vector with itself does not depend on its sign.
     _, axes = np.linalg.eigh(sum(np.outer(v, v) for v in vectors))
     mean = axes[:, -1]
-    wanted = np.array([DIRECTIONS[letter] for letter in _ORIENTATION])
-    nearest = int(np.abs(wanted @ mean).argmax())
-    return np.asarray(mean * np.sign(wanted[nearest] @ mean))
+    references = np.array([DIRECTIONS[letter] for letter in _ORIENTATION])
+    nearest = int(np.abs(references @ mean).argmax())
+    return np.asarray(mean * np.sign(references[nearest] @ mean))
 
 
 def _frame(normal: NDArray[np.float64], grids: Sequence[Grid]) -> NDArray[np.float64]:
@@ -357,12 +360,12 @@ def _frame(normal: NDArray[np.float64], grids: Sequence[Grid]) -> NDArray[np.flo
 
     In-plane angles are averaged modulo 90 degrees, so that the result does not depend on how volumes are stored.
     """
-    wanted = np.array([DIRECTIONS[letter] for letter in _ORIENTATION])
-    along = int(np.abs(wanted @ normal).argmax())
+    references = np.array([DIRECTIONS[letter] for letter in _ORIENTATION])
+    along = int(np.abs(references @ normal).argmax())
     first, second = (k for k in range(3) if k != along)
-    right = wanted[first] - (wanted[first] @ normal) * normal
+    right = references[first] - (references[first] @ normal) * normal
     right /= np.linalg.norm(right)
-    down = wanted[second] - (wanted[second] @ normal) * normal
+    down = references[second] - (references[second] @ normal) * normal
     down -= (down @ right) * right
     down /= np.linalg.norm(down)
     turns = 0j
@@ -448,18 +451,18 @@ def _needed(
                 furthest = 2 * max(abs(float(w) - (voxels - 1) / 2) + 0.5 for w in (where[0], where[-1]))
                 reach = max(reach, furthest * side / view.unit(known=known))
     unit = "mm" if known else "of the longer side"
-    wanted = max(_MARGIN * reach, _LEAST_VIEW * usual) if reach else usual
+    extent = max(_MARGIN * reach, _LEAST_VIEW * usual) if reach else usual
     if not reach:
         return (
             largest,
             f"slices cover the whole field of view of up to {largest:.3g} {unit}, because there is no label",
         )
-    words = (
+    reason = (
         f"the labels of {several(len(cases), 'volume')} extend over {reach:.3g} {unit} around the centre; slices cover "
-        f"{min(wanted, largest):.3g} {unit} (with a margin of {_MARGIN - 1:.0%}, and at least {_LEAST_VIEW:.0%} of the "
+        f"{min(extent, largest):.3g} {unit} (with a margin of {_MARGIN - 1:.0%}, and at least {_LEAST_VIEW:.0%} of the "
         "median field of view)"
     )
-    return min(wanted, largest), words
+    return min(extent, largest), reason
 
 
 def _pixels(needed: float, spacing: float, fit: int, *, known: bool, views: Sequence[_View]) -> float:

@@ -217,10 +217,10 @@ def _axes(grid: Grid, p: Preprocessing) -> tuple[tuple[int, int, int], tuple[boo
         notes.append("it is a single slice in a different plane from the training slices")
     thick = thick_axis(grid)
     if flat is None and thick not in (None, axes[p.slice_axis]):
-        named = f" ({p.plane})" if p.plane else ""
+        plane = f" ({p.plane})" if p.plane else ""
         notes.append(
             f"it was acquired in slices {grid.spacing[thick]:.3g} mm apart along a different axis from the training "
-            f"images, but is sliced along theirs{named}: expect a poorer mask"
+            f"images, but is sliced along theirs{plane}: expect a poorer mask"
         )
     first, second, third = order
     return (axes[first], axes[second], axes[third]), (flips[first], flips[second], flips[third]), tuple(notes)
@@ -235,7 +235,7 @@ def to_pixels(slices: Tensor, geometry: Geometry) -> Tensor:
     """Resample slices ``[S, rows, columns]`` of voxels linearly to ``[S, H, W]`` pixels; 0 outside the volume."""
     for axis in (0, 1):
         places, shown = _of_pixels(geometry, axis)
-        slices = _linear(slices, places, dim=axis - 2, kept=shown)
+        slices = _linear(slices, places, dim=axis - 2, mask=shown)
     return slices
 
 
@@ -275,17 +275,17 @@ def _of_voxels(geometry: Geometry, axis: int) -> NDArray[np.float64]:
     return np.asarray(np.clip(pixels, 0, geometry.resampled[axis] - 1) - geometry.shift[axis])
 
 
-def _linear(values: Tensor, places: NDArray[np.float64], *, dim: int, kept: NDArray[np.bool_] | None = None) -> Tensor:
+def _linear(values: Tensor, places: NDArray[np.float64], *, dim: int, mask: NDArray[np.bool_] | None = None) -> Tensor:
     """Interpolate linearly along an axis; beyond its ends the values decrease to 0 within one entry."""
     size = values.shape[dim]
     below = np.floor(places).astype(np.int64)
     result = torch.zeros(())
     for index, weight in ((below, below + 1 - places), (below + 1, places - below)):
         weight = np.where((index >= 0) & (index < size), weight, 0.0)  # noqa: PLW2901
-        if kept is not None:
-            weight = weight * kept  # noqa: PLW2901
-        chosen = torch.from_numpy(np.clip(index, 0, size - 1)).to(values.device)
-        part = values.index_select(dim, chosen) * _along(torch.from_numpy(weight).to(values), dim)
+        if mask is not None:
+            weight = weight * mask  # noqa: PLW2901
+        entries = torch.from_numpy(np.clip(index, 0, size - 1)).to(values.device)
+        part = values.index_select(dim, entries) * _along(torch.from_numpy(weight).to(values), dim)
         result = part if result.ndim == 0 else result.add_(part)
     return result
 
@@ -361,9 +361,9 @@ def prepare(volume: Volume, p: Preprocessing) -> Prepared:
             f"{p.spacing[0]:g} mm; state it with --voxel-size X,Y,Z in mm along the axes of the file"
         )
     geometry, notes = slice_geometry(volume.grid, p)
-    (given, *_), (name, *others) = volume.image.channel_names, p.channels
-    if given and not given.isdecimal() and name != UNNAMED and not others and given.casefold() != name.casefold():
-        notes += (f"its channel is named {given}, and that of the training images {name}: a mask needs the same one",)
+    (channel, *_), (name, *others) = volume.image.channel_names, p.channels
+    if channel and not channel.isdecimal() and name != UNNAMED and not others and channel.casefold() != name.casefold():
+        notes += (f"its channel is named {channel}, and that of the training images {name}: a mask needs the same one",)
     pixels, filled = [], []
     for image, array in zip(volume.image.channels, volume.channels.values(), strict=True):
         source = f"{image.path}{f': channel {image.name}' if volume.others and image.name else ''}"
@@ -461,8 +461,8 @@ def share_outside(slices: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.f
     """
     rows, columns = (is_inside(geometry, axis) for axis in (0, 1))
     total = np.bincount(slices.ravel())
-    kept = np.bincount(slices[:, rows][:, :, columns].ravel(), minlength=len(total))
-    lost = 1 - kept / np.maximum(total, 1)
+    inside = np.bincount(slices[:, rows][:, :, columns].ravel(), minlength=len(total))
+    lost = 1 - inside / np.maximum(total, 1)
     lost[total == 0] = 0
     return np.asarray(lost)
 

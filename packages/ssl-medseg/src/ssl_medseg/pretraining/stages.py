@@ -80,11 +80,11 @@ class VolumeBatches:
         """Return the batch of this process in `step`."""
         each, n = self._volumes * self._world_size, len(self._full)
         places = range(step * each + self._rank * self._volumes, step * each + (self._rank + 1) * self._volumes)
-        chosen = [
+        volumes = [
             self._full[int(permutation(derive(self._seed, "volumes", place // n), n)[place % n])] for place in places
         ]
         slices = []
-        for place, volume in zip(places, chosen, strict=True):
+        for place, volume in zip(places, volumes, strict=True):
             draws = uniform(derive(self._seed, "slices"), torch.tensor([place]), self._partitions)[0]
             slices += [
                 int(members[int(draw * len(members))])

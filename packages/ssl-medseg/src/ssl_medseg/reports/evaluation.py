@@ -124,52 +124,55 @@ def evaluate(
     model = is_model(folder)
     if split is not None or (model and own_split(folder) is not None):
         opening = dataclasses.replace(opening, allow_unlabelled=True)  # the split states which cases have no label
-    opened = open_with(data, opening)
-    if model and len(opened.channels) > 1:  # masks are on the grid of the model's first channel
+    dataset = open_with(data, opening)
+    if model and len(dataset.channels) > 1:  # masks are on the grid of the model's first channel
         settings = load_segmenter(folder, device="cpu").preprocessing
-        opened = opened.with_channels(settings.channels, settings.channel_numbers)
-    chosen: Split | None
+        dataset = dataset.with_channels(settings.channels, settings.channel_numbers)
+    parts: Split | None
     notes: list[str] = []
     if split is not None:
-        chosen, shown = read_split(split, opened), part
+        parts, scope = read_split(split, dataset), part
     elif model:
-        chosen, shown, notes = split_of_run(folder, opened, part)
+        parts, scope, notes = split_of_run(folder, dataset, part)
     else:
         uses = uses_of_masks(folder)
-        chosen, shown = split_by_use(uses, opened) if uses != Uses() else None, "all"
-    cases = choose_cases(opened, chosen, shown)
-    if chosen is not None:
+        parts, scope = split_by_use(uses, dataset) if uses != Uses() else None, "all"
+    cases = choose_cases(dataset, parts, scope)
+    if parts is not None:
         seen = images_seen(folder) if model else []
-        chosen, more = by_content(chosen, cases, Uses.of_split(chosen, split, seen))
+        parts, more = by_content(parts, cases, Uses.of_split(parts, split, seen))
         notes += more
-    stem = name or as_file_name(f"{opened.name}-{shown}", otherwise="scores")
+    stem = name or as_file_name(f"{dataset.name}-{scope}", otherwise="scores")
     check_file_name(stem, what="name", source="--name")
     target = Path(out) if out is not None else folder / "evaluation"
     masks, failed = ({}, {}) if model else find_masks(folder, cases)
     if not all(map(is_dicom, masks.values())):
-        check_labels(folder, opened)
-    planned = [target / f"{stem}{ending}" for ending in _ENDINGS]
-    planned += [target / f"{stem}-masks" / f"{case.name}.nii.gz" for case in cases if model]
-    read = [*masks.values(), *(path for case in cases for path in (*case.image.paths, case.label) if path is not None)]
-    read += [*(run_files(folder) if model else ()), *filter(None, [split])]
-    needed = _ROW * len(cases) + (_PICTURES if pictures else 0)
-    needed += bytes_of_masks(case.image for case in cases) if model else 0
-    check_space(target, needed, what=f"the results of {several(len(cases), 'case')}", files=len(planned))
-    with Outputs(planned, command="ssl-medseg evaluate", inputs=read, folder=target, overwrite=overwrite):
+        check_labels(folder, dataset)
+    targets = [target / f"{stem}{ending}" for ending in _ENDINGS]
+    targets += [target / f"{stem}-masks" / f"{case.name}.nii.gz" for case in cases if model]
+    input_files = [
+        *masks.values(),
+        *(path for case in cases for path in (*case.image.paths, case.label) if path is not None),
+    ]
+    input_files += [*(run_files(folder) if model else ()), *filter(None, [split])]
+    n_bytes = _ROW * len(cases) + (_PICTURES if pictures else 0)
+    n_bytes += bytes_of_masks(case.image for case in cases) if model else 0
+    check_space(target, n_bytes, what=f"the results of {several(len(cases), 'case')}", files=len(targets))
+    with Outputs(targets, command="ssl-medseg evaluate", inputs=input_files, folder=target, overwrite=overwrite):
         if model:
-            done = predict_cases(folder, opened, cases, target / f"{stem}-masks", inference=inference)
-            masks, failed = done.masks, done.failed
-            if chosen is None:  # the model itself lists the cases whose labels it was trained with
-                chosen = Split(labelled=tuple(case.name for case in cases if case.name in done.labelled))
+            predictions = predict_cases(folder, dataset, cases, target / f"{stem}-masks", inference=inference)
+            masks, failed = predictions.masks, predictions.failed
+            if parts is None:  # the model itself lists the cases whose labels it was trained with
+                parts = Split(labelled=tuple(case.name for case in cases if case.name in predictions.labelled))
         evaluation = score_cases(
-            opened, cases, masks, split=chosen, name=stem, part=shown, tolerance=tolerance, folder=target
+            dataset, cases, masks, split=parts, name=stem, part=scope, tolerance=tolerance, folder=target
         )
         summary = summarise(evaluation)
-        written = _write(evaluation, summary, target, opened, notes=notes, pictures=pictures)
-    if chosen is not None and (model or split is not None) and shown in ("test", "all"):
-        bare = set(chosen.test).difference(case.name for case in cases)
+        files = _write(evaluation, summary, target, dataset, notes=notes, pictures=pictures)
+    if parts is not None and (model or split is not None) and scope in ("test", "all"):
+        bare = set(parts.test).difference(case.name for case in cases)
         failed = {**failed, **dict.fromkeys(sorted(bare), "has no label to compare with")}
-    return Evaluated(evaluation, summary, written, failed, notes)
+    return Evaluated(evaluation, summary, files, failed, notes)
 
 
 _ROW, _PICTURES = 2_000, 1_000_000  # bytes of a case in JSON and CSV files, and of the pictures
@@ -181,15 +184,15 @@ def _write(
 ) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{evaluation.name}.json"
-    written = [file.with_name(f"{evaluation.name}-summary.csv")]
-    write_atomic(written[0], summary_csv(summary).encode())
+    files = [file.with_name(f"{evaluation.name}-summary.csv")]
+    write_atomic(files[0], summary_csv(summary).encode())
     if pictures:
         if evaluation.unit == "mm":  # without a voxel size there are no volumes to plot
-            written.append(file.with_name(f"{evaluation.name}-volumes.png"))
-            write_atomic(written[-1], to_png(bland_altman_figure(evaluation)))
+            files.append(file.with_name(f"{evaluation.name}-volumes.png"))
+            write_atomic(files[-1], to_png(bland_altman_figure(evaluation)))
         for which, figure in case_sheets(evaluation, dataset, folder):
-            written.append(file.with_name(f"{evaluation.name}-{which}.png"))
-            write_atomic(written[-1], to_png(figure, dpi=110))
-    said = [*notes, *warnings(evaluation, summary)]
-    write_evaluation(evaluation, file, more={"summary": dataclasses.asdict(summary), "notes": said})
-    return [file, file.with_name(f"{evaluation.name}.csv"), *written]
+            files.append(file.with_name(f"{evaluation.name}-{which}.png"))
+            write_atomic(files[-1], to_png(figure, dpi=110))
+    remarks = [*notes, *warnings(evaluation, summary)]
+    write_evaluation(evaluation, file, more={"summary": dataclasses.asdict(summary), "notes": remarks})
+    return [file, file.with_name(f"{evaluation.name}.csv"), *files]

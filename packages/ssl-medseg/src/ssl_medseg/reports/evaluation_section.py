@@ -121,9 +121,9 @@ def _structures(evaluation: Evaluation, summary: Summary) -> str:
         for structure in summary.structures:
             cells = []
             for measure in shown:
-                found = structure.measures[measure]
-                of = "" if found.n in (0, summary.cases) else f", n = {found.n}"
-                cells.append(_unbroken(write(measure, found)) + of)
+                distribution = structure.measures[measure]
+                of = "" if distribution.n in (0, summary.cases) else f", n = {distribution.n}"
+                cells.append(_unbroken(write(measure, distribution)) + of)
             rows.append([structure.structure, *cells])
         tables.append(page.table([name, *head[1:]], rows, kind="numbers tight"))
     return "\n".join(tables)
@@ -147,8 +147,8 @@ def _paper(summary: Summary) -> str:
 
 def _phases(evaluation: Evaluation) -> str:
     """Render the mean Dice at end-diastole and at end-systole; empty if the phases are unknown."""
-    found = by_phase(evaluation)
-    return page.paragraph(f"By phase of the heart: {'; '.join(found)}.") if found else ""
+    texts = by_phase(evaluation)
+    return page.paragraph(f"By phase of the heart: {'; '.join(texts)}.") if texts else ""
 
 
 def _pictures(evaluation: Evaluation, folder: Path) -> list[str]:
@@ -184,10 +184,10 @@ def _volumes(evaluation: Evaluation, summary: Summary, *, place: int) -> list[st
         return []  # a Bland-Altman plot needs at least two cases
     figure = bland_altman_figure(evaluation)
     width = figure.get_figwidth() * _REM_PER_INCH
-    drawn = to_inline_svg(figure, name=f"volumes-{place}", label="Bland-Altman plots of volumes")
+    svg = to_inline_svg(figure, name=f"volumes-{place}", label="Bland-Altman plots of volumes")
     # On a small screen the figure scrolls, because its text would be too small to read.
     style = f"max-width: {width:.0f}rem; min-width: {min(width, _LEAST_WIDTH):.0f}rem"
-    parts = ["<h3>Volumes</h3>", page.figure(f'<div style="{style}">{drawn}</div>')]
+    parts = ["<h3>Volumes</h3>", page.figure(f'<div style="{style}">{svg}</div>')]
     rows = [_agreement(structure) for structure in summary.structures]
     head = ["structure", "bias, mL", "95 % interval", "limits of agreement, mL", "n"]
     parts += [
@@ -203,18 +203,18 @@ def _volumes(evaluation: Evaluation, summary: Summary, *, place: int) -> list[st
 
 
 def _agreement(structure: StructureSummary) -> list[str]:
-    found = structure.volumes
-    if found is None:
+    agreement = structure.volumes
+    if agreement is None:
         return [structure.structure, "–", "–", "–", "–"]
-    low, high = found.bias_interval
+    low, high = agreement.bias_interval
     return [
         structure.structure,
-        f"{found.bias:+.1f}",
+        f"{agreement.bias:+.1f}",
         f"{low:+.1f} to {high:+.1f}",
-        f"{found.lower:+.1f} to {found.upper:+.1f}"
-        if found.n >= LEAST_PAIRS
+        f"{agreement.lower:+.1f} to {agreement.upper:+.1f}"
+        if agreement.n >= LEAST_PAIRS
         else f"– (fewer than {LEAST_PAIRS} cases)",
-        str(found.n),
+        str(agreement.n),
     ]
 
 

@@ -176,13 +176,13 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
     together = np.zeros(first.shape, dtype=bool)
     for mask in sheet.masks.values():
         together |= mask > 0
-    chosen = choose_slices(together, view.axis, slices)
+    indices = choose_slices(together, view.axis, slices)
     anywhere = np.asarray(together.any(axis=view.axis, keepdims=True))
     box = _box(view.slice(anywhere, 0), view.spacing)
-    windows = {name: _window(image, view, chosen, box) for name, image in sheet.images.items()}
+    windows = {name: _window(image, view, indices, box) for name, image in sheet.images.items()}
     names = [*sheet.images, *sheet.masks]
-    height, width = _size(view.slice(first, chosen[0])[box].shape, view)
-    inches = 1.6 * width * (len(chosen) + 1) + 0.4
+    height, width = _size(view.slice(first, indices[0])[box].shape, view)
+    inches = 1.6 * width * (len(indices) + 1) + 0.4
     title, subtitle = textwrap.wrap(sheet.title, round(10 * inches)), textwrap.wrap(sheet.subtitle, round(14 * inches))
     legend = _legend(sheet) if together.any() and len(names) > 1 else []
     lines = sum(str(patch.get_label()).count("\n") + 1 for patch in legend)
@@ -193,8 +193,8 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     figure.suptitle("\n".join(title), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     ratios = [row, *[others] * (len(names) - 1)]
-    grid = figure.subplots(len(names), len(chosen) + 1, squeeze=False, height_ratios=ratios)
-    middle = chosen[len(chosen) // 2]
+    grid = figure.subplots(len(names), len(indices) + 1, squeeze=False, height_ratios=ratios)
+    middle = indices[len(indices) // 2]
     window = next(iter(windows.values()))
     _overview(grid[0, 0], view.slice(first, middle), box, window, view)
     for axes in grid[1:, 0]:
@@ -204,7 +204,7 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
         beside.set_axis_off()
         beside.legend(handles=legend, loc="center", frameon=False, fontsize=8, labelcolor=INK)
     traced = next(iter(sheet.masks), None)
-    for column, index in enumerate(chosen, 1):
+    for column, index in enumerate(indices, 1):
         for row, name in enumerate(names):
             axes = grid[row, column]
             shown = sheet.images.get(name, first)
@@ -225,9 +225,9 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
     return figure
 
 
-def _window(image: NDArray[Any], view: View, chosen: Sequence[int], box: tuple[slice, slice]) -> dict[str, Any]:
+def _window(image: NDArray[Any], view: View, indices: Sequence[int], box: tuple[slice, slice]) -> dict[str, Any]:
     """Return the arguments of `imshow`: the window spans percentiles of the displayed region without padding of CT."""
-    shown, _ = raise_padding(np.stack([view.slice(image, index)[box] for index in chosen]).astype(np.float64))
+    shown, _ = raise_padding(np.stack([view.slice(image, index)[box] for index in indices]).astype(np.float64))
     low, high = np.percentile(shown, _WINDOW)
     return {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-9), "aspect": view.spacing[0] / view.spacing[1]}
 
@@ -235,10 +235,10 @@ def _window(image: NDArray[Any], view: View, chosen: Sequence[int], box: tuple[s
 def choose_slices(inside: NDArray[np.bool_], axis: int, count: int) -> list[int]:
     """Choose `count` slices, spaced evenly over those with a voxel inside, or over all if there are none."""
     others = tuple(a for a in range(inside.ndim) if a != axis)
-    held = np.flatnonzero(inside.any(axis=others))
-    held = held if len(held) else np.arange(inside.shape[axis])
-    picks = np.linspace(0, len(held) - 1, min(count, len(held))).round().astype(int)
-    return [int(held[i]) for i in picks]
+    indices = np.flatnonzero(inside.any(axis=others))
+    indices = indices if len(indices) else np.arange(inside.shape[axis])
+    picks = np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)
+    return [int(indices[i]) for i in picks]
 
 
 def _box(inside: NDArray[np.bool_], spacing: tuple[float, float]) -> tuple[slice, slice]:
@@ -352,11 +352,11 @@ def choose(evaluation: Evaluation) -> dict[str, CaseScores]:
     picks = {"best": 0, "worst": len(ranked) - 1}
     if len(ranked) > 2:
         picks = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
-    chosen: dict[str, CaseScores] = {}
+    cases: dict[str, CaseScores] = {}
     for name, place in picks.items():
-        if ranked and ranked[place][1] not in chosen.values():
-            chosen[name] = ranked[place][1]
-    return chosen
+        if ranked and ranked[place][1] not in cases.values():
+            cases[name] = ranked[place][1]
+    return cases
 
 
 def case_sheets(evaluation: Evaluation, dataset: DataSet, folder: Path) -> Iterator[tuple[str, Figure]]:
@@ -370,23 +370,23 @@ def case_sheets(evaluation: Evaluation, dataset: DataSet, folder: Path) -> Itera
     Yields:
         ``best``, ``median`` or ``worst``, and the figure.
     """
-    chosen = choose(evaluation)
-    for which, scores in chosen.items():
+    cases = choose(evaluation)
+    for which, scores in cases.items():
         case = dataset.case(scores.case)
-        predicted, truth, grid = read_pair(folder / scores.mask, case, dataset)
+        prediction, truth, grid = read_pair(folder / scores.mask, case, dataset)
         volume = read_volume(case.image)
         sheet = Sheet(
-            title=f"{which.capitalize()} case: {scores.title}" if len(chosen) > 1 else scores.title,
-            subtitle=in_words(scores, evaluation),
+            title=f"{which.capitalize()} case: {scores.title}" if len(cases) > 1 else scores.title,
+            subtitle=describe_scores(scores, evaluation),
             images=volume.channels if volume.others else {"image": volume.array},
-            masks={"truth": truth, "predicted": predicted},
+            masks={"truth": truth, "predicted": prediction},
             structures=evaluation.structures,
             view=view(grid.affine, display_axis(grid), known=grid.place_known),
         )
         yield which, sheet_figure(sheet)
 
 
-def in_words(scores: CaseScores, evaluation: Evaluation) -> str:
+def describe_scores(scores: CaseScores, evaluation: Evaluation) -> str:
     """Describe the scores of a case, such as ``LV: Dice 0.912, HD95 4.2 mm; RV: missed``."""
     parts = []
     for score in scores.structures:
@@ -411,10 +411,10 @@ def mask_sheet(
         slices: Number of slices.
     """
     grid = volume.grid
-    found = [f"{s}: {_amount(int((classes == k).sum()), volume)}" for k, s in enumerate(structures, 1)]
+    amounts = [f"{s}: {_amount(int((classes == k).sum()), volume)}" for k, s in enumerate(structures, 1)]
     sheet = Sheet(
         title=name,
-        subtitle="; ".join(found),
+        subtitle="; ".join(amounts),
         images=volume.channels if volume.others else {"image": volume.array},
         masks={"predicted": classes},
         structures=structures,

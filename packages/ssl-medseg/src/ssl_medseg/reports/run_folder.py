@@ -15,7 +15,7 @@ from ssl_medseg.datasets.splits import PARTS
 from ssl_medseg.evaluation.results import Evaluation, read_evaluation
 from ssl_medseg.evaluation.summary import dice_where_present, never_found, summarise
 
-_MADE_BY = "`ssl-medseg train`, `pretrain`, `selftrain` or `run`"
+_COMMANDS = "`ssl-medseg train`, `pretrain`, `selftrain` or `run`"
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Stage:
     @property
     def method(self) -> str:
         """Training method: ``train``, ``pretrain`` or ``selftrain``, with its variant."""
-        stated = self.card.get("details", {}).get("method")
-        if stated:
-            return str(stated)
+        detail = self.card.get("details", {}).get("method")
+        if detail:
+            return str(detail)
         settings = {
             "baseline_floor": "run",
             "pretraining": "pretrain",
@@ -99,18 +99,18 @@ class Reported:
         If several sets of cases were evaluated with more than one stage, the most recent set is used; if none was, the
         result is empty.
         """
-        found = {stage.name: _evaluations(stage.path) for stage in self.stages if stage.path != self.path}
-        if self.evaluations and found:
-            found[self.last.name] = self.evaluations
-        for evaluation, _ in found.get(self.last.name, ()):
-            wanted = {case.case for case in evaluation.judged}
+        evaluations = {stage.name: _evaluations(stage.path) for stage in self.stages if stage.path != self.path}
+        if self.evaluations and evaluations:
+            evaluations[self.last.name] = self.evaluations
+        for evaluation, _ in evaluations.get(self.last.name, ()):
+            cases = {case.case for case in evaluation.judged}
             same = {
-                name: next((e for e, _ in each if {case.case for case in e.judged} == wanted), None)
-                for name, each in found.items()
+                name: next((e for e, _ in each if {case.case for case in e.judged} == cases), None)
+                for name, each in evaluations.items()
             }
-            matching = {name: each for name, each in same.items() if each is not None}
-            if len(matching) > 1:
-                return {**matching, self.last.name: evaluation}
+            matches = {name: each for name, each in same.items() if each is not None}
+            if len(matches) > 1:
+                return {**matches, self.last.name: evaluation}
         return {}
 
     @property
@@ -144,7 +144,7 @@ def _stages(path: Path) -> tuple[Stage, ...]:
 
 
 def _stage(folder: Path, name: str) -> Stage:
-    record = read_record(folder, made_by=_MADE_BY)
+    record = read_record(folder, made_by=_COMMANDS)
     card = _json(folder / "model" / "model.json").get("metadata", {})
     rounds = tuple(_json(file) for file in sorted((folder / "rounds").glob("round-*.json")))
     preparation = _json(folder / "data.json").get("preparation", {})
@@ -169,15 +169,15 @@ def _split(stages: tuple[Stage, ...]) -> tuple[dict[str, list[tuple[str, str]]],
     return {}, ""
 
 
-def split_places(run: Path, named: object) -> list[Path]:
+def split_places(run: Path, name: object) -> list[Path]:
     """Return the places where the split file of a run may lie, the most probable one first.
 
     Args:
         run: Folder of the run or of a stage.
-        named: Split file in its configuration; a relative path refers to the directory where the run was started: this
+        name: Split file in its configuration; a relative path refers to the directory where the run was started: this
             one, or a parent of the run folder.
     """
-    places = [Path(str(named)), *(above / str(named) for above in run.resolve().parents)] if named else []
+    places = [Path(str(name)), *(above / str(name) for above in run.resolve().parents)] if name else []
     return [*places, run / "split.json", run.parent / "split.json"]
 
 

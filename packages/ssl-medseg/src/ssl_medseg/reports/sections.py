@@ -46,7 +46,7 @@ _PARTS = {
 }
 
 
-def in_words(method: str) -> str:
+def describe_method(method: str) -> str:
     """Describe a training method in words."""
     return _METHODS.get(method.rsplit(maxsplit=1)[-1], method)
 
@@ -62,10 +62,10 @@ def title(run: Reported) -> str:
 def header(run: Reported) -> str:
     """Render the title, a summary of the training, the headline numbers and the cautions."""
     counts = {part: (len(pairs), len({p for _, p in pairs})) for part, pairs in run.split.items()}
-    text = f"Trained by {in_words(run.last.method)}."
+    text = f"Trained by {describe_method(run.last.method)}."
     if counts:
         others = f" and {_volumes(counts['unlabelled'])} without" if _uses_unlabelled(run) else ""
-        text = f"Trained on {_volumes(counts['labelled'])} with labels{others}, by {in_words(run.last.method)}."
+        text = f"Trained on {_volumes(counts['labelled'])} with labels{others}, by {describe_method(run.last.method)}."
     unfinished = [stage for stage in run.stages if not stage.is_done]
     if unfinished:
         steps = int(unfinished[-1].record.records[-1]["step"]) + 1 if unfinished[-1].record.records else 0
@@ -122,10 +122,10 @@ def _failures(run: Reported) -> Iterator[str]:
 
 def _implausible(stage: Stage) -> Iterator[str]:
     """Report pseudo-labels whose areas are implausible compared with those of the labels."""
-    found = stage.card.get("details", {}).get("implausible", [])
-    found = [*found, *dict.fromkeys(text for each in stage.rounds for text in each.get("warnings", []))]
-    if found:
-        yield f"Pseudo-labels of the unlabelled volumes are implausible: {'; '.join(found)}."
+    texts = stage.card.get("details", {}).get("implausible", [])
+    texts = [*texts, *dict.fromkeys(text for each in stage.rounds for text in each.get("warnings", []))]
+    if texts:
+        yield f"Pseudo-labels of the unlabelled volumes are implausible: {'; '.join(texts)}."
 
 
 def learnt_from(run: Reported) -> str:
@@ -138,14 +138,14 @@ def learnt_from(run: Reported) -> str:
         ]
         parts.append(page.table(["part", "patients", "volumes", "use"], rows, kind="parts"))
         parts.append(page.paragraph("All volumes of a patient are in the same part.", kind="note"))
-    stated = run.last.card
-    if "labels" in stated:
-        names, values = stated["labels"]["names"][1:], stated["labels"]["values"][1:]
-        listed = ", ".join(f"{name} ({value})" for name, value in zip(names, values, strict=True))
-        parts.append(page.paragraph(f"Structures and their values in mask files: {listed}."))
-    if "preprocessing" in stated:
-        parts.append(page.paragraph(_preprocessing(stated["preprocessing"])))
-        labelled = stated.get("details", {}).get("labelled", [])
+    card = run.last.card
+    if "labels" in card:
+        names, values = card["labels"]["names"][1:], card["labels"]["values"][1:]
+        structures = ", ".join(f"{name} ({value})" for name, value in zip(names, values, strict=True))
+        parts.append(page.paragraph(f"Structures and their values in mask files: {structures}."))
+    if "preprocessing" in card:
+        parts.append(page.paragraph(_preprocessing(card["preprocessing"])))
+        labelled = card.get("details", {}).get("labelled", [])
         if labelled:
             parts.append(page.paragraph(f"Labelled volumes: {', '.join(labelled)}.", kind="note"))
     parts += _preparation(run)
@@ -214,17 +214,17 @@ def training(run: Reported) -> str:
     parts = []
     for stage in run.stages:
         if not stage.record.records:
-            stated = f"The stage {stage.name}" if stage.name else "The run"
-            parts.append(page.paragraph(f"{stated} has not logged any metrics yet."))
+            subject = f"The stage {stage.name}" if stage.name else "The run"
+            parts.append(page.paragraph(f"{subject} has not logged any metrics yet."))
             continue
         if len(run.stages) > 1:
-            parts.append(f"<h3>{escape(stage.name)}: {escape(in_words(stage.method))}</h3>")
+            parts.append(f"<h3>{escape(stage.name)}: {escape(describe_method(stage.method))}</h3>")
         name = f"training-{stage.name or 'run'}"
         parts.append(training_curves(stage.record.records, panels(stage, run.structures), name=name))
         parts += _validation_pictures(stage)
-        kept = stage.card.get("details", {}).get("weights")
-        if kept:
-            parts.append(page.paragraph(f"Weights kept: {kept}.", kind="note"))
+        weights = stage.card.get("details", {}).get("weights")
+        if weights:
+            parts.append(page.paragraph(f"Weights kept: {weights}.", kind="note"))
     parts.append(
         page.paragraph(
             "Validation Dice is measured on whole volumes on their original grid, for each structure in the volumes "
@@ -260,14 +260,14 @@ def panels(stage: Stage, structures: tuple[str, ...]) -> tuple[Panel, ...]:
     """Define the panels of a stage: its loss or loss terms, and the validation Dice per structure."""
     logged = {key for record in stage.record.records for key in record}
     losses = {key: name for key, name in _LOSSES.items() if key in logged}
-    found = [Panel("Loss", losses or {"loss": ""})]
+    all_panels = [Panel("Loss", losses or {"loss": ""})]
     dice = {f"validation_dice_{name.replace(' ', '_')}": name for name in structures}
     lines = {key: name for key, name in dice.items() if key in logged}
     recipe = stage.card.get("details", {}).get("recipe") or stage.record.config.get("recipe")
     mean = "validation_dice" if recipe == "paper" else "validation_dice_present"  # the one that selects weights
     if mean in logged:
-        found.append(Panel("Validation Dice", {mean: "mean", **lines}, from_zero=True, noisy=False))
-    return tuple(found)
+        all_panels.append(Panel("Validation Dice", {mean: "mean", **lines}, from_zero=True, noisy=False))
+    return tuple(all_panels)
 
 
 def settings(run: Reported, *, show_paths: bool = False) -> str:

@@ -41,19 +41,19 @@ class Uses:
     @classmethod
     def of(cls, seen: Iterable[Mapping[str, str]]) -> Uses:
         """Collect the parts of cases; of an image in several parts the one that spoils a score most."""
-        listed = [found for found in seen if found.get("part") in _ORDER]
-        listed.sort(key=lambda found: _ORDER.index(found["part"]))
-        files, voxels = ({f[key]: f["part"] for f in listed if f.get(key)} for key in ("image", "voxels"))
+        entries = [entry for entry in seen if entry.get("part") in _ORDER]
+        entries.sort(key=lambda entry: _ORDER.index(entry["part"]))
+        files, voxels = ({f[key]: f["part"] for f in entries if f.get(key)} for key in ("image", "voxels"))
         return cls(files, voxels)
 
     @classmethod
     def of_split(cls, split: Split, file: Path | None, seen: Iterable[Mapping[str, str]]) -> Uses:
         """Collect the parts that a run recorded, and those of a split file for images that the run does not list."""
         prints = {} if file is None else read_fingerprints(file)
-        stated = [
+        entries = [
             {"part": part, **prints[name]} for part, names in split.parts.items() for name in names if name in prints
         ]
-        first, own = cls.of(stated), cls.of(seen)
+        first, own = cls.of(entries), cls.of(seen)
         return cls({**first.files, **own.files}, {**first.voxels, **own.voxels})
 
     def part(self, case: Case) -> str | None:
@@ -94,7 +94,7 @@ def split_by_use(uses: Uses, dataset: DataSet) -> Split:
     """Return the parts that the images of a data set had in training; all others are in the test part."""
     part_of = {case.name: uses.part(case) or "test" for case in dataset.cases}
     labelled, validation, test, unlabelled = (
-        tuple(name for name, found in part_of.items() if found == one)
+        tuple(name for name, part in part_of.items() if part == one)
         for one in ("labelled", "validation", "test", "unlabelled")
     )
     return Split(labelled, validation, test, unlabelled)
@@ -110,27 +110,27 @@ def by_content(split: Split, cases: Sequence[Case], uses: Uses) -> tuple[Split, 
         cases: Cases to evaluate.
         uses: Parts of the images in training.
     """
-    named = {name: part for part, names in split.parts.items() for name in names}
-    found = {case.name: uses.part(case) for case in cases}
-    moved = {name: part for name, part in found.items() if part and part != named.get(name)}
+    in_split = {name: part for part, names in split.parts.items() for name in names}
+    in_training = {case.name: uses.part(case) for case in cases}
+    moves = {name: part for name, part in in_training.items() if part and part != in_split.get(name)}
     notes = [
-        f"By its name, {name} belongs to the part {named.get(name, '(none)')}, but its image was in the part {part} in "
-        "training, and counts as such: files were exchanged or copied, the split is not that of the training, or the "
-        "model that this run started from was trained with it."
-        for name, part in moved.items()
+        f"By its name, {name} belongs to the part {in_split.get(name, '(none)')}, but its image was in the part {part} "
+        "in training, and counts as such: files were exchanged or copied, the split is not that of the training, or "
+        "the model that this run started from was trained with it."
+        for name, part in moves.items()
     ]
-    now = {**named, **moved}
+    now = {**in_split, **moves}
     for part in ("labelled", "validation"):
         of_patient = {case.patient: case.name for case in cases if now.get(case.name) == part}
         others = [c for c in cases if c.patient in of_patient and now.get(c.name) not in ("labelled", "validation")]
-        moved |= {case.name: part for case in others}
+        moves |= {case.name: part for case in others}
         notes += [
             f"{case.name} counts as part {part}, because training used another image of its patient {case.patient} "
             f"({of_patient[case.patient]}) as such: scans of a patient are similar."
             for case in others
         ]
     parts = {
-        part: (*(n for n in names if n not in moved), *(n for n, to in moved.items() if to == part))
+        part: (*(n for n in names if n not in moves), *(n for n, to in moves.items() if to == part))
         for part, names in split.parts.items()
     }
     return dataclasses.replace(split, **parts), notes  # type: ignore[arg-type]
@@ -145,10 +145,10 @@ def cases_seen(run: Path) -> dict[str, dict[str, str]]:
         content = read_object(file)
         prepared = content.get("preparation", {})
         cases = content.get("cases", {}).items()
-        seen = {name: dict(found) for name, found in cases if isinstance(found, dict) and "image" in found}
-        for name, found in seen.items():
-            found["voxels"] = prepared.get(name, {}).get("voxels", "")
-        return {name: {key: str(value) for key, value in found.items()} for name, found in seen.items()}
+        seen = {name: dict(entry) for name, entry in cases if isinstance(entry, dict) and "image" in entry}
+        for name, entry in seen.items():
+            entry["voxels"] = prepared.get(name, {}).get("voxels", "")
+        return {name: {key: str(value) for key, value in entry.items()} for name, entry in seen.items()}
 
 
 def uses_of_masks(folder: Path) -> Uses:
@@ -158,15 +158,15 @@ def uses_of_masks(folder: Path) -> Uses:
         return Uses()
     with reading(file, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
         seen = read_object(file).get("training", [])
-        return Uses.of({key: str(value) for key, value in found.items()} for found in seen)
+        return Uses.of({key: str(value) for key, value in entry.items()} for entry in seen)
 
 
 def images_seen(run: Path) -> list[dict[str, str]]:
     """Read part and hashes of the images used in training, and of those whose labels trained the initial segmenter."""
     file = data_file(run)
     content = {} if file is None else read_object(file)
-    before = [found for found in content.get("before", []) if isinstance(found, dict)]
-    return [*cases_seen(run).values(), *({key: str(value) for key, value in found.items()} for found in before)]
+    before = [entry for entry in content.get("before", []) if isinstance(entry, dict)]
+    return [*cases_seen(run).values(), *({key: str(value) for key, value in entry.items()} for entry in before)]
 
 
 def own_split(run: Path) -> Path | None:
@@ -174,5 +174,5 @@ def own_split(run: Path) -> Path | None:
     settings = run / "config.yaml"
     if not settings.is_file():
         return None
-    named = config.read(settings).get("split")
-    return next((file for file in split_places(run, named) if file.is_file()), None) if named else None
+    name = config.read(settings).get("split")
+    return next((file for file in split_places(run, name) if file.is_file()), None) if name else None

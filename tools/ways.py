@@ -179,7 +179,7 @@ def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
         criterion = segmentation_loss("dice", classes=len(found.labels))
 
         def call() -> None:
-            pool.refresh(student.kept, BestWeights(), step=0, made_by="", score=None)
+            pool.refresh(student.network, BestWeights(), step=0, made_by="", score=None)
             term = PseudoTerm(
                 run, pool, classes=len(found.labels), batch_size=2, augment=AugmentOptions(kind="paper"),
                 criterion=criterion, weight=1.0,

@@ -107,7 +107,7 @@ class ContrastTerm:
         self._labels = torch.cat([labelled.truth, unlabelled.truth]).to(run.device)
         self._pools = usable(labelled.presence(classes)), usable(unlabelled.presence(classes)) + len(labelled)
         self._slices = len(labelled), len(unlabelled)
-        self._drawn = torch.empty(0)
+        self._pair_labels = torch.empty(0)
 
     def __str__(self) -> str:
         """Describe which slices can be drawn, for the log."""
@@ -126,7 +126,7 @@ class ContrastTerm:
         )  # fmt: skip
         own = torch.arange(total // run.world_size) + run.rank * (total // run.world_size)
         index = torch.cat([pairs.first[own], pairs.second[own]]).to(run.device, non_blocking=True)
-        self._drawn = self._labels[index]
+        self._pair_labels = self._labels[index]
         return jitter_intensity(
             self._images[index], seed=derive(run.seed("pairs"), step), ids=torch.cat([own, own + total])
         )
@@ -134,11 +134,11 @@ class ContrastTerm:
     @property
     def known(self) -> Tensor:
         """Classes [n, H, W] of the slices of the step; 0 where the pseudo-label is unused."""
-        return self._drawn.long().masked_fill(self._drawn >= self._classes, 0)
+        return self._pair_labels.long().masked_fill(self._pair_labels >= self._classes, 0)
 
     def loss(self, output: Tensor, step: int) -> Tensor:
         """Compute the loss of embeddings; the anchors depend on seed, step and process only."""
-        options, labels, half = self._options, self._drawn, len(output) // 2
+        options, labels, half = self._options, self._pair_labels, len(output) // 2
         # Unused pixels must not contribute to anchors or means; the loss ignores class 0.
         shifted = labels.long() + 1 if options.background else labels.long()
         classes = self._classes + 1 if options.background else self._classes

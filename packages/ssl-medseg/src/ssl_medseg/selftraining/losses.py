@@ -123,7 +123,7 @@ class MeanTeacherTerm:
             world_size=run.world_size,
         )  # fmt: skip
         self._seed = run.seed("consistency")
-        self._wanted = torch.empty(0)
+        self._targets = torch.empty(0)
 
     def images(self, step: int) -> Tensor:
         """Return the slices for the student, and compute the teacher's prediction."""
@@ -132,17 +132,17 @@ class MeanTeacherTerm:
         student, teacher = (
             jitter_intensity(slices, seed=derive(self._seed, step, who), ids=ids) for who in ("student", "teacher")
         )
-        self._wanted = slice_probabilities(self._teacher, teacher, batch_size=len(teacher))
+        self._targets = slice_probabilities(self._teacher, teacher, batch_size=len(teacher))
         return student
 
     @property
     def known(self) -> Tensor:
         """Zeros [n, H, W]: the teacher predicts probabilities, not classes."""
-        return torch.zeros_like(self._wanted[:, 0], dtype=torch.int64)
+        return torch.zeros_like(self._targets[:, 0], dtype=torch.int64)
 
     def loss(self, output: Tensor, step: int) -> Tensor:
         """Compute the ramped distance between the student's and the teacher's probabilities."""
-        apart = (output.float().softmax(1) - self._wanted).square().sum(1).mean()
+        apart = (output.float().softmax(1) - self._targets).square().sum(1).mean()
         return ramp_up(step, self._ramp) * apart
 
 
@@ -274,8 +274,8 @@ class ConsistencyTerm:
         def apply(maps: list[Tensor]) -> list[Tensor]:
             changed = []
             for level, each in enumerate(maps):
-                kept = uniform(derive(self._seed, step, "features", level), ids, each.shape[1]) >= share
-                factors = (kept / (1 - share)).to(each.dtype)[..., None, None]
+                mask = uniform(derive(self._seed, step, "features", level), ids, each.shape[1]) >= share
+                factors = (mask / (1 - share)).to(each.dtype)[..., None, None]
                 whole = len(each) - len(ids)
                 changed.append(torch.cat([each[:whole], each[whole:] * factors]))
             return changed

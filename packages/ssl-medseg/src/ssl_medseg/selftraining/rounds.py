@@ -73,31 +73,31 @@ def make_pseudo_labels(
     Raises:
         UserError: No pixel of any case is used.
     """
-    found = [_predict(network, case, options) for case in cases]
-    classes = torch.cat([labels.classes.flatten() for labels, *_ in found])
-    sure = torch.cat([labels.confidence.flatten() for labels, *_ in found])
-    number = found[0][3]
+    predictions = [_predict(network, case, options) for case in cases]
+    classes = torch.cat([labels.classes.flatten() for labels, *_ in predictions])
+    sure = torch.cat([labels.confidence.flatten() for labels, *_ in predictions])
+    number = predictions[0][3]
     thresholds = torch.full((number,), options.threshold)
     if options.class_share < 1:
         every = PseudoLabels(classes, sure, torch.ones_like(classes, dtype=torch.bool))
         thresholds = class_thresholds(every, share=options.class_share, num_classes=number, least=options.threshold)
-    made = []
-    for case, (labels, rejected, view_dice, _) in zip(cases, found, strict=True):
+    pseudo_cases = []
+    for case, (labels, rejected, view_dice, _) in zip(cases, predictions, strict=True):
         predicted = labels.classes.to(torch.uint8)
         keep = labels.keep & is_confident(labels.classes, labels.confidence, thresholds)
         if view_dice is not None and view_dice < options.case_dice:
             keep = torch.zeros_like(keep)
         label = torch.where(keep, predicted, torch.tensor(UNUSED, dtype=torch.uint8))
-        made.append(PseudoCase(case.name, label, predicted, view_dice, rejected))
-    if not any(case.used for case in made):
-        best = max((case.view_dice or 0.0 for case in made), default=0.0)
+        pseudo_cases.append(PseudoCase(case.name, label, predicted, view_dice, rejected))
+    if not any(case.used for case in pseudo_cases):
+        best = max((case.view_dice or 0.0 for case in pseudo_cases), default=0.0)
         raise UserError(
-            f"found no usable pixel in {several(len(made), 'unlabelled case')}: pseudo.case_dice is "
+            f"found no usable pixel in {several(len(pseudo_cases), 'unlabelled case')}: pseudo.case_dice is "
             f"{options.case_dice} and the best agreement of a case's views is {best:.2f}; pseudo.threshold is "
             f"{options.threshold}, pseudo.agreement is {options.agreement}. Lower these values, or train the first "
             "network longer"
         )
-    return made
+    return pseudo_cases
 
 
 def _predict(
@@ -124,15 +124,17 @@ def _predict(
 
 def _agreement_of_views(views: Tensor) -> float:
     """Return the Dice of the first view with the others, averaged over the views and the structures found."""
-    named = views.argmax(2)
-    scores = np.array([class_dice(named[0], other, classes=views.shape[2])[1:] for other in named[1:]])
+    labels = views.argmax(2)
+    scores = np.array([class_dice(labels[0], other, classes=views.shape[2])[1:] for other in labels[1:]])
     return 0.0 if np.isnan(scores).all() else float(np.nanmean(scores))
 
 
-def write_pseudo_labels(path: Path, made: Sequence[PseudoCase]) -> None:
+def write_pseudo_labels(path: Path, pseudo_cases: Sequence[PseudoCase]) -> None:
     """Write the pseudo-labels of a round as tensors NAME (used pixels) and NAME.predicted."""
-    tensors = {case.name: case.label.clone(memory_format=torch.contiguous_format) for case in made}
-    tensors |= {f"{case.name}.predicted": case.predicted.clone(memory_format=torch.contiguous_format) for case in made}
+    tensors = {case.name: case.label.clone(memory_format=torch.contiguous_format) for case in pseudo_cases}
+    tensors |= {
+        f"{case.name}.predicted": case.predicted.clone(memory_format=torch.contiguous_format) for case in pseudo_cases
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, safetensors.torch.save(tensors))
 
@@ -218,7 +220,7 @@ class Round:
 
 def describe(
     number: int,
-    made: Sequence[PseudoCase],
+    pseudo_cases: Sequence[PseudoCase],
     last: Sequence[PseudoCase] | None,
     *,
     step: int,
@@ -231,7 +233,7 @@ def describe(
 
     Args:
         number: Number of the round, from 1.
-        made: Pseudo-labels of the round.
+        pseudo_cases: Pseudo-labels of the round.
         last: Pseudo-labels of the last round, the same cases in the same order; None in the first.
         step: Training step.
         made_by: Description of the network that predicted them.
@@ -239,82 +241,84 @@ def describe(
         labelled: True labels [S, H, W] of the labelled cases.
         options: Options the pseudo-labels were made with.
     """
-    predicted, used = (torch.cat([getattr(case, key).flatten() for case in made]) for key in ("predicted", "label"))
+    predicted, used = (
+        torch.cat([getattr(case, key).flatten() for case in pseudo_cases]) for key in ("predicted", "label")
+    )
     truth = torch.cat([label.flatten() for label in labelled])
     area, labelled_area, covered = {}, {}, {}
     for number_, name in enumerate(structures, start=1):
         mine = predicted == number_
         area[name], labelled_area[name] = float(mine.float().mean()), float((truth == number_).float().mean())
         covered[name] = float((used[mine] != UNUSED).float().mean()) if bool(mine.any()) else None
-    found = Round(
-        round=number, step=step, made_by=made_by, cases=len(made), used=sum(case.used for case in made),
-        slices=sum(len(case.label) for case in made), coverage=float((used != UNUSED).float().mean()), covered=covered,
-        area=area, labelled_area=labelled_area,
+    round_ = Round(
+        round=number, step=step, made_by=made_by, cases=len(pseudo_cases), used=sum(case.used for case in pseudo_cases),
+        slices=sum(len(case.label) for case in pseudo_cases), coverage=float((used != UNUSED).float().mean()),
+        covered=covered, area=area, labelled_area=labelled_area,
         missing={
-            name: sum(not bool((case.predicted == c).any()) for case in made)
+            name: sum(not bool((case.predicted == c).any()) for case in pseudo_cases)
             for c, name in enumerate(structures, start=1)
         },
-        crf={"setting": options.crf, "refused_slices": sum(case.rejected for case in made)},
+        crf={"setting": options.crf, "refused_slices": sum(case.rejected for case in pseudo_cases)},
     )  # fmt: skip
-    agreements = [case.view_dice for case in made if case.view_dice is not None]
+    agreements = [case.view_dice for case in pseudo_cases if case.view_dice is not None]
     if agreements:
-        found.view_dice = sum(agreements) / len(agreements)
+        round_.view_dice = sum(agreements) / len(agreements)
     if last is not None:
         before = torch.cat([case.predicted.flatten() for case in last])
-        found.change = float((before != predicted).float().mean())
+        round_.change = float((before != predicted).float().mean())
         scores = class_dice(before, predicted, classes=len(structures) + 1)[1:].tolist()
-        found.dice_to_last = {
+        round_.dice_to_last = {
             name: None if math.isnan(score) else score for name, score in zip(structures, scores, strict=True)
         }
-    found.warnings = _warnings(found, options)
-    return found
+    round_.warnings = _warnings(round_, options)
+    return round_
 
 
-def _warnings(found: Round, options: PseudoLabelOptions) -> list[str]:
+def _warnings(round_: Round, options: PseudoLabelOptions) -> list[str]:
     if options.guard == "off":
         return []
-    words = []
-    for name, share in found.area.items():
-        expected = found.labelled_area[name]
+    texts = []
+    for name, share in round_.area.items():
+        expected = round_.labelled_area[name]
         if share < options.least_area * expected:
-            words.append(
+            texts.append(
                 f"{name} is nearly missing ({share:.2%} of the pixels of the pseudo-labels, {expected:.2%} in the "
                 "labelled cases)"
             )
         elif share > options.most_area * expected:
-            words.append(
+            texts.append(
                 f"{name} is over-represented ({share:.2%} of the pixels of the pseudo-labels, {expected:.2%} in the "
                 "labelled cases)"
             )
-    return words
+    return texts
 
 
-def check_round(found: Round, options: PseudoLabelOptions, *, model: Path | None) -> None:
+def check_round(round_: Round, options: PseudoLabelOptions, *, model: Path | None) -> None:
     """Stop the run if its pseudo-labels have collapsed and the guard is set to ``stop``.
 
     Args:
-        found: Statistics of the round.
+        round_: Statistics of the round.
         options: Options with the guard.
         model: Model of the last round, which the message names; None in the first round.
 
     Raises:
         UserError: A class is nearly missing or over-represented, and the guard is ``stop``.
     """
-    if options.guard != "stop" or not found.warnings:
+    if options.guard != "stop" or not round_.warnings:
         return
     where = "" if model is None else f" The model of the previous round is in {model}."
     raise UserError(
-        f"the pseudo-labels of round {found.round} have collapsed: {'; '.join(found.warnings)}. Training on them would "
-        f"make it worse.{where} Train the first network longer or on more labels, or shorten the rounds. If the "
+        f"the pseudo-labels of round {round_.round} have collapsed: {'; '.join(round_.warnings)}. Training on them "
+        f"would make it worse.{where} Train the first network longer or on more labels, or shorten the rounds. If the "
         "unlabelled cases really look like this, continue with --pseudo.guard warn"
     )
 
 
-def write_round(folder: Path, found: Round) -> Path:
+def write_round(folder: Path, round_: Round) -> Path:
     """Write the statistics of a round to ``rounds/round-NN.json`` in the run folder."""
-    path = folder / "rounds" / f"round-{found.round:02d}.json"
+    path = folder / "rounds" / f"round-{round_.round:02d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps({"format": FORMAT, **asdict(found)}, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps({"format": FORMAT, **asdict(round_)}, indent=1) + "\n").encode())
     return path
 
 
@@ -324,14 +328,14 @@ def read_rounds(folder: Path) -> list[Round]:
     Raises:
         UserError: A file does not describe a round.
     """
-    found = []
+    rounds = []
     for path in sorted((folder / "rounds").glob("round-*.json")):
         content = read_json(path)
         with reading(path, "is damaged", "expected the JSON of a round; restore it from a copy"):
             if content.pop("format") != FORMAT:
                 raise UserError(f"{path}: found another format, expected {FORMAT!r}; it was written by another version")
-            found.append(from_plain(Round, content, "round"))
-    return found
+            rounds.append(from_plain(Round, content, "round"))
+    return rounds
 
 
 def pseudo_file(folder: Path, number: int) -> Path:
@@ -354,25 +358,25 @@ def score_withheld_labels(folder: Path, structures: Sequence[str], truth: Mappin
         Mean Dice of each round.
     """
     means = []
-    for found in read_rounds(folder):
-        made = read_pseudo_labels(pseudo_file(folder, found.round))
+    for round_ in read_rounds(folder):
+        pseudo_cases = read_pseudo_labels(pseudo_file(folder, round_.round))
         per_case = {
             case.name: torch.from_numpy(class_dice(case.predicted, truth[case.name], classes=len(structures) + 1)[1:])
-            for case in made
+            for case in pseudo_cases
             if case.name in truth
         }
         if not per_case:
             return []
         table = torch.stack(list(per_case.values()))
         by_structure = table.nanmean(0)
-        found.withheld = {
+        round_.withheld = {
             "cases": len(per_case),
             "mean": float(table.nanmean(1).nanmean()),
             "structures": dict(zip(structures, by_structure.tolist(), strict=True)),
             "by_case": {name: float(scores.nanmean()) for name, scores in per_case.items()},
         }
-        write_round(folder, found)
-        means.append(found.withheld["mean"])
+        write_round(folder, round_)
+        means.append(round_.withheld["mean"])
     return means
 
 
@@ -393,7 +397,7 @@ class Pool:
         self._structures = data.labels.structures
         self._labelled = [case.label for case in data.labelled if case.label is not None]
         self._slices = stack_slices(self._cases)
-        self._made: list[PseudoCase] | None = None
+        self._pseudo_cases: list[PseudoCase] | None = None
         self.round = 0
 
     @property
@@ -402,9 +406,9 @@ class Pool:
 
         Before the first round, the slices have no labels.
         """
-        if self._made is None:
+        if self._pseudo_cases is None:
             return self._slices
-        label = torch.cat([case.label for case in self._made])
+        label = torch.cat([case.label for case in self._pseudo_cases])
         unused = torch.tensor(len(self._structures) + 1, dtype=torch.uint8)
         return self._slices.with_labels(torch.where(label == UNUSED, unused, label))
 
@@ -428,41 +432,41 @@ class Pool:
         """
         predictor = copy.deepcopy(network)
         best.give(predictor)
-        made = make_pseudo_labels(predictor, self._cases, self._options)
+        pseudo_cases = make_pseudo_labels(predictor, self._cases, self._options)
         self.round += 1
-        found = describe(
-            self.round, made, self._made, step=step, made_by=made_by, structures=self._structures,
+        round_ = describe(
+            self.round, pseudo_cases, self._pseudo_cases, step=step, made_by=made_by, structures=self._structures,
             labelled=self._labelled, options=self._options,
         )  # fmt: skip
-        found.validation["before"] = score
-        self._made = made
+        round_.validation["before"] = score
+        self._pseudo_cases = pseudo_cases
         if self._run.is_main:
-            write_pseudo_labels(pseudo_file(self._run.out, self.round), made)
-            write_round(self._run.out, found)
-        for warning in found.warnings:
+            write_pseudo_labels(pseudo_file(self._run.out, self.round), pseudo_cases)
+            write_round(self._run.out, round_)
+        for warning in round_.warnings:
             self._run.say(f"warning: round {self.round}: {warning}")
         last = self._run.out / f"models/round-{self.round - 1:02d}"
-        check_round(found, self._options, model=last if self.round > 1 else None)
-        self._run.say(str(found))
-        return found.metrics
+        check_round(round_, self._options, model=last if self.round > 1 else None)
+        self._run.say(str(round_))
+        return round_.metrics
 
     def collapse(self, network: nn.Module) -> list[str]:
         """Describe the structures that are nearly missing or over-represented in the network's predictions."""
         if self._options.guard == "off":
             return []
         plain = replace(PseudoLabelOptions(), least_area=self._options.least_area, most_area=self._options.most_area)
-        found = describe(
+        round_ = describe(
             1, make_pseudo_labels(network, self._cases, plain), None, step=0, made_by="", structures=self._structures,
             labelled=self._labelled, options=plain,
         )  # fmt: skip
-        return found.warnings
+        return round_.warnings
 
     def finish(self, best: BestWeights) -> None:
         """End a round: add its best validation score to its statistics."""
         if self._run.is_main:
-            found = read_rounds(self._run.out)[self.round - 1]
-            found.validation["after"] = best.score
-            write_round(self._run.out, found)
+            round_ = read_rounds(self._run.out)[self.round - 1]
+            round_.validation["after"] = best.score
+            write_round(self._run.out, round_)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint: the round. The pseudo-labels are in the run folder."""
@@ -482,4 +486,4 @@ class Pool:
         missing = [case.name for case in self._cases if case.name not in by_name]
         if missing:
             raise UserError(f"{path} contains no pseudo-label for {some_of(missing)}; start the run again")
-        self._made = [by_name[case.name] for case in self._cases]
+        self._pseudo_cases = [by_name[case.name] for case in self._cases]

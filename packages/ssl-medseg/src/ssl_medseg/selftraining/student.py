@@ -19,7 +19,7 @@ class Student:
 
     Args:
         run: Run, which tracks all of these.
-        found: Segmenter that provides the initial weights.
+        segmenter: Segmenter that provides the initial weights.
         reuse: Part of the segmenter to reuse.
         embedding: Dimension of the embeddings of the contrastive head; 0 for no head.
         norm: See :class:`JointNetwork`.
@@ -33,13 +33,13 @@ class Student:
     Attributes:
         model: Network wrapped for training.
         optimizer: Adam or AdamW.
-        kept: Network that is scored and kept: the average if there is one, otherwise the trained network.
+        network: Network that is scored and kept: the average if there is one, otherwise the trained network.
     """
 
     def __init__(
         self,
         run: Run,
-        found: Segmenter,
+        segmenter: Segmenter,
         *,
         reuse: Reuse,
         embedding: int,
@@ -52,20 +52,22 @@ class Student:
         steps: int,
     ) -> None:
         torch.manual_seed(run.seed("weights"))
-        self._segmenter = build_network(found.options, len(found.labels), channels=len(found.preprocessing.channels))
+        self._segmenter = build_network(
+            segmenter.options, len(segmenter.labels), channels=len(segmenter.preprocessing.channels)
+        )
         if reuse == "whole":
-            self._segmenter.load_state_dict(found.network.state_dict())
+            self._segmenter.load_state_dict(segmenter.network.state_dict())
         elif reuse == "trunk":
-            self._segmenter.trunk.load_state_dict(found.network.trunk.state_dict())
+            self._segmenter.trunk.load_state_dict(segmenter.network.trunk.state_dict())
         joint = JointNetwork(self._segmenter, embedding=embedding, norm=norm)
         settle_statistics(joint, steps=steps)
         self.model, self.optimizer = run.setup(joint, adam(joint.parameters(), lr=lr, weight_decay=weight_decay))
         self._rates = scheduler(self.optimizer, schedule, cycle=cycle)
         run.track(model=joint, optimizer=self.optimizer, rates=self._rates)
         self._average = moving_average(self._segmenter, decay) if decay else None
-        self.kept: nn.Module = self._segmenter
+        self.network: nn.Module = self._segmenter
         if self._average is not None:
-            self.kept = self._average.module
+            self.network = self._average.module
             run.track(average=self._average)
 
     def update(self, run: Run, loss: Tensor) -> None:
@@ -135,7 +137,7 @@ class Scoring:
         self.best.give(network)
         return f"best step ({self.best.step}), validation Dice {self.best.score:.3f}"
 
-    def words(self, step: int) -> str:
+    def description(self, step: int) -> str:
         """Describe the best weights of the round that ends before `step`."""
         best = self.best_of_round
         return (

@@ -96,50 +96,54 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
         The folder of the trained segmenter.
     """
     config = dict(locals())
-    found = load_segmenter(model, device="cpu")
-    training = replace(training, recipe=training.recipe or found.details.get("recipe", "paper"))
-    chosen = choose(
-        training, optimizer, device=run.device, network=found.options, augment=augment, precision=run.precision
+    segmenter = load_segmenter(model, device="cpu")
+    training = replace(training, recipe=training.recipe or segmenter.details.get("recipe", "paper"))
+    settings = choose(
+        training, optimizer, device=run.device, network=segmenter.options, augment=augment, precision=run.precision
     )
-    run = replace(run, precision=chosen.precision)
-    how = selftraining.settled(chosen)
+    run = replace(run, precision=settings.precision)
+    how = selftraining.settled(settings)
     in_rounds, contrast = how.method == "rounds", how.contrast
     if in_rounds and training.steps is None:
-        chosen = replace(chosen, steps=-(-chosen.steps // how.rounds))
-    seen = open_training_data(
-        data, split, opening=opening, preprocessing=found.preprocessing, unlabelled=True, cache=cache
+        settings = replace(settings, steps=-(-settings.steps // how.rounds))
+    training_data = open_training_data(
+        data, split, opening=opening, preprocessing=segmenter.preprocessing, unlabelled=True, cache=cache
     )
-    oriented = seen.preprocessing.directions is not None
-    chosen = chosen.for_data(seen.labels, seen.labelled, oriented=oriented)
-    how = how.for_data(seen.labels, seen.labelled, oriented=oriented)
-    resolved = chosen.values | {"selftraining": how}
-    _check_data(seen, found, how, model=model, split=split, keep=chosen.keep)
-    classes, slices, unlabelled = len(seen.labels), seen.slices(), how.unlabelled_batch or chosen.batch_size
-    total = how.rounds * chosen.steps if in_rounds else chosen.steps
+    oriented = training_data.preprocessing.directions is not None
+    settings = settings.for_data(training_data.labels, training_data.labelled, oriented=oriented)
+    how = how.for_data(training_data.labels, training_data.labelled, oriented=oriented)
+    resolved = settings.values | {"selftraining": how}
+    _check_data(training_data, segmenter, how, model=model, split=split, keep=settings.keep)
+    classes, slices, unlabelled = (
+        len(training_data.labels),
+        training_data.slices(),
+        how.unlabelled_batch or settings.batch_size,
+    )
+    total = how.rounds * settings.steps if in_rounds else settings.steps
     free = (*PLACES, "model", "score_withheld")  # data are identified by their content
     with Run(out, config=config, command="ssl-medseg selftrain", options=run, free=free, resolved=resolved) as r:
-        keep_identity(r, seen, model=module_hash(found.network), before=labels_before(model))
-        for note in [str(chosen), *seen.notes]:
+        keep_identity(r, training_data, model=module_hash(segmenter.network), before=labels_before(model))
+        for note in [str(settings), *training_data.notes]:
             r.say(note)
 
         def labelled(purpose: str, batch_size: int) -> SegmentationBatches:
             return SegmentationBatches(
-                r, slices, classes=classes, pool=slices_with(slices, classes=classes, least=chosen.least_classes),
-                batch_size=batch_size, augment=chosen.augment, purpose=purpose, rare_share=chosen.rare_share,
+                r, slices, classes=classes, pool=slices_with(slices, classes=classes, least=settings.least_classes),
+                batch_size=batch_size, augment=settings.augment, purpose=purpose, rare_share=settings.rare_share,
             )  # fmt: skip
 
-        batches = labelled("labelled", chosen.batch_size)
-        criterion = segmentation_loss(chosen.loss, classes=classes)
+        batches = labelled("labelled", settings.batch_size)
+        criterion = segmentation_loss(settings.loss, classes=classes)
         student = Student(
-            r, found, reuse=how.reuse or "whole", embedding=contrast.embedding if contrast.weight else 0, norm=how.norm,
-            lr=chosen.lr, weight_decay=chosen.weight_decay, schedule=chosen.schedule, cycle=chosen.steps,
-            decay=chosen.ema or (0.0 if in_rounds else 0.99), steps=total,
+            r, segmenter, reuse=how.reuse or "whole", embedding=contrast.embedding if contrast.weight else 0,
+            norm=how.norm, lr=settings.lr, weight_decay=settings.weight_decay, schedule=settings.schedule,
+            cycle=settings.steps, decay=settings.ema or (0.0 if in_rounds else 0.99), steps=total,
         )  # fmt: skip
-        validation = seen.validate_with(r, steps=total, every=chosen.validate_every, recipe=chosen.recipe)
-        scoring, pool = Scoring(r, validation, every=chosen.validate_every), Pool(r, seen, how.pseudo)
+        validation = training_data.validate_with(r, steps=total, every=settings.validate_every, recipe=settings.recipe)
+        scoring, pool = Scoring(r, validation, every=settings.validate_every), Pool(r, training_data, how.pseudo)
         r.track(pool=pool)
         estimate = DurationEstimate(
-            r, total, each=f"{chosen.batch_size} labelled slices and {unlabelled} unlabelled ones"
+            r, total, each=f"{settings.batch_size} labelled slices and {unlabelled} unlabelled ones"
         )
 
         def save(
@@ -149,17 +153,18 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
             details: dict[str, Any] | None = None,
         ) -> Path:
             return save_segmenter(
-                r, student.kept, options=found.options, labels=seen.labels, preprocessing=seen.preprocessing,
+                r, student.network, options=segmenter.options, labels=training_data.labels,
+                preprocessing=training_data.preprocessing,
                 details={"method": f"selftrain {how.method}", "labelled": list(slices.names), "steps": total,
-                         "unlabelled": [case.name for case in seen.unlabelled], "weights": weights,
-                         "recipe": chosen.recipe, "effort": chosen.effort, "contrast": contrast.weight,
+                         "unlabelled": [case.name for case in training_data.unlabelled], "weights": weights,
+                         "recipe": settings.recipe, "effort": settings.effort, "contrast": contrast.weight,
                          **(details or {})},
                 refinement=refinement, folder=folder,
             )  # fmt: skip
 
         def pseudo_labelled(batch_size: int) -> TeacherBatches:
             return TeacherBatches(
-                r, pool.slices, student.kept, classes=classes, batch_size=batch_size, augment=how.unlabelled_augment,
+                r, pool.slices, student.network, classes=classes, batch_size=batch_size, augment=how.unlabelled_augment,
                 confidence=how.consistency.confidence,
             )  # fmt: skip
 
@@ -185,18 +190,18 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
                 )  # fmt: skip
             if how.method == "mean-teacher":
                 terms["mean-teacher"] = MeanTeacherTerm(
-                    r, pool.slices, student.kept, batch_size=unlabelled, steps=total, options=how.teacher
+                    r, pool.slices, student.network, batch_size=unlabelled, steps=total, options=how.teacher
                 )
             return terms
 
         in_batch = BatchContrast(r, classes=classes, options=contrast) if contrast.weight and not in_rounds else None
         terms: dict[str, Term] = {}
-        for step in r.steps(total, samples_per_step=chosen.batch_size):
+        for step in r.steps(total, samples_per_step=settings.batch_size):
             if step == 0:
-                scoring.begin(found.network.to(r.device))
-            if in_rounds and step % chosen.steps == 0:
-                by = f"the segmenter {Path(model).name}" if step == 0 else f"this run, {scoring.words(step)}"
-                source = found.network.to(r.device) if step == 0 else student.kept
+                scoring.begin(segmenter.network.to(r.device))
+            if in_rounds and step % settings.steps == 0:
+                by = f"the segmenter {Path(model).name}" if step == 0 else f"this run, {scoring.description(step)}"
+                source = segmenter.network.to(r.device) if step == 0 else student.network
                 score = scoring.begun.score if step == 0 else scoring.best_of_round.score
                 r.record(**pool.refresh(source, scoring.best_of_round, step=step, made_by=by, score=score))
                 scoring.best_of_round.reset()
@@ -221,55 +226,59 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
             student.update(r, value)
             r.log(loss=value, **losses)
             estimate.after(step)
-            ends_round = (step + 1) % chosen.steps == 0
-            scoring.after(step, student.kept, ends_round=ends_round)
+            ends_round = (step + 1) % settings.steps == 0
+            scoring.after(step, student.network, ends_round=ends_round)
             if ends_round and in_rounds:
                 pool.finish(scoring.best_of_round)
                 save(f"models/round-{pool.round:02d}", f"last step of round {pool.round}")
         if not in_rounds:
             save("models/last", f"last step ({total})")
-        kept = scoring.choose(student.kept, keep=chosen.keep, steps=total)
-        lost = [] if in_rounds else pool.collapse(student.kept)
-        if lost:
-            r.say(f"warning: on the unlabelled volumes, {'; '.join(lost)}")
-            if how.pseudo.guard == "stop" and not pool.collapse(found.network):
-                student.kept.load_state_dict(found.network.state_dict())
-                kept = f"initial segmenter, because after training, on the unlabelled volumes, {'; '.join(lost)}"
-        r.say(f"weights kept: {kept}")
-        refinement = choose_refinement(r, validation, student.kept) if chosen.test_time else Refinement()
+        description = scoring.choose(student.network, keep=settings.keep, steps=total)
+        problems = [] if in_rounds else pool.collapse(student.network)
+        if problems:
+            r.say(f"warning: on the unlabelled volumes, {'; '.join(problems)}")
+            if how.pseudo.guard == "stop" and not pool.collapse(segmenter.network):
+                student.network.load_state_dict(segmenter.network.state_dict())
+                description = (
+                    f"initial segmenter, because after training, on the unlabelled volumes, {'; '.join(problems)}"
+                )
+        r.say(f"weights kept: {description}")
+        refinement = choose_refinement(r, validation, student.network) if settings.test_time else Refinement()
         target = save(
-            "model", kept, refinement,
-            {"implausible": lost},
+            "model", description, refinement,
+            {"implausible": problems},
         )  # fmt: skip
     if score_withheld and r.is_main and in_rounds:
-        _score_withheld(out, data, seen, opening=opening, cache=cache)
+        _score_withheld(out, data, training_data, opening=opening, cache=cache)
     return target
 
 
-def _score_withheld(out: Path, data: str, seen: TrainingData, *, opening: DataOptions, cache: Path | None) -> None:
+def _score_withheld(
+    out: Path, data: str, training_data: TrainingData, *, opening: DataOptions, cache: Path | None
+) -> None:
     dataset = open_with(data, replace(opening, allow_unlabelled=True))
-    known = [case.name for case in seen.unlabelled if dataset.case(case.name).label is not None]
-    cases = prepare_cases(dataset, known, seen.preprocessing, labels=True, cache=cache)
+    known = [case.name for case in training_data.unlabelled if dataset.case(case.name).label is not None]
+    cases = prepare_cases(dataset, known, training_data.preprocessing, labels=True, cache=cache)
     labels = {case.name: case.label for case in cases if case.label is not None}
-    score_withheld_labels(out, seen.labels.structures, labels)
+    score_withheld_labels(out, training_data.labels.structures, labels)
 
 
 def _check_data(
-    seen: TrainingData, found: Segmenter, how: SelfTrainingOptions, *, model: str, split: Path, keep: str
+    training_data: TrainingData, segmenter: Segmenter, how: SelfTrainingOptions, *, model: str, split: Path, keep: str
 ) -> None:
-    if found.labels != seen.labels:
+    if segmenter.labels != training_data.labels:
         raise UserError(
-            f"{model} segments {found.labels}, but the data set has {seen.labels}; expected the same structures and "
-            "label values"
+            f"{model} segments {segmenter.labels}, but the data set has {training_data.labels}; expected the same "
+            "structures and label values"
         )
-    if how.consistency.feature_dropout and isinstance(found.network.trunk, MonaiTrunk):
+    if how.consistency.feature_dropout and isinstance(segmenter.network.trunk, MonaiTrunk):
         raise UserError(
-            f"consistency.feature_dropout needs the feature maps of the encoder, which {found.options.name} does not "
-            "provide; use it with plain-unet or unet, or leave it at 0"
+            f"consistency.feature_dropout needs the feature maps of the encoder, which {segmenter.options.name} does "
+            "not provide; use it with plain-unet or unet, or leave it at 0"
         )
-    if not seen.unlabelled:
+    if not training_data.unlabelled:
         raise UserError(f"{split}: the split has no unlabelled cases; self-training needs at least one")
-    if keep == "best" and not seen.validation:
+    if keep == "best" and not training_data.validation:
         raise UserError(
             f"{split}: the split has no validation cases, so the best step cannot be determined; use --keep last"
         )

@@ -112,13 +112,13 @@ class TrainingData:
 
     def _erased(self, missing: Sequence[str]) -> str:
         """Describe how much resampling leaves of structures that labels contain and slices do not; may be empty."""
-        found = [
+        texts = [
             f"{case.name}: {describe_erased(self.labels.names[number], *counts, case.geometry)}"
             for case in self.labelled
             for number, counts in case.erased.items()
             if self.labels.names[number] in missing
         ]
-        return _first(found)
+        return _first(texts)
 
     def _outside(self, missing: Sequence[str]) -> str:
         """Describe which structures the slices cut off completely; may be empty."""
@@ -164,24 +164,24 @@ def open_training_data(
     dataset, parts = open_split(data, split, opening)
     if not parts.labelled:
         raise UserError(f"{split}: the split has no labelled cases; training needs at least one")
-    seen = [*parts.labelled, *parts.unlabelled]
+    names = [*parts.labelled, *parts.unlabelled]
     if isinstance(preprocessing, Preprocessing):
-        chosen, reasons = preprocessing, ["using the preprocessing of the model"]
-        dataset = dataset.with_channels(chosen.channels, chosen.channel_numbers)
+        settings, reasons = preprocessing, ["using the preprocessing of the model"]
+        dataset = dataset.with_channels(settings.channels, settings.channel_numbers)
     else:
-        chosen, reasons = choose_preprocessing(
-            dataset, seen, labelled=parts.labelled, options=preprocessing, largest=largest
+        settings, reasons = choose_preprocessing(
+            dataset, names, labelled=parts.labelled, options=preprocessing, largest=largest
         )
     notes = [f"{dataset.name}: {_counts(parts)}", *(f"warning: {note}" for note in dataset.notes), *reasons]
-    labelled = prepare_cases(dataset, parts.labelled, chosen, labels=True, cache=cache)
-    rest = prepare_cases(dataset, parts.unlabelled if unlabelled else (), chosen, labels=False, cache=cache)
-    validation = prepare_cases(dataset, parts.validation, chosen, labels=False, cache=cache)
+    labelled = prepare_cases(dataset, parts.labelled, settings, labels=True, cache=cache)
+    rest = prepare_cases(dataset, parts.unlabelled if unlabelled else (), settings, labels=False, cache=cache)
+    validation = prepare_cases(dataset, parts.validation, settings, labels=False, cache=cache)
     notes += [*share_lost(labelled, dataset.labels.names), *erased_notes(labelled, dataset.labels.names)]
     notes += skipped_notes(labelled)
     notes += _by_note([*labelled, *rest, *validation])
     truths = [read_truth(dataset, dataset.case(case.name), case.geometry.grid) for case in validation]
     identity = identify(dataset, parts)
-    return TrainingData(dataset.labels, chosen, labelled, rest, validation, truths, notes, identity)
+    return TrainingData(dataset.labels, settings, labelled, rest, validation, truths, notes, identity)
 
 
 #: Settings of a run with the paths of files, which may change on resume; `keep_identity` compares the contents.
@@ -209,12 +209,14 @@ def labels_before(model: str | Path) -> list[dict[str, str]]:
         return [*own, *(case for case in content.get("before", []) if case not in own)]
 
 
-def keep_identity(run: Run, seen: TrainingData, *, model: str = "", before: Sequence[Mapping[str, str]] = ()) -> None:
+def keep_identity(
+    run: Run, training_data: TrainingData, *, model: str = "", before: Sequence[Mapping[str, str]] = ()
+) -> None:
     """Write the hashes of the data and its preparation to the run folder; in a resumed run, compare the hashes.
 
     Args:
         run: Run.
-        seen: Data of the run.
+        training_data: Data of the run.
         model: Hash of the segmenter that the run starts from, if any.
         before: Images whose labels this segmenter was trained with, from `labels_before`.
 
@@ -227,16 +229,16 @@ def keep_identity(run: Run, seen: TrainingData, *, model: str = "", before: Sequ
     if not file.is_file():
         content = {
             "format": "ssl-medseg data 1",
-            "labels": seen.labels.to_json(),
+            "labels": training_data.labels.to_json(),
             "model": model,
-            "cases": seen.identity,
-            "preparation": seen.preparation(),
+            "cases": training_data.identity,
+            "preparation": training_data.preparation(),
             "before": list(before),
         }
         write_atomic(file, (json.dumps(content, indent=1) + "\n").encode())
         return
     stored = read_object(file)
-    for what, now in (("label map", seen.labels.to_json()), ("initial segmenter", model)):
+    for what, now in (("label map", training_data.labels.to_json()), ("initial segmenter", model)):
         was = stored.get({"label map": "labels", "initial segmenter": "model"}[what], now)
         if was != now:
             raise UserError(
@@ -248,7 +250,9 @@ def keep_identity(run: Run, seen: TrainingData, *, model: str = "", before: Sequ
         raise UserError(
             f"{file}: 'cases' is a {type(before).__name__}, expected the files of each case; restore it from a copy"
         )
-    changed = [name for name in {**before, **seen.identity} if before.get(name) != seen.identity.get(name)]
+    changed = [
+        name for name in {**before, **training_data.identity} if before.get(name) != training_data.identity.get(name)
+    ]
     if changed:
         raise UserError(
             f"{run.out}: the run was started with other data: files or split parts of {len(changed)} cases differ "
@@ -263,15 +267,15 @@ def _first(texts: Sequence[str]) -> str:
 
 def _by_note(cases: Sequence[PreparedCase]) -> list[str]:
     """Collect the notes on the images, and group the images that share a note."""
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for case in cases:
         for note in case.notes:
-            found.setdefault(note, []).append(case.name)
+            groups.setdefault(note, []).append(case.name)
     return [
         f"{', '.join(names)}: {note}"
         if len(names) <= _SHOWN
         else f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN} more: {note}"
-        for note, names in found.items()
+        for note, names in groups.items()
     ]
 
 

@@ -125,15 +125,15 @@ class DurationEstimate:
     def __init__(self, run: Run, steps: int, *, each: str, apart: float = 0.0) -> None:
         self._run, self._steps, self._each, self._apart = run, steps, each, apart
         self._begun: float | None = None
-        self._done = 0
+        self._count = 0
 
     def after(self, step: int) -> None:
         """Register the end of a step. The first step is not measured, because it prepares kernels and memory."""
-        if self._done > _MEASURED:
+        if self._count > _MEASURED:
             return
         if self._begun is None:
             self._begun = time.monotonic()
-        elif self._done == _MEASURED:
+        elif self._count == _MEASURED:
             seconds = (time.monotonic() - self._begun) / _MEASURED
             left = seconds * (self._steps - step - 1) + self._apart * (self._steps - step - 1) / self._steps
             if step + 1 < self._steps:
@@ -141,7 +141,7 @@ class DurationEstimate:
                     f"a step takes {seconds:.2g} s ({self._each}): about {duration(left)} for "
                     f"{several(self._steps - step - 1, 'step')}" + (" and validation" if self._apart else "")
                 )
-        self._done += 1
+        self._count += 1
 
 
 def seconds_of(action: Callable[[], object]) -> float:

@@ -215,11 +215,11 @@ class Settings:
     def values(self) -> dict[str, object]:
         """The settings as options of a command, for the configuration of a run."""
         groups = {"training": TrainingOptions, "optimizer": OptimizerOptions}
-        chosen = {
+        options = {
             name: group(**{field.name: getattr(self, field.name) for field in fields(group)})
             for name, group in groups.items()
         }
-        return {**chosen, "network": self.network, "augment": self.augment}
+        return {**options, "network": self.network, "augment": self.augment}
 
     def __str__(self) -> str:
         """Summarise the settings in one line, for the log."""
@@ -263,7 +263,7 @@ def choose(
         effort = "hour" if choose_device(device).type == "cpu" else "gpu"
     base, size = RECIPES[recipe], PAPER if recipe == "paper" else EFFORTS[effort]
     steps = _or(training.steps, size.steps)
-    chosen = Settings(
+    settings = Settings(
         recipe=recipe,
         effort=effort,
         steps=steps,
@@ -288,25 +288,25 @@ def choose(
         augment=replace(augment, kind=base.augment if augment.kind == "auto" else augment.kind),
         precision=settled(base.precision if precision == "auto" else precision, device),
     )
-    _check(chosen)
-    return chosen
+    _check(settings)
+    return settings
 
 
-def _or(given: Number | None, otherwise: Number) -> Number:
-    return otherwise if given is None else given
+def _or(value: Number | None, otherwise: Number) -> Number:
+    return otherwise if value is None else value
 
 
-def _check(chosen: Settings) -> None:
+def _check(settings: Settings) -> None:
     if (
-        min(chosen.steps, chosen.validate_every) < 1
-        or not 0 < chosen.lr < float("inf")
-        or not 0 <= chosen.weight_decay < float("inf")
-        or not 0 <= chosen.ema < 1
-        or not 0 <= chosen.rare_share <= 1
+        min(settings.steps, settings.validate_every) < 1
+        or not 0 < settings.lr < float("inf")
+        or not 0 <= settings.weight_decay < float("inf")
+        or not 0 <= settings.ema < 1
+        or not 0 <= settings.rare_share <= 1
     ):
         raise UserError(
-            f"steps is {chosen.steps}, validate_every is {chosen.validate_every}, lr is {chosen.lr}, weight_decay is "
-            f"{chosen.weight_decay}, ema is {chosen.ema} and rare_share is {chosen.rare_share}; expected steps and "
-            "validate_every of at least 1, an lr above 0, a weight_decay of at least 0, an ema from 0 to below 1, and "
-            "a rare_share from 0 to 1"
+            f"steps is {settings.steps}, validate_every is {settings.validate_every}, lr is {settings.lr}, "
+            f"weight_decay is {settings.weight_decay}, ema is {settings.ema} and rare_share is {settings.rare_share}; "
+            "expected steps and validate_every of at least 1, an lr above 0, a weight_decay of at least 0, an ema from "
+            "0 to below 1, and a rare_share from 0 to 1"
         )

@@ -110,14 +110,14 @@ class AugmentOptions:
 
 def _extent(labelled: Sequence[PreparedCase]) -> float:
     """Return the largest extent, as a fraction of the side of a slice, of all structures that a slice contains."""
-    found = [0.0]
+    extents = [0.0]
     for label in [case.label for case in labelled if case.label is not None]:
         for along in (1, 2):
             for line in (label > 0).any(along):
                 places = line.nonzero()
                 if len(places):
-                    found.append((int(places.max() - places.min()) + 1) / len(line))
-    return max(found)
+                    extents.append((int(places.max() - places.min()) + 1) / len(line))
+    return max(extents)
 
 
 _LARGEST, _EXTENT = 2.0, 0.65
@@ -163,11 +163,11 @@ def deform(
     )
     structures = torch.arange(1, num_classes, device=images.device)[:, None, None]
     layers = torch.cat([images, (classes[:, None] == structures).to(images.dtype)], 1)
-    moved = F.grid_sample(layers, places.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
+    warp = F.grid_sample(layers, places.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
     count = images.shape[1]
-    foreground = moved[:, count:]
+    foreground = warp[:, count:]
     background = (1 - foreground.sum(1, keepdim=True)).clamp(min=0)
-    return moved[:, :count], torch.cat([background, foreground], 1)
+    return warp[:, :count], torch.cat([background, foreground], 1)
 
 
 def sampling_places(size: torch.Size, *, seed: int, ids: Tensor, options: AugmentOptions) -> Tensor:
@@ -416,13 +416,13 @@ def slices_with(slices: SliceSet, *, classes: int, least: int = 1) -> Tensor:
         UserError: No slice has that many classes.
     """
     shown = slices.presence(classes).sum(1)
-    found = torch.nonzero(shown >= least).flatten()
-    if not len(found):
+    indices = torch.nonzero(shown >= least).flatten()
+    if not len(indices):
         raise UserError(
             f"none of the {len(slices)} slices contains {least} classes or more; the maximum is {int(shown.max())}. "
             "Lower the number of classes that a slice must contain (--least-classes)"
         )
-    return found
+    return indices
 
 
 class Drawn(NamedTuple):
@@ -523,23 +523,23 @@ class SegmentationBatches:
         self._draws = []
         if rare:
             shown = slices.presence(classes)[pool][:, 1:]
-            chosen = pool[shown[:, _rarest(shown)]]
-            self._draws.append(SliceDraws(chosen, batch_size=rare, seed=run.seed(purpose, "rare"), **shared))
+            candidates = pool[shown[:, _rarest(shown)]]
+            self._draws.append(SliceDraws(candidates, batch_size=rare, seed=run.seed(purpose, "rare"), **shared))
         if rare < batch_size or not rare:
             self._draws.append(SliceDraws(pool, batch_size=batch_size - rare, seed=run.seed(purpose), **shared))
         self._seed = run.seed(purpose, "augment")
 
     def at(self, step: int) -> SegmentationBatch:
         """Return the batch of this process in `step`."""
-        drawn = _joined([draws.at(step) for draws in self._draws])
-        index = drawn.samples.to(self._slices.images.device, non_blocking=True)
+        batch = _joined([draws.at(step) for draws in self._draws])
+        index = batch.samples.to(self._slices.images.device, non_blocking=True)
         images, shares = deform(
             self._slices.images[index], self._slices.truth[index], num_classes=self._classes,
-            seed=derive(self._seed, step, "places"), ids=drawn.ids, options=self._augment,
+            seed=derive(self._seed, step, "places"), ids=batch.ids, options=self._augment,
         )  # fmt: skip
         if self._augment.intensity:
             images = change_intensity(
-                images, seed=derive(self._seed, step, "intensity"), ids=drawn.ids, options=self._augment
+                images, seed=derive(self._seed, step, "intensity"), ids=batch.ids, options=self._augment
             )
         return SegmentationBatch(images.contiguous(memory_format=torch.channels_last), shares)
 

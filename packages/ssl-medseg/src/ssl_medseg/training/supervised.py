@@ -72,51 +72,57 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
         The folder of the trained segmenter.
     """
     config = dict(locals())
-    begun = None if init is None else load_trunk(init)
-    if begun is not None:
-        begun.check_options(network, preprocessing)
-    chosen = choose(
-        training, optimizer, device=run.device, network=network if begun is None else begun.options, augment=augment,
+    trunk = None if init is None else load_trunk(init)
+    if trunk is not None:
+        trunk.check_options(network, preprocessing)
+    settings = choose(
+        training, optimizer, device=run.device, network=network if trunk is None else trunk.options, augment=augment,
         precision=run.precision,
     )  # fmt: skip
-    run = replace(run, precision=chosen.precision)
-    seen = open_training_data(
-        data, split, opening=opening, preprocessing=preprocessing if begun is None else begun.preprocessing,
-        unlabelled=False, cache=cache, largest=chosen.largest,
+    run = replace(run, precision=settings.precision)
+    training_data = open_training_data(
+        data, split, opening=opening, preprocessing=preprocessing if trunk is None else trunk.preprocessing,
+        unlabelled=False, cache=cache, largest=settings.largest,
     )  # fmt: skip
-    chosen = chosen.for_data(seen.labels, seen.labelled, oriented=seen.preprocessing.directions is not None)
-    if chosen.keep == "best" and not seen.validation:
+    settings = settings.for_data(
+        training_data.labels, training_data.labelled, oriented=training_data.preprocessing.directions is not None
+    )
+    if settings.keep == "best" and not training_data.validation:
         raise UserError(
             f"{split}: the split has no validation cases, so the best step cannot be determined; use --keep last"
         )
-    classes, slices = len(seen.labels), seen.slices()
-    with Run(out, config=config, command="ssl-medseg train", options=run, free=PLACES, resolved=chosen.values) as r:
-        before = labels_before(init) if init is not None and begun is not None and begun.is_segmenter else []
-        keep_identity(r, seen, before=before)  # data are identified by their content, not by their path
-        for note in [str(chosen), *seen.notes]:
+    classes, slices = len(training_data.labels), training_data.slices()
+    with Run(out, config=config, command="ssl-medseg train", options=run, free=PLACES, resolved=settings.values) as r:
+        before = labels_before(init) if init is not None and trunk is not None and trunk.is_segmenter else []
+        keep_identity(r, training_data, before=before)  # data are identified by their content, not by their path
+        for note in [str(settings), *training_data.notes]:
             r.say(note)
         batches = SegmentationBatches(
-            r, slices, classes=classes, pool=slices_with(slices, classes=classes, least=chosen.least_classes),
-            batch_size=chosen.batch_size, augment=chosen.augment, rare_share=chosen.rare_share,
+            r, slices, classes=classes, pool=slices_with(slices, classes=classes, least=settings.least_classes),
+            batch_size=settings.batch_size, augment=settings.augment, rare_share=settings.rare_share,
         )  # fmt: skip
         torch.manual_seed(r.seed("weights"))
-        segmenter = build_network(chosen.network, classes, channels=len(seen.preprocessing.channels))
-        if begun is not None:
-            segmenter.trunk.load_state_dict(begun.weights)
-        settle_statistics(segmenter, steps=chosen.steps)
-        criterion = segmentation_loss(chosen.loss, classes=classes)
-        model, adamw = r.setup(segmenter, adam(segmenter.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay))
-        rates, best = scheduler(adamw, chosen.schedule, cycle=chosen.steps), BestWeights()
+        segmenter = build_network(settings.network, classes, channels=len(training_data.preprocessing.channels))
+        if trunk is not None:
+            segmenter.trunk.load_state_dict(trunk.weights)
+        settle_statistics(segmenter, steps=settings.steps)
+        criterion = segmentation_loss(settings.loss, classes=classes)
+        model, adamw = r.setup(
+            segmenter, adam(segmenter.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        )
+        rates, best = scheduler(adamw, settings.schedule, cycle=settings.steps), BestWeights()
         r.track(model=model, optimizer=adamw, rates=rates, best=best)
         average = None
-        if chosen.ema:
-            average = moving_average(segmenter, chosen.ema)
+        if settings.ema:
+            average = moving_average(segmenter, settings.ema)
             r.track(average=average)
-        kept = segmenter if average is None else average.module
-        validation = seen.validate_with(r, steps=chosen.steps, every=chosen.validate_every, recipe=chosen.recipe)
-        estimate = _duration_estimate(r, chosen, slices, validation, kept)
+        final_network = segmenter if average is None else average.module
+        validation = training_data.validate_with(
+            r, steps=settings.steps, every=settings.validate_every, recipe=settings.recipe
+        )
+        estimate = _duration_estimate(r, settings, slices, validation, final_network)
 
-        for step in r.steps(chosen.steps, samples_per_step=chosen.batch_size):
+        for step in r.steps(settings.steps, samples_per_step=settings.batch_size):
             batch = batches.at(step)
             value = criterion(model(batch.images), batch.shares)
             adamw.zero_grad()
@@ -127,42 +133,42 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
                 average.update_parameters(segmenter)
             r.log(loss=value)
             estimate.after(step)
-            done = step + 1
-            if validation is not None and (done % chosen.validate_every == 0 or done == chosen.steps):
-                scores = validation.scores(kept, step=done)
+            n_steps = step + 1
+            if validation is not None and (n_steps % settings.validate_every == 0 or n_steps == settings.steps):
+                scores = validation.scores(final_network, step=n_steps)
                 r.record(**scores.record())
                 if scores.score is not None:
-                    best.offer(scores.score, step=done, network=kept)
+                    best.offer(scores.score, step=n_steps, network=final_network)
 
         def save(folder: str, weights: str, refinement: Refinement) -> Path:
             return save_segmenter(
-                r, kept, options=chosen.network, labels=seen.labels, preprocessing=seen.preprocessing,
-                refinement=refinement, folder=folder,
+                r, final_network, options=settings.network, labels=training_data.labels,
+                preprocessing=training_data.preprocessing, refinement=refinement, folder=folder,
                 details={
-                    "method": "train", "labelled": list(slices.names), "weights": weights, "steps": chosen.steps,
-                    "recipe": chosen.recipe, "effort": chosen.effort,
+                    "method": "train", "labelled": list(slices.names), "weights": weights, "steps": settings.steps,
+                    "recipe": settings.recipe, "effort": settings.effort,
                 },
             )  # fmt: skip
 
-        weights = f"last step ({chosen.steps})"
+        weights = f"last step ({settings.steps})"
         save("models/last", weights, Refinement())
-        if best.score is not None and chosen.keep != "last":
-            best.give(kept)
+        if best.score is not None and settings.keep != "last":
+            best.give(final_network)
             weights = f"best step ({best.step}), validation Dice {best.score:.3f}"
-        weights += f", averaged with decay {chosen.ema:g}" if chosen.ema else ""
+        weights += f", averaged with decay {settings.ema:g}" if settings.ema else ""
         r.say(f"weights kept: {weights}")
-        refinement = choose_refinement(r, validation, kept) if chosen.test_time else Refinement()
+        refinement = choose_refinement(r, validation, final_network) if settings.test_time else Refinement()
         return save("model", weights, refinement)
 
 
 def _duration_estimate(
-    run: Run, chosen: Settings, slices: SliceSet, validation: Validation | None, kept: nn.Module
+    run: Run, settings: Settings, slices: SliceSet, validation: Validation | None, network: nn.Module
 ) -> DurationEstimate:
     """Estimate the duration; validates once, so that an error in validation shows before the first step."""
     apart = 0.0
     if validation is not None:
-        apart = seconds_of(lambda: validation.scores(kept)) * (chosen.steps // chosen.validate_every)
+        apart = seconds_of(lambda: validation.scores(network)) * (settings.steps // settings.validate_every)
     height, width = slices.images.shape[2:]
     return DurationEstimate(
-        run, chosen.steps, each=f"{chosen.batch_size} slices of {height} x {width} pixels", apart=apart
+        run, settings.steps, each=f"{settings.batch_size} slices of {height} x {width} pixels", apart=apart
     )

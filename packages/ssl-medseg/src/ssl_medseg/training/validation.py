@@ -59,8 +59,8 @@ class VolumeScores:
         The mean over volumes of the mean over the structures that are present in truth or prediction. A structure that
         is present in only one of them counts as 0. The result is 0 if there is nothing to score.
         """
-        scored = [float(np.nanmean(row)) for row in self.dice if not np.isnan(row).all()]
-        return float(np.mean(scored)) if scored else 0.0
+        means = [float(np.nanmean(row)) for row in self.dice if not np.isnan(row).all()]
+        return float(np.mean(means)) if means else 0.0
 
     @property
     def structures(self) -> dict[str, float]:
@@ -161,10 +161,10 @@ class Validation:
 
         case, geometry = self._cases[0], self._cases[0].geometry
         image = place(to_voxels(case.slices[:, :1], geometry)[:, 0].numpy(), geometry)
-        scored = [f"{n} {d:.2f}" for n, d in zip(self._names, dice, strict=True) if not np.isnan(d)]
+        texts = [f"{n} {d:.2f}" for n, d in zip(self._names, dice, strict=True) if not np.isnan(d)]
         sheet = Sheet(
             title=f"{case.name} after step {step:,}",
-            subtitle=f"Dice: {', '.join(scored) or 'no structure on either side'}",
+            subtitle=f"Dice: {', '.join(texts) or 'no structure on either side'}",
             images={"image": image},
             masks={"truth": self._truths[0], "predicted": prediction},
             structures=self._names,
@@ -202,11 +202,11 @@ def choose_refinement(run: Run, validation: Validation | None, network: nn.Modul
         for number, name in enumerate(base.names, start=1)
         if parts.structures.get(name, 0.0) > base.structures.get(name, 0.0) + _GAIN
     )
-    chosen = Refinement(mirror, largest)
+    refinement = Refinement(mirror, largest)
     names = ", ".join(base.names[number - 1] for number in largest)
     run.say(
         f"test-time settings chosen on the validation cases: mirroring {'on' if mirror else 'off'} (Dice "
         f"{plain.score:.3f} without, {mirrored.score:.3f} with); keep the largest component of "
         f"{names if largest else 'no structure'}"
     )
-    return chosen
+    return refinement

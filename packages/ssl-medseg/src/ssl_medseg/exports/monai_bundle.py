@@ -356,14 +356,14 @@ def write_bundle(segmenter: Segmenter, source: str, out: Path, *, overwrite: boo
     is_taken = out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir())
     if is_taken and not (out / "configs" / "metadata.json").is_file():
         raise UserError(f"{out}: contains something other than a MONAI bundle; expected a new or empty folder")
-    planned = Outputs(
+    outputs = Outputs(
         [out / name for name in _BUNDLE], command="ssl-medseg export", inputs=run_files(source), folder=out,
         overwrite=overwrite,
     )  # fmt: skip
     check_space_of(segmenter.network, out, copies=2)
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f".{out.name}.tmp")
-    with planned:  # also keeps a second export out of the temporary folder
+    with outputs:  # also keeps a second export out of the temporary folder
         shutil.rmtree(new, ignore_errors=True)
         try:
             checked = _write(segmenter, source, new)
@@ -410,14 +410,14 @@ def _write(segmenter: Segmenter, source: str, new: Path) -> dict[str, Any]:
             version=ssl_medseg.__version__,
             values=labels,
             needs=needs,
-            inputs=_in_words(p),
+            inputs=_describe_input(p),
         ),
         encoding="utf-8",
     )
     return {"network": checked}
 
 
-def _in_words(p: Preprocessing) -> str:
+def _describe_input(p: Preprocessing) -> str:
     """Describe the files from which an image is read."""
     if len(p.channels) == 1:
         return "every NIfTI file"
@@ -443,8 +443,8 @@ def _agreement(segmenter: Segmenter, bundle: Path, scratch: Path) -> dict[str, A
     )
     theirs, _ = read_label(scratch / "masks" / "volume.nii.gz", segmenter.labels)
     channels = [ImageFile(path, name=name) for path, name in zip(paths, names, strict=True)]
-    read = read_volume(join_channels(channels))
-    ours = segment(read, segmenter.network, segmenter.preprocessing, refinement=segmenter.refinement).classes
+    image = read_volume(join_channels(channels))
+    ours = segment(image, segmenter.network, segmenter.preprocessing, refinement=segmenter.refinement).classes
     share = float((theirs == ours).mean()) if theirs.shape == ours.shape else 0.0
     if share < _LEAST_AGREEMENT:
         raise UserError(

@@ -185,7 +185,7 @@ def grid_regions(height: int, width: int, *, size: int = 3, neighbours: int = 5)
         row, column = (int(line) * (side - size) // 4 for line, side in zip(cell, (height, width), strict=True))
         return row, column
 
-    around = [[corner(cell) for cell in listed.split()[:neighbours]] for listed in _GRID.values()]
+    around = [[corner(cell) for cell in cells.split()[:neighbours]] for cells in _GRID.values()]
     return Regions(torch.tensor([corner(cell) for cell in _GRID]), torch.tensor(around), size)
 
 
@@ -244,9 +244,9 @@ def local_regions(
         """Return the unit vectors ``[N, ..., size * size * F]`` of the regions at corners ``[..., 2]``."""
         windows = features.unfold(2, regions.size, 1).unfold(3, regions.size, 1)
         row, column = corners.flatten(0, -2).to(features.device).unbind(1)
-        found = windows[:, :, row, column].permute(0, 2, 3, 4, 1).flatten(2)  # [N, P, size * size * F]
-        found = found if project is None else project(found)
-        return unit_rows(found, exact_dtype(features)).reshape(len(features), *corners.shape[:-1], -1)
+        patches = windows[:, :, row, column].permute(0, 2, 3, 4, 1).flatten(2)  # [N, P, size * size * F]
+        patches = patches if project is None else project(patches)
+        return unit_rows(patches, exact_dtype(features)).reshape(len(features), *corners.shape[:-1], -1)
 
     own, around = vectors(regions.corners), vectors(regions.neighbours)
     total = own.new_zeros(())

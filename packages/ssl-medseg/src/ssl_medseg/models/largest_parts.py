@@ -47,8 +47,8 @@ def largest_parts_of_slices(classes: Tensor) -> Tensor:
     """
     if not free_to_read(classes):
         return _largest_parts_on_device(classes)
-    kept = [largest_parts(slice_) for slice_ in classes.to(torch.uint8).numpy()]
-    return torch.from_numpy(np.stack(kept)).to(classes)
+    masks = [largest_parts(slice_) for slice_ in classes.to(torch.uint8).numpy()]
+    return torch.from_numpy(np.stack(masks)).to(classes)
 
 
 def _largest_parts_on_device(classes: Tensor) -> Tensor:

@@ -95,38 +95,38 @@ def _build_monai(options: NetworkOptions, in_channels: int) -> nn.Module:
     name = options.name.removeprefix("monai:")
     kind = getattr(nets, name, None)
     if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
-        known = sorted(key for key, value in vars(nets).items() if inspect.isclass(value) and key in _MONAI_DEFAULTS)
+        names = sorted(key for key, value in vars(nets).items() if inspect.isclass(value) and key in _MONAI_DEFAULTS)
         raise UserError(
-            f"MONAI has no network named {name!r}; expected a class of monai.networks.nets, such as {', '.join(known)}"
+            f"MONAI has no network named {name!r}; expected a class of monai.networks.nets, such as {', '.join(names)}"
         )
-    taken = inspect.signature(kind).parameters
-    arguments = {"spatial_dims": 2} if "spatial_dims" in taken else {}
+    parameters = inspect.signature(kind).parameters
+    arguments = {"spatial_dims": 2} if "spatial_dims" in parameters else {}
     arguments |= {"in_channels": in_channels, "out_channels": options.width}
-    arguments |= {"pretrained": False} if "pretrained" in taken else {}  # some download weights by default
+    arguments |= {"pretrained": False} if "pretrained" in parameters else {}  # some download weights by default
     arguments |= (_MONAI_DEFAULTS[name](options.width) if name in _MONAI_DEFAULTS else {}) | options.arguments
     try:
         network: nn.Module = kind(**arguments)
     except Exception as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        call = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UserError(
-            f"monai.networks.nets.{name}({given}) cannot be created: {error}. Set its arguments with network.arguments"
+            f"monai.networks.nets.{name}({call}) cannot be created: {error}. Set its arguments with network.arguments"
         ) from error
     return network
 
 
 def _check_feature_map(network: nn.Module, options: NetworkOptions, in_channels: int) -> None:
-    wanted = (1, options.width, 96, 64)
+    expected = (1, options.width, 96, 64)
     training = network.training
     try:
         with torch.no_grad():
             output = network.eval()(torch.zeros(1, in_channels, 96, 64))
-        found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        result = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
     except Exception as error:  # noqa: BLE001 - networks raise errors of many classes
-        found = f"an error ({error})"
+        result = f"an error ({error})"
     network.train(training)
-    if found != wanted:
+    if result != expected:
         raise UserError(
-            f"{options.name} returned {found} for a slice of 96 x 64 pixels; expected one feature map {wanted}. Choose "
-            "another network or other network.arguments, without deep supervision and for sizes that are multiples of "
-            "32"
+            f"{options.name} returned {result} for a slice of 96 x 64 pixels; expected one feature map {expected}. "
+            "Choose another network or other network.arguments, without deep supervision and for sizes that are "
+            "multiples of 32"
         )

@@ -524,8 +524,8 @@ def mirrored_probabilities(network: nn.Module, slices: Tensor) -> Tensor:
 
 def turned_probabilities(network: nn.Module, slices: Tensor) -> Tensor:
     """Compute the probabilities of slices in the four orientations of a quarter turn; float32 ``[4, N, C, H, W]``."""
-    turned = [_softmax(network(slices.rot90(quarters, (-2, -1)))) for quarters in range(4)]
-    return torch.stack([found.rot90(-quarters, (-2, -1)) for quarters, found in enumerate(turned)])
+    views = [_softmax(network(slices.rot90(quarters, (-2, -1)))) for quarters in range(4)]
+    return torch.stack([view.rot90(-quarters, (-2, -1)) for quarters, view in enumerate(views)])
 
 
 def _softmax(logits: Tensor) -> Tensor:

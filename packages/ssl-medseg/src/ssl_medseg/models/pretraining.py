@@ -120,19 +120,19 @@ class Trunk:
             "high": p.percentiles[1], "antialias": p.antialias, "n4": p.n4, "n4_shrink": p.n4_shrink,
             "fill_nan": p.fill_nan, "orientation": "stored" if p.directions is None else "auto",
         }  # fmt: skip
-        wanted, usual = asdict(preprocessing), asdict(PreprocessingOptions())
-        given = {f"preprocessing.{key}": (wanted[key], own[key]) for key in own if wanted[key] != usual[key]}
+        options, defaults = asdict(preprocessing), asdict(PreprocessingOptions())
+        settings = {f"preprocessing.{key}": (options[key], own[key]) for key in own if options[key] != defaults[key]}
         plane = preprocessing.slice_axis
         if plane not in ("auto", p.plane.removeprefix("oblique "), str(p.slice_axis)):
-            given["preprocessing.slice_axis"] = (plane, p.plane or p.slice_axis)
-        given |= {
+            settings["preprocessing.slice_axis"] = (plane, p.plane or p.slice_axis)
+        settings |= {
             f"network.{key}": (x, trained_with[key]) for key, x in asdict(network).items() if x != asdict(AUTO)[key]
         }
-        wrong = [f"{name} {x} (the weights have {here})" for name, (x, here) in given.items() if x != here]
-        if wrong:
+        conflicts = [f"{name} {x} (the weights have {here})" for name, (x, here) in settings.items() if x != here]
+        if conflicts:
             raise UserError(
-                f"{', '.join(wrong)}: training from given weights uses their network and preprocessing; remove these "
-                "options, or train without --init"
+                f"{', '.join(conflicts)}: training from given weights uses their network and preprocessing; remove "
+                "these options, or train without --init"
             )
 
 

@@ -136,11 +136,11 @@ def _with_axes(facts: Sequence[CaseFacts], options: PreprocessingOptions) -> tup
         check_sizes(grids, options)
     except UserError as error:
         findings.append(Finding("error", "unknown_size", str(error)))
-    placed = [
+    case_facts = [
         replace(one, image=replace(one.image, axis=axes[one.case.name])) if one.case.name in axes else one
         for one in facts
     ]
-    return placed, findings
+    return case_facts, findings
 
 
 def _patient_rule(listing: Listing, opening: DataOptions) -> str:

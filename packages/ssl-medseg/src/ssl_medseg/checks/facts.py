@@ -323,8 +323,8 @@ def _difference(label: Grid, image: Grid) -> str:
     if not (label.place_known and image.place_known):
         return f"{difference}, but has the shape of the image: see --repair header"
     shift = (image.affine[:3, 3] - label.affine[:3, 3]).round(3)
-    same = replace(label, affine=np.block([[label.affine[:, :3], image.affine[:, 3:]]]))
-    if not grid_difference(same, image) and np.any(shift):
+    candidate = replace(label, affine=np.block([[label.affine[:, :3], image.affine[:, 3:]]]))
+    if not grid_difference(candidate, image) and np.any(shift):
         return f"{difference}: shifted by {', '.join(f'{mm:.3g}' for mm in shift)} mm"
     for axis in range(3):
         if not grid_difference(_mirrored(label, axis), image):

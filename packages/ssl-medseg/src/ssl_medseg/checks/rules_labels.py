@@ -99,9 +99,12 @@ def contents(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Fi
         return
     label_facts = [one.label for one in cases if one.label is not None]
     totals = [sum(fact.voxels[i] for fact in label_facts) for i in range(len(labels.structures))]
-    never = [name for name, total in zip(labels.structures, totals, strict=True) if not total]
-    if never:
-        title = f"{', '.join(never)}: in no label, so it cannot be learnt. Remove it from the label map, or label it"
+    missing_structures = [name for name, total in zip(labels.structures, totals, strict=True) if not total]
+    if missing_structures:
+        title = (
+            f"{', '.join(missing_structures)}: in no label, so it cannot be learnt. Remove it from the label map, or "
+            "label it"
+        )
         yield Finding("error", "never_labelled", title)
     empty = [one.case.name for one in cases if one.label is not None and not any(one.label.voxels)]
     if empty:
@@ -111,16 +114,16 @@ def contents(facts: Sequence[CaseFacts], labels: LabelMap | None) -> Iterator[Fi
     if skipping:
         yield Finding("warning", "skipped_slices", f"{several(len(skipping), 'label')} of {SKIPPED}", [Item(skipping)])
     for i, name in enumerate(labels.structures):
-        if name in never:
+        if name in missing_structures:
             continue
-        without = [
+        cases_without = [
             one.case.name
             for one in cases
             if one.label is not None and not one.label.voxels[i] and any(one.label.voxels)
         ]
-        if without:
-            title = f"{several(len(without), 'label')} without {name}, but with other structures"
-            yield Finding("note", "absent", title, [Item(without)])
+        if cases_without:
+            title = f"{several(len(cases_without), 'label')} without {name}, but with other structures"
+            yield Finding("note", "absent", title, [Item(cases_without)])
         yield from _odd_volumes(cases, i, name)
         edge = [one.case.name for one in cases if one.label is not None and one.label.at_edge(i, one.image.axis)]
         if edge:

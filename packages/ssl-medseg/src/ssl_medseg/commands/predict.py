@@ -85,8 +85,8 @@ class PredictResult:
     def __str__(self) -> str:
         seconds = [case.seconds for case in self.cases]
         text = f"{self.out}: {several(len(self.cases), 'mask')}, {np.mean(seconds):.2f} s per volume"
-        noted = [f"{case.image}: {note}" for case in self.cases for note in case.notes]
-        return "\n  ".join([text, *_shortened(noted), *self.remarks])
+        notes = [f"{case.image}: {note}" for case in self.cases for note in case.notes]
+        return "\n  ".join([text, *_shortened(notes), *self.remarks])
 
     @property
     def remarks(self) -> list[str]:
@@ -200,7 +200,7 @@ def predict(
                 if source.error:
                     raise UserError(source.error)
                 volume = read_volume(source.image)
-                segmented = segment(
+                prediction = segment(
                     volume,
                     segmenter.network,
                     segmenter.preprocessing,
@@ -212,17 +212,17 @@ def predict(
                     sided=bool(segmenter.labels.sided),
                 )
                 target, more = _writable(target, volume, mask_format)  # noqa: PLW2901
-                _write(segmented, volume, target, segmenter.labels)
+                _write(prediction, volume, target, segmenter.labels)
                 if pictures:
-                    _draw(segmented, volume, target, source.name, segmenter.labels)
+                    _draw(prediction, volume, target, source.name, segmenter.labels)
                 case = PredictedCase(
                     source.name,
                     mask=target.relative_to(folder).as_posix(),
-                    millilitres=_millilitres(segmented.classes, volume, segmenter.labels.structures),
+                    millilitres=_millilitres(prediction.classes, volume, segmenter.labels.structures),
                     seconds=time.perf_counter() - start,
-                    quality=None if segmented.agreement is None else round(quality(segmented.agreement), 4),
-                    agreement=_by_structure(segmented.agreement, segmenter.labels.structures),
-                    notes=(*segmented.notes, *more),
+                    quality=None if prediction.agreement is None else round(quality(prediction.agreement), 4),
+                    agreement=_by_structure(prediction.agreement, segmenter.labels.structures),
+                    notes=(*prediction.notes, *more),
                 )
             except _TROUBLE as error:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -313,17 +313,17 @@ def _writable(target: Path, volume: Volume, mask_format: str) -> tuple[Path, lis
     ]
 
 
-def _write(segmented: Segmented, volume: Volume, target: Path, labels: LabelMap) -> None:
+def _write(prediction: Segmented, volume: Volume, target: Path, labels: LabelMap) -> None:
     if target.suffix.lower() in DICOM_ENDINGS:
-        write_dicom_seg(segmented.classes, volume, target, labels)
+        write_dicom_seg(prediction.classes, volume, target, labels)
     else:
-        write_mask(segmented.classes, volume, target, labels)
-    if segmented.probabilities is not None:
+        write_mask(prediction.classes, volume, target, labels)
+    if prediction.probabilities is not None:
         name = f"{stem(target).removesuffix('.dcm')}_probabilities.nii.gz"
-        write_on_grid(segmented.probabilities.transpose(1, 2, 3, 0), volume, target.with_name(name))
-    if segmented.uncertainty is not None:
+        write_on_grid(prediction.probabilities.transpose(1, 2, 3, 0), volume, target.with_name(name))
+    if prediction.uncertainty is not None:
         name = f"{stem(target).removesuffix('.dcm')}_uncertainty.nii.gz"
-        write_on_grid(segmented.uncertainty, volume, target.with_name(name))
+        write_on_grid(prediction.uncertainty, volume, target.with_name(name))
 
 
 def _by_structure(
@@ -331,16 +331,16 @@ def _by_structure(
 ) -> dict[str, float | None] | None:
     if agreement is None:
         return None
-    rounded = (None if value is None else round(value, 4) for value in agreement)
-    return dict(zip(structures, rounded, strict=True))
+    values = (None if value is None else round(value, 4) for value in agreement)
+    return dict(zip(structures, values, strict=True))
 
 
-def _draw(segmented: Segmented, volume: Volume, target: Path, name: str, labels: LabelMap) -> None:
+def _draw(prediction: Segmented, volume: Volume, target: Path, name: str, labels: LabelMap) -> None:
     # Imported here, because masks without pictures do not need matplotlib.
     from contrastive_core.app.report.figures import to_png  # noqa: PLC0415
     from ssl_medseg.reports.overlay import mask_sheet  # noqa: PLC0415
 
-    figure = mask_sheet(volume, segmented.classes, name=name, structures=labels.structures)
+    figure = mask_sheet(volume, prediction.classes, name=name, structures=labels.structures)
     write_atomic(target.with_name(f"{stem(target).removesuffix('.dcm')}.png"), to_png(figure, dpi=110))
 
 
@@ -370,12 +370,12 @@ def _failures(failed: list[PredictedCase], result: PredictResult) -> str:
     if len(result.cases) == 1:
         return f"{failed[0].image}: {failed[0].error}"
     lines = _shortened([f"{case.image}: {case.error}" for case in failed])
-    noted = [f"{case.image}: {note}" for case in result.cases for note in case.notes]
+    notes = [f"{case.image}: {note}" for case in result.cases for note in case.notes]
     count = f"{len(failed)} of {len(result.cases)}"
     head = f"{count} images could not be segmented"
     if len(failed) < len(result.cases):
         head += f"; the masks of the others are in {result.out}"
-    return "\n  ".join([head, *lines, *_shortened(noted), *result.remarks])
+    return "\n  ".join([head, *lines, *_shortened(notes), *result.remarks])
 
 
 def _shortened(lines: Sequence[str]) -> list[str]:

@@ -210,17 +210,18 @@ def check_baseline(
         part = "labelled"
         result = score_part(baseline, data, split, part, opening=opening, device=device)
         dice = dice_where_present(result.summary)
-    mean, never = fmean(dice.values()), never_found(result.summary)
-    if mean >= floor and not never:
+    mean, structures = fmean(dice.values()), never_found(result.summary)
+    if mean >= floor and not structures:
         return
     each = ", ".join(f"{name} {value:.2f}" for name, value in dice.items())
-    what = f"never finds {some_of(never)}" if never else f"has a mean Dice of {mean:.2f}, below {floor:g},"
+    failure = f"never finds {some_of(structures)}" if structures else f"has a mean Dice of {mean:.2f}, below {floor:g},"
     cases = several(result.summary.cases, "labelled case" if part == "labelled" else "validation case")
     on = f"on {cases}" + (" that it was trained with" if part == "labelled" else "")
     pictures = [file for file in result.written if file.suffix == ".png"]
     raise UserError(
-        f"{baseline}: the baseline {what} {on} (Dice {each}). Its pseudo-labels would reinforce these errors, so the "
-        f"run stops before self-training.\nLook at {pictures[-1] if pictures else baseline}, then try one of these:\n"
+        f"{baseline}: the baseline {failure} {on} (Dice {each}). Its pseudo-labels would reinforce these errors, so "
+        "the run stops before self-training.\n"
+        f"Look at {pictures[-1] if pictures else baseline}, then try one of these:\n"
         f"- check the labels: ssl-medseg check {shlex.quote(data)} --picture-folder PICTURES\n"
         "- label one more patient, or another one (--labelled, or another --split), and start in a new folder\n"
         "- train longer (--baseline-steps, or a larger --effort) in a new folder\n"
@@ -249,16 +250,16 @@ def _begin(
     stack: ExitStack,
 ) -> Path:
     """Create the run folder with split and settings, lock it while `stack` is open, and return the split file."""
-    begun = _check_folder(out, resolved, resume=run.resume)
+    has_begun = _check_folder(out, resolved, resume=run.resume)
     # The stages lock folders of their own. Until the first one starts, a second command would replace the split.
     lock = files.FolderLock(out)
     stack.callback(lock.release)
     if not lock.acquire():
         raise UserError(f"{out} is being written by another process; wait for it to end, or stop it")
     split_file = _split(
-        data, out, split, opening, labelled=labelled, validation=validation, keep=begun, quiet=not run.progress
+        data, out, split, opening, labelled=labelled, validation=validation, keep=has_begun, quiet=not run.progress
     )
-    if begun:
+    if has_begun:
         _check_split(out, open_split(data, split_file, opening)[1])
     resolved.values["split"] = str(split_file)
     resolved.write(out / "config.yaml")
@@ -287,16 +288,16 @@ def _check_folder(out: Path, resolved: config.Config, *, resume: bool) -> bool:
     corrected command may use the folder without ``--resume``.
     """
     settings = out / "config.yaml"
-    begun = any((out / "baseline" / name).exists() for name in ("metrics.jsonl", "checkpoints", "model"))
-    if not begun:
+    has_begun = any((out / "baseline" / name).exists() for name in ("metrics.jsonl", "checkpoints", "model"))
+    if not has_begun:
         claim_folder(out, command="ssl-medseg run")
         return False
     if not resume:
         raise UserError(f"{out} is not empty; pass --resume to continue the run in it, or choose another --out")
-    if settings.is_file() and (changed := resolved.differences(config.read(settings))):
+    if settings.is_file() and (differences := resolved.differences(config.read(settings))):
         raise UserError(
             f"{out} contains a run with other settings:\n  "
-            + "\n  ".join(changed)
+            + "\n  ".join(differences)
             + "\nUse the same settings, or another --out"
         )
     claim_folder(out, command="ssl-medseg run")

@@ -135,10 +135,10 @@ def _of_studies(inputs: Sequence[InputImage], pairs: Sequence[tuple[str, str]], 
             cases.append(source)
             continue
         studies[own.study or own.uid].append((source, own))
-    shared = Counter(_common(members, root) for members in studies.values())
+    counts = Counter(_common(members, root) for members in studies.values())
     for members in studies.values():
         name = _common(members, root)
-        if shared[name] > 1:  # studies side by side in one folder, each named after its first series
+        if counts[name] > 1:  # studies side by side in one folder, each named after its first series
             name = members[0][0].name
         channels, errors = [], []
         for key, channel in pairs:

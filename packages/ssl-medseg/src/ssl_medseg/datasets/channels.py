@@ -161,13 +161,13 @@ def _by_number(image: ImageFile, numbers: Sequence[int]) -> list[ImageFile]:
 
     The volumes of a 4-D file may be time points, so their number must equal the number of channels.
     """
-    there = {channel.number: channel for channel in image.channels}
+    channels = {channel.number: channel for channel in image.channels}
     in_one_file = any(channel.channel is not None for channel in image.channels)
-    if None in there or any(channel.name != str(channel.number) for channel in image.channels):
+    if None in channels or any(channel.name != str(channel.number) for channel in image.channels):
         return []
-    if not numbers or not set(numbers) <= set(there) or (in_one_file and len(there) != len(numbers)):
+    if not numbers or not set(numbers) <= set(channels) or (in_one_file and len(channels) != len(numbers)):
         return []
-    return [there[number] for number in numbers]
+    return [channels[number] for number in numbers]
 
 
 def choose_series(candidates: Sequence[Series], text: str) -> Series:
@@ -183,9 +183,9 @@ def choose_series(candidates: Sequence[Series], text: str) -> Series:
     matches = exact or by_word or by_part
     if len(matches) == 1:
         return matches[0]
-    shown = ", ".join(series.description or "without a description" for series in matches or candidates)
+    descriptions = ", ".join(series.description or "without a description" for series in matches or candidates)
     how_many = f"{len(matches)} series match {text!r}" if matches else f"no series matches {text!r}"
-    raise UserError(f"{how_many} ({shown})")
+    raise UserError(f"{how_many} ({descriptions})")
 
 
 def apply_channels(listing: Listing, options: DataOptions) -> Listing:
@@ -302,14 +302,14 @@ def _of_files(
 
 
 def _of_file(entry: Entry, numbers: Mapping[int, str], count: int | None) -> Entry:
-    there = {number: name for number, name in numbers.items() if count is None or number < count}
-    lacks = tuple(name for number, name in numbers.items() if number not in there)
-    if not there:
+    available = {number: name for number, name in numbers.items() if count is None or number < count}
+    lacks = tuple(name for number, name in numbers.items() if number not in available)
+    if not available:
         return replace(entry, lacks=lacks)
     is_single = count == 1 or (count is None and len(numbers) == 1)
     channels = [
         replace(entry.image, channel=None if is_single else number, name=name, number=number)
-        for number, name in there.items()
+        for number, name in available.items()
     ]
     return replace(entry, image=join_channels(channels), lacks=lacks)
 

@@ -38,15 +38,16 @@ def split_by_labels(
         UserError: A patient does not exist, or there are no labelled or no unlabelled patients.
     """
     test = {case.patient for case in dataset.cases if case.listed == "test"}
-    known = [patient for patient in dataset.patients if patient not in test]
-    full = [p for p in known if all(dataset.case(name).is_labelled for name in dataset.patients[p])]
+    candidates = [patient for patient in dataset.patients if patient not in test]
+    full = [p for p in candidates if all(dataset.case(name).is_labelled for name in dataset.patients[p])]
     for patient in (*labelled, *validation):
-        if patient not in known:
+        if patient not in candidates:
             raise UserError(
-                f"{dataset.name} has no patient {patient!r} outside its test part; its patients are {some_of(known)}"
+                f"{dataset.name} has no patient {patient!r} outside its test part; its patients are "
+                f"{some_of(candidates)}"
             )
     own_validation = [
-        p for p in known if any(dataset.case(name).listed == "validation" for name in dataset.patients[p])
+        p for p in candidates if any(dataset.case(name).listed == "validation" for name in dataset.patients[p])
     ]
     validation = validation or [patient for patient in own_validation if patient not in labelled]
     labelled_patients = list(labelled or [p for p in full if p not in validation])
@@ -68,7 +69,9 @@ def split_by_labels(
         if validation_patients
         else f"validation: none, because {missing}; the last step is kept"
     )
-    rest = [patient for patient in known if patient not in labelled_patients and patient not in validation_patients]
+    rest = [
+        patient for patient in candidates if patient not in labelled_patients and patient not in validation_patients
+    ]
     if not rest:
         raise UserError(
             f"{dataset.name}: every patient has labels, so there are no unlabelled volumes to learn from; name the "

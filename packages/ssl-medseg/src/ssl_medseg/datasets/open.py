@@ -170,6 +170,6 @@ def label_map_for(listing: Listing, options: DataOptions) -> LabelMap | None:
         return read_label_map(options.label_map)
     if listing.labels is not None:
         return listing.labels
-    there = [entry.label for entry in listing.entries if entry.label is not None and entry.label.exists()]
-    names = segment_names(there)
+    labels = [entry.label for entry in listing.entries if entry.label is not None and entry.label.exists()]
+    names = segment_names(labels)
     return None if names is None else LabelMap(("background", *names), (0, *names.values()))

@@ -56,8 +56,10 @@ class PatientRule:
         if table is not None:
             rows = {(row["case"], row["patient"]) for row in read_table(table, needed=("case", "patient"))}
             counts = Counter(case for case, _ in rows)
-            if twice := sorted(case for case, count in counts.items() if count > 1):
-                raise UserError(f"{table}: lists several patients for {some_of(twice)}; expected one for each case")
+            if duplicates := sorted(case for case, count in counts.items() if count > 1):
+                raise UserError(
+                    f"{table}: lists several patients for {some_of(duplicates)}; expected one for each case"
+                )
             self._table, self._file = dict(rows), table.name
 
     def __call__(self, name: str) -> str:
@@ -190,8 +192,8 @@ def _without_channel(listing: Listing) -> Iterator[Finding]:
 
 def _without_label(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     names = _read_names(options.unlabelled) if options.unlabelled is not None else set()
-    without = [entry for entry in listing.entries if entry.label is None or not entry.label.exists()]
-    bare = {entry.name for entry in without}
+    entries = [entry for entry in listing.entries if entry.label is None or not entry.label.exists()]
+    bare = {entry.name for entry in entries}
     stray = sorted(names - {entry.name for entry in listing.entries})
     if stray:
         yield Finding("error", "unknown_case", "the list --unlabelled names cases that do not exist", [Item(stray)])
@@ -199,7 +201,7 @@ def _without_label(listing: Listing, options: DataOptions) -> Iterator[Finding]:
     if has_one:
         title = "the list --unlabelled names cases that have a label: the split decides whether a label is used"
         yield Finding("error", "has_label", title, [Item(has_one)])
-    undeclared = [] if options.allow_unlabelled else [entry for entry in without if entry.name not in names]
+    undeclared = [] if options.allow_unlabelled else [entry for entry in entries if entry.name not in names]
     missing = [entry.label for entry in undeclared if entry.label is not None]
     if missing:
         title = f"{several(len(missing), 'label file')} listed but missing: {_CONSENT}"
@@ -260,21 +262,21 @@ def _folded(cases: Sequence[Case], with_patient: set[str]) -> Iterator[Finding]:
     for case in cases:
         if case.name not in with_patient:
             patients.setdefault(case.patient, []).append(case.name)
-    shared = {patient: names for patient, names in patients.items() if len(names) > 1}
-    if len(patients) == 1 and shared:
-        ((patient, names),) = shared.items()
+    groups = {patient: names for patient, names in patients.items() if len(names) > 1}
+    if len(patients) == 1 and groups:
+        ((patient, names),) = groups.items()
         title = (
             f"all {len(names)} cases are assigned to one patient ({patient}) because of their names: if that is wrong, "
             "use --patient-pattern or --patients"
         )
         yield Finding("warning", "one_patient", title, [Item(names)])
-    elif shared:
-        number = sum(map(len, shared.values()))
+    elif groups:
+        number = sum(map(len, groups.values()))
         title = (
-            f"{several(number, 'case')} assigned to {several(len(shared), 'patient')} by their names; "
+            f"{several(number, 'case')} assigned to {several(len(groups), 'patient')} by their names; "
             "--patient-pattern or --patients overrides this"
         )
-        yield Finding("note", "folded", title, [Item(names, f"patient {patient}") for patient, names in shared.items()])
+        yield Finding("note", "folded", title, [Item(names, f"patient {patient}") for patient, names in groups.items()])
 
 
 def _spellings(cases: Sequence[Case]) -> list[list[str]]:
@@ -384,10 +386,10 @@ def _twice(listing: Listing) -> Iterator[Finding]:
     images = [(c.path, c.channel, c.frame, c.series) for entry in own for c in entry.image.channels]
     labels = [(entry.label, None, None, None) for entry in own if entry.label is not None]
     for what, paths in (("image", images), ("label", labels)):
-        shared = [str(path.name) for (path, *_), count in Counter(paths).items() if path is not None and count > 1]
-        if shared:
-            title = f"{several(len(shared), f'{what} file')} used by more than one case"
-            yield Finding("error", f"same_{what}", title, [Item(shared)])
+        repeats = [str(path.name) for (path, *_), count in Counter(paths).items() if path is not None and count > 1]
+        if repeats:
+            title = f"{several(len(repeats), f'{what} file')} used by more than one case"
+            yield Finding("error", f"same_{what}", title, [Item(repeats)])
 
 
 def _read_names(file: Path) -> set[str]:

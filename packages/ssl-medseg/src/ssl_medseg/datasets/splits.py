@@ -97,8 +97,8 @@ class Split:
         for part, names in self.parts.items():
             for name in names:
                 if name in part_of:
-                    twice = "twice in" if part_of[name] == part else f"in {part_of[name]} and in"
-                    raise UserError(f"split: the case {name} is {twice} {part}; expected each case once, in one part")
+                    clash = "twice in" if part_of[name] == part else f"in {part_of[name]} and in"
+                    raise UserError(f"split: the case {name} is {clash} {part}; expected each case once, in one part")
                 part_of[name] = part
 
     @property

@@ -210,15 +210,15 @@ def check_deflated(file: Path) -> None:
     Raises:
         UserError: The unpacked content exceeds the limit.
     """
-    with file.open("rb") as opened:
-        head = opened.read(_META)
+    with file.open("rb") as stream:
+        head = stream.read(_META)
         meta = 132 if head[128:132] == b"DICM" else 0
         if _DEFLATED not in head or head[meta : meta + 2] != b"\x02\x00":
             return
         # The first element of the first group states the length of the others.
-        opened.seek(meta + 12 + int.from_bytes(head[meta + 8 : meta + 12], "little"))
+        stream.seek(meta + 12 + int.from_bytes(head[meta + 8 : meta + 12], "little"))
         unpacker, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        while (part := opened.read(_PIECE)) and not unpacker.eof:
+        while (part := stream.read(_PIECE)) and not unpacker.eof:
             while part:
                 total += len(unpacker.decompress(part, _PIECE))
                 part = unpacker.unconsumed_tail

@@ -193,21 +193,21 @@ def content_of(path: Path) -> str:  # noqa: PLR0911 - a kind each
             start = file.read(_DICOM_OFFSET + 1024)
     except OSError as error:
         return f"cannot be read ({error.strerror}); check its permissions"
-    name, packed = path.name.lower(), start[:2] == _GZIP
+    name, is_packed = path.name.lower(), start[:2] == _GZIP
     if not start:
         return "is empty; copy it again"
-    if packed and not name.endswith((".gz", ".mgz")):
+    if is_packed and not name.endswith((".gz", ".mgz")):
         return f"is gzip-compressed, but its name does not end in .gz: rename it to {path.name}.gz"
-    if not packed and name.endswith(".gz"):
+    if not is_packed and name.endswith(".gz"):
         if _is_nifti(start):
             return f"is not gzip-compressed: rename it to {path.name[: -len('.gz')]}"
         return f"is not gzip-compressed; it is {_kind(start)}"
-    if not packed and name.endswith(ENDINGS) and (kind := _known_kind(start)):
+    if not is_packed and name.endswith(ENDINGS) and (kind := _known_kind(start)):
         return f"is {kind}"
-    unpacked = _unpacked_start(start) if packed and name.endswith(".gz") else b""
-    if unpacked.startswith(_GZIP):
+    content = _unpacked_start(start) if is_packed and name.endswith(".gz") else b""
+    if content.startswith(_GZIP):
         return "is gzip-compressed twice: unpack it once"
-    if kind := _known_kind(unpacked):
+    if kind := _known_kind(content):
         return f"contains, once unpacked, {kind}"
     return ""
 
@@ -215,8 +215,8 @@ def content_of(path: Path) -> str:  # noqa: PLR0911 - a kind each
 def has_dicom_mark(file: Path) -> bool:
     """Return whether a file has the DICOM prefix after its preamble, or begins as DICOM without them."""
     try:
-        with file.open("rb") as opened:
-            return _is_dicom(opened.read(_DICOM_OFFSET + 1024))
+        with file.open("rb") as stream:
+            return _is_dicom(stream.read(_DICOM_OFFSET + 1024))
     except OSError:
         return False
 

@@ -50,8 +50,8 @@ def read_itk(path: Path, image: ImageFile | None = None, *, layers: bool = False
     sitk = import_extra("SimpleITK", extra="simpleitk", needed_for=f"{path}: reading {path.suffix}")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; expected an image")
-    if (what := content_of(path)) and "NRRD" not in what:
-        raise UserError(f"{path}: {what}")
+    if (problem := content_of(path)) and "NRRD" not in problem:
+        raise UserError(f"{path}: {problem}")
     _check_header(path)
     beside = ", or the file with its voxels is missing" if path.suffix.lower() in (".mhd", ".nhdr") else ""
     try:
@@ -196,20 +196,20 @@ def _check_voxels(path: Path, file: BinaryIO, fields: dict[str, str]) -> None:
         UserError: There are too many bytes, or a compressed stream is damaged or incomplete.
     """
     if "dimsize" in fields:
-        packed = fields.get("compresseddata", "").lower()[:1] in ("t", "1")
-        plain = not packed and "headersize" not in fields and fields.get("binarydata", "").lower()[:1] in ("t", "1")
+        is_packed = fields.get("compresseddata", "").lower()[:1] in ("t", "1")
+        plain = not is_packed and "headersize" not in fields and fields.get("binarydata", "").lower()[:1] in ("t", "1")
         name, channels = fields.get("elementdatafile", ""), fields.get("elementnumberofchannels", "1")
         sizes, kind = fields["dimsize"], fields.get("elementtype", "")
         is_inside = name == "LOCAL"
     else:
         skips = any(key in fields for key in ("line skip", "lineskip", "byte skip", "byteskip"))
-        packed = fields.get("encoding", "").lower() in ("gzip", "gz") and not skips
+        is_packed = fields.get("encoding", "").lower() in ("gzip", "gz") and not skips
         plain = fields.get("encoding", "").lower() == "raw" and not skips
         name, channels = fields.get("data file", fields.get("datafile", "")), "1"
         sizes, kind = fields.get("sizes", ""), fields.get("type", "")
         is_inside = not name
     numbers = [int(n) for n in sizes.split()]
-    if not numbers or not (packed or plain) or not channels.isdigit():
+    if not numbers or not (is_packed or plain) or not channels.isdigit():
         return  # left to ITK
     width = _BYTES.get(kind.lower())
     whole = math.prod(numbers) * int(channels) * (width or 64)
@@ -223,20 +223,20 @@ def _check_voxels(path: Path, file: BinaryIO, fields: dict[str, str]) -> None:
         )
     with path.open("rb") if is_inside else beside.open("rb") as stream:
         stream.seek(file.tell() if is_inside else 0)
-        stored = os.fstat(stream.fileno()).st_size - stream.tell()
-        if packed:
+        n_bytes = os.fstat(stream.fileno()).st_size - stream.tell()
+        if is_packed:
             if not (length := fields.get("compresseddatasize", "0")).isdigit():
                 raise UserError(
                     f"{path}: its header is damaged (compresseddatasize is {length[:40]!r}); copy or convert the file "
                     "again"
                 )
             _check_compressed(path if is_inside else beside, stream, whole=whole if width else None, limit=limit)
-        elif width and stored < whole:
+        elif width and n_bytes < whole:
             raise UserError(
-                f"{path}: cannot be read as an image; it is truncated to {stored:,} of the {whole:,} bytes that its "
+                f"{path}: cannot be read as an image; it is truncated to {n_bytes:,} of the {whole:,} bytes that its "
                 "header states. Copy or convert it again"
             )
-        elif width and stored > limit:
+        elif width and n_bytes > limit:
             stream.seek(whole, os.SEEK_CUR)
             check_rest(stream.read(_REST), whole, path if is_inside else beside)
 
@@ -263,8 +263,8 @@ def _check_compressed(path: Path, file: BinaryIO, *, whole: int | None, limit: i
 def write_itk(array: NDArray[Any], affine: NDArray[np.float64], path: Path, *, axes: int = 3) -> None:
     """Write voxels ``[X, Y, Z]`` with their affine, in the format given by the ending; `axes=2` writes a 2-D file."""
     sitk = import_extra("SimpleITK", extra="simpleitk", needed_for=f"{path}: writing {path.suffix}")
-    stored = array if axes == 3 else array[..., 0]
-    image = sitk.GetImageFromArray(np.ascontiguousarray(stored.T))
+    voxels = array if axes == 3 else array[..., 0]
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T))
     lps = (_LPS_TO_RAS @ affine)[:, [*range(axes), 3]]
     spacing = np.linalg.norm(lps[:axes, :axes], axis=0)
     image.SetSpacing(spacing.tolist())

@@ -116,15 +116,16 @@ class LabelMap:
                 background.
         """
         classes = np.zeros(array.shape, dtype=np.uint8)
-        known = np.zeros(array.shape, dtype=bool)
+        is_known = np.zeros(array.shape, dtype=bool)
         fractions = np.issubdtype(array.dtype, np.floating)
         for number, value in enumerate(self.values):
             here = np.abs(array - value) <= ROUNDING if fractions else array == value
             classes[here] = number
-            known |= here
-        if not known.all():
+            is_known |= here
+        if not is_known.all():
             raise UserError(
-                f"{name}: found {_describe_values(array[~known])}; expected only {self}. Correct the label or the map"
+                f"{name}: found {_describe_values(array[~is_known])}; expected only {self}. Correct the label or the "
+                "map"
             )
         return classes
 
@@ -225,10 +226,10 @@ def label_map_of(content: Mapping[str, Any], file: Path) -> LabelMap:
 def _checked(file: Path, pairs: list[tuple[Any, Any]]) -> LabelMap:
     with reading(file, "contains a label value that is not an integer", f"expected {_FORMS}"):
         entries = sorted((_integer(value), str(name)) for value, name in pairs)
-    ignored = [name for value, name in entries if value and name.strip().casefold() in _IGNORED]
-    if ignored:
+    names = [name for value, name in entries if value and name.strip().casefold() in _IGNORED]
+    if names:
         raise UserError(
-            f"{file}: the label map has a structure named {ignored[0]!r}; ignored voxels are not supported. Convert "
+            f"{file}: the label map has a structure named {names[0]!r}; ignored voxels are not supported. Convert "
             "these voxels to background"
         )
     zero = [entry for entry in entries if entry[0] == 0]

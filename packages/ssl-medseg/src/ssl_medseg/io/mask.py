@@ -81,33 +81,33 @@ def _put(path: Path, ending: str, write: Callable[[Path], None]) -> None:
 
 def _write_itk(array: NDArray[Any], like: Volume, new: Path) -> None:
     write_itk(array, like.affine, new, axes=like.ndim)
-    _, written, _ = read_itk(new)
-    lost = grid_difference(written, replace(like.grid, size_known=True, place_known=True))
-    if lost:
-        raise UserError(f"{new.name}: this format cannot keep the geometry of the image ({lost}); write .nii.gz")
+    _, grid, _ = read_itk(new)
+    difference = grid_difference(grid, replace(like.grid, size_known=True, place_known=True))
+    if difference:
+        raise UserError(f"{new.name}: this format cannot keep the geometry of the image ({difference}); write .nii.gz")
 
 
 def _write_nifti(array: NDArray[Any], like: Volume, new: Path) -> None:
     image = _nifti(array, like)
     nibabel.save(image, new)
-    written = nibabel.load(new)
+    result = nibabel.load(new)
     source = like.header if isinstance(like.header, nibabel.Nifti1Header) else image.header
     expected = _position_fields(source)
     # NIfTI-2 stores float64, NIfTI-1 float32.
-    rounding = 0.0 if written.header.sizeof_hdr == source.sizeof_hdr else 1e-6
-    lost = [
+    rounding = 0.0 if result.header.sizeof_hdr == source.sizeof_hdr else 1e-6
+    differences = [
         name
-        for name, value in _position_fields(written.header).items()
+        for name, value in _position_fields(result.header).items()
         if not np.allclose(value, expected[name], rtol=rounding, atol=rounding)
     ]
-    if written.shape[: like.ndim] != like.array.shape[: like.ndim]:
-        lost.append("shape")
-    if not np.allclose(written.affine, image.header.get_best_affine(), rtol=1e-6, atol=1e-5):
-        lost.append("affine")
-    if lost:
+    if result.shape[: like.ndim] != like.array.shape[: like.ndim]:
+        differences.append("shape")
+    if not np.allclose(result.affine, image.header.get_best_affine(), rtol=1e-6, atol=1e-5):
+        differences.append("affine")
+    if differences:
         raise UserError(
-            f"{new.name}: a NIfTI mask cannot keep {', '.join(lost)} of {like.image.path.name}. Nothing was written, "
-            "because the mask would not match the image; please report which program wrote the image"
+            f"{new.name}: a NIfTI mask cannot keep {', '.join(differences)} of {like.image.path.name}. Nothing was "
+            "written, because the mask would not match the image; please report which program wrote the image"
         )
 
 

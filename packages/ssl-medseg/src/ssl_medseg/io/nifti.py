@@ -45,13 +45,13 @@ def open_nifti(path: Path) -> Any:
         UserError: The file does not exist or cannot be read.
     """
     if not path.is_file():
-        what = "is a link to a file that does not exist" if path.is_symlink() else "there is no such file"
-        raise UserError(f"{path}: {what}; expected a NIfTI image")
+        problem = "is a link to a file that does not exist" if path.is_symlink() else "there is no such file"
+        raise UserError(f"{path}: {problem}; expected a NIfTI image")
     if path.suffix.lower() == ".hdr":
         path = next((other for other in (path.with_suffix(".img"), path.with_suffix(".IMG")) if other.exists()), path)
-    what = content_of(path)
-    if what:
-        raise UserError(f"{path}: {what}")
+    problem = content_of(path)
+    if problem:
+        raise UserError(f"{path}: {problem}")
     with reading(path, "cannot be read as an image", f"{_KINDS}. Copy or convert it again"):
         return _load(path)
 
@@ -143,17 +143,17 @@ def _voxels(nib_image: Any, path: Path) -> Any:
     """
     lazy, name = nib_image.dataobj, path.name.lower()
     holder = Path(nib_image.file_map["image"].filename)
-    stored = holder.stat().st_size
+    n_bytes = holder.stat().st_size
     with holder.open("rb") as file:
         is_packed = file.read(2) == b"\x1f\x8b"
-    _see_all(lazy, stored * _DEFLATE if is_packed else stored)
+    _see_all(lazy, n_bytes * _DEFLATE if is_packed else n_bytes)
     if name.endswith(".nii.gz") and math.prod(nib_image.shape[3:]) == 1:
         content = _unpacked(path, most=_needed(lazy) + _BEYOND)
         _see_all(lazy, len(content))
         if len(content) - _needed(lazy) >= _slice(lazy):
             check_rest(content[_needed(lazy) :], _needed(lazy), path)
         return ArrayProxy(io.BytesIO(content), (lazy.shape, lazy.dtype, lazy.offset, lazy.slope, lazy.inter))
-    if not is_packed and stored - _needed(lazy) >= _slice(lazy):
+    if not is_packed and n_bytes - _needed(lazy) >= _slice(lazy):
         with holder.open("rb") as file:
             file.seek(_needed(lazy))
             check_rest(file.read(_BEYOND), _needed(lazy), holder)
@@ -238,8 +238,8 @@ def nifti_grid(nib_image: Any, path: Path, image: ImageFile | None = None) -> Gr
     shape = (int(x), int(y), int(z))  # nibabel gives the axes of MGH as int32, which JSON cannot store
     if not isinstance(nib_image, nibabel.Nifti1Pair):
         # MGH may state sizes and positions; Analyze states only sizes, and no unit.
-        known = isinstance(nib_image, nibabel.MGHImage) and _states_geometry(nib_image)
-        grid = Grid(shape, checked_affine(nib_image.affine, path), size_known=known, place_known=known)
+        has_geometry = isinstance(nib_image, nibabel.MGHImage) and _states_geometry(nib_image)
+        grid = Grid(shape, checked_affine(nib_image.affine, path), size_known=has_geometry, place_known=has_geometry)
     else:
         _check_header(nib_image, path)
         unit = _unit(nib_image.header, path)
@@ -321,9 +321,9 @@ def take_form(path: Path, form: Literal["sform", "qform"]) -> str:
         apart := _forms_apart(nib_image, nifti_grid(nib_image, path))
     ):
         return ""
-    stored = path.read_bytes()
-    is_packed = stored[:2] == b"\x1f\x8b"
-    content = _unpacked(path, most=_needed(nib_image.dataobj) + _BEYOND) if is_packed else stored
+    file_bytes = path.read_bytes()
+    is_packed = file_bytes[:2] == b"\x1f\x8b"
+    content = _unpacked(path, most=_needed(nib_image.dataobj) + _BEYOND) if is_packed else file_bytes
     # The header is read from the bytes, because nibabel clears the scaling in the header of a loaded image.
     header = type(nib_image.header).from_fileobj(io.BytesIO(content))
     if form == "sform":
@@ -335,7 +335,7 @@ def take_form(path: Path, form: Literal["sform", "qform"]) -> str:
     write_atomic(path, gzip.compress(content, mtime=0) if is_packed else content)
     again = open_nifti(path)
     if left := _forms_apart(again, nifti_grid(again, path)):
-        write_atomic(path, stored)
+        write_atomic(path, file_bytes)
         raise UserError(
             f"{path}: the qform cannot represent the sform, a difference of {left:.3g} mm would remain; expected an "
             "sform without shear. Use --repair qform, or resample the image"
@@ -351,9 +351,9 @@ def _as_stated(grid: Grid, image: ImageFile | None) -> Grid:
     if image is not None and image.spacing is not None:
         return grid.with_spacing(image.spacing)
     if image is not None and image.trust_pixdim:
-        trusted = replace(grid, size_known=True)
-        check_voxel_size(trusted, image.path, unit="none")
-        return trusted
+        result = replace(grid, size_known=True)
+        check_voxel_size(result, image.path, unit="none")
+        return result
     return replace(grid.with_spacing((1.0, 1.0, 1.0)), size_known=False)
 
 

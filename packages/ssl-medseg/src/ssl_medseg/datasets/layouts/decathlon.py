@@ -38,7 +38,7 @@ def list_decathlon(file: Path, options: DataOptions) -> Listing:
         for part in _LISTS
         for item in _items(content, part, file)
     ]  # fmt: skip
-    known = {path for entry in entries for path in (*entry.image.paths, entry.label)}
+    paths = {path for entry in entries for path in (*entry.image.paths, entry.label)}
     folders = sorted({path.parent for entry in entries for path in entry.image.paths})
     label_folders = sorted({entry.label.parent for entry in entries if entry.label is not None} | {root / "labelsTr"})
     return Listing(
@@ -47,12 +47,12 @@ def list_decathlon(file: Path, options: DataOptions) -> Listing:
         layout="decathlon",
         entries=entries,
         labels=label_map_of(content, file) if "labels" in content else None,
-        labels_without_image=[p for folder in label_folders for p in images_in(folder, series=False) if p not in known],
+        labels_without_image=[p for folder in label_folders for p in images_in(folder, series=False) if p not in paths],
         unlisted=[
             path
             for folder in folders
             for path in images_in(folder)
-            if path not in known and folder not in label_folders
+            if path not in paths and folder not in label_folders
         ],
         channels=names,
         findings=list(_counts(content, entries)),

@@ -46,12 +46,12 @@ def label_folders(names: Iterable[str], files: Iterable[Path] = ()) -> list[str]
     ``segmentations``.
     """
     names = list(names)
-    there = set(map(str.lower, names))
-    if "segmentations" in there and any(map(is_image, files)):
+    lower_names = set(map(str.lower, names))
+    if "segmentations" in lower_names and any(map(is_image, files)):
         candidates: tuple[str, ...] = ("segmentations",)
-    elif "derivatives" in there and any(name.startswith("sub-") for name in there):
+    elif "derivatives" in lower_names and any(name.startswith("sub-") for name in lower_names):
         candidates = ("derivatives",)
-    elif there & {*map(str.lower, IMAGES), "imagests", "imagesva", "img", "imgs"}:
+    elif lower_names & {*map(str.lower, IMAGES), "imagests", "imagesva", "img", "imgs"}:
         candidates = (*map(str.lower, LABELS), "labelsts", "labelsva")
     else:
         candidates = ()
@@ -60,8 +60,8 @@ def label_folders(names: Iterable[str], files: Iterable[Path] = ()) -> list[str]
 
 def folders_of(root: Path, names: Iterable[str]) -> list[Path]:
     """Return the subfolders with some names, in the order of the names; ``Images`` counts as ``images``."""
-    there = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    return [path for name in names for path in there if path.name.lower() == name.lower()]
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    return [path for name in names for path in folders if path.name.lower() == name.lower()]
 
 
 def image_name(label: Path) -> str:
@@ -293,11 +293,13 @@ def _of_several(row: dict[str, str], file: Path, options: DataOptions, of_channe
     """Create the entry of a row with a column per channel; an empty cell means that the channel is missing."""
     if row.get("channel"):
         raise UserError(f"{file} has both a column channel and several image columns; expected only one of the two")
-    there = [column for column in of_channel if row[column]]
-    entry = _entry(row, file, options, there or list(of_channel))
+    columns = [column for column in of_channel if row[column]]
+    entry = _entry(row, file, options, columns or list(of_channel))
     frame = entry.image.frame
-    images = [options.image(place(file.parent, row[c]), name=of_channel[c]).at_frame(frame) for c in there]
-    return replace(entry, image=join_channels(images), lacks=tuple(n for c, n in of_channel.items() if c not in there))
+    images = [options.image(place(file.parent, row[c]), name=of_channel[c]).at_frame(frame) for c in columns]
+    return replace(
+        entry, image=join_channels(images), lacks=tuple(n for c, n in of_channel.items() if c not in columns)
+    )
 
 
 def _entry(row: dict[str, str], file: Path, options: DataOptions, columns: Sequence[str]) -> Entry:

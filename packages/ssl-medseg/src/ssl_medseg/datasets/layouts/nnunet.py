@@ -43,13 +43,13 @@ def list_nnunet(root: Path, options: DataOptions) -> Listing:
         label_of = {stem(path): path for path in images_in(root / labels, series=False)}
         for case, channels in files[images].items():
             label = label_of.pop(case, None)
-            there = [
+            channel_images = [
                 replace(options.image(channels[n], name=title), number=n)
                 for n, title in by_number.items()
                 if n in channels
             ]
             lacks = tuple(title for n, title in by_number.items() if n not in channels)
-            image = join_channels(there or [options.image(next(iter(channels.values())))])
+            image = join_channels(channel_images or [options.image(next(iter(channels.values())))])
             entries.append(Entry(case, image, label, part, is_unlabelled=part == "test", lacks=lacks))
         left_over += label_of.values()
     every = [path for cases in files.values() for channels in cases.values() for path in channels.values()]

@@ -195,7 +195,7 @@ def score_cases(
     """
     of_split = {name: which for which, names in split.parts.items() for name in names} if split else {}
     pairs = [(case, read_pair(masks[case.name], case, dataset)) for case in cases if case.name in masks]
-    known = all(grid.size_known for _, (_, _, grid) in pairs)
+    sizes_known = all(grid.size_known for _, (_, _, grid) in pairs)
     scores = tuple(
         CaseScores(
             case=case.name,
@@ -207,7 +207,7 @@ def score_cases(
                 prediction,
                 truth,
                 structures=dataset.labels.structures,
-                axes=grid.affine[:3, :3] if known else None,
+                axes=grid.affine[:3, :3] if sizes_known else None,
                 tolerance=tolerance,
             ),
             mask=_relative(masks[case.name], folder),
@@ -218,7 +218,7 @@ def score_cases(
         name=name,
         data=dataset.name,
         part=part,
-        unit="mm" if known else "voxel",
+        unit="mm" if sizes_known else "voxel",
         tolerance=tolerance,
         structures=tuple(dataset.labels.structures),
         cases=scores,

@@ -166,8 +166,8 @@ def _sheared_distances(
 def _box(inside: NDArray[np.bool_]) -> tuple[slice, ...]:
     slices = []
     for axis in range(inside.ndim):
-        where = np.flatnonzero(inside.any(axis=tuple(a for a in range(inside.ndim) if a != axis)))
-        slices.append(slice(max(0, int(where[0]) - 1), int(where[-1]) + 2))
+        indices = np.flatnonzero(inside.any(axis=tuple(a for a in range(inside.ndim) if a != axis)))
+        slices.append(slice(max(0, int(indices[0]) - 1), int(indices[-1]) + 2))
     return tuple(slices)
 
 

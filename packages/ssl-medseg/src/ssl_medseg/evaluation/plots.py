@@ -57,10 +57,10 @@ def _panel(axes: Axes, name: str, pairs: Sequence[tuple[float, float]], *, colou
     agreement = bland_altman([t for t, _ in pairs], [p for _, p in pairs])
     if agreement is not None:
         limits = [(agreement.upper, "+1.96 sd", DASHES), (agreement.lower, "−1.96 sd", DASHES)]
-        for value, what, style in [(agreement.bias, "bias", "-"), *(limits if agreement.n >= LEAST_PAIRS else [])]:
+        for value, label, style in [(agreement.bias, "bias", "-"), *(limits if agreement.n >= LEAST_PAIRS else [])]:
             axes.axhline(value, color=colour, linewidth=1.2, linestyle=style)
             axes.annotate(
-                f"{what}\n{value:+.1f}", (1, value), xycoords=axes.get_yaxis_transform(), xytext=(4, 0),
+                f"{label}\n{value:+.1f}", (1, value), xycoords=axes.get_yaxis_transform(), xytext=(4, 0),
                 textcoords="offset points", va="center", fontsize=8, color=colour, annotation_clip=False,
             )  # fmt: skip
     axes.margins(x=0.1, y=0.2)

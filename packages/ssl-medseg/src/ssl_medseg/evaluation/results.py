@@ -170,8 +170,8 @@ def scores_csv(evaluation: Evaluation) -> str:
     for case in evaluation.cases:
         for score in case.structures:
             values = dataclasses.asdict(score)
-            known = [safe_cell(case.case), safe_cell(case.patient), case.part, *([case.phase] if phased else [])]
-            writer.writerow([*known, *map(_cell, values.values())])
+            cells = [safe_cell(case.case), safe_cell(case.patient), case.part, *([case.phase] if phased else [])]
+            writer.writerow([*cells, *map(_cell, values.values())])
     return text.getvalue()
 
 

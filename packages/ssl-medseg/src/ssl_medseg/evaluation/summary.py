@@ -166,22 +166,22 @@ def summarise(evaluation: Evaluation) -> Summary:
 
 def statistic(values: Iterable[float | None]) -> Statistic:
     """Compute descriptive statistics of the values that are not None."""
-    listed = list(values)
-    there = [value for value in listed if value is not None]
-    missing = len(listed) - len(there)
-    if not there:
+    entries = list(values)
+    present = [value for value in entries if value is not None]
+    missing = len(entries) - len(present)
+    if not present:
         return Statistic(0, missing)
-    q1, median, q3 = (float(q) for q in np.percentile(there, [25, 50, 75]))
+    q1, median, q3 = (float(q) for q in np.percentile(present, [25, 50, 75]))
     return Statistic(
-        n=len(there),
+        n=len(present),
         n_missing=missing,
-        mean=statistics.fmean(there),
-        sd=statistics.stdev(there) if len(there) > 1 else None,
+        mean=statistics.fmean(present),
+        sd=statistics.stdev(present) if len(present) > 1 else None,
         median=median,
         q1=q1,
         q3=q3,
-        low=min(there),
-        high=max(there),
+        low=min(present),
+        high=max(present),
     )
 
 
@@ -206,8 +206,8 @@ def never_found(summary: Summary) -> tuple[str, ...]:
 
 def case_dice(case: CaseScores) -> float | None:
     """Compute the mean Dice over the structures of a case, as in the paper; None if neither mask has a structure."""
-    there = [score.dice for score in case.structures if score.dice is not None]
-    return statistics.fmean(there) if there else None
+    present = [score.dice for score in case.structures if score.dice is not None]
+    return statistics.fmean(present) if present else None
 
 
 def summary_csv(summary: Summary) -> str:
@@ -221,8 +221,8 @@ def summary_csv(summary: Summary) -> str:
         for measure, distribution in structure.measures.items():
             values = [getattr(distribution, name) for name in names]
             cells = ["" if v is None else f"{v:.6g}" for v in values]
-            known = [getattr(structure, name) for name in counts]
-            writer.writerow([safe_cell(structure.structure), measure, *cells, *known])
+            counters = [getattr(structure, name) for name in counts]
+            writer.writerow([safe_cell(structure.structure), measure, *cells, *counters])
     return text.getvalue()
 
 

@@ -120,11 +120,11 @@ def warnings(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
 
 def failures(summary: Summary) -> Iterator[str]:
     """Return a sentence about the structures that are never found, if any."""
-    if lost := never_found(summary):
+    if structures := never_found(summary):
         dice = {each.structure: number("dice", each.measures["dice"].mean) for each in summary.structures}
         yield (
-            f"The segmentation has failed: {some_of(lost)} {'is' if len(lost) == 1 else 'are'} never found in "
-            f"{several(summary.cases, 'case')} (Dice {', '.join(dice[name] for name in lost)})."
+            f"The segmentation has failed: {some_of(structures)} {'is' if len(structures) == 1 else 'are'} never found "
+            f"in {several(summary.cases, 'case')} (Dice {', '.join(dice[name] for name in structures)})."
         )
 
 
@@ -162,14 +162,14 @@ def _used_in_training(evaluation: Evaluation, summary: Summary) -> Iterator[str]
 def _misplaced(evaluation: Evaluation, summary: Summary) -> Iterator[str]:
     """Return warnings about structures that predictions miss, add or misplace."""
     for structure in summary.structures:
-        for count, what in (
+        for count, problem in (
             (structure.truth_only, "missed completely"),
             (structure.prediction_only, "predicted although it is absent"),
         ):
             if count:
                 yield (
-                    f"{structure.structure} is {what} in {count} of {several(summary.cases, 'case')}. There the Dice "
-                    "is 0, and the mean distances do not include them."
+                    f"{structure.structure} is {problem} in {count} of {several(summary.cases, 'case')}. There the "
+                    "Dice is 0, and the mean distances do not include them."
                 )
     for name in evaluation.structures:
         apart = sum(score.found == "both" and (score.dice or 0) < _APART for score in evaluation.of(name))

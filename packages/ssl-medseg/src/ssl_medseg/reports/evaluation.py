@@ -64,7 +64,7 @@ class Evaluated:
                 *table(self.evaluation, self.summary),
                 "",
                 *(f"note: {text}" for text in (*self.notes, *warnings(self.evaluation, self.summary))),
-                *(f"failed: {case}: {why}" for case, why in self.failed.items()),
+                *(f"failed: {case}: {reason}" for case, reason in self.failed.items()),
                 "",
                 *(f"written: {file}" for file in self.written),
             ]
@@ -190,8 +190,8 @@ def _write(
         if evaluation.unit == "mm":  # without a voxel size there are no volumes to plot
             files.append(file.with_name(f"{evaluation.name}-volumes.png"))
             write_atomic(files[-1], to_png(bland_altman_figure(evaluation)))
-        for which, figure in case_sheets(evaluation, dataset, folder):
-            files.append(file.with_name(f"{evaluation.name}-{which}.png"))
+        for rank, figure in case_sheets(evaluation, dataset, folder):
+            files.append(file.with_name(f"{evaluation.name}-{rank}.png"))
             write_atomic(files[-1], to_png(figure, dpi=110))
     remarks = [*notes, *warnings(evaluation, summary)]
     write_evaluation(evaluation, file, more={"summary": dataclasses.asdict(summary), "notes": remarks})

@@ -110,8 +110,8 @@ def _worse(means: Mapping[str, float]) -> Iterator[str]:
 
 def _structures(evaluation: Evaluation, summary: Summary) -> str:
     """Tabulate means and medians per structure; a cell that covers only some of the cases states its n."""
-    shown = [m for m in summary.structures[0].measures if m != "error_ml" or evaluation.unit == "mm"]
-    head = ["", *(title(measure, evaluation) for measure in shown)]
+    measures = [m for m in summary.structures[0].measures if m != "error_ml" or evaluation.unit == "mm"]
+    head = ["", *(title(measure, evaluation) for measure in measures)]
     tables = []
     forms = {"mean ± sd" if summary.cases > 1 else "structure": mean_and_sd}
     if summary.cases >= _LEAST_FOR_QUARTILES:
@@ -120,7 +120,7 @@ def _structures(evaluation: Evaluation, summary: Summary) -> str:
         rows = []
         for structure in summary.structures:
             cells = []
-            for measure in shown:
+            for measure in measures:
                 distribution = structure.measures[measure]
                 of = "" if distribution.n in (0, summary.cases) else f", n = {distribution.n}"
                 cells.append(_unbroken(write(measure, distribution)) + of)
@@ -153,10 +153,10 @@ def _phases(evaluation: Evaluation) -> str:
 
 def _pictures(evaluation: Evaluation, folder: Path) -> list[str]:
     """Embed the sheets that were drawn during the evaluation."""
-    files = {which: folder / f"{evaluation.name}-{which}.png" for which in choose(evaluation)}
+    files = {rank: folder / f"{evaluation.name}-{rank}.png" for rank in choose(evaluation)}
     parts = [
-        page.figure(page.picture(file.read_bytes(), label=f"Slices of the {which} case with masks"))
-        for which, file in files.items()
+        page.figure(page.picture(file.read_bytes(), label=f"Slices of the {rank} case with masks"))
+        for rank, file in files.items()
         if file.is_file()
     ]
     if not parts:

@@ -173,18 +173,18 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
     """
     view = sheet.view
     first = next(iter(sheet.images.values()))
-    together = np.zeros(first.shape, dtype=bool)
+    union = np.zeros(first.shape, dtype=bool)
     for mask in sheet.masks.values():
-        together |= mask > 0
-    indices = choose_slices(together, view.axis, slices)
-    anywhere = np.asarray(together.any(axis=view.axis, keepdims=True))
+        union |= mask > 0
+    indices = choose_slices(union, view.axis, slices)
+    anywhere = np.asarray(union.any(axis=view.axis, keepdims=True))
     box = _box(view.slice(anywhere, 0), view.spacing)
     windows = {name: _window(image, view, indices, box) for name, image in sheet.images.items()}
     names = [*sheet.images, *sheet.masks]
     height, width = _size(view.slice(first, indices[0])[box].shape, view)
     inches = 1.6 * width * (len(indices) + 1) + 0.4
     title, subtitle = textwrap.wrap(sheet.title, round(10 * inches)), textwrap.wrap(sheet.subtitle, round(14 * inches))
-    legend = _legend(sheet) if together.any() and len(names) > 1 else []
+    legend = _legend(sheet) if union.any() and len(names) > 1 else []
     lines = sum(str(patch.get_label()).count("\n") + 1 for patch in legend)
     # The legend stands below the overview, beside the other rows, which are higher if it needs more room.
     row = 1.6 * height
@@ -207,8 +207,8 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
     for column, index in enumerate(indices, 1):
         for row, name in enumerate(names):
             axes = grid[row, column]
-            shown = sheet.images.get(name, first)
-            _picture(axes, view.slice(shown, index)[box], windows.get(name, window))
+            volume = sheet.images.get(name, first)
+            _picture(axes, view.slice(volume, index)[box], windows.get(name, window))
             if row == 0:
                 axes.set_title(view.title(index), fontsize=8, color=MUTED, pad=3)
             if name in sheet.masks:
@@ -227,8 +227,8 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
 
 def _window(image: NDArray[Any], view: View, indices: Sequence[int], box: tuple[slice, slice]) -> dict[str, Any]:
     """Return the arguments of `imshow`: the window spans percentiles of the displayed region without padding of CT."""
-    shown, _ = raise_padding(np.stack([view.slice(image, index)[box] for index in indices]).astype(np.float64))
-    low, high = np.percentile(shown, _WINDOW)
+    region, _ = raise_padding(np.stack([view.slice(image, index)[box] for index in indices]).astype(np.float64))
+    low, high = np.percentile(region, _WINDOW)
     return {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-9), "aspect": view.spacing[0] / view.spacing[1]}
 
 
@@ -371,19 +371,19 @@ def case_sheets(evaluation: Evaluation, dataset: DataSet, folder: Path) -> Itera
         ``best``, ``median`` or ``worst``, and the figure.
     """
     cases = choose(evaluation)
-    for which, scores in cases.items():
+    for rank, scores in cases.items():
         case = dataset.case(scores.case)
         prediction, truth, grid = read_pair(folder / scores.mask, case, dataset)
         volume = read_volume(case.image)
         sheet = Sheet(
-            title=f"{which.capitalize()} case: {scores.title}" if len(cases) > 1 else scores.title,
+            title=f"{rank.capitalize()} case: {scores.title}" if len(cases) > 1 else scores.title,
             subtitle=describe_scores(scores, evaluation),
             images=volume.channels if volume.others else {"image": volume.array},
             masks={"truth": truth, "predicted": prediction},
             structures=evaluation.structures,
             view=view(grid.affine, display_axis(grid), known=grid.place_known),
         )
-        yield which, sheet_figure(sheet)
+        yield rank, sheet_figure(sheet)
 
 
 def describe_scores(scores: CaseScores, evaluation: Evaluation) -> str:

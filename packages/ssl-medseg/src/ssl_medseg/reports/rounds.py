@@ -32,7 +32,7 @@ def rounds_section(rounds: Sequence[Round], *, name: str = "") -> str:
         row += [_dice(r["validation"].get(when)) for when in ("before", "after")]
         rows.append(row + ([_dice((r.get("withheld") or {}).get("mean"))] if withheld else []))
     figure = to_inline_svg(rounds_figure(rounds), name=f"rounds-{name or 'run'}", label="Pseudo-labels by round")
-    warned = [f"Round {r['round']}: {text}." for r in rounds for text in r.get("warnings", [])]
+    texts = [f"Round {r['round']}: {text}." for r in rounds for text in r.get("warnings", [])]
     text = (
         "At the start of each round, the network predicts labels for the unlabelled volumes. It then trains on these "
         "pseudo-labels together with the true labels. Each structure should cover about the same fraction of the "
@@ -47,7 +47,7 @@ def rounds_section(rounds: Sequence[Round], *, name: str = "") -> str:
     return page.section(
         f"Pseudo-labels, {name}" if name else "Pseudo-labels",
         page.paragraph(text),
-        page.warnings(warned),
+        page.warnings(texts),
         page.figure(figure),
         page.table(head, rows, kind="numbers tight"),
     )

@@ -104,11 +104,11 @@ class Reported:
             evaluations[self.last.name] = self.evaluations
         for evaluation, _ in evaluations.get(self.last.name, ()):
             cases = {case.case for case in evaluation.judged}
-            same = {
+            by_stage = {
                 name: next((e for e, _ in each if {case.case for case in e.judged} == cases), None)
                 for name, each in evaluations.items()
             }
-            matches = {name: each for name, each in same.items() if each is not None}
+            matches = {name: each for name, each in by_stage.items() if each is not None}
             if len(matches) > 1:
                 return {**matches, self.last.name: evaluation}
         return {}

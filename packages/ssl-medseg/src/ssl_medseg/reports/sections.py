@@ -245,11 +245,11 @@ def _validation_pictures(stage: Stage) -> list[str]:
     places = (
         sorted({round(i * (len(files) - 1) / (_PICTURES_SHOWN - 1)) for i in range(_PICTURES_SHOWN)}) if files else []
     )
-    shown = [page.picture(files[i].read_bytes(), label=f"A validation case, {files[i].stem}") for i in places]
-    if not shown:
+    pictures = [page.picture(files[i].read_bytes(), label=f"A validation case, {files[i].stem}") for i in places]
+    if not pictures:
         return []
     text = "A validation case during training: image, truth, and prediction with the truth as a white outline."
-    return [page.paragraph(text), *map(page.figure, shown)]
+    return [page.paragraph(text), *map(page.figure, pictures)]
 
 
 def _uses_unlabelled(run: Reported) -> bool:

@@ -77,9 +77,9 @@ def split_of_run(run: Path, dataset: DataSet, part: Part) -> tuple[Split | None,
     image used in training is recognised under any name. The split is None for a model outside a run folder.
     """
     seen, file = cases_seen(run), own_split(run)
-    here = [name for name in seen if name in set(dataset.names)]
-    changed = [name for name in here if Uses.of([seen[name]]).part(dataset.case(name)) is None]
-    if file is not None and len(here) == len(seen) and not changed:
+    names = [name for name in seen if name in set(dataset.names)]
+    changed = [name for name in names if Uses.of([seen[name]]).part(dataset.case(name)) is None]
+    if file is not None and len(names) == len(seen) and not changed:
         return read_split(file, dataset), part, []
     if not seen:
         return None, "all", []
@@ -143,11 +143,11 @@ def cases_seen(run: Path) -> dict[str, dict[str, str]]:
         return {}
     with reading(file, "does not list the data of a run", "restore it from a copy"):
         content = read_object(file)
-        prepared = content.get("preparation", {})
+        preparation = content.get("preparation", {})
         cases = content.get("cases", {}).items()
         seen = {name: dict(entry) for name, entry in cases if isinstance(entry, dict) and "image" in entry}
         for name, entry in seen.items():
-            entry["voxels"] = prepared.get(name, {}).get("voxels", "")
+            entry["voxels"] = preparation.get(name, {}).get("voxels", "")
         return {name: {key: str(value) for key, value in entry.items()} for name, entry in seen.items()}
 
 

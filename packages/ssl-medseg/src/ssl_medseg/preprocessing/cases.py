@@ -60,8 +60,8 @@ def cached(
 
 def _read(file: Path) -> tuple[Tensor, dict[str, Any]] | None:
     try:
-        with reading(file, "is damaged", "it is made again"), safe_open(file, framework="pt") as opened:
-            tensor, metadata = opened.get_tensor("tensor"), opened.metadata()
+        with reading(file, "is damaged", "it is made again"), safe_open(file, framework="pt") as tensors:
+            tensor, metadata = tensors.get_tensor("tensor"), tensors.metadata()
             if metadata["sha256"] != _checksum(tensor, metadata["facts"]):
                 return None
             return tensor, json.loads(metadata["facts"])

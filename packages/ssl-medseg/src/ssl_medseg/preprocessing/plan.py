@@ -147,20 +147,20 @@ def _derive(
         raise UserError(f"{dataset.name}: {error}") from error
     views = [_View.of(grid, slicing) for grid in grids.values()]
     unit = "mm" if known else "of the longer side"
-    needed, why = _needed(dataset, dataset.select(labelled), views, slicing, grids, known=known)
-    reasons.append(why)
+    field_of_view, reason = _field_of_view(dataset, dataset.select(labelled), views, slicing, grids, known=known)
+    reasons.append(reason)
 
     spacing, fit = options.spacing, options.fit
     if known and not spacing and not fit:
         spacing = round(float(np.median([side for view in views for side in view.spacing])), 4)
-        if options.image_size and needed > spacing * options.image_size:
-            spacing = needed / options.image_size
+        if options.image_size and field_of_view > spacing * options.image_size:
+            spacing = field_of_view / options.image_size
             reasons.append(f"pixels of {spacing:.4g} mm, so that {options.image_size} pixels cover this field of view")
         else:
             reasons.append(f"pixels of {spacing:.4g} mm, the median of {len(views)} volumes")
     elif not known and not fit and not spacing:
         fit = (
-            round(options.image_size / needed)
+            round(options.image_size / field_of_view)
             if options.image_size
             else round(float(np.median([max(v.voxels) for v in views])))
         )
@@ -169,10 +169,12 @@ def _derive(
             f"of every image is scaled to {fit} pixels; state the voxel size with --voxel-size X,Y,Z"
         )
     size = options.image_size or MULTIPLE * max(
-        1, math.ceil(_pixels(needed, spacing, fit, known=known, views=views) / MULTIPLE)
+        1, math.ceil(_pixels(field_of_view, spacing, fit, known=known, views=views) / MULTIPLE)
     )
-    why = "" if options.image_size else f", the smallest multiple of {MULTIPLE} that covers {needed:.3g} {unit}"
-    reasons.append(f"slices of {size} x {size} pixels{why}")
+    suffix = (
+        "" if options.image_size else f", the smallest multiple of {MULTIPLE} that covers {field_of_view:.3g} {unit}"
+    )
+    reasons.append(f"slices of {size} x {size} pixels{suffix}")
     first, second = np.median([view.spacing for view in views], axis=0)
     settings = Preprocessing(
         size=(size, size),
@@ -229,25 +231,25 @@ def choose_slicing(grids: Mapping[str, Grid], options: PreprocessingOptions) -> 
     directions = _frame(normal, list(grids.values()))
     axis = int(np.abs(directions @ normal).argmax())
     letters = Counter(axis_letters(grid) for grid in grids.values())
-    stored = ", ".join(f"{name} {count}" for name, count in letters.most_common())
+    tally = ", ".join(f"{name} {count}" for name, count in letters.most_common())
     if np.diag(directions @ np.array([DIRECTIONS[letter] for letter in _ORIENTATION]).T).min() > _SNAP:
         return Slicing(axis, orientation=_ORIENTATION), [
-            reason, f"volumes are converted to the orientation {_ORIENTATION} (stored: {stored})",
+            reason, f"volumes are converted to the orientation {_ORIENTATION} (stored: {tally})",
         ]  # fmt: skip
     first, second, third = (tuple(round(float(v), 4) for v in row) for row in directions)
     return Slicing(axis, frame=(first, second, third)), [  # type: ignore[arg-type]
-        reason, f"volumes are oblique and are converted to their most common axes (stored: {stored})",
+        reason, f"volumes are oblique and are converted to their most common axes (stored: {tally})",
     ]  # fmt: skip
 
 
 def _as_stored(
     grids: Mapping[str, Grid], options: PreprocessingOptions, *, by_option: bool
 ) -> tuple[Slicing, list[str]]:
-    why = "--orientation stored" if by_option else "the files do not state the patient's left and right"
-    reason = f"volumes are used as stored ({why})"
+    cause = "--orientation stored" if by_option else "the files do not state the patient's left and right"
+    reason = f"volumes are used as stored ({cause})"
     if options.slice_axis in ("axial", "coronal", "sagittal"):
         raise UserError(
-            f"slice_axis is {options.slice_axis}, but volumes are used as stored ({why}), so planes are unknown; "
+            f"slice_axis is {options.slice_axis}, but volumes are used as stored ({cause}), so planes are unknown; "
             "expected an array axis of the files: 0, 1 or 2"
         )
     if options.slice_axis != "auto":
@@ -423,7 +425,7 @@ class _View:
         return 1.0 if known else self.longer
 
 
-def _needed(
+def _field_of_view(
     dataset: DataSet,
     cases: Sequence[Case],
     views: Sequence[_View],
@@ -465,9 +467,9 @@ def _needed(
     return min(extent, largest), reason
 
 
-def _pixels(needed: float, spacing: float, fit: int, *, known: bool, views: Sequence[_View]) -> float:
+def _pixels(field_of_view: float, spacing: float, fit: int, *, known: bool, views: Sequence[_View]) -> float:
     if spacing:
         longer = float(np.median([view.longer for view in views]))
-        return (needed if known else needed * longer) / spacing
-    share = needed if not known else needed / float(np.median([view.longer for view in views]))
+        return (field_of_view if known else field_of_view * longer) / spacing
+    share = field_of_view if not known else field_of_view / float(np.median([view.longer for view in views]))
     return share * fit

@@ -234,17 +234,17 @@ def _count(voxels: int, step: float) -> int:
 def to_pixels(slices: Tensor, geometry: Geometry) -> Tensor:
     """Resample slices ``[S, rows, columns]`` of voxels linearly to ``[S, H, W]`` pixels; 0 outside the volume."""
     for axis in (0, 1):
-        places, shown = _of_pixels(geometry, axis)
-        slices = _linear(slices, places, dim=axis - 2, mask=shown)
+        places, mask = _of_pixels(geometry, axis)
+        slices = _linear(slices, places, dim=axis - 2, mask=mask)
     return slices
 
 
 def to_nearest_pixels(slices: Tensor, geometry: Geometry) -> Tensor:
     """Resample as in `to_pixels`, but by nearest neighbour."""
     for axis in (0, 1):
-        places, shown = _of_pixels(geometry, axis)
-        taken = slices.index_select(axis - 2, torch.from_numpy(np.rint(places).astype(np.int64)))
-        slices = taken * _along(torch.from_numpy(shown).to(slices), axis - 2)
+        places, mask = _of_pixels(geometry, axis)
+        pixels = slices.index_select(axis - 2, torch.from_numpy(np.rint(places).astype(np.int64)))
+        slices = pixels * _along(torch.from_numpy(mask).to(slices), axis - 2)
     return slices
 
 
@@ -265,8 +265,8 @@ def _of_pixels(geometry: Geometry, axis: int) -> tuple[NDArray[np.float64], NDAr
     """Return the voxel position of each pixel, and whether it is inside the volume."""
     pixels = np.arange(geometry.size[axis]) + geometry.shift[axis]
     places = geometry.step[axis] * pixels
-    shown = (pixels >= 0) & (pixels < geometry.resampled[axis])
-    return np.clip(places, 0, geometry.plane[axis] - 1), shown
+    mask = (pixels >= 0) & (pixels < geometry.resampled[axis])
+    return np.clip(places, 0, geometry.plane[axis] - 1), mask
 
 
 def _of_voxels(geometry: Geometry, axis: int) -> NDArray[np.float64]:
@@ -364,7 +364,7 @@ def prepare(volume: Volume, p: Preprocessing) -> Prepared:
     (channel, *_), (name, *others) = volume.image.channel_names, p.channels
     if channel and not channel.isdecimal() and name != UNNAMED and not others and channel.casefold() != name.casefold():
         notes += (f"its channel is named {channel}, and that of the training images {name}: a mask needs the same one",)
-    pixels, filled = [], []
+    pixels, all_remarks = [], []
     for image, array in zip(volume.image.channels, volume.channels.values(), strict=True):
         source = f"{image.path}{f': channel {image.name}' if volume.others and image.name else ''}"
         finite, remarks = _finite(array, p, source)
@@ -376,8 +376,8 @@ def prepare(volume: Volume, p: Preprocessing) -> Prepared:
         if p.antialias:
             slices = _smoothed(slices, geometry)
         pixels.append(to_pixels(torch.from_numpy(slices), geometry))
-        filled += [f"{image.name}: {remark}" if volume.others else remark for remark in remarks]
-    return Prepared(torch.stack(pixels, 1), geometry, (*volume.warnings, *filled, *notes))
+        all_remarks += [f"{image.name}: {remark}" if volume.others else remark for remark in remarks]
+    return Prepared(torch.stack(pixels, 1), geometry, (*volume.warnings, *all_remarks, *notes))
 
 
 def prepare_label(classes: NDArray[np.uint8], geometry: Geometry) -> tuple[Tensor, NDArray[np.float64]]:
@@ -408,13 +408,13 @@ def erased_structures(classes: NDArray[np.uint8], pixels: Tensor, geometry: Geom
         remains.
     """
     inside = [is_inside(geometry, axis) for axis in (0, 1)]
-    shown = np.bincount(geometry.to_slices(classes)[:, inside[0]][:, :, inside[1]].ravel(), minlength=256)
-    left = np.bincount(pixels.numpy().ravel(), minlength=256)
+    before = np.bincount(geometry.to_slices(classes)[:, inside[0]][:, :, inside[1]].ravel(), minlength=256)
+    after = np.bincount(pixels.numpy().ravel(), minlength=256)
     area = geometry.step[0] * geometry.step[1]
     return {
-        number: (int(shown[number]), int(left[number]))
+        number: (int(before[number]), int(after[number]))
         for number in range(1, 256)
-        if shown[number] and left[number] * area < _LEAST_AREA * shown[number]
+        if before[number] and after[number] * area < _LEAST_AREA * before[number]
     }
 
 
@@ -574,9 +574,9 @@ def restore_slices(probabilities: Tensor, geometry: Geometry) -> Tensor:
     """
     native = to_voxels(probabilities, geometry)
     # Voxels just outside the outermost pixel have weights below 1, so the probabilities are renormalised.
-    shown = to_voxels(torch.ones_like(probabilities[:1, 0]), geometry)
-    native /= shown.clamp_min(torch.finfo(shown.dtype).tiny)
-    native[:, 0] += shown == 0
+    coverage = to_voxels(torch.ones_like(probabilities[:1, 0]), geometry)
+    native /= coverage.clamp_min(torch.finfo(coverage.dtype).tiny)
+    native[:, 0] += coverage == 0
     return native
 
 

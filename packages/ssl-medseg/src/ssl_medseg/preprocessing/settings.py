@@ -68,7 +68,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         low, high = self.percentiles
-        wrong = {
+        problems = {
             f"size {self.size}, expected multiples of {MULTIPLE}": any(s < MULTIPLE or s % MULTIPLE for s in self.size),
             f"spacing {self.spacing}, expected mm above 0": self.spacing is not None and min(self.spacing) <= 0,
             f"fit {self.fit}, expected pixels, or 0": self.fit < 0,
@@ -81,7 +81,7 @@ class Preprocessing:
             f"channels {self.channels}, expected different names": not self.channels
             or len(set(self.channels)) < len(self.channels),
         }
-        for problem, holds in wrong.items():
+        for problem, holds in problems.items():
             if holds:
                 raise UserError(f"preprocessing has {problem}")
 
@@ -109,11 +109,11 @@ class Preprocessing:
             UserError: The content does not describe such settings.
         """
         try:
-            known = {"channel_numbers": (), **content}
+            values = {"channel_numbers": (), **content}
             for name in ("size", "percentiles", "spacing", "usual_spacing", "channels", "channel_numbers"):
-                known[name] = None if known[name] is None else tuple(known[name])
-            known["frame"] = None if known["frame"] is None else tuple(map(tuple, known["frame"]))
-            return cls(**known)
+                values[name] = None if values[name] is None else tuple(values[name])
+            values["frame"] = None if values["frame"] is None else tuple(map(tuple, values["frame"]))
+            return cls(**values)
         except KeyError as error:
             raise UserError(
                 f"the preprocessing of this model lacks the setting {error}, because another version of ssl-medseg "

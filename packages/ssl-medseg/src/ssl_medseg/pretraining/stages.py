@@ -215,8 +215,8 @@ class GlobalStage(Stage):
         """Compute the loss of this process in `step`."""
         batch, slices, ids = self._at(step)
         views = [self._view(slices, ids, step, number) for number in range(1 if self._kind == "GD" else 2)]
-        shown = views if self._kind == "GR" else [slices, *views]
-        z = network(torch.cat(shown).contiguous(memory_format=torch.channels_last))
+        inputs = views if self._kind == "GR" else [slices, *views]
+        z = network(torch.cat(inputs).contiguous(memory_format=torch.channels_last))
         if self._kind == "GR":
             return nt_xent(*z.chunk(2), temperature=self._temperature)
         if self._kind == "GD-":

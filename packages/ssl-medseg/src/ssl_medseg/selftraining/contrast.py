@@ -65,10 +65,10 @@ def draw_pairs(
     """
     if pairs < PER_GROUP or pairs % PER_GROUP:
         raise UserError(f"pairs is {pairs}; expected a multiple of {PER_GROUP}: five labelled, five unlabelled slices")
-    for what, slices in (("labelled", labelled), ("unlabelled", unlabelled)):
+    for kind, slices in (("labelled", labelled), ("unlabelled", unlabelled)):
         if len(slices) == 0:
             raise UserError(
-                f"no {what} slice contains a structure, so the contrastive loss has nothing to compare; check the "
+                f"no {kind} slice contains a structure, so the contrastive loss has nothing to compare; check the "
                 "labels (`ssl-medseg check`) or the pseudo-labels of this round, or train without this loss "
                 "(--contrast.weight 0)"
             )

@@ -272,13 +272,13 @@ class ConsistencyTerm:
             return None
 
         def apply(maps: list[Tensor]) -> list[Tensor]:
-            changed = []
+            outputs = []
             for level, each in enumerate(maps):
                 mask = uniform(derive(self._seed, step, "features", level), ids, each.shape[1]) >= share
                 factors = (mask / (1 - share)).to(each.dtype)[..., None, None]
                 whole = len(each) - len(ids)
-                changed.append(torch.cat([each[:whole], each[whole:] * factors]))
-            return changed
+                outputs.append(torch.cat([each[:whole], each[whole:] * factors]))
+            return outputs
 
         return apply
 

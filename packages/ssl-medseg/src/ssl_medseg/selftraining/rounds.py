@@ -75,11 +75,11 @@ def make_pseudo_labels(
     """
     predictions = [_predict(network, case, options) for case in cases]
     classes = torch.cat([labels.classes.flatten() for labels, *_ in predictions])
-    sure = torch.cat([labels.confidence.flatten() for labels, *_ in predictions])
+    confidence = torch.cat([labels.confidence.flatten() for labels, *_ in predictions])
     number = predictions[0][3]
     thresholds = torch.full((number,), options.threshold)
     if options.class_share < 1:
-        every = PseudoLabels(classes, sure, torch.ones_like(classes, dtype=torch.bool))
+        every = PseudoLabels(classes, confidence, torch.ones_like(classes, dtype=torch.bool))
         thresholds = class_thresholds(every, share=options.class_share, num_classes=number, least=options.threshold)
     pseudo_cases = []
     for case, (labels, rejected, view_dice, _) in zip(cases, predictions, strict=True):
@@ -247,9 +247,9 @@ def describe(
     truth = torch.cat([label.flatten() for label in labelled])
     area, labelled_area, covered = {}, {}, {}
     for number_, name in enumerate(structures, start=1):
-        mine = predicted == number_
-        area[name], labelled_area[name] = float(mine.float().mean()), float((truth == number_).float().mean())
-        covered[name] = float((used[mine] != UNUSED).float().mean()) if bool(mine.any()) else None
+        mask = predicted == number_
+        area[name], labelled_area[name] = float(mask.float().mean()), float((truth == number_).float().mean())
+        covered[name] = float((used[mask] != UNUSED).float().mean()) if bool(mask.any()) else None
     round_ = Round(
         round=number, step=step, made_by=made_by, cases=len(pseudo_cases), used=sum(case.used for case in pseudo_cases),
         slices=sum(len(case.label) for case in pseudo_cases), coverage=float((used != UNUSED).float().mean()),

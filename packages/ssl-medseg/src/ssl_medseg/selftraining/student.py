@@ -118,8 +118,8 @@ class Scoring:
     def choose(self, network: nn.Module, *, keep: str, steps: int) -> str:
         """Load the weights to keep into the network and return a description of them."""
         begun, best = self.begun, self.best
-        worse = begun.score is not None and best.score is not None and best.score < begun.score
-        if worse:
+        is_worse = begun.score is not None and best.score is not None and best.score < begun.score
+        if is_worse:
             self._run.say(
                 f"warning: the initial segmenter has a validation Dice of {begun.score:.3f}, the best training step "
                 f"{best.score:.3f}: the unlabelled volumes did not help, or the run was too short"
@@ -131,7 +131,7 @@ class Scoring:
                     begun.give(network)
                     return f"initial segmenter, validation Dice {begun.score:.3f}; the last step had {last:.3f}"
             return f"last step ({steps})"
-        if worse:
+        if is_worse:
             begun.give(network)
             return f"initial segmenter, validation Dice {begun.score:.3f}; the best step had {best.score:.3f}"
         self.best.give(network)

@@ -200,10 +200,10 @@ def selftrain(  # noqa: PLR0915 - the whole of a run, to be read from top to bot
             if step == 0:
                 scoring.begin(segmenter.network.to(r.device))
             if in_rounds and step % settings.steps == 0:
-                by = f"the segmenter {Path(model).name}" if step == 0 else f"this run, {scoring.description(step)}"
+                author = f"the segmenter {Path(model).name}" if step == 0 else f"this run, {scoring.description(step)}"
                 source = segmenter.network.to(r.device) if step == 0 else student.network
                 score = scoring.begun.score if step == 0 else scoring.best_of_round.score
-                r.record(**pool.refresh(source, scoring.best_of_round, step=step, made_by=by, score=score))
+                r.record(**pool.refresh(source, scoring.best_of_round, step=step, made_by=author, score=score))
                 scoring.best_of_round.reset()
                 terms = {}
             terms = terms or new_terms()
@@ -257,8 +257,8 @@ def _score_withheld(
     out: Path, data: str, training_data: TrainingData, *, opening: DataOptions, cache: Path | None
 ) -> None:
     dataset = open_with(data, replace(opening, allow_unlabelled=True))
-    known = [case.name for case in training_data.unlabelled if dataset.case(case.name).label is not None]
-    cases = prepare_cases(dataset, known, training_data.preprocessing, labels=True, cache=cache)
+    names = [case.name for case in training_data.unlabelled if dataset.case(case.name).label is not None]
+    cases = prepare_cases(dataset, names, training_data.preprocessing, labels=True, cache=cache)
     labels = {case.name: case.label for case in cases if case.label is not None}
     score_withheld_labels(out, training_data.labels.structures, labels)
 

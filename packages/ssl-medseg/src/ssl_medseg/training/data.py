@@ -90,8 +90,8 @@ class TrainingData:
             UserError: No slice contains some structure, which therefore cannot be learnt.
         """
         slices = stack_slices(self.labelled)
-        shown = slices.presence(len(self.labels)).any(0).tolist()
-        missing = [name for name, seen in zip(self.labels.names, shown, strict=True) if not seen]
+        present = slices.presence(len(self.labels)).any(0).tolist()
+        missing = [name for name, seen in zip(self.labels.names, present, strict=True) if not seen]
         if erased := self._erased(missing):
             raise UserError(
                 f"resampling the slices removes {', '.join(missing)} ({erased}); expected slices with every structure. "
@@ -200,9 +200,9 @@ def labels_before(model: str | Path) -> list[dict[str, str]]:
         return []
     with reading(file, "does not list the data of a run", "restore it from a copy"):
         content = read_object(file)
-        prepared = content.get("preparation", {})
+        preparation = content.get("preparation", {})
         own = [
-            {"part": case["part"], "image": case["image"], "voxels": prepared.get(name, {}).get("voxels", "")}
+            {"part": case["part"], "image": case["image"], "voxels": preparation.get(name, {}).get("voxels", "")}
             for name, case in content.get("cases", {}).items()
             if case["part"] in ("labelled", "validation")
         ]
@@ -237,15 +237,15 @@ def keep_identity(
         }
         write_atomic(file, (json.dumps(content, indent=1) + "\n").encode())
         return
-    stored = read_object(file)
-    for what, now in (("label map", training_data.labels.to_json()), ("initial segmenter", model)):
-        was = stored.get({"label map": "labels", "initial segmenter": "model"}[what], now)
-        if was != now:
+    card = read_object(file)
+    for kind, current in (("label map", training_data.labels.to_json()), ("initial segmenter", model)):
+        previous = card.get({"label map": "labels", "initial segmenter": "model"}[kind], current)
+        if previous != current:
             raise UserError(
-                f"{run.out}: the run was started with another {what}. Use the same one, which may have moved, or "
+                f"{run.out}: the run was started with another {kind}. Use the same one, which may have moved, or "
                 "another --out"
             )
-    before = stored.get("cases", {})
+    before = card.get("cases", {})
     if not isinstance(before, dict):
         raise UserError(
             f"{file}: 'cases' is a {type(before).__name__}, expected the files of each case; restore it from a copy"

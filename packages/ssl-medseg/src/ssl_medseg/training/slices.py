@@ -415,11 +415,11 @@ def slices_with(slices: SliceSet, *, classes: int, least: int = 1) -> Tensor:
     Raises:
         UserError: No slice has that many classes.
     """
-    shown = slices.presence(classes).sum(1)
-    indices = torch.nonzero(shown >= least).flatten()
+    counts = slices.presence(classes).sum(1)
+    indices = torch.nonzero(counts >= least).flatten()
     if not len(indices):
         raise UserError(
-            f"none of the {len(slices)} slices contains {least} classes or more; the maximum is {int(shown.max())}. "
+            f"none of the {len(slices)} slices contains {least} classes or more; the maximum is {int(counts.max())}. "
             "Lower the number of classes that a slice must contain (--least-classes)"
         )
     return indices
@@ -518,15 +518,15 @@ class SegmentationBatches:
         rare_share: float = 0.0,
     ) -> None:
         self._slices, self._classes, self._augment = slices.to(run.device), classes, augment
-        shared = {"rank": run.rank, "world_size": run.world_size}
+        processes = {"rank": run.rank, "world_size": run.world_size}
         rare = run.world_size * round(rare_share * batch_size / run.world_size)
         self._draws = []
         if rare:
-            shown = slices.presence(classes)[pool][:, 1:]
-            candidates = pool[shown[:, _rarest(shown)]]
-            self._draws.append(SliceDraws(candidates, batch_size=rare, seed=run.seed(purpose, "rare"), **shared))
+            presence = slices.presence(classes)[pool][:, 1:]
+            candidates = pool[presence[:, _rarest(presence)]]
+            self._draws.append(SliceDraws(candidates, batch_size=rare, seed=run.seed(purpose, "rare"), **processes))
         if rare < batch_size or not rare:
-            self._draws.append(SliceDraws(pool, batch_size=batch_size - rare, seed=run.seed(purpose), **shared))
+            self._draws.append(SliceDraws(pool, batch_size=batch_size - rare, seed=run.seed(purpose), **processes))
         self._seed = run.seed(purpose, "augment")
 
     def at(self, step: int) -> SegmentationBatch:
@@ -544,10 +544,10 @@ class SegmentationBatches:
         return SegmentationBatch(images.contiguous(memory_format=torch.channels_last), shares)
 
 
-def _rarest(shown: Tensor) -> int:
+def _rarest(presence: Tensor) -> int:
     """Return the structure that occurs in the fewest slices, but at least in one, given bool [M, F]."""
-    counts = shown.sum(0)
-    return int(torch.where(counts > 0, counts, len(shown) + 1).argmin())
+    counts = presence.sum(0)
+    return int(torch.where(counts > 0, counts, len(presence) + 1).argmin())
 
 
 def _joined(parts: Sequence[Drawn]) -> Drawn:

@@ -55,7 +55,7 @@ def test_within_another_bar_the_items_come_all_the_same(monkeypatch: pytest.Monk
 
 
 def test_large_counts_are_written_in_full(capsys: pytest.CaptureFixture[str]) -> None:
-    watch = Watch(shown=True)
+    watch = Watch(visible=True)
     watch.start(0, 1)
     watch.metrics({"loss": 6.34801, "inputs": 10496.0, "lr": 1.678e-6})
     watch.advance(1)

@@ -16,7 +16,7 @@ from torch import nn
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import Interrupted, load_model, recorder
-from contrastive_core.training.launch import settled, slow_precision
+from contrastive_core.training.launch import resolve_precision, slow_precision
 from tests.core.training.toy_runs import content, go, start
 
 
@@ -158,10 +158,10 @@ def test_automatic_precision_follows_the_processor(
     monkeypatch: pytest.MonkeyPatch, found: dict[str, bool], expected: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
-    assert settled("auto", "cpu") == expected
-    assert settled("32-true", "cpu") == "32-true"
+    assert resolve_precision("auto", "cpu") == expected
+    assert resolve_precision("32-true", "cpu") == "32-true"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert settled("auto", "mps") == "32-true"
+    assert resolve_precision("auto", "mps") == "32-true"
 
 
 def test_emulated_bfloat16_is_warned_of(
@@ -175,7 +175,7 @@ def test_emulated_bfloat16_is_warned_of(
         train_line(tmp_path / f"{warned}-auto", precision="auto")
         assert "bfloat16" not in "".join(capsys.readouterr())
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # as in torch 2.10, which cannot tell
-    assert settled("auto", "cpu") == "32-true"
+    assert resolve_precision("auto", "cpu") == "32-true"
     assert slow_precision("bf16-mixed", torch.device("cpu")) is None
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     assert "this GPU has no bfloat16" in str(slow_precision("bf16-mixed", torch.device("cuda")))

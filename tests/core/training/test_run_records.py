@@ -127,7 +127,8 @@ def test_a_bar_in_a_terminal(tmp_path: Path) -> None:
     import pty
 
     code = (
-        "import sys, time; from contrastive_core.training.progress import Watch; w = Watch(shown=True); w.start(3, 9)\n"
+        "import sys, time; from contrastive_core.training.progress import Watch; w = Watch(visible=True)\n"
+        "w.start(3, 9)\n"
         "for i in range(4, 10): w.metrics({'loss': 1.5}); w.advance(i); time.sleep(0.06)\n"
         "w.say('[red]a message'); w.stop()"
     )

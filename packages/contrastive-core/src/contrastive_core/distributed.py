@@ -59,8 +59,8 @@ def gather_rows(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    gathered: Tensor = _gather(x) if torch.compiler.is_compiling() else _Gather.apply(x)
-    return gathered
+    rows: Tensor = _gather(x) if torch.compiler.is_compiling() else _Gather.apply(x)
+    return rows
 
 
 def gather_labels(y: Tensor) -> Tensor:
@@ -92,10 +92,10 @@ def how_to_gather(name: str, gather: Gather, rows: Tensor) -> Literal["alone", "
     return gather
 
 
-def split_own(gathered: Tensor) -> tuple[Tensor, Tensor]:
+def split_own(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Split the result of :func:`gather_rows` into the rows of this process and those of the others, in rank order."""
-    own, size = rank(), len(gathered) // world_size()
-    return gathered[own * size : (own + 1) * size], torch.cat([gathered[: own * size], gathered[(own + 1) * size :]])
+    own, size = rank(), len(rows) // world_size()
+    return rows[own * size : (own + 1) * size], torch.cat([rows[: own * size], rows[(own + 1) * size :]])
 
 
 def visitors(*own: Tensor) -> Iterator[list[Tensor]]:
@@ -106,7 +106,7 @@ def visitors(*own: Tensor) -> Iterator[list[Tensor]]:
     """
     hop = Hop(own)
     for later in reversed(range(world_size() - 1)):
-        here = hop.arrived()
+        here = hop.wait()
         if later:
             hop = Hop(here)
         yield here
@@ -118,25 +118,25 @@ class Hop:
     The transfer starts on construction. Every process must make the same hops in the same order.
 
     Args:
-        tensors: Tensors to send; they must not be modified before `arrived` returns.
+        tensors: Tensors to send; they must not be modified before `wait` returns.
         tag: Number that distinguishes hops in progress at the same time.
     """
 
     def __init__(self, tensors: Sequence[Tensor], *, tag: int = 0) -> None:
         right, left = (rank() + 1) % world_size(), (rank() - 1) % world_size()
-        self._going = [x.contiguous() for x in tensors]
-        self._coming = [torch.empty_like(x) for x in self._going]
+        self._outgoing = [x.contiguous() for x in tensors]
+        self._incoming = [torch.empty_like(x) for x in self._outgoing]
         # One batch: with separate calls, NCCL would wait for the first tensor to be received before sending the next.
         self._works = dist.batch_isend_irecv(
-            [dist.P2POp(dist.isend, x, right, tag=tag) for x in self._going]
-            + [dist.P2POp(dist.irecv, x, left, tag=tag) for x in self._coming]
+            [dist.P2POp(dist.isend, x, right, tag=tag) for x in self._outgoing]
+            + [dist.P2POp(dist.irecv, x, left, tag=tag) for x in self._incoming]
         )
 
-    def arrived(self) -> list[Tensor]:
+    def wait(self) -> list[Tensor]:
         """Wait until both transfers are complete and return the received tensors."""
         for work in self._works:
             work.wait()
-        return self._coming
+        return self._incoming
 
 
 def refuse_unequal(x: Tensor) -> None:
@@ -147,9 +147,9 @@ def refuse_unequal(x: Tensor) -> None:
     Raises:
         ValueError: The processes hold different numbers of rows, or rows of different size or type (raised on each).
     """
-    mine = torch.tensor([len(x), math.prod(x.shape[1:]), _DTYPES.index(x.dtype)], device=x.device)
-    parts = _one_per_process(mine)
-    dist.all_gather(parts, mine)
+    descriptor = torch.tensor([len(x), math.prod(x.shape[1:]), _DTYPES.index(x.dtype)], device=x.device)
+    parts = _one_per_process(descriptor)
+    dist.all_gather(parts, descriptor)
     rows, sizes, dtypes = torch.stack(parts).T.tolist()
     if len(set(rows)) > 1:
         counts = ", ".join(f"rank {number}: {count}" for number, count in enumerate(rows))
@@ -159,11 +159,11 @@ def refuse_unequal(x: Tensor) -> None:
             "and a sampler that gives every process the same number of samples)"
         )
     if len(set(sizes)) > 1 or len(set(dtypes)) > 1:
-        found = ", ".join(
+        shapes = ", ".join(
             f"rank {i}: {size} x {_DTYPES[d]}" for i, (size, d) in enumerate(zip(sizes, dtypes, strict=True))
         )
         raise ValueError(
-            f"gather: the processes hold rows of different sizes or types ({found}), expected the same on each"
+            f"gather: the processes hold rows of different sizes or types ({shapes}), expected the same on each"
         )
 
 

@@ -33,5 +33,5 @@ def without_path(error: Exception, path: Path) -> str:
 def _shortened(line: str) -> str:
     if len(line) <= _LONGEST:
         return line
-    kept = _LONGEST // 2 - 50
-    return f"{line[:kept]} ... ({len(line) - 2 * kept:,} characters) ... {line[-kept:]}"
+    length = _LONGEST // 2 - 50
+    return f"{line[:length]} ... ({len(line) - 2 * length:,} characters) ... {line[-length:]}"

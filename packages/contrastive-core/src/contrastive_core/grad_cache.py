@@ -86,7 +86,7 @@ def encode_in_chunks(encoder: nn.Module, *inputs: Tensor, chunk_size: int, batch
         _encode(encoder, [_rows(x, start, chunk_size, order) for x in inputs], last=start + chunk_size >= rows)
         for start in range(0, rows, chunk_size)
     ]
-    return _joined(outputs, back=None if order is None else order.argsort())
+    return _join(outputs, back=None if order is None else order.argsort())
 
 
 def batch_norms(module: nn.Module) -> list[str]:
@@ -116,7 +116,7 @@ def _encode(encoder: nn.Module, pieces: list[Tensor], *, last: bool) -> tuple[bo
             *pieces,
             *devices.values(),
             use_reentrant=False,
-            context_fn=lambda: (first, _SecondPass(encoder, first.changed)),
+            context_fn=lambda: (first, _SecondPass(encoder, first.initial_buffers)),
         )
     parts = output if isinstance(output, tuple) else (output,)
     for part in parts:
@@ -137,7 +137,7 @@ def _rows(x: Tensor, start: int, count: int, order: Tensor | None) -> Tensor:
     return x[start : start + count] if order is None else x[order[start : start + count].to(x.device)]
 
 
-def _joined(outputs: Sequence[tuple[bool, tuple[Tensor, ...]]], *, back: Tensor | None) -> Any:
+def _join(outputs: Sequence[tuple[bool, tuple[Tensor, ...]]], *, back: Tensor | None) -> Any:
     whole = tuple(torch.cat(parts) for parts in zip(*(parts for _, parts in outputs), strict=True))
     if back is not None:
         whole = tuple(x[back.to(x.device)] for x in whole)
@@ -148,11 +148,11 @@ _Buffers = dict[tuple[nn.Module, str], Tensor]
 
 
 class _FirstPass(AbstractContextManager[None]):
-    """Keep copies of the buffers that the block changes, as they were before it, in `changed`."""
+    """Keep copies of the buffers that the block changes, as they were before it, in `initial_buffers`."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self.changed: _Buffers = {}
+        self.initial_buffers: _Buffers = {}
 
     def __enter__(self) -> None:
         self._before = [
@@ -165,7 +165,7 @@ class _FirstPass(AbstractContextManager[None]):
     def __exit__(self, *_: object) -> None:
         for part, name, x, version, copy in self._before:
             if part._buffers.get(name) is not x or x._version != version:
-                self.changed[part, name] = copy
+                self.initial_buffers[part, name] = copy
         del self._before
 
 
@@ -175,20 +175,20 @@ class _SecondPass(AbstractContextManager[None]):
     The buffers are not copied and restored afterwards, because the first pass may have saved them for backward.
     """
 
-    def __init__(self, module: nn.Module, changed: _Buffers) -> None:
-        self._module, self._changed = module, changed
+    def __init__(self, module: nn.Module, initial_buffers: _Buffers) -> None:
+        self._module, self._initial_buffers = module, initial_buffers
 
     def __enter__(self) -> None:
-        self._kept = [(part, dict(part._buffers)) for part in self._module.modules() if part._buffers]
+        self._original_buffers = [(part, dict(part._buffers)) for part in self._module.modules() if part._buffers]
         copies: dict[int, Tensor] = {}  # one for a buffer that several modules share
-        for part, buffers in self._kept:
+        for part, buffers in self._original_buffers:
             for name, x in buffers.items():
                 if x is not None:
-                    started = self._changed.get((part, name), x)
-                    part._buffers[name] = copies.setdefault(id(x), started.clone())
+                    value = self._initial_buffers.get((part, name), x)
+                    part._buffers[name] = copies.setdefault(id(x), value.clone())
 
     def __exit__(self, *_: object) -> None:
-        for part, buffers in self._kept:
+        for part, buffers in self._original_buffers:
             part._buffers.update(buffers)
 
 
@@ -206,8 +206,8 @@ def _check(encoder: nn.Module, inputs: tuple[Tensor, ...], chunk_size: int) -> i
         raise ValueError(f"encode_in_chunks: chunk_size is {chunk_size}, expected at least 1 row")
     counts = {len(x) if x.ndim else 0 for x in inputs}
     if len(counts) != 1 or counts == {0}:
-        found = ", ".join(str(list(x.shape)) for x in inputs) or "no inputs"
-        raise ValueError(f"encode_in_chunks: got {found}, expected tensors with the same number of rows, at least one")
+        shapes = ", ".join(str(list(x.shape)) for x in inputs) or "no inputs"
+        raise ValueError(f"encode_in_chunks: got {shapes}, expected tensors with the same number of rows, at least one")
     return counts.pop()
 
 

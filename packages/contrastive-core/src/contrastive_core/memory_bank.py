@@ -54,10 +54,10 @@ class MemoryBank:
         if size < 1 or features < 1:
             raise ValueError(f"MemoryBank: got size {size} and features {features}, expected at least 1 of both")
         self._rows = torch.zeros(size, features, device=device, dtype=dtype)
-        self._added = 0
+        self._total = 0
 
     def __len__(self) -> int:
-        return min(self._added, len(self._rows))
+        return min(self._total, len(self._rows))
 
     @property
     def rows(self) -> Tensor:
@@ -77,14 +77,14 @@ class MemoryBank:
         keys = unit_rows(keys, self._rows.dtype)
         keys = gather_rows(keys) if gather else keys
         size = len(self._rows)
-        first = self._added + max(0, len(keys) - size)
-        self._added += len(keys)
-        place = torch.arange(first, self._added, device=keys.device) % size
-        self._rows[place] = keys[-size:]
+        first = self._total + max(0, len(keys) - size)
+        self._total += len(keys)
+        index = torch.arange(first, self._total, device=keys.device) % size
+        self._rows[index] = keys[-size:]
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the rows and the total number of rows added."""
-        return {"rows": self._rows.clone(), "added": self._added}
+        return {"rows": self._rows.clone(), "added": self._total}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned.
@@ -103,4 +103,4 @@ class MemoryBank:
                 f"{list(self._rows.shape)}"
             )
         self._rows.copy_(state["rows"])
-        self._added = int(state["added"])
+        self._total = int(state["added"])

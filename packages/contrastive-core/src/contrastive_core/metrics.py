@@ -58,26 +58,26 @@ def calibrate(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> Calib
         ValueError: A label is not a class.
     """
     _check_classes(labels, probabilities.shape[1], "labels")
-    confidence, predicted = probabilities.double().max(dim=1)
-    right = (predicted == labels).double()
+    confidence, prediction = probabilities.double().max(dim=1)
+    correct = (prediction == labels).double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
-    place = torch.bucketize(confidence, edges[1:-1])  # an edge belongs to the bin below it
-    images, confidences, rights = (
-        torch.bincount(place, weights=weights, minlength=bins).tolist()
-        for weights in (torch.ones_like(right), confidence, right)
+    bin_index = torch.bucketize(confidence, edges[1:-1])  # an edge belongs to the bin below it
+    images, confidences, correct_counts = (
+        torch.bincount(bin_index, weights=weights, minlength=bins).tolist()
+        for weights in (torch.ones_like(correct), confidence, correct)
     )
-    found = [
+    reliability = [
         ReliabilityBin(
             lower=edges[b].item(),
             upper=edges[b + 1].item(),
             images=int(images[b]),
             confidence=confidences[b] / images[b] if images[b] else None,
-            accuracy=rights[b] / images[b] if images[b] else None,
+            accuracy=correct_counts[b] / images[b] if images[b] else None,
         )
         for b in range(bins)
     ]
-    gaps = sum(abs(rights[b] - confidences[b]) for b in range(bins))
-    return Calibration(gaps / len(labels), confidence.mean().item(), found)
+    gaps = sum(abs(correct_counts[b] - confidences[b]) for b in range(bins))
+    return Calibration(gaps / len(labels), confidence.mean().item(), reliability)
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -132,13 +132,14 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
     return (ahead.sum(dim=1) < k).double().mean().item()
 
 
-def _check_classes(found: Tensor, classes: int, name: str) -> None:
+def _check_classes(class_numbers: Tensor, classes: int, name: str) -> None:
     """Refuse numbers that are no class; a prediction of C would count as class 0 of the next row.
 
     Raises:
         ValueError: A number is outside [0, C).
     """
-    if len(wrong := found[(found < 0) | (found >= classes)]):
+    if len(invalid := class_numbers[(class_numbers < 0) | (class_numbers >= classes)]):
         raise ValueError(
-            f"{name} contains {wrong[0].item()}; expected classes from 0 to {classes - 1}. Leave unlabelled images out"
+            f"{name} contains {invalid[0].item()}; expected classes from 0 to {classes - 1}. Leave unlabelled images "
+            "out"
         )

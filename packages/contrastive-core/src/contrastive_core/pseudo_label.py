@@ -64,25 +64,25 @@ def fuse(
     """
     if kind not in ("probabilities", "logits"):
         raise ValueError(f"fuse: kind is {kind!r}, expected 'probabilities' or 'logits'")
-    stacked = _stacked("fuse", predictions)
+    stack = _stack("fuse", predictions)
     if weights is None and present is None:
-        mean = stacked.mean(0)
+        mean = stack.mean(0)
     else:
         if weights is None:
-            weights = [1.0] * len(stacked)
-        given = torch.as_tensor(weights, dtype=stacked.dtype, device=stacked.device)
+            weights = [1.0] * len(stack)
+        factors = torch.as_tensor(weights, dtype=stack.dtype, device=stack.device)
         seen = torch.as_tensor(weights)
-        look = free_to_read(seen)
-        if given.shape != stacked.shape[:1] or (look and not (bool((seen >= 0).all()) and bool(seen.sum() > 0))):
+        is_readable = free_to_read(seen)
+        if factors.shape != stack.shape[:1] or (is_readable and not (bool((seen >= 0).all()) and bool(seen.sum() > 0))):
             raise ValueError(
-                f"fuse: weights are {given.tolist()}, expected {len(stacked)} non-negative numbers, one for "
+                f"fuse: weights are {factors.tolist()}, expected {len(stack)} non-negative numbers, one for "
                 "each prediction and not all 0"
             )
         if present is None:
-            mean = torch.tensordot(given / given.sum(), stacked, dims=1)
+            mean = torch.tensordot(factors / factors.sum(), stack, dims=1)
         else:
-            shares = _shares(given, present, stacked)
-            mean = (shares * stacked.masked_fill(shares == 0, 0.0)).sum(0)  # 0 * NaN would be NaN
+            shares = _shares(factors, present, stack)
+            mean = (shares * stack.masked_fill(shares == 0, 0.0)).sum(0)  # 0 * NaN would be NaN
     return mean.softmax(1) if kind == "logits" else mean
 
 
@@ -101,9 +101,9 @@ def agreement(predictions: Tensor | Sequence[Tensor]) -> Tensor:
     >>> agreement(torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]]]))
     tensor([0.5000])
     """
-    stacked = _stacked("agreement", predictions)
-    named = stacked.argmax(2)
-    return (named == named.mode(0).values).to(stacked.dtype).mean(0)
+    stack = _stack("agreement", predictions)
+    votes = stack.argmax(2)
+    return (votes == votes.mode(0).values).to(stack.dtype).mean(0)
 
 
 def hard_labels(probabilities: Tensor, *, threshold: float | Tensor = 0.0) -> PseudoLabels:
@@ -190,26 +190,28 @@ def class_thresholds(labels: PseudoLabels, *, share: float, num_classes: int, le
         own = labels.confidence[labels.classes == number]
         if len(own):
             # The k-th largest, not an interpolated quantile: except for ties, exactly k labels are kept.
-            kept = max(1, round(share * len(own)))
-            thresholds[number] = own.kthvalue(len(own) - kept + 1).values.clamp(min=least)
+            count = max(1, round(share * len(own)))
+            thresholds[number] = own.kthvalue(len(own) - count + 1).values.clamp(min=least)
     return thresholds
 
 
-def _shares(weights: Tensor, present: Tensor, stacked: Tensor) -> Tensor:
+def _shares(weights: Tensor, present: Tensor, stack: Tensor) -> Tensor:
     """Return the weights [V, N, 1, ...], normalised for each sample to sum 1 over the predictions that exist."""
-    if present.shape != stacked.shape[:2]:
-        raise ValueError(f"fuse: present has shape {list(present.shape)}, expected {list(stacked.shape[:2])}, [V, N]")
-    counted = weights[:, None] * present.to(weights)
-    shares = counted / counted.sum(0).clamp(min=torch.finfo(counted.dtype).tiny)
-    return shares.view(*shares.shape, *[1] * (stacked.ndim - 2))
+    if present.shape != stack.shape[:2]:
+        raise ValueError(f"fuse: present has shape {list(present.shape)}, expected {list(stack.shape[:2])}, [V, N]")
+    sample_weights = weights[:, None] * present.to(weights)
+    shares = sample_weights / sample_weights.sum(0).clamp(min=torch.finfo(sample_weights.dtype).tiny)
+    return shares.view(*shares.shape, *[1] * (stack.ndim - 2))
 
 
-def _stacked(name: str, predictions: Tensor | Sequence[Tensor]) -> Tensor:
+def _stack(name: str, predictions: Tensor | Sequence[Tensor]) -> Tensor:
     if not isinstance(predictions, Tensor):
         shapes = {tuple(x.shape) for x in predictions}
         if len(shapes) != 1:
-            found = ", ".join(str(list(shape)) for shape in sorted(shapes)) or "none"
-            raise ValueError(f"{name}: got predictions of shape {found}, expected one or more of one shape [N, C, ...]")
+            description = ", ".join(str(list(shape)) for shape in sorted(shapes)) or "none"
+            raise ValueError(
+                f"{name}: got predictions of shape {description}, expected one or more of one shape [N, C, ...]"
+            )
         predictions = torch.stack(list(predictions))
     check_floating(name, predictions=predictions)
     if predictions.ndim < 3 or 0 in (len(predictions), predictions.shape[2]):

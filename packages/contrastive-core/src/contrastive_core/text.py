@@ -51,5 +51,5 @@ def some_of(names: Iterable[object], most: int = 5) -> str:
     >>> some_of(["a", "b", "c"], most=2)
     'a, b and 1 more'
     """
-    found = list(map(str, names))
-    return ", ".join(found[:most]) + (f" and {len(found) - most:,} more" if len(found) > most else "")
+    texts = list(map(str, names))
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most:,} more" if len(texts) > most else "")

@@ -49,8 +49,8 @@ class Finding:
 
     def __str__(self) -> str:
         """Return the title and its first items on one line."""
-        listed = "; ".join(_item_lines(self.items, shown=_FILES_SHOWN, more="{count} more"))
-        return f"{self.title} ({listed})" if listed else self.title
+        text = "; ".join(_item_lines(self.items, limit=_FILES_SHOWN, more="{count} more"))
+        return f"{self.title} ({text})" if text else self.title
 
 
 def of_level(findings: Sequence[Finding], level: Level) -> list[Finding]:
@@ -101,10 +101,10 @@ def findings_to_json(findings: Sequence[Finding]) -> dict[str, object]:
 def finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
     """Yield the findings as lines for a terminal, with a heading per level and long lists shortened."""
     for level in LEVELS:
-        found = of_level(findings, level)
-        if found:
+        group = of_level(findings, level)
+        if group:
             yield from ("", f"{level.upper()}S")
-        for finding in found:
+        for finding in group:
             yield f"  {finding.title}"
             yield from (f"      {line}" for line in _item_lines(finding.items))
 
@@ -122,12 +122,12 @@ def most_first(counts: Mapping[_K, int]) -> dict[_K, int]:
 def _item_lines(
     items: Sequence[Item],
     *,
-    shown: int = _ITEMS_SHOWN,
+    limit: int = _ITEMS_SHOWN,
     more: str = "... and {count} more; --out FILE writes all of them as JSON",
 ) -> Iterator[str]:
-    for item in items[:shown]:
+    for item in items[:limit]:
         files = ", ".join(item.files[:_FILES_SHOWN])
         rest = f" and {len(item.files) - _FILES_SHOWN} more" if len(item.files) > _FILES_SHOWN else ""
         yield f"{files}{rest}: {item.detail}" if files and item.detail else files + rest + item.detail
-    if len(items) > shown:
-        yield more.format(count=len(items) - shown)
+    if len(items) > limit:
+        yield more.format(count=len(items) - limit)

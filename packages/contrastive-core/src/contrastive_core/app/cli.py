@@ -52,7 +52,7 @@ def first_only() -> Iterator[None]:
     if is_first():
         yield
         return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123 - no path
+    with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):  # noqa: PTH123 - no path
         yield
 
 
@@ -81,12 +81,12 @@ def _first_to_say(text: str) -> bool:
 
 def drop_unread() -> bool:
     """Return whether the reader of standard output or standard error has closed it, and discard further output."""
-    left = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
-    for stream in left:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-    return bool(left)
+    streams = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+    for stream in streams:
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
+    return bool(streams)
 
 
 def _is_unread(stream: TextIO) -> bool:
@@ -147,11 +147,11 @@ def run(
     Returns:
         Exit status.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
     try:
         with first_only():
-            status = _answer(prog, verbs, words, version=version, configs=configs)
+            status = _answer(prog, verbs, arguments, version=version, configs=configs)
             sys.stdout.flush()
     except BrokenPipeError:
         if not drop_unread():
@@ -173,22 +173,22 @@ def _open_closed_streams() -> None:
 
 
 def _answer(  # noqa: PLR0911 - one return per outcome
-    prog: str, verbs: Mapping[str, Verb], words: list[str], *, version: str, configs: str | None
+    prog: str, verbs: Mapping[str, Verb], arguments: list[str], *, version: str, configs: str | None
 ) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        if words:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        if arguments:
             print(_overview(prog, verbs))
             return 0
         complain(_overview(prog, verbs))
         return 2
-    if words[0] == "--version":
+    if arguments[0] == "--version":
         print(f"{prog} {version}")
         return 0
-    name = words[0]
+    name = arguments[0]
     try:
         if name not in verbs:
             raise UsageError(f"unknown command {name!r}, expected one of {', '.join(verbs)}{nearest(name, verbs)}")
-        return _run_verb(f"{prog} {name}", verbs[name], words[1:], configs=configs)
+        return _run_verb(f"{prog} {name}", verbs[name], arguments[1:], configs=configs)
     except UsageError as problem:
         command = f"{prog} {name}" if name in verbs else prog
         complain(f"{command}: {problem}\nSee `{command} --help`.")
@@ -213,40 +213,45 @@ def _overview(prog: str, verbs: Mapping[str, Verb]) -> str:
     return "\n".join(lines)
 
 
-def _run_verb(prog: str, verb: Verb, words: Sequence[str], *, configs: str | None) -> int:
+def _run_verb(prog: str, verb: Verb, arguments: Sequence[str], *, configs: str | None) -> int:
     # First check the command line against the declarations of the verb, so that help and errors do not import torch.
     try:
-        declared = declared_function(verb.target)
+        declaration = declared_function(verb.target)
     except UndeclaredError:
-        declared = _imported(verb)
-    flags = Flags(declared)
-    asked = [word for word in words[: words.index("--") if "--" in words else None] if word.replace("_", "-") in _HELP]
-    if asked:
-        everything = any("all" in word for word in asked)
-        print(help_text(prog, declared, flags, common=verb.common, everything=everything))
+        declaration = _imported(verb)
+    flags = Flags(declaration)
+    help_flags = [
+        argument
+        for argument in arguments[: arguments.index("--") if "--" in arguments else None]
+        if argument.replace("_", "-") in _HELP
+    ]
+    if help_flags:
+        everything = any("all" in argument for argument in help_flags)
+        print(help_text(prog, declaration, flags, common=verb.common, everything=everything))
         return 0
-    trusted = [word for word in words if word.replace("-", "_") == _TRUST]
-    canonical = flags.canonical([word for word in words if word not in trusted], configs=configs)
+    trust_flags = [argument for argument in arguments if argument.replace("-", "_") == _TRUST]
+    canonical = flags.canonical([argument for argument in arguments if argument not in trust_flags], configs=configs)
     if any(map(_holds_dataclass, flags.types.values())):
-        declared = _imported(verb)  # jsonargparse imports the module of such a dataclass; a declaration has no module
-    if _parse(prog, declared, flags, canonical) is None or (verb.alone and not is_first()):
+        # jsonargparse imports the module of such a dataclass; a declaration has no module.
+        declaration = _imported(verb)
+    if _parse(prog, declaration, flags, canonical) is None or (verb.alone and not is_first()):
         return 0
     can_resume = "run.resume" in flags.types
-    again = f", then resume the run with\n  {resume_line(prog, words)}" if can_resume else ""
-    hint = f". Resume with\n  {resume_line(prog, words)}" if can_resume else ""
+    again = f", then resume the run with\n  {resume_line(prog, arguments)}" if can_resume else ""
+    hint = f". Resume with\n  {resume_line(prog, arguments)}" if can_resume else ""
     if "torch" not in sys.modules and (status := supervise(prog, again=verb.restart, remedy=again)) is not None:
         return status
     open_notes()
     function = _imported(verb)
-    parsed = _parse(prog, function, flags, canonical)
-    if parsed is None:
+    parse_result = _parse(prog, function, flags, canonical)
+    if parse_result is None:
         return 0
-    parser, values = parsed
+    parser, values = parse_result
     # The name of the method differs between versions of jsonargparse.
-    arguments = parser.instantiate(values) if hasattr(parser, "instantiate") else parser.instantiate_classes(values)
+    settings = parser.instantiate(values) if hasattr(parser, "instantiate") else parser.instantiate_classes(values)
     try:
-        with stoppable(hint), trust_model_code() if trusted else contextlib.nullcontext():
-            result = function(**{name: arguments[name] for name in inspect.signature(function).parameters})
+        with stoppable(hint), trust_model_code() if trust_flags else contextlib.nullcontext():
+            result = function(**{name: settings[name] for name in inspect.signature(function).parameters})
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -277,7 +282,7 @@ def _imported(verb: Verb) -> Callable[..., Any]:
     return function
 
 
-def _parse(prog: str, function: Callable[..., Any], flags: Flags, words: list[str]) -> tuple[Any, Any] | None:
+def _parse(prog: str, function: Callable[..., Any], flags: Flags, arguments: list[str]) -> tuple[Any, Any] | None:
     """Parse the command line and return the parser and the values, or None if --print-config has printed the values.
 
     Raises:
@@ -289,7 +294,7 @@ def _parse(prog: str, function: Callable[..., Any], flags: Flags, words: list[st
     parser.add_argument("--config", action="config", help="YAML file with values for the arguments below.")
     parser.add_function_arguments(function, as_group=False, as_positional=False)
     try:
-        return parser, parser.parse_args(words)
+        return parser, parser.parse_args(arguments)
     except SystemExit:  # --print-config
         return None
     except jsonargparse.ArgumentError as error:

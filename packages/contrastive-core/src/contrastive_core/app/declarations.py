@@ -54,12 +54,12 @@ class _Reader:
     def __init__(self, packages: set[str]) -> None:
         self._packages = packages
         self._bindings: dict[str, dict[str, _Binding]] = {}
-        self._made: dict[tuple[str, str], Any] = {}
+        self._values: dict[tuple[str, str], Any] = {}
 
     def read(self, module: str, name: str) -> Any:
-        if (module, name) not in self._made:
-            self._made[module, name] = self._make(module, name)
-        return self._made[module, name]
+        if (module, name) not in self._values:
+            self._values[module, name] = self._make(module, name)
+        return self._values[module, name]
 
     def _make(self, module: str, name: str) -> Any:
         if module.partition(".")[0] not in self._packages:
@@ -81,11 +81,11 @@ class _Reader:
         return self._evaluate(module, name, _declaration(binding))
 
     def _evaluate(self, module: str, name: str, statement: ast.stmt) -> Any:
-        known = self._bindings[module]
+        bindings = self._bindings[module]
         names = (node for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
-        used = {node.id for node in names if node.id in known} - {name}
+        dependencies = {node.id for node in names if node.id in bindings} - {name}
         # The name must not contain dots, because jsonargparse would import the module of a class.
-        scope = {"__name__": module.replace(".", "_"), **{other: self.read(module, other) for other in used}}
+        scope = {"__name__": module.replace(".", "_"), **{other: self.read(module, other) for other in dependencies}}
         tree = ast.fix_missing_locations(ast.Module([statement], type_ignores=[]))
         # Compile without the future import of the source, so that annotations are types and not strings.
         exec(compile(tree, f"<declarations of {module}>", "exec", dont_inherit=True), scope)  # noqa: S102 - own source
@@ -95,8 +95,8 @@ class _Reader:
 def _declaration(statement: ast.stmt) -> ast.stmt:
     """Remove the methods of a class, or the body, decorators and return type of a function."""
     if isinstance(statement, ast.ClassDef):
-        kept = [part for part in statement.body if not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef))]
-        return ast.ClassDef(**{**_fields(statement), "body": kept or [ast.Pass()]})
+        body = [part for part in statement.body if not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        return ast.ClassDef(**{**_fields(statement), "body": body or [ast.Pass()]})
     if isinstance(statement, ast.FunctionDef):
         docs = [ast.Expr(ast.Constant(doc))] if (doc := ast.get_docstring(statement, clean=False)) else []
         bare = {"body": [*docs, ast.Pass()], "decorator_list": [], "returns": None}
@@ -120,8 +120,8 @@ def _source_of(module: str) -> Path:
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     for root in (spec.submodule_search_locations or []) if spec else []:
-        place = Path(root, *rest)
-        for path in (place / "__init__.py", place.with_suffix(".py")):
+        base = Path(root, *rest)
+        for path in (base / "__init__.py", base.with_suffix(".py")):
             if path.is_file():
                 return path
     raise UndeclaredError(f"{module} has no source file")

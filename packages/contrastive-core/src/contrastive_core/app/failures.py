@@ -31,8 +31,8 @@ def advice(error: Exception) -> str | None:
     """Return the cause and the remedy of an exception in one line, or None if it is not a failure of the machine."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in _ADVICE:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}. {_ADVICE[error.errno]}"
+        prefix = f"{error.filename}: " if error.filename else ""
+        return f"{prefix}{error.strerror}. {_ADVICE[error.errno]}"
     kind = type(error).__name__
     # safetensors raises its own exception, with the error number in its text.
     number = re.search(r"os error (\d+)", text)
@@ -53,12 +53,12 @@ def advice(error: Exception) -> str | None:
 
 def _of_worker(text: str) -> str:
     """Explain the end of a data loading process from PyTorch's message."""
-    files, killed = files_of_worker(text)
-    if files and killed not in ("Killed", "Terminated"):
-        end_as_worker(files, killed)
+    files, signal_name = files_of_worker(text)
+    if files and signal_name not in ("Killed", "Terminated"):
+        end_as_worker(files, signal_name)
         return (
             f"{', '.join(files)}: the library that reads it crashed in a data loading process "
-            f"({killed or 'it ended'}), so the file is damaged; copy or export it again, or remove it"
+            f"({signal_name or 'it ended'}), so the file is damaged; copy or export it again, or remove it"
         )
     return (
         "a data loading process ended, usually because memory or shared memory was full (df -h /dev/shm; docker run "
@@ -81,7 +81,7 @@ def forget_loaders() -> None:
     sys.unraisablehook = hook
 
 
-def resume_line(prog: str, words: Sequence[str]) -> str:
+def resume_line(prog: str, arguments: Sequence[str]) -> str:
     """Return the command line that resumes a failed run."""
-    going_on = [] if any(word.split("=")[0] in ("--resume", "--run.resume") for word in words) else ["--resume"]
-    return f"{prog} {shlex.join([*words, *going_on])}"
+    flags = [] if any(word.split("=")[0] in ("--resume", "--run.resume") for word in arguments) else ["--resume"]
+    return f"{prog} {shlex.join([*arguments, *flags])}"

@@ -73,7 +73,7 @@ class Flags:
             f"{key}.{name}": field for key, kind in self.types.items() for name, field in _optional_fields(kind).items()
         }
 
-    def canonical(self, words: Sequence[str], *, configs: str | None) -> list[str]:
+    def canonical(self, arguments: Sequence[str], *, configs: str | None) -> list[str]:
         """Return the command line with full names and explicit values, and with configuration files first.
 
         Raises:
@@ -82,7 +82,7 @@ class Flags:
         files: list[str] = []
         flags: list[tuple[str, str | None]] = []
         bare: list[str] = []
-        rest = list(words)
+        rest = list(arguments)
         while rest:
             word = rest.pop(0)
             if word == "--":
@@ -93,17 +93,17 @@ class Flags:
             elif not word.startswith("-") or re.match(r"-(\.?\d|$)", word):
                 bare.append(word)
             elif word.partition("=")[0] == "--config":
-                files += self._checked(_find_config(_value(word, rest), configs))
+                files += self._check_config(_find_config(_value(word, rest), configs))
             else:
                 flags.append(self._flag(word, rest))
-        given = {name.lstrip("-").rstrip("+") for name, _ in flags}
-        places = [name for name in self.positional if name not in given]
+        flag_names = {name.lstrip("-").rstrip("+") for name, _ in flags}
+        places = [name for name in self.positional if name not in flag_names]
         if len(bare) > len(places):
-            flagged = [dashed(name) for name in self.required if name not in (*self.positional, *given)]
+            required_flags = [dashed(name) for name in self.required if name not in (*self.positional, *flag_names)]
             raise UsageError(
                 f"unexpected argument {bare[len(places)]!r}, expected "
                 + (f"{len(places)} without a flag ({', '.join(places)})" if places else "only flags")
-                + (f", and {', '.join(flagged)}" if flagged else "")
+                + (f", and {', '.join(required_flags)}" if required_flags else "")
             )
         flags += [(f"--{name}", value) for name, value in zip(places, bare, strict=False)]
         for name, value in flags:
@@ -111,8 +111,8 @@ class Flags:
                 # An unset variable of the shell; as a path it would mean the working directory.
                 key = self.short_name(name[2:])
                 raise UsageError(f"{key.upper() if key in self.positional else dashed(key)} is empty, expected a path")
-        written = [name if value is None else f"{name}={self._as_list(name, value)}" for name, value in flags]
-        return [f"--config={path}" for path in files] + written
+        full_arguments = [name if value is None else f"{name}={self._as_list(name, value)}" for name, value in flags]
+        return [f"--config={path}" for path in files] + full_arguments
 
     def explain(self, message: str) -> str:
         """Rephrase the parser's message about an invalid value, and return other messages unchanged."""
@@ -124,32 +124,32 @@ class Flags:
                 return f"{dashed(flag)}: expected {in_words(self._optional[flag])}, got {field[2]}"
             return f"{dashed(self.short_name(key[1]))}: expected {in_words(self.types[key[1]])}, got {value[1]}"
         missing = re.search(r"the following arguments are required: ([\w, ]+)", message)
-        return message if missing is None else f"missing: {', '.join(map(self._described, missing[1].split(', ')))}"
+        return message if missing is None else f"missing: {', '.join(map(self._description, missing[1].split(', ')))}"
 
     def text(self, key: str) -> str:
         """Return the description of a flag from the docstring of the function or dataclass."""
         group, _, name = key.rpartition(".")
         return (field_texts(self.types[group]) if group else described_arguments(self._docs)).get(name, "")
 
-    def _described(self, name: str) -> str:
+    def _description(self, name: str) -> str:
         """Return the name of a required argument with its description from the documentation."""
         text = first_sentence(plain_text(self.text(name))).rstrip(".")
-        given = name.upper() if name in self.positional else dashed(name)
-        return f"{given} ({text[0].lower()}{text[1:]})" if text else given
+        label = name.upper() if name in self.positional else dashed(name)
+        return f"{label} ({text[0].lower()}{text[1:]})" if text else label
 
     def _flag(self, word: str, rest: list[str]) -> tuple[str, str]:
         name, _, _ = word.partition("=")
-        written = name.removeprefix("--").removesuffix("+")
-        if not self._inside_mapping(written):
-            written = written.replace("-", "_")
+        spelling = name.removeprefix("--").removesuffix("+")
+        if not self._inside_mapping(spelling):
+            spelling = spelling.replace("-", "_")
         plus = "+" if name.endswith("+") else ""
-        key = self.full_name(written)
-        if key is None and written.startswith("no_") and "=" not in word:
-            positive = self.full_name(written.removeprefix("no_"))
+        key = self.full_name(spelling)
+        if key is None and spelling.startswith("no_") and "=" not in word:
+            positive = self.full_name(spelling.removeprefix("no_"))
             if positive is not None and is_switch(self._type(positive)):
                 return f"--{positive}", "false"
         if key is None or not name.startswith("--"):
-            raise UsageError(f"unknown flag {name}{self._instead(written.lstrip('-_'))}")
+            raise UsageError(f"unknown flag {name}{self._instead(spelling.lstrip('-_'))}")
         if is_switch(self._type(key)) and "=" not in word:
             explicit = bool(rest) and rest[0].lower() in ("true", "false", "null", "none")
             return f"--{key}", rest.pop(0).lower() if explicit else "true"
@@ -186,12 +186,12 @@ class Flags:
 
     def _as_list(self, flag: str, value: str) -> str:
         kind = self._type(flag.removeprefix("--"))
-        return value if kind is None else _listed(flag, kind, value)
+        return value if kind is None else _yaml_list(flag, kind, value)
 
     def _instead(self, name: str) -> str:
         """Return the end of a message about an unknown flag, which suggests the flag that was probably meant."""
-        meant = [flag for typed, flags in _SYNONYMS.items() if name in typed for flag in flags]
-        for flag in meant:
+        suggestions = [flag for spellings, flags in _SYNONYMS.items() if name in spellings for flag in flags]
+        for flag in suggestions:
             keys = [key for key in (*self.types, *_OWN) if key == flag or key.endswith(f".{flag}")]
             if keys:
                 several = f" {_SEVERAL_GPUS}" if flag == "device" and name not in ("cpu", "no_cuda") else ""
@@ -214,7 +214,7 @@ class Flags:
         last = (key.rpartition(".")[2] for key in self.types)
         return list(dict.fromkeys([*self.types, *last, *self._optional, *_OWN]))
 
-    def _checked(self, path: str) -> list[str]:
+    def _check_config(self, path: str) -> list[str]:
         """Check that a configuration file has only known keys, and return [path], or [] if the file is empty."""
         try:
             content = read_yaml(Path(path))
@@ -303,7 +303,7 @@ def _value(word: str, rest: list[str]) -> str:
     return rest.pop(0)
 
 
-def _listed(flag: str, kind: Any, text: str) -> str:
+def _yaml_list(flag: str, kind: Any, text: str) -> str:
     """Convert a list written with commas to the YAML that the parser reads, and return other values unchanged."""
     choices = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     lists = [choice for choice in choices if typing.get_origin(choice) in (list, tuple) and typing.get_args(choice)]
@@ -321,8 +321,10 @@ def _listed(flag: str, kind: Any, text: str) -> str:
     if "" in items:
         raise UsageError(f"{dashed(flag[2:])}: {text!r} has an empty item, expected values separated by commas")
     kinds = inner if len(inner) > 1 else inner * len(items)
-    plain = [json.dumps(item) if _is_text(each) else item for item, each in zip(items, kinds, strict=False)]
-    return f"[{', '.join([*plain, *items[len(plain) :]])}]"
+    literals = [
+        json.dumps(item) if _is_text(item_kind) else item for item, item_kind in zip(items, kinds, strict=False)
+    ]
+    return f"[{', '.join([*literals, *items[len(literals) :]])}]"
 
 
 def _fits(kind: Any, text: str) -> bool:
@@ -345,21 +347,21 @@ def _is_text(kind: Any) -> bool:
 def _find_config(name: str, configs: str | None) -> str:
     if Path(name).is_file():
         return name
-    known: list[str] = []
+    names: list[str] = []
     if configs is not None:
         from importlib import resources  # noqa: PLC0415
 
         folder = resources.files(configs)
         if (folder / f"{name}.yaml").is_file():
             return str(folder / f"{name}.yaml")
-        known = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
-    ready = f" or one of the included configurations: {', '.join(known)}" if known else ""
-    raise UsageError(f"--config {name}: there is no such file, expected a YAML file{ready}{nearest(name, known)}")
+        names = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+    ready = f" or one of the included configurations: {', '.join(names)}" if names else ""
+    raise UsageError(f"--config {name}: there is no such file, expected a YAML file{ready}{nearest(name, names)}")
 
 
-def nearest(name: str, known: Iterable[str], *, dashes: bool = False) -> str:
+def nearest(name: str, choices: Iterable[str], *, dashes: bool = False) -> str:
     """Return the end of a message about a wrong name, which suggests the closest valid name if one is close."""
-    names = list(known)
+    names = list(choices)
     match = [other for other in names if len(name) > 2 and other.startswith((f"{name}_", f"{name}-"))]
     if not match:
         match = difflib.get_close_matches(name, names, n=1, cutoff=0.7)

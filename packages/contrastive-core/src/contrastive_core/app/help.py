@@ -50,26 +50,26 @@ def help_text(
     docs = parse(inspect.getdoc(function) or "")
     groups = dict(_groups(function, {param.arg_name: param.description or "" for param in docs.params}))
     if not everything:
-        shown = {flags.full_name(name) for name in common} | set(flags.required) if common else set(groups[""][1])
+        keys = {flags.full_name(name) for name in common} | set(flags.required) if common else set(groups[""][1])
         groups = {
-            name: (head, {k: e for k, e in found.items() if k in shown}) for name, (head, found) in groups.items()
+            name: (head, {k: e for k, e in members.items() if k in keys}) for name, (head, members) in groups.items()
         }
     width = min(shutil.get_terminal_size((100, 24)).columns, _WIDEST)
-    given = [
+    arguments = [
         name.upper() if name in flags.positional else f"{dashed(name)} {placeholder(flags.types[name])}"
         for name in flags.required
     ]
-    lines = [" ".join([f"usage: {prog}", *given, "[options]"]), ""]
+    lines = [" ".join([f"usage: {prog}", *arguments, "[options]"]), ""]
     parts = [docs.short_description, docs.long_description if everything else None]
     for part in filter(None, parts):
         lines += [*_paragraphs(plain_text(part), width), ""]
     for head, entries in groups.values():
-        needed = [entry for key, entry in entries.items() if key in flags.required]
+        required_entries = [entry for key, entry in entries.items() if key in flags.required]
         others = [entry for key, entry in entries.items() if key not in flags.required]
-        for heading, found in (("arguments:", needed), (head or "options:", others)):
-            if found:
+        for heading, section in (("arguments:", required_entries), (head or "options:", others)):
+            if section:
                 lines += [heading]
-                for entry in found:
+                for entry in section:
                     lines += _rows(entry, flags, width, everything=everything, required=entry.key in flags.required)
                 lines += [""]
     if everything:
@@ -78,11 +78,11 @@ def help_text(
             "--trust-model-code allows a model folder to run code of other packages when it is opened.", width
         )
     else:
-        rest = sum(len(entries) for _, entries in dict(_groups(function, {})).values()) - sum(
+        num_hidden = sum(len(entries) for _, entries in dict(_groups(function, {})).values()) - sum(
             len(entries) for _, entries in groups.values()
         )
-        if rest:
-            lines += [f"--help-all shows {rest} more flags."]
+        if num_hidden:
+            lines += [f"--help-all shows {num_hidden} more flags."]
     lines += _paragraphs(
         "--config FILE reads values from a YAML file; --print-config prints the resulting values in this format.", width
     )
@@ -98,8 +98,8 @@ def _groups(function: Callable[..., Any], texts: dict[str, str]) -> Iterator[tup
         default = None if parameter.default is parameter.empty else parameter.default
         text = texts.get(name, "")
         if dataclasses.is_dataclass(hints[name]):
-            said = text or (inspect.getdoc(hints[name]) or "").partition("\n")[0]
-            head = f"{name}: {first_sentence(plain_text(said)).rstrip('.')}" if said else f"{name}:"
+            summary = text or (inspect.getdoc(hints[name]) or "").partition("\n")[0]
+            head = f"{name}: {first_sentence(plain_text(summary)).rstrip('.')}" if summary else f"{name}:"
             nested.append((name, (head, {e.key: e for e in _fields(name, hints[name], default)})))
         else:
             own[name] = _Entry(name, hints[name], default, text)
@@ -123,11 +123,11 @@ def _fields(prefix: str, kind: Any, instance: Any) -> Iterator[_Entry]:
 def _rows(entry: _Entry, flags: Flags, width: int, *, everything: bool, required: bool) -> list[str]:
     name = flags.short_name(entry.key).replace("_", "-")
     if entry.key in flags.positional:
-        left = f"  {entry.key.upper()}"
+        label = f"  {entry.key.upper()}"
     elif is_switch(entry.kind):
-        left = f"  --[no-]{name}"
+        label = f"  --[no-]{name}"
     else:
-        left = f"  --{name} {placeholder(entry.kind)}"
+        label = f"  --{name} {placeholder(entry.kind)}"
     text = plain_text(entry.text)
     if not everything:
         text = first_sentence(text)
@@ -139,9 +139,9 @@ def _rows(entry: _Entry, flags: Flags, width: int, *, everything: bool, required
     if not required and not (default == "none" and "default" in text):  # the text explains this default
         text = f"{text} [{default}]".strip()
     body = textwrap.wrap(text, max(width - _INDENT, 30), break_long_words=False, break_on_hyphens=False)
-    if len(left) <= _INDENT - 2 and body:
-        return [left.ljust(_INDENT) + body[0], *(" " * _INDENT + line for line in body[1:])]
-    return [left, *(" " * _INDENT + line for line in body)]
+    if len(label) <= _INDENT - 2 and body:
+        return [label.ljust(_INDENT) + body[0], *(" " * _INDENT + line for line in body[1:])]
+    return [label, *(" " * _INDENT + line for line in body)]
 
 
 def placeholder(kind: Any) -> str:
@@ -174,7 +174,7 @@ def _paragraphs(text: str, width: int) -> list[str]:
     lines: list[str] = []
     for paragraph in text.strip().split("\n\n"):
         for part in re.split(r"\n(?=- )", paragraph):  # each item of a list on a line of its own
-            hanging = "  " if part.startswith("- ") else ""
-            lines += textwrap.wrap(" ".join(part.split()), width, subsequent_indent=hanging, break_on_hyphens=False)
+            indent = "  " if part.startswith("- ") else ""
+            lines += textwrap.wrap(" ".join(part.split()), width, subsequent_indent=indent, break_on_hyphens=False)
         lines.append("")
     return lines[:-1]

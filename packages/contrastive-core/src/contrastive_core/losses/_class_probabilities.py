@@ -90,8 +90,8 @@ class _Shares(Looped):
                 out = out + softmax @ weights_tangent
             for x, y in ((rows_tangent, candidates), (rows, candidates_tangent)):
                 if x is not None and y is not None:
-                    moved = softmax * (x @ y.T) * ctx.scale
-                    out = out + moved @ weights - moved.sum(1, keepdim=True) * shares
+                    tangent = softmax * (x @ y.T) * ctx.scale
+                    out = out + tangent @ weights - tangent.sum(1, keepdim=True) * shares
             return out
 
 
@@ -128,8 +128,8 @@ def sharpen(probabilities: Tensor, *, temperature: float) -> Tensor:
     temperature = check_temperature("sharpen", temperature)
     check_probabilities("sharpen", probabilities)
     # Scale the largest to 1, so that powers of small numbers do not underflow to a row of zeros.
-    powered = (probabilities / probabilities.detach().amax(1, keepdim=True)) ** (1 / temperature)
-    return powered / powered.sum(1, keepdim=True)
+    powers = (probabilities / probabilities.detach().amax(1, keepdim=True)) ** (1 / temperature)
+    return powers / powers.sum(1, keepdim=True)
 
 
 def check_probabilities(name: str, probabilities: Tensor) -> None:

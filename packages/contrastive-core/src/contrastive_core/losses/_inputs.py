@@ -52,13 +52,13 @@ def tensors_first(f: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(f)
     def call(*args: P.args, **keywords: P.kwargs) -> R:
         if len(args) > len(positional):
-            found = args[len(positional)]
+            argument = args[len(positional)]
             owner = type(args[0]).__name__ if is_method else f.__name__
-            shown = repr(found) if isinstance(found, (int, float, str)) else f"a {type(found).__name__}"
-            setting = numeric if isinstance(found, (int, float)) else settings[0]
-            example = ", ".join([*tensors, f"{setting}={shown if isinstance(found, (int, float, str)) else '...'}"])
+            text = repr(argument) if isinstance(argument, (int, float, str)) else f"a {type(argument).__name__}"
+            setting = numeric if isinstance(argument, (int, float)) else settings[0]
+            example = ", ".join([*tensors, f"{setting}={text if isinstance(argument, (int, float, str)) else '...'}"])
             raise TypeError(
-                f"{owner}: got {shown} as positional argument {len(tensors) + 1}; settings ({', '.join(settings)}) go "
+                f"{owner}: got {text} as positional argument {len(tensors) + 1}; settings ({', '.join(settings)}) go "
                 f"by name, for example {owner}({example})"
             )
         return f(*args, **keywords)
@@ -69,10 +69,10 @@ def tensors_first(f: Callable[P, R]) -> Callable[P, R]:
 def check_bank(name: str, bank: object, first: str, second: str) -> None:
     """Raise TypeError if the memory bank is a number, which is probably intended as the temperature."""
     if isinstance(bank, (int, float)) or (isinstance(bank, Tensor) and bank.ndim == 0):
-        shown = bank.item() if isinstance(bank, Tensor) else bank
+        number = bank.item() if isinstance(bank, Tensor) else bank
         raise TypeError(
-            f"{name}: got {shown:g} as the third argument, expected a memory bank [M, D]; pass the temperature by "
-            f"name: {name}({first}, {second}, temperature={shown:g})"
+            f"{name}: got {number:g} as the third argument, expected a memory bank [M, D]; pass the temperature by "
+            f"name: {name}({first}, {second}, temperature={number:g})"
         )
 
 
@@ -94,17 +94,17 @@ def check_temperature(name: str, temperature: float) -> float:
     return number
 
 
-def check_number(name: str, setting: str, given: object, hint: str = "") -> float:
+def check_number(name: str, setting: str, value: object, hint: str = "") -> float:
     """Return a setting as a number that tensors can be divided by, which they cannot by a Fraction or Decimal.
 
     Raises:
         TypeError: It is not a number, or it is a bool, a tensor or an array with dimensions.
     """
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        return given
-    if isinstance(given, (bool, str, Tensor)) or not hasattr(given, "__float__") or getattr(given, "ndim", 0) > 0:
-        raise TypeError(f"{name}: {setting} is a {type(given).__name__}, expected a number{hint}")
-    return float(given)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    if isinstance(value, (bool, str, Tensor)) or not hasattr(value, "__float__") or getattr(value, "ndim", 0) > 0:
+        raise TypeError(f"{name}: {setting} is a {type(value).__name__}, expected a number{hint}")
+    return float(value)
 
 
 def check_floating(name: str, **tensors: Tensor) -> None:
@@ -119,11 +119,11 @@ def check_floating(name: str, **tensors: Tensor) -> None:
             raise TypeError(f"{name}: {argument} is {x.layout}, expected a dense tensor; convert it with .to_dense()")
 
 
-def _hint(found: object) -> str:
+def _hint(argument: object) -> str:
     """Return how to make a tensor of an object that is often passed in place of one."""
-    if hasattr(found, "__array_interface__"):
+    if hasattr(argument, "__array_interface__"):
         return "; convert it with torch.from_numpy"
-    return "; pass its rows" if hasattr(found, "rows") else ""
+    return "; pass its rows" if hasattr(argument, "rows") else ""
 
 
 def check_rows(name: str, **rows: Tensor) -> None:
@@ -144,19 +144,19 @@ def check_rows(name: str, **rows: Tensor) -> None:
             raise ValueError(f"{name}: {argument} has shape {list(x.shape)}, expected at least one feature")
     widths, devices = {x.shape[1] for x in rows.values()}, {x.device for x in rows.values()}
     if len(widths) > 1:
-        found = ", ".join(f"{argument} {list(x.shape)}" for argument, x in rows.items())
-        raise ValueError(f"{name}: got {found}, expected embeddings of the same width D")
+        shapes = ", ".join(f"{argument} {list(x.shape)}" for argument, x in rows.items())
+        raise ValueError(f"{name}: got {shapes}, expected embeddings of the same width D")
     if len(devices) > 1:
-        found = ", ".join(f"{argument} on {x.device}" for argument, x in rows.items())
-        raise ValueError(f"{name}: got {found}, expected all on the same device")
+        locations = ", ".join(f"{argument} on {x.device}" for argument, x in rows.items())
+        raise ValueError(f"{name}: got {locations}, expected all on the same device")
 
 
 def check_same_count(name: str, **rows: Tensor) -> None:
     """Raise ValueError unless all arguments have the same number of rows."""
     if len({len(x) for x in rows.values()}) > 1:
-        found = ", ".join(f"{argument} {list(x.shape)}" for argument, x in rows.items())
+        shapes = ", ".join(f"{argument} {list(x.shape)}" for argument, x in rows.items())
         raise ValueError(
-            f"{name}: got {found}, expected the same number of rows, because row i of each belongs to sample i"
+            f"{name}: got {shapes}, expected the same number of rows, because row i of each belongs to sample i"
         )
 
 
@@ -214,15 +214,17 @@ class Temperature:
 
     Args:
         name: Name of the loss, for error messages.
-        given: Positive number, or a tensor with one element, which is learned if it requires a gradient.
+        temperature: Positive number, or a tensor with one element, which is learned if it requires a gradient.
 
     Raises:
         TypeError, ValueError: As in :func:`check_temperature`, or if a tensor has several elements.
     """
 
-    def __init__(self, name: str, given: float | Tensor) -> None:
-        self.value = check_learned_temperature(name, given)
-        self.given: float | Tensor = given.double().reshape(()) if isinstance(given, Tensor) else self.value
+    def __init__(self, name: str, temperature: float | Tensor) -> None:
+        self.value = check_learned_temperature(name, temperature)
+        self.parameter: float | Tensor = (
+            temperature.double().reshape(()) if isinstance(temperature, Tensor) else self.value
+        )
 
     @property
     def scale(self) -> float:
@@ -232,29 +234,29 @@ class Temperature:
     def link(self, rows: Tensor) -> Tensor:
         """Return the rows such that products of two of them propagate a gradient to the temperature."""
         # The link does not depend on requires_grad: in forward mode and under torch.func, there may be a tangent.
-        if not isinstance(self.given, Tensor):
+        if not isinstance(self.parameter, Tensor):
             return rows
-        return rows * (self.given.detach() / self.given).sqrt().to(rows.device, rows.dtype)
+        return rows * (self.parameter.detach() / self.parameter).sqrt().to(rows.device, rows.dtype)
 
     def divide(self, similarities: Tensor) -> Tensor:
         """Divide similarities by the temperature, with a gradient with respect to the temperature."""
-        if isinstance(self.given, Tensor):
-            return similarities / self.given.to(similarities.device, similarities.dtype)
-        return similarities / self.given
+        if isinstance(self.parameter, Tensor):
+            return similarities / self.parameter.to(similarities.device, similarities.dtype)
+        return similarities / self.parameter
 
 
-def check_learned_temperature(name: str, given: float | Tensor) -> float:
+def check_learned_temperature(name: str, temperature: float | Tensor) -> float:
     """Check a temperature as :func:`check_temperature` does, but accept a tensor with one element."""
-    if isinstance(given, Tensor) and given.is_floating_point():
-        if given.numel() != 1:
-            raise ValueError(f"{name}: temperature has shape {list(given.shape)}, expected one number")
-        return check_temperature(name, _host_number(name, given))
-    return check_temperature(name, given)  # type: ignore[arg-type] # rejects other tensors
+    if isinstance(temperature, Tensor) and temperature.is_floating_point():
+        if temperature.numel() != 1:
+            raise ValueError(f"{name}: temperature has shape {list(temperature.shape)}, expected one number")
+        return check_temperature(name, _host_number(name, temperature))
+    return check_temperature(name, temperature)  # type: ignore[arg-type] # rejects other tensors
 
 
-def _host_number(name: str, given: Tensor) -> float:
+def _host_number(name: str, temperature: Tensor) -> float:
     try:
-        return float(given.detach())
+        return float(temperature.detach())
     except RuntimeError as error:
         if "vmap" not in str(error):
             raise
@@ -282,7 +284,7 @@ class LossModule(nn.Module):
 
     def extra_repr(self) -> str:
         keywords = [p.name for p in inspect.signature(self.__class__).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        return ", ".join(f"{name}={_shown(getattr(self, name))}" for name in keywords)
+        return ", ".join(f"{name}={_format_setting(getattr(self, name))}" for name in keywords)
 
 
 class PairLoss(LossModule):
@@ -295,7 +297,7 @@ class PairLoss(LossModule):
         self.temperature, self.gather = temperature, gather
 
 
-def _shown(setting: object) -> str:
+def _format_setting(setting: object) -> str:
     return f"{setting.item():g}, learned" if isinstance(setting, nn.Parameter) else f"{setting}"
 
 
@@ -328,11 +330,11 @@ class PairInputs:
         self.dtype = working_dtype(*inputs.values(), temperature=self.temperature.value)
         self.half, self.result = are_half(*inputs.values()), result_dtype(*inputs.values())
         self.bank = None if bank is None else self.temperature.link(unit_rows(bank, self.dtype))
-        self._given = tuple(inputs.values())
+        self._inputs = tuple(inputs.values())
 
     def mean(self, losses: Tensor) -> Tensor:
         """Return the mean over the anchors in the data type of the loss."""
-        return differentiable_once(losses.mean().to(self.result), *self._given)
+        return differentiable_once(losses.mean().to(self.result), *self._inputs)
 
     def add_bank(self, rest: Tensor, linked: Tensor) -> Tensor:
         """Add the rows of the bank to the log-sum-exp [N] of the other candidates of the linked rows [N, D]."""
@@ -358,7 +360,7 @@ def log_add(a: Tensor, b: Tensor) -> Tensor:
 
 
 def lse_among_all(
-    z: Tensor, *, scale: float, way: Way, half: bool, skip: int | None = None, everyone: Tensor | None = None
+    z: Tensor, *, scale: float, way: Way, half: bool, skip: int | None = None, all_rows: Tensor | None = None
 ) -> Tensor:
     """Compute the log-sum-exp of each anchor's similarities to all other rows, except those at distance `skip` in z.
 
@@ -368,7 +370,7 @@ def lse_among_all(
         way: How the rows of other processes are exchanged, from `how_to_gather`.
         half: As in :func:`contrastive_core.similarity.self_lse`.
         skip: As in :func:`contrastive_core.similarity.self_lse`.
-        everyone: Rows of all processes, if they are already gathered.
+        all_rows: Rows of all processes, if they are already gathered.
 
     Returns:
         Log-sum-exp [n].
@@ -376,19 +378,19 @@ def lse_among_all(
     own = self_lse(z, scale=scale, skip=skip, max_norm=1.0, half=half)
     if way == "alone":
         return own
-    return log_add(own, lse_of_others(z, z, scale=scale, way=way, half=half, everyone=everyone))
+    return log_add(own, lse_of_others(z, z, scale=scale, way=way, half=half, all_rows=all_rows))
 
 
 def lse_of_others(
-    q: Tensor, k: Tensor, *, scale: float, way: Way, half: bool, everyone: Tensor | None = None
+    q: Tensor, k: Tensor, *, scale: float, way: Way, half: bool, all_rows: Tensor | None = None
 ) -> Tensor:
     """Compute the log-sum-exp of the queries' similarities to the keys of the other processes: [n, D], [n, D] -> [n].
 
-    `everyone` holds the keys of all processes if they are already gathered.
+    `all_rows` holds the keys of all processes if they are already gathered.
     """
     if way == "ring":
         return ring_lse(q, k, scale=scale)[0]
-    others = split_own(gather_rows(k) if everyone is None else everyone)[1]
+    others = split_own(gather_rows(k) if all_rows is None else all_rows)[1]
     return row_lse(q, others, scale=scale, max_norm=1.0, half=half)
 
 
@@ -466,8 +468,8 @@ def class_numbers(
         ValueError: There is not one label for each of `rows`, or a label other than `ignore_index` is negative.
     """
     if not isinstance(labels, Tensor) or labels.dtype not in _INTEGERS:
-        found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"{name}: labels are {found}, expected an integer tensor [N] of class numbers")
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"{name}: labels are {kind}, expected an integer tensor [N] of class numbers")
     expected = "[N]" if rows is None else f"[{len(rows)}], one per embedding"
     if labels.ndim != 1 or (rows is not None and len(labels) != len(rows)):
         hint = ""
@@ -593,7 +595,7 @@ class Positives:
 
     own: Tensor
     """Labels [n] of the anchors; NO_CLASS for unlabelled ones."""
-    everyone: Tensor
+    all_labels: Tensor
     """Labels [N] of the candidates: those of all processes, in rank order."""
     classmates: Tensor
     """Number of positives of each anchor, excluding the anchor itself: int64 [n]."""
@@ -621,9 +623,9 @@ class Positives:
         live anchors. The result is exactly 0 without live anchors, and NaN, with a gradient of NaN, if a label is
         negative.
         """
-        return self.checked(torch.where(self.live, losses, 0.0).sum()) * self.processes / self.anchors.clamp(min=1)
+        return self.or_nan(torch.where(self.live, losses, 0.0).sum()) * self.processes / self.anchors.clamp(min=1)
 
-    def checked(self, loss: Tensor) -> Tensor:
+    def or_nan(self, loss: Tensor) -> Tensor:
         """Return the loss, or NaN if a label is negative; labels on the CPU have already been checked."""
         return loss if free_to_read(self.valid) else loss * torch.where(self.valid, 1.0, torch.nan)
 
@@ -635,19 +637,19 @@ def find_positives(labels: Tensor, *, gather: bool) -> Positives:
         labels: Labels from :func:`class_numbers`, int64 [n].
         gather: Whether the candidates are those of all processes.
     """
-    everyone = gather_labels(labels) if gather else labels
-    ordered = everyone.sort().values
-    first, end = (torch.searchsorted(ordered, everyone, right=right) for right in (False, True))
-    own_first, own_end = (torch.searchsorted(ordered, labels, right=right) for right in (False, True))
-    labelled = everyone != NO_CLASS
-    anchors = (labelled & (end - first > 1)).sum()
+    all_labels = gather_labels(labels) if gather else labels
+    sorted_labels = all_labels.sort().values
+    first, end = (torch.searchsorted(sorted_labels, all_labels, right=right) for right in (False, True))
+    own_first, own_end = (torch.searchsorted(sorted_labels, labels, right=right) for right in (False, True))
+    is_labelled = all_labels != NO_CLASS
+    anchors = (is_labelled & (end - first > 1)).sum()
     return Positives(
         own=labels,
-        everyone=everyone,
+        all_labels=all_labels,
         classmates=torch.where(labels != NO_CLASS, own_end - own_first - 1, 0),
         group=first,
         anchors=anchors,
-        skipped=labelled.sum() - anchors,
+        skipped=is_labelled.sum() - anchors,
         processes=world_size() if gather else 1,
-        valid=(ordered[:1] >= 0).all(),
+        valid=(sorted_labels[:1] >= 0).all(),
     )

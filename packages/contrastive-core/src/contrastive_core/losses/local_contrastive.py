@@ -107,20 +107,20 @@ def local_contrastive(
     temperature = check_temperature("local_contrastive", temperature)
     check_choices(variant, reduction, anchors_per_class)
     check_ignore_index("local_contrastive", ignore_index)
-    label, ignored = _without_ignored(label, ignore_index)
+    label, ignore_mask = _without_ignored(label, ignore_index)
     classes = check_maps(embedding, label, anchors, num_classes)
     first, second = check_pairs(pairs, len(label)).to(label.device, non_blocking=True).unbind(1)
 
     dtype = result_dtype(embedding)
     # Convert once for anchors and prototypes, so that the sum of their gradients is rounded only once.
     embedding = embedding.to(dtype)
-    if ignored is not None:
-        embedding = embedding.masked_fill(ignored[:, None], 0.0)  # 0 * NaN would be NaN in the means
+    if ignore_mask is not None:
+        embedding = embedding.masked_fill(ignore_mask[:, None], 0.0)  # 0 * NaN would be NaN in the means
     prototypes, present = class_means(embedding, label, classes)
     if anchors is None:
         anchors = draw_anchors(label, num_classes=classes, anchors_per_class=anchors_per_class, generator=generator)
     else:
-        anchors = check_anchors(anchors.to(label.device), present, label, ignored)
+        anchors = check_anchors(anchors.to(label.device), present, label, ignore_mask)
     terms = _Terms(_pixels(embedding, anchors), prototypes, present, temperature, variant)
     sums, counts = (a + b for a, b in zip(terms.of(first, second), terms.of(second, first), strict=True))
 
@@ -218,8 +218,8 @@ class _Terms:
 def _pixels(embedding: Tensor, anchors: Tensor) -> Tensor:
     """Return the embeddings at (row, col): [B, E, H, W] at [B, F, P, 2] -> [B, F, P, E]."""
     index = (anchors[..., 0] * embedding.shape[3] + anchors[..., 1]).flatten(1)
-    found = embedding.flatten(2).gather(2, index[:, None].expand(-1, embedding.shape[1], -1))
-    return found.mT.reshape(*anchors.shape[:3], -1)
+    pixels = embedding.flatten(2).gather(2, index[:, None].expand(-1, embedding.shape[1], -1))
+    return pixels.mT.reshape(*anchors.shape[:3], -1)
 
 
 def class_means(embedding: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -263,29 +263,29 @@ def draw_anchors(
     >>> draw_anchors(torch.tensor([[[0, 1], [0, 0]]]), num_classes=3, anchors_per_class=2).tolist()
     [[[[0, 1], [0, 1]], [[0, 0], [0, 0]]]]
     """
-    ordered, pixel = label.flatten(1).to(torch.int64).sort(dim=1, stable=True)
+    sorted_labels, pixel = label.flatten(1).to(torch.int64).sort(dim=1, stable=True)
     edges = torch.arange(1, num_classes + 1, device=label.device).expand(len(label), -1).contiguous()
-    start = torch.searchsorted(ordered, edges)[:, :, None]
+    start = torch.searchsorted(sorted_labels, edges)[:, :, None]
     first, count = start[:, :-1], start.diff(dim=1)
     device = label.device if generator is None else generator.device
     share = torch.rand(len(label), num_classes - 1, anchors_per_class, generator=generator, device=device)
     # In float64, so that a fraction just below 1 times a large count does not round up to the count.
-    drawn = (share.to(label.device, non_blocking=True).to(exact_dtype(label)) * count).to(torch.int64)
-    position = first + torch.minimum(drawn, (count - 1).clamp(min=0))
-    chosen = pixel.gather(1, position.flatten(1).clamp(max=ordered.shape[1] - 1)).view_as(position)
-    chosen = chosen.masked_fill(count == 0, 0)
+    offset = (share.to(label.device, non_blocking=True).to(exact_dtype(label)) * count).to(torch.int64)
+    position = first + torch.minimum(offset, (count - 1).clamp(min=0))
+    indices = pixel.gather(1, position.flatten(1).clamp(max=sorted_labels.shape[1] - 1)).view_as(position)
+    indices = indices.masked_fill(count == 0, 0)
     width = label.shape[2]
-    return torch.stack([chosen // width, chosen % width], -1)
+    return torch.stack([indices // width, indices % width], -1)
 
 
 def check_choices(variant: str, reduction: str, anchors_per_class: int) -> None:
     """Raise ValueError for an unknown variant or reduction, or for fewer than one anchor per class."""
-    for name, value, known in (
+    for name, value, choices in (
         ("variant", variant, ("inter", "intra")),
         ("reduction", reduction, ("pair_mean", "official")),
     ):
-        if value not in known:
-            raise ValueError(f"{_NAME}: {name} is {value!r}, expected {known[0]!r} or {known[1]!r}")
+        if value not in choices:
+            raise ValueError(f"{_NAME}: {name} is {value!r}, expected {choices[0]!r} or {choices[1]!r}")
     if anchors_per_class < 1:
         raise ValueError(f"{_NAME}: anchors_per_class is {anchors_per_class}, expected at least 1")
 
@@ -359,7 +359,7 @@ def check_pairs(pairs: Tensor, images: int) -> Tensor:
     return pairs.to(torch.int64)
 
 
-def check_anchors(anchors: Tensor, present: Tensor, label: Tensor, ignored: Tensor | None = None) -> Tensor:
+def check_anchors(anchors: Tensor, present: Tensor, label: Tensor, ignore_mask: Tensor | None = None) -> Tensor:
     """Return anchors as int64, with (0, 0) for absent classes.
 
     Raises:
@@ -374,9 +374,9 @@ def check_anchors(anchors: Tensor, present: Tensor, label: Tensor, ignored: Tens
             f"{_NAME}: an anchor of class {number + 1} in image {image} is {anchors[image, number, anchor].tolist()}, "
             f"expected (row, col) inside {label.shape[1]} x {label.shape[2]} pixels"
         )
-    if ignored is not None:
+    if ignore_mask is not None:
         images = torch.arange(len(anchors), device=anchors.device)[:, None, None]
-        hit = ignored[images, anchors[..., 0], anchors[..., 1]] & present[:, :, None]
+        hit = ignore_mask[images, anchors[..., 0], anchors[..., 1]] & present[:, :, None]
         if bool(hit.any()):
             image, number, anchor = (int(i) for i in hit.nonzero()[0])
             raise ValueError(
@@ -392,8 +392,8 @@ def _without_ignored(label: Tensor, ignore_index: int | None) -> tuple[Tensor, T
         return label, None
     _check_integers("label", label)
     check_ignore_index(_NAME, ignore_index, label)
-    ignored = label == ignore_index
-    return label.masked_fill(ignored, 0), ignored
+    ignore_mask = label == ignore_index
+    return label.masked_fill(ignore_mask, 0), ignore_mask
 
 
 def _check_integers(argument: str, x: Tensor) -> None:

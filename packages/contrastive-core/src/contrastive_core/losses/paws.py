@@ -102,17 +102,17 @@ def paws(
     if gather:
         candidates, labels = gather_rows(candidates), gather_labels(labels)
     if ignore_index is not None:
-        labelled = labels != NO_CLASS
-        candidates, labels = candidates[labelled], labels[labelled]
+        is_labelled = labels != NO_CLASS
+        candidates, labels = candidates[is_labelled], labels[is_labelled]
     check_at_least_two("paws", len(candidates))
-    found, number = torch.unique(labels, return_inverse=True)
-    spread = label_smoothing / len(found)
-    smoothed = spread + (1 - label_smoothing) * F.one_hot(number, len(found)).to(exact)
-    predicted = class_shares(views, candidates, smoothed, scale=1 / temperature)
-    sharp = sharpen(predicted, temperature=sharpening)
+    classes, number = torch.unique(labels, return_inverse=True)
+    spread = label_smoothing / len(classes)
+    smoothed = spread + (1 - label_smoothing) * F.one_hot(number, len(classes)).to(exact)
+    prediction = class_shares(views, candidates, smoothed, scale=1 / temperature)
+    sharp = sharpen(prediction, temperature=sharpening)
     target = sharp.detach().roll(len(view_a), 0)
     target = target.masked_fill(target < _NEGLIGIBLE, 0.0)
-    consistency = -torch.xlogy(target, predicted).sum(1).mean()
+    consistency = -torch.xlogy(target, prediction).sum(1).mean()
     # All rows rather than means, because gathering compares the numbers of views, which must be equal.
     mean = (gather_rows(sharp) if gather else sharp).mean(0)
     dtype = result_dtype(view_a, view_b, supports)

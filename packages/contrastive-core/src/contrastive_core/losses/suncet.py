@@ -167,16 +167,16 @@ def _suncet(
             f'{name}: got gather="ring" with label_smoothing, which gathers all rows; expected gather=True or "all"'
         )
     positives = find_positives(labels, gather=way != "alone")
-    check_at_least_two(name, len(positives.everyone))
+    check_at_least_two(name, len(positives.all_labels))
     if label_smoothing:
-        gathered = way != "alone"
+        is_gathered = way != "alone"
         losses = smoothed_losses(
-            t.link(rows), t.link(gather_rows(rows) if gathered else rows), positives.everyone, scale=t.scale,
-            first=rank() * len(rows) if gathered else 0, label_smoothing=label_smoothing,
+            t.link(rows), t.link(gather_rows(rows) if is_gathered else rows), positives.all_labels, scale=t.scale,
+            first=rank() * len(rows) if is_gathered else 0, label_smoothing=label_smoothing,
             with_ignored=ignore_index is not None,
         )  # fmt: skip
-        labelled = (positives.anchors + positives.skipped).clamp(min=1)
-        loss = positives.checked(losses.sum()) * positives.processes / labelled
+        num_labelled = (positives.anchors + positives.skipped).clamp(min=1)
+        loss = positives.or_nan(losses.sum()) * positives.processes / num_labelled
         return differentiable_once(loss.to(result_dtype(z)), z), torch.zeros_like(positives.skipped)
     same, different = lse_by_class(
         t.link(rows), positives.own, scale=t.scale, way=way, half=are_half(z), with_ignored=ignore_index is not None
@@ -189,7 +189,7 @@ def _suncet(
 
 def smoothed_losses(
     rows: Tensor,
-    everyone: Tensor,
+    all_rows: Tensor,
     labels: Tensor,
     *,
     first: int,
@@ -203,7 +203,7 @@ def smoothed_losses(
 
     Args:
         rows: Anchors, unit vectors [n, D].
-        everyone: Candidates, unit vectors [N, D].
+        all_rows: Candidates, unit vectors [N, D].
         labels: Class numbers [N] of the candidates.
         first: Index of the first anchor among the candidates; the other anchors follow it.
         scale: One over the temperature.
@@ -211,24 +211,24 @@ def smoothed_losses(
         with_ignored: Whether to exclude rows labelled NO_CLASS as anchors and candidates; the result then contains
             zeros for them or omits them.
     """
-    labelled = labels != NO_CLASS
+    mask = labels != NO_CLASS
     if with_ignored and free_to_read(labels):
-        own = labelled[first : first + len(rows)]
+        own = mask[first : first + len(rows)]
         first = count_labelled(labels[:first])
-        rows, everyone, labels, labelled = rows[own], everyone[labelled], labels[labelled], labelled[labelled]
+        rows, all_rows, labels, mask = rows[own], all_rows[mask], labels[mask], mask[mask]
         if len(labels) < 2:
             return rows.sum(1) * 0.0  # no neighbour
     number, classes = _number_classes(labels)
-    one_hot = ((number[:, None] == classes) & labelled[:, None]).to(rows.dtype)
-    share = class_shares(rows, everyone, one_hot, scale=scale, first=first)
+    one_hot = ((number[:, None] == classes) & mask[:, None]).to(rows.dtype)
+    share = class_shares(rows, all_rows, one_hot, scale=scale, first=first)
     of_rows = slice(first, first + len(rows))
-    counts = labelled[of_rows] & (labelled.sum() > 1)
+    counts = mask[of_rows] & (mask.sum() > 1)
     if with_ignored:  # rows of NO_CLASS have no class, so that the shares of the classes do not sum to 1
         share = share / torch.where(counts, share.sum(1), 1.0)[:, None]
     present = one_hot.any(0)
     spread = label_smoothing / present.sum().clamp(min=1).to(rows.dtype)
-    target, found = (spread + (1 - label_smoothing) * part for part in (one_hot[of_rows], share))
-    return torch.where(counts, -(target * found.log() * present).sum(1), 0.0)
+    target, prediction = (spread + (1 - label_smoothing) * part for part in (one_hot[of_rows], share))
+    return torch.where(counts, -(target * prediction.log() * present).sum(1), 0.0)
 
 
 def _number_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,8 +238,8 @@ def _number_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
     wait.
     """
     if free_to_read(labels) or len(labels) > _MOST_COLUMNS:
-        found, number = torch.unique(labels, return_inverse=True)
-        return number, torch.arange(len(found), device=labels.device)
-    ordered = labels.sort().values
-    rank = F.pad((ordered[1:] != ordered[:-1]).cumsum(0), (1, 0))
-    return rank[torch.searchsorted(ordered, labels)], torch.arange(len(labels), device=labels.device)
+        classes, number = torch.unique(labels, return_inverse=True)
+        return number, torch.arange(len(classes), device=labels.device)
+    sorted_labels = labels.sort().values
+    rank = F.pad((sorted_labels[1:] != sorted_labels[:-1]).cumsum(0), (1, 0))
+    return rank[torch.searchsorted(sorted_labels, labels)], torch.arange(len(labels), device=labels.device)

@@ -124,24 +124,24 @@ def _supcon(
     rows = unit_rows(z, working_dtype(z, temperature=t.value))
     way = how_to_gather(name, gather, rows)
     positives = find_positives(labels, gather=way != "alone")
-    check_at_least_two(name, len(positives.everyone))
-    everyone = gather_rows(rows) if way == "all" else None
-    towards_positives = t.divide(_mean_over_positives(rows, everyone, positives, way))
-    candidates = None if everyone is None else t.link(everyone)
-    of_all = lse_among_all(t.link(rows), scale=t.scale, way=way, half=are_half(z), everyone=candidates)
+    check_at_least_two(name, len(positives.all_labels))
+    all_rows = gather_rows(rows) if way == "all" else None
+    towards_positives = t.divide(_mean_over_positives(rows, all_rows, positives, way))
+    candidates = None if all_rows is None else t.link(all_rows)
+    of_all = lse_among_all(t.link(rows), scale=t.scale, way=way, half=are_half(z), all_rows=candidates)
     losses = of_all - towards_positives
     return differentiable_once(positives.mean(losses).to(result_dtype(z)), z), positives.skipped
 
 
-def _mean_over_positives(rows: Tensor, everyone: Tensor | None, positives: Positives, way: Way) -> Tensor:
+def _mean_over_positives(rows: Tensor, all_rows: Tensor | None, positives: Positives, way: Way) -> Tensor:
     """Compute each anchor's mean similarity [n] to its positives, z_i . (class sum - z_i) / number of positives."""
     # Sum large classes in float64, so that their rounding stays below that of single similarities.
     exact = rows.to(exact_dtype(rows))
     if way == "ring":
         sums = class_sums(exact, positives.own)
     else:
-        candidates = exact if everyone is None else everyone.to(exact.dtype)
-        group = positives.group if everyone is None else split_own(positives.group)[0]
+        candidates = exact if all_rows is None else all_rows.to(exact.dtype)
+        group = positives.group if all_rows is None else split_own(positives.group)[0]
         sums = torch.zeros_like(candidates).index_add(0, positives.group, candidates).index_select(0, group)
     return (exact * (sums - exact)).sum(1) / positives.classmates.clamp(min=1)
 
@@ -189,19 +189,19 @@ class _ClassSums(Looped):
 @torch.library.custom_op("contrastive_core::class_sums", mutates_args=())
 def _class_sums(rows: Tensor, labels: Tensor) -> Tensor:
     refuse_unequal(rows)
-    ordered = labels.sort().values
+    sorted_labels = labels.sort().values
     sums = torch.zeros_like(rows, memory_format=torch.contiguous_format)
 
     def add(rows: Tensor, labels: Tensor) -> None:
-        place = torch.searchsorted(ordered, labels).clamp(max=len(ordered) - 1)
-        known = ordered[place] == labels
-        sums.index_add_(0, place, torch.where(known[:, None], rows, 0.0))
+        index = torch.searchsorted(sorted_labels, labels).clamp(max=len(sorted_labels) - 1)
+        is_match = sorted_labels[index] == labels
+        sums.index_add_(0, index, torch.where(is_match[:, None], rows, 0.0))
 
     if len(rows):
         add(rows, labels)
         for block in visitors(rows, labels):
             add(*block)
-    return sums[torch.searchsorted(ordered, labels)]
+    return sums[torch.searchsorted(sorted_labels, labels)]
 
 
 @_class_sums.register_fake

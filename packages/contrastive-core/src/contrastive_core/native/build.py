@@ -54,10 +54,10 @@ def find_torch() -> Torch:
     Raises:
         BuildError: torch is not installed, or too old.
     """
-    found = importlib.util.find_spec("torch")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
         raise BuildError("torch is not installed here; use pip install --no-build-isolation where torch is installed")
-    folder, version = Path(found.submodule_search_locations[0]), importlib.metadata.version("torch")
+    folder, version = Path(spec.submodule_search_locations[0]), importlib.metadata.version("torch")
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None or tuple(map(int, numbers.groups())) < OLDEST_TORCH:
         raise BuildError(f"found torch {version}, expected {'.'.join(map(str, OLDEST_TORCH))} or newer; upgrade torch")
@@ -80,8 +80,8 @@ def build_cpu(folder: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="contrastive-core-") as scratch:
         objects = [Path(scratch, name).with_suffix(".o") for name in _CPU_FILES]
         commands = [
-            [compiler, *_FLAGS, *include, *flags, "-c", str(SOURCES / name), "-o", str(made)]
-            for (name, flags), made in zip(_CPU_FILES.items(), objects, strict=True)
+            [compiler, *_FLAGS, *include, *flags, "-c", str(SOURCES / name), "-o", str(object_file)]
+            for (name, flags), object_file in zip(_CPU_FILES.items(), objects, strict=True)
         ]
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             list(pool.map(_run, commands))
@@ -100,26 +100,26 @@ def source_hash() -> str:
 
 
 def _compiler() -> str:
-    asked = os.environ.get("CXX")
-    for name in [asked] if asked else ["c++", "g++", "clang++"]:
+    cxx = os.environ.get("CXX")
+    for name in [cxx] if cxx else ["c++", "g++", "clang++"]:
         if path := shutil.which(name):
             return path
-    looked = f"CXX={asked}" if asked else "c++, g++ and clang++"
-    raise BuildError(f"no C++ compiler found (looked for {looked}); install one, for example the package g++")
+    candidates = f"CXX={cxx}" if cxx else "c++, g++ and clang++"
+    raise BuildError(f"no C++ compiler found (looked for {candidates}); install one, for example the package g++")
 
 
 def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - compiler and linker
-    if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
-        raise BuildError(f"`{' '.join(command)}` ended with status {done.returncode}:\n" + "\n".join(errors[:20]))
+    proc = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - compiler and linker
+    if proc.returncode != 0:
+        errors = [line for line in proc.stderr.splitlines() if "error" in line.lower()] or proc.stderr.splitlines()
+        raise BuildError(f"`{' '.join(command)}` ended with status {proc.returncode}:\n" + "\n".join(errors[:20]))
 
 
 def _put(library: Path, folder: Path) -> Path:
     """Move a finished library into its folder in one step, because another process may be loading the old one."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / library.name
-    beside = folder / f".{library.name}.{os.getpid()}"
-    shutil.copyfile(library, beside)
-    beside.replace(target)
+    temporary = folder / f".{library.name}.{os.getpid()}"
+    shutil.copyfile(library, temporary)
+    temporary.replace(target)
     return target

@@ -66,10 +66,10 @@ class MovingAverage(AveragedModel):
             if not (self._has_begun and is_averaged and _is_real(own)):
                 own.detach().copy_(other.detach())
                 continue
-            mine, others = groups.setdefault((type(own.detach()), own.device, own.dtype), ([], []))
-            mine.append(own.detach())
+            averages, others = groups.setdefault((type(own.detach()), own.device, own.dtype), ([], []))
+            averages.append(own.detach())
             others.append(other.detach().to(own.device))
-        for (_, _, precision), (mine, others) in groups.items():
+        for (_, _, precision), (averages, others) in groups.items():
             if torch.finfo(precision).eps > (1 - self._decay) / 10:
                 warnings.warn(
                     f"the moving average has weights of {precision} and a decay of {self._decay:g}: most of its "
@@ -77,13 +77,13 @@ class MovingAverage(AveragedModel):
                     "in float32 (precision bf16-mixed instead of bf16-true)",
                     stacklevel=2,
                 )
-            self._follow(mine, others, None)
+            self._follow(averages, others, None)
         self._has_begun = True
         self.n_averaged += 1
 
 
-def _follow(decay: float, *given: Any) -> None:
-    get_ema_multi_avg_fn(decay)(*given)  # type: ignore[no-untyped-call]
+def _follow(decay: float, *arguments: Any) -> None:
+    get_ema_multi_avg_fn(decay)(*arguments)  # type: ignore[no-untyped-call]
 
 
 def _is_real(value: Tensor) -> bool:

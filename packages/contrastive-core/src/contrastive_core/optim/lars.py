@@ -68,14 +68,14 @@ def lars_param_groups(
     """
     for name in exclude:
         if not any(parameter.startswith(f"{name}.") for parameter, _ in module.named_parameters()):
-            found = [child for child, _ in module.named_modules() if child]
-            raise ValueError(f"lars_param_groups: got exclude={name!r}, expected one of the submodules {found}")
+            submodules = [child for child, _ in module.named_modules() if child]
+            raise ValueError(f"lars_param_groups: got exclude={name!r}, expected one of the submodules {submodules}")
     left_out_of = _plain_parameters(module)
     weights: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, p in module.named_parameters():
-        excluded = any(name.startswith(f"{submodule}.") for submodule in exclude)
-        (plain if excluded or id(p) in left_out_of else weights).append(p)
+        is_excluded = any(name.startswith(f"{submodule}.") for submodule in exclude)
+        (plain if is_excluded or id(p) in left_out_of else weights).append(p)
     groups = [
         {"params": weights, "weight_decay": weight_decay, "adapt": True},
         {"params": plain, "weight_decay": 0.0, "adapt": False},
@@ -159,10 +159,10 @@ class LARS(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group after checking its settings."""
         _check_settings({**self.defaults, **param_group})
-        chosen = "adapt" in param_group
+        has_adapt = "adapt" in param_group
         super().add_param_group(param_group)
         flat = [p for p in self.param_groups[-1]["params"] if p.ndim <= 1]
-        if not chosen and 0 < len(flat) < len(self.param_groups[-1]["params"]):
+        if not has_adapt and 0 < len(flat) < len(self.param_groups[-1]["params"]):
             warnings.warn(
                 f"LARS: {len(flat)} of {len(self.param_groups[-1]['params'])} parameters have at most one dimension "
                 "(biases, gains of norm layers) and are adapted and decayed like weights, which the papers exclude; "
@@ -206,11 +206,12 @@ class LARS(Optimizer):
             ValueError: The state belongs to another optimiser or to parameters of other shapes. Nothing is changed.
         """
         if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
-            found = (
+            content = (
                 f"the keys {some_of(state_dict)}" if isinstance(state_dict, dict) and state_dict else repr(state_dict)
             )
             raise ValueError(
-                f"LARS: found {found[:200]}, expected what `state_dict` returned, with the keys state and param_groups"
+                f"LARS: found {content[:200]}, expected what `state_dict` returned, with the keys state and "
+                "param_groups"
             )
         for number, group in enumerate(state_dict["param_groups"]):
             if missing := [name for name in _SETTINGS if name not in group]:
@@ -221,9 +222,9 @@ class LARS(Optimizer):
                     "saved by this optimiser, whose momentum holds steps rather than gradients; start LARS without a "
                     "state, or load the state into the optimiser that saved it"
                 )
-        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
-        for number, (key, p) in enumerate(zip(saved, params, strict=False)):
+        for number, (key, p) in enumerate(zip(keys, params, strict=False)):
             state = state_dict["state"].get(key, {})
             if strange := [name for name in state if name != "momentum_buffer"]:
                 raise ValueError(
@@ -279,8 +280,8 @@ def _update_together(params: list[Tensor], grads: list[Tensor], buffers: list[Te
 
 def _trust_ratio(weight_norm: Tensor, gradient_norm: Tensor, coefficient: float) -> Tensor:
     """Return the trust ratio, coefficient ||w|| / ||g||; 1 if either norm is 0."""
-    known = (weight_norm > 0) & (gradient_norm > 0)
-    return torch.where(known, coefficient * weight_norm / gradient_norm, 1.0)
+    is_defined = (weight_norm > 0) & (gradient_norm > 0)
+    return torch.where(is_defined, coefficient * weight_norm / gradient_norm, 1.0)
 
 
 def _norm_dtype(p: Tensor) -> torch.dtype:
@@ -330,8 +331,8 @@ def _plain_parameters(module: nn.Module) -> set[int]:
     plain: set[int] = set()
     for layer in module.modules():
         exempt = getattr(layer, "no_weight_decay", None)
-        named = exempt() if callable(exempt) else ()
-        plain |= {id(p) for name, p in layer.named_parameters() if name in named}
+        exempt_names = exempt() if callable(exempt) else ()
+        plain |= {id(p) for name, p in layer.named_parameters() if name in exempt_names}
         for name, p in layer.named_parameters(recurse=False):
             is_weight = isinstance(layer, _WEIGHT_LAYERS) and name.endswith("weight")
             one_dimensional = p.ndim <= 1 or (p.numel() == max(p.shape) and not is_weight)

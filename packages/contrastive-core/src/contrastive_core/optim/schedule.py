@@ -93,8 +93,8 @@ class WarmupCosine(LRScheduler):
             return [
                 start + (peak - start) * step / warmup for start, peak in zip(self.start_lr, self.peak_lr, strict=True)
             ]
-        done = min(1.0, (step - warmup) / (self.total_steps - warmup))
-        return [peak * half_cosine(done) for peak in self.peak_lr]
+        fraction = min(1.0, (step - warmup) / (self.total_steps - warmup))
+        return [peak * half_cosine(fraction) for peak in self.peak_lr]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the schedule from `state_dict()` and set the groups' learning rates accordingly."""

@@ -160,8 +160,8 @@ def row_lse_gradient(
         dq [Nq, D] and dk [Nk, D]; an empty tensor instead of one that is not needed.
     """
     q_classes, k_classes = classes or (None, None)
-    compiled = active_backend().name == "native" and q.device.type == "cpu"
-    operators = torch.ops.contrastive_core_native if compiled else torch.ops.contrastive_core
+    is_native = active_backend().name == "native" and q.device.type == "cpu"
+    operators = torch.ops.contrastive_core_native if is_native else torch.ops.contrastive_core
     parts: tuple[Tensor, Tensor] = operators.row_lse_backward(
         grad, lse, q, k, scale, None, q_classes, k_classes, among, *needs
     )
@@ -225,25 +225,25 @@ def _native() -> Backend | str:
 
 def unavailable() -> dict[str, str]:
     """Return the reason and the remedy for each backend that could not be loaded."""
-    found = _native()
-    return {"native": found} if isinstance(found, str) else {}
+    backend = _native()
+    return {"native": backend} if isinstance(backend, str) else {}
 
 
-def _choose(name: str, *, asked_by: str) -> Backend:
+def _choose(name: str, *, source: str) -> Backend:
     if name in _BACKENDS:
         return _BACKENDS[name]
     if name not in ("auto", "native"):
-        raise ValueError(f"{asked_by} is {name!r}, expected auto or one of {', '.join(_NAMES)}")
-    found = _native()
-    if isinstance(found, Backend):
-        return found
+        raise ValueError(f"{source} is {name!r}, expected auto or one of {', '.join(_NAMES)}")
+    backend = _native()
+    if isinstance(backend, Backend):
+        return backend
     if name == "native":
-        raise ValueError(f"{asked_by} is 'native', which could not be loaded ({found}); alternatively, use auto")
+        raise ValueError(f"{source} is 'native', which could not be loaded ({backend}); alternatively, use auto")
     return _BACKENDS["torch"]
 
 
 # The backend is chosen once, because reading the environment in every call would break graphs under torch.compile.
-_active = _choose(os.environ.get(VARIABLE, "auto"), asked_by=f"the environment variable {VARIABLE}")
+_active = _choose(os.environ.get(VARIABLE, "auto"), source=f"the environment variable {VARIABLE}")
 
 
 def active_backend() -> Backend:
@@ -267,7 +267,7 @@ def use_backend(name: str) -> Iterator[None]:
     """
     global _active  # noqa: PLW0603 - one choice for the process
     before = _active
-    _active = _choose(name, asked_by="the backend")
+    _active = _choose(name, source="the backend")
     try:
         yield
     finally:

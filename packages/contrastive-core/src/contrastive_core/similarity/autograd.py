@@ -354,8 +354,8 @@ class _SecondOrder(Looped):
         if all(x is None for x in grads):
             return (None,) * 11
         parts = _ThirdOrder.apply(*grads, *ctx.saved_tensors, *ctx.settings)
-        needed = (part if need else None for part, need in zip(parts, ctx.needs_input_grad, strict=False))
-        return *needed, *[None] * 5
+        gradients = (part if need else None for part, need in zip(parts, ctx.needs_input_grad, strict=False))
+        return *gradients, *[None] * 5
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> NoReturn:

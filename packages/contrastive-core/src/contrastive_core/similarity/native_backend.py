@@ -48,8 +48,8 @@ def _takes(x: Tensor) -> bool:
 
 def unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Compute :func:`contrastive_core.losses._inputs.unit_rows`, with the compiled library if it supports the types."""
-    known = x.dtype in HALF_DTYPES or x.dtype in _UNIT_TYPES
-    if x.device.type != "cpu" or not known or dtype not in _UNIT_TYPES or (x.dtype, dtype) == _UNIT_TYPES[::-1]:
+    is_supported = x.dtype in HALF_DTYPES or x.dtype in _UNIT_TYPES
+    if x.device.type != "cpu" or not is_supported or dtype not in _UNIT_TYPES or (x.dtype, dtype) == _UNIT_TYPES[::-1]:
         return autograd.unit_rows(x, dtype)
     return autograd.differentiable_unit_rows(x, dtype, _unit_forward, _unit_backward)
 

@@ -110,7 +110,7 @@ def _ring_lse(q: Tensor, k: Tensor, scale: float, q_classes: Tensor | None, k_cl
     refuse_unequal(k)
     kinds = _kinds(q_classes)
     total = q.new_full((len(kinds), len(q)), -torch.inf, dtype=exact_dtype(q))
-    for block, *block_classes in _labelled(_passing(k, k_classes)):
+    for block, *block_classes in _labelled_blocks(_passing(k, k_classes)):
         for i, among in enumerate(kinds):
             lse = row_lse(q, block, scale=scale, classes=_pair(q_classes, block_classes), among=among)
             total[i] = torch.logaddexp(total[i], lse)
@@ -134,8 +134,8 @@ def _ring_lse_backward(
     needs_k: bool,
 ) -> tuple[Tensor, Tensor]:
     dq, dk = _gradients(q, k, needs_q, needs_k)
-    travelling: Hop | None = None
-    for block, *block_classes in _labelled(_passing(k, k_classes)):
+    hop: Hop | None = None
+    for block, *block_classes in _labelled_blocks(_passing(k, k_classes)):
         dk = torch.zeros_like(dk)
         for i, among in enumerate(_kinds(q_classes)):
             parts = row_lse_gradient(
@@ -147,10 +147,10 @@ def _ring_lse_backward(
                 dk[: len(block)] += parts[1]
         if needs_k:
             # Add the part of the block's gradient that the left neighbour has sent.
-            if travelling:
-                dk += travelling.arrived()[0]
-            travelling = Hop([dk], tag=_GRADIENT)
-    return dq, travelling.arrived()[0] if travelling else dk
+            if hop:
+                dk += hop.wait()[0]
+            hop = Hop([dk], tag=_GRADIENT)
+    return dq, hop.wait()[0] if hop else dk
 
 
 def _kinds(classes: Tensor | None) -> tuple[Any, ...]:
@@ -163,7 +163,7 @@ def _passing(k: Tensor, classes: Tensor | None) -> Any:
     return visitors(k) if classes is None else visitors(k, classes)
 
 
-def _labelled(blocks: Any) -> Any:
+def _labelled_blocks(blocks: Any) -> Any:
     """Yield the blocks, on the CPU without their keys of class NO_CLASS, which come last."""
     for block, *classes in blocks:
         count = int((classes[0] != NO_CLASS).sum()) if classes and free_to_read(classes[0]) else len(block)

@@ -87,11 +87,11 @@ def in_use(device: int) -> bool:
     The environment variable `CONTRASTIVE_CORE_TENSOR_CORES` enables them: auto (the default) for compute capability 9,
     1 also for other devices from compute capability 8.0, which are untested, and 0 for none.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
-    if wanted == "0" or importlib.util.find_spec("triton") is None:
+    setting = os.environ.get(VARIABLE, "auto")
+    if setting == "0" or importlib.util.find_spec("triton") is None:
         return False
     major = torch.cuda.get_device_capability(device)[0]
-    if major < 8 or (major != 9 and wanted != "1"):
+    if major < 8 or (major != 9 and setting != "1"):
         return False
     if error := self_check(torch.device("cuda", device)):
         warnings.warn(
@@ -123,9 +123,9 @@ def self_check(device: torch.device) -> str:
             for keys, diagonals in ((None, (0, 150, -150)), (k, (3,))):
                 problem = Problem(q, keys, diagonals, None, 10.0, 1.0, half)
                 lse = forward(problem)
-                found = (lse, *backward(problem, gradient, lse))
-                for name, ours, exact in zip(names, found, _full_matrix(problem, gradient), strict=True):
-                    if not (ours - exact).norm() <= bound * exact.norm():
+                results = (lse, *backward(problem, gradient, lse))
+                for name, result, exact in zip(names, results, _full_matrix(problem, gradient), strict=True):
+                    if not (result - exact).norm() <= bound * exact.norm():
                         return f"their {name} differs from the full matrix"
     # Triton calls the C compiler of the machine, which can fail in any manner; no failure must stop a training run.
     except Exception as error:  # noqa: BLE001
@@ -181,8 +181,8 @@ def backward(
         # The first strip is the largest.
         buffers = buffers or [work.q.new_empty(numbers) for _ in work.q_parts]
         parts = [buffer[:numbers].view(strip.height, strip.width) for buffer in buffers]
-        described = (_described(parts[0], _TILE), _described(parts[-1], _TILE))
-        work.launch("weigh_tiles", strip, weight, *described, strip.top, strip.left, strip.height, HAS_LOW=not half)
+        descriptors = (_descriptor(parts[0], _TILE), _descriptor(parts[-1], _TILE))
+        work.launch("weigh_tiles", strip, weight, *descriptors, strip.top, strip.left, strip.height, HAS_LOW=not half)
         for w, of_q, of_k in _products(parts, work):
             if needs_q:
                 _add_product(dq[strip.rows], w, of_k[strip.left :], half=half)
@@ -266,7 +266,7 @@ class _Work:
         # Triton launches on the current device, whatever the device of the tensors.
         with torch.cuda.device_of(self.q):  # type: ignore[no-untyped-call]
             getattr(tensor_core_kernels, name)[(tiles,)](
-                _described(self.q, _DEPTH), _described(self.k, _DEPTH), *arguments, *self.counts, self.factor,
+                _descriptor(self.q, _DEPTH), _descriptor(self.k, _DEPTH), *arguments, *self.counts, self.factor,
                 self.q.shape[1], SYMMETRIC=self.square, HAS_CLASSES=self.counts[-1] is not None, HEIGHT=_TILE,
                 WIDTH=_TILE, DEPTH=_DEPTH, **options, **_LAUNCH,
             )  # fmt: skip
@@ -303,7 +303,7 @@ def _trimmed(gradient: Tensor, x: Tensor | None) -> Tensor:
     return gradient[: len(x), : x.shape[1]].contiguous()
 
 
-def _described(x: Tensor, columns: int) -> Any:
+def _descriptor(x: Tensor, columns: int) -> Any:
     """Describe a matrix in tiles of `_TILE` rows for the tensor memory accelerator."""
     from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: PLC0415 - an optional dependency
 

@@ -281,18 +281,18 @@ def symmetric_backward(grad: Tensor, lse: Tensor, z: Tensor, candidates: Candida
     for rows, columns, s in tiles(folded, folded, candidates, upper=True):
         # The first tile is the largest.
         buffer = torch.empty_like(s) if buffer is None else buffer
-        both = torch.add(weight[rows, None], weight[columns], out=buffer.view(-1)[: s.numel()].view_as(s))
-        e = s.exp2_().mul_(both)
-        kept = sieve.rows(e)
-        if kept is None:
+        pair_weight = torch.add(weight[rows, None], weight[columns], out=buffer.view(-1)[: s.numel()].view_as(s))
+        e = s.exp2_().mul_(pair_weight)
+        indices = sieve.rows(e)
+        if indices is None:
             out[rows].addmm_(e, folded[columns])
             if rows != columns:
                 out[columns].addmm_(e.T, folded[rows])
-        elif len(kept):
-            e = e[kept]
-            out[rows].index_add_(0, kept, e @ folded[columns])
+        elif len(indices):
+            e = e[indices]
+            out[rows].index_add_(0, indices, e @ folded[columns])
             if rows != columns:
-                out[columns].addmm_(e.T, folded[rows][kept])
+                out[columns].addmm_(e.T, folded[rows][indices])
     return out.mul_(scale / _factor(scale))
 
 
@@ -366,18 +366,18 @@ def rectangular_backward(
     sieve = _Sieve(_least_entry(grad, max(len(q), len(k)), lse, q, k, scale))
     for rows, columns, s in tiles(folded, k, candidates, upper=False):
         p = s.sub_(shift[rows, None]).exp2_().mul_(weight[rows, None])
-        kept = sieve.rows(p)
-        if kept is None:
+        indices = sieve.rows(p)
+        if indices is None:
             if needs[0]:
                 dq[rows].addmm_(p, k[columns])
             if needs[1]:
                 dk[columns].addmm_(p.T, folded[rows])
-        elif len(kept):
-            p = p[kept]
+        elif len(indices):
+            p = p[indices]
             if needs[0]:
-                dq[rows].index_add_(0, kept, p @ k[columns])
+                dq[rows].index_add_(0, indices, p @ k[columns])
             if needs[1]:
-                dk[columns].addmm_(p.T, folded[rows][kept])
+                dk[columns].addmm_(p.T, folded[rows][indices])
     return dq.mul_(scale), dk.mul_(_LN2)
 
 
@@ -428,18 +428,18 @@ def second_order(
         dq, dk = (x.new_empty(0) if only_rate else torch.zeros_like(x) for x in (q, k))
         for rows, columns, s in tiles(_fold(q, scale), k, candidates, upper=False):
             p = s.sub_(shift[rows, None]).exp2_().mul_(factor[rows, None])
-            moved = torch.zeros_like(p)
+            tangent = torch.zeros_like(p)
             if u is not None:
-                moved.addmm_(u[rows], k[columns].T)
+                tangent.addmm_(u[rows], k[columns].T)
             if v is not None:
-                moved.addmm_(q[rows], v[columns].T)
-            rate[rows] += (p * moved).sum(1, dtype=rate.dtype)
+                tangent.addmm_(q[rows], v[columns].T)
+            rate[rows] += (p * tangent).sum(1, dtype=rate.dtype)
             if only_rate:
                 continue
             p.mul_(grad[rows, None].to(p.dtype))
-            moved.mul_(p).mul_(scale)
-            dq[rows].addmm_(moved, k[columns])
-            dk[columns].addmm_(moved.T, q[rows])
+            tangent.mul_(p).mul_(scale)
+            dq[rows].addmm_(tangent, k[columns])
+            dk[columns].addmm_(tangent.T, q[rows])
             if v is not None:
                 dq[rows].addmm_(p, v[columns])
             if u is not None:

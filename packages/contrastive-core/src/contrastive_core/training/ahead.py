@@ -31,15 +31,15 @@ def compute_ahead(
         Exception: An exception of `function` is raised in place of its result; later results are lost.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
-    coming: deque[Future[T]] = deque()
+    futures: deque[Future[T]] = deque()
     try:
         for item in items:
-            coming.append(pool.submit(function, item))
-            if len(coming) > threads:
-                yield coming.popleft().result()
-        while coming:
-            result = coming.popleft().result()
-            if not coming:
+            futures.append(pool.submit(function, item))
+            if len(futures) > threads:
+                yield futures.popleft().result()
+        while futures:
+            result = futures.popleft().result()
+            if not futures:
                 pool.shutdown()
             yield result
     finally:

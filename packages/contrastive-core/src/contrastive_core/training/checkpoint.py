@@ -203,22 +203,22 @@ class Snapshots:
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self._keep = folder, keep
-        self._tracked: dict[str, Stateful] = {}
+        self._objects: dict[str, Stateful] = {}
 
-    def track(self, name: str, thing: Stateful) -> None:
+    def track(self, name: str, stateful: Stateful) -> None:
         """Add an object whose state is stored in the checkpoints.
 
         Raises:
             TypeError: The object has no state_dict and load_state_dict.
             ValueError: The name is already in use.
         """
-        if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
+        if not (hasattr(stateful, "state_dict") and hasattr(stateful, "load_state_dict")):
             raise TypeError(
-                f"{name} is a {type(thing).__name__}; expected an object with state_dict and load_state_dict"
+                f"{name} is a {type(stateful).__name__}; expected an object with state_dict and load_state_dict"
             )
-        if name in self._tracked or name == _POSITION:
+        if name in self._objects or name == _POSITION:
             raise ValueError(f"the name {name!r} is already in use; track every object once, under a unique name")
-        self._tracked[name] = thing
+        self._objects[name] = stateful
 
     def restore(self, processes: Processes, *, say: Callable[[str], None]) -> Position:
         """Restore the tracked objects on every process from the newest undamaged checkpoint.
@@ -247,11 +247,11 @@ class Snapshots:
         """Estimate the size of a checkpoint in bytes; an optimiser that has no state yet is counted as Adam."""
         tensors: dict[str, Tensor] = {}
         fresh = 0
-        for name, thing in self._tracked.items():
-            state = thing.state_dict()
+        for name, stateful in self._objects.items():
+            state = stateful.state_dict()
             tensors.update(encode(state, name=name)[1])
-            if isinstance(thing, Optimizer) and not state.get("state"):
-                fresh += 2 * sum(p.numel() * 4 for group in thing.param_groups for p in group["params"])
+            if isinstance(stateful, Optimizer) and not state.get("state"):
+                fresh += 2 * sum(p.numel() * 4 for group in stateful.param_groups for p in group["params"])
         return fresh + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def save(self, position: Position) -> None:
@@ -260,7 +260,7 @@ class Snapshots:
         Raises:
             OSError: The disk is full, or the folder cannot be written to.
         """
-        state = {name: thing.state_dict() for name, thing in self._tracked.items()}
+        state = {name: stateful.state_dict() for name, stateful in self._objects.items()}
         with files.name_in_errors(self.folder):
             save(self.folder, position.step, {**state, _POSITION: dict(vars(position))})
         prune(self.folder, keep=self._keep)
@@ -275,18 +275,18 @@ class Snapshots:
         with reading(path, "contains no valid position", _OTHER_VERSION):
             position = from_plain(Position, state.pop(_POSITION), "position")
         self._check_names(path, state)
-        for name, thing in self._tracked.items():
+        for name, stateful in self._objects.items():
             with reading(path, f"does not match this program: the state of {name} cannot be loaded", _OTHER_VERSION):
-                thing.load_state_dict(state[name])
-                if isinstance(thing, Optimizer):
-                    _lay_out_as_parameters(thing)
+                stateful.load_state_dict(state[name])
+                if isinstance(stateful, Optimizer):
+                    _lay_out_as_parameters(stateful)
         return position
 
     def _check_names(self, path: Path, state: Mapping[str, Any]) -> None:
-        if {*state} != {*self._tracked}:
+        if {*state} != {*self._objects}:
             raise UserError(
                 f"{path} contains {', '.join(sorted(state)) or 'nothing'}, but this program tracks "
-                f"{', '.join(sorted(self._tracked)) or 'nothing'} (call track before restore, batches and steps). "
+                f"{', '.join(sorted(self._objects)) or 'nothing'} (call track before restore, batches and steps). "
                 "Resume with the version of the program that wrote it"
             )
 
@@ -317,8 +317,8 @@ def listing(folder: Path) -> list[tuple[int, Path]]:
     """List the checkpoints in `folder` as (step, path), oldest first."""
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return sorted(found)
+    checkpoints = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return sorted(checkpoints)
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:

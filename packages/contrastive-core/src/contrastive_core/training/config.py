@@ -143,9 +143,9 @@ class DrawOptions:
 
     def __post_init__(self) -> None:
         check_counts(self, seed=0)
-        wrong = [f"{fraction:g}" for fraction in self.fractions if not 0 < fraction <= 1]
-        if wrong:
-            raise UserError(f"fractions contains {', '.join(wrong)}; expected shares above 0 and up to 1")
+        invalid = [f"{fraction:g}" for fraction in self.fractions if not 0 < fraction <= 1]
+        if invalid:
+            raise UserError(f"fractions contains {', '.join(invalid)}; expected shares above 0 and up to 1")
         few = [str(count) for count in self.per_class if count < 1]
         if few:
             raise UserError(f"per_class contains {', '.join(few)}; expected numbers of at least 1")
@@ -283,13 +283,13 @@ def resolve(
     """
     key = next((name for name, value in config.items() if isinstance(value, RunOptions)), OPTIONS_KEY)
     values = {name: plain(value, f"the setting {name}") for name, value in {**config, **(resolved or {})}.items()}
-    given = dict(_leaves({name: plain(config[name], name) for name in resolved or {} if name in config}))
-    chosen = [
-        name for name, value in _leaves({name: values[name] for name in resolved or {}}) if given.get(name) != value
+    initial = dict(_leaves({name: plain(config[name], name) for name in resolved or {} if name in config}))
+    resolved_names = [
+        name for name, value in _leaves({name: values[name] for name in resolved or {}}) if initial.get(name) != value
     ]
     # `resume` is not a setting of the run: a new run with the same configuration should not resume.
     return Config(
-        {**values, key: {**dataclasses.asdict(options), "resume": False}}, key, frozenset(free), tuple(chosen)
+        {**values, key: {**dataclasses.asdict(options), "resume": False}}, key, frozenset(free), tuple(resolved_names)
     )
 
 
@@ -328,8 +328,8 @@ def from_plain(kind: type[T], value: Any, place: str) -> T:
         TypeError: The value has another type, lacks a field or has an unknown field.
         ValueError: The value is not one of the allowed values.
     """
-    made: T = _from_plain(kind, value, place)
-    return made
+    result: T = _from_plain(kind, value, place)
+    return result
 
 
 def _from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - one return per kind of type
@@ -344,11 +344,11 @@ def _from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - on
             return value
         raise ValueError(f"{place} is {value!r}; expected one of {', '.join(map(str, inside))}")
     elif isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-        known = get_type_hints(kind)
+        hints = get_type_hints(kind)
         unknown = sorted({*map(str, value)}.difference(field.name for field in dataclasses.fields(kind)))
         if unknown:
             raise TypeError(f"{place} has the unknown entry {unknown[0]!r}")
-        return kind(**{name: _from_plain(known[name], item, f"{place}.{name}") for name, item in value.items()})
+        return kind(**{name: _from_plain(hints[name], item, f"{place}.{name}") for name, item in value.items()})
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif kind is Path and isinstance(value, str):
@@ -357,8 +357,8 @@ def _from_plain(kind: Any, value: Any, place: str) -> Any:  # noqa: PLR0911 - on
         kinds = inside if origin is tuple and inside[-1] is not Ellipsis else (inside[0],) * len(value)
         if len(kinds) != len(value):
             raise ValueError(f"{place} has {len(value)} entries; expected {len(kinds)}")
-        made = [_from_plain(k, item, f"{place}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True))]
-        return made if origin is list else tuple(made)
+        items = [_from_plain(k, item, f"{place}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True))]
+        return items if origin is list else tuple(items)
     elif origin in (dict, Mapping) and isinstance(value, Mapping):
         return {str(key): _from_plain(inside[1], item, f"{place}.{key}") for key, item in value.items()}
     elif kind in (Any, object) or (isinstance(kind, type) and type(value) is kind):

@@ -51,16 +51,16 @@ class _Notes:
                 self.block = mmap.mmap(memory, _BLOCK, offset=os.getpid() * _BLOCK)
                 self.block[:] = bytes(_BLOCK)  # an earlier process may have had the same id
 
-    def write(self, place: int, file: str) -> None:
-        """Write the name of a file to the slot at `place`."""
+    def write(self, offset: int, file: str) -> None:
+        """Write the name of a file to the slot at `offset`."""
         if (block := self.block) is not None:
             name = os.fsencode(file)[: _SLOT - 1] + b"\0"
-            block[place : place + len(name)] = name
+            block[offset : offset + len(name)] = name
 
 
 _notes: _Notes | None = None
 _making = threading.Lock()
-_opened: int | None = None
+_descriptor: int | None = None
 _is_supervised = False
 _is_child = False
 #: Files that have crashed a reader (with the signal) and files that may have; `supervise` sets both for its child.
@@ -90,18 +90,18 @@ def open_notes() -> int | None:
 
     Call this function before the processes of the command are started.
     """
-    global _opened  # noqa: PLW0603 - opened once per process
-    if _opened is None:
-        _opened = _open_memory()
-    return _opened
+    global _descriptor  # noqa: PLW0603 - opened once per process
+    if _descriptor is None:
+        _descriptor = _open_memory()
+    return _descriptor
 
 
 def _open_memory() -> int | None:
     if not hasattr(os, "memfd_create"):
         return None
     try:
-        if place := os.environ.get(_VARIABLE):
-            return os.open(place, os.O_RDWR | os.O_CLOEXEC)
+        if path := os.environ.get(_VARIABLE):
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:  # the memory belongs to a command that has ended
         pass
     try:
@@ -125,7 +125,7 @@ class native_reader:  # noqa: N801 - used as a function
         UserError: On entry, if a reader has crashed on the file before.
     """
 
-    __slots__ = ("_name", "_notes", "_place")
+    __slots__ = ("_name", "_notes", "_offset")
 
     def __init__(self, path: Path | str) -> None:
         self._name = os.fspath(path)
@@ -140,17 +140,17 @@ class native_reader:  # noqa: N801 - used as a function
         if self._name in _suspects:
             notes.lock.acquire()
         try:
-            self._place = notes.free.pop()
+            self._offset = notes.free.pop()
         except IndexError:  # more threads than slots
-            self._place = -1
+            self._offset = -1
             return
-        notes.write(self._place, self._name)
+        notes.write(self._offset, self._name)
 
     def __exit__(self, *_: object) -> None:
         notes = self._notes
-        if self._place >= 0 and (block := notes.block) is not None:
-            block[self._place] = 0
-            notes.free.append(self._place)
+        if self._offset >= 0 and (block := notes.block) is not None:
+            block[self._offset] = 0
+            notes.free.append(self._offset)
         if self._name in _suspects:
             notes.lock.release()
 
@@ -177,10 +177,10 @@ def files_of_worker(message: str) -> tuple[list[str], str]:
     Args:
         message: PyTorch's error message about the process.
     """
-    found = re.search(r"worker \(pid\(?s?\)? ([\d, ]+)\)", message)
-    killed = re.search(r"killed by signal: ([^.]+)", message)
-    numbers = [int(number) for number in found[1].split(",")] if found else []
-    return [file for number in numbers for file in files_read_by(number)], killed[1].strip() if killed else ""
+    pid_match = re.search(r"worker \(pid\(?s?\)? ([\d, ]+)\)", message)
+    cause = re.search(r"killed by signal: ([^.]+)", message)
+    numbers = [int(number) for number in pid_match[1].split(",")] if pid_match else []
+    return [file for number in numbers for file in files_read_by(number)], cause[1].strip() if cause else ""
 
 
 def supervise(command: str, *, again: bool = True, remedy: str = "") -> int | None:
@@ -219,14 +219,14 @@ def supervise(command: str, *, again: bool = True, remedy: str = "") -> int | No
         if not os.WIFSIGNALED(status):
             return os.waitstatus_to_exitcode(status)
         number = os.WTERMSIG(status)
-        reading = frozenset(files_read_by(child))
-        if number not in _CRASHES or not reading:
+        file_names = frozenset(files_read_by(child))
+        if number not in _CRASHES or not file_names:
             break
         if not again:
-            return _tell_crash(command, reading, signal.Signals(number).name, remedy)
+            return _tell_crash(command, file_names, signal.Signals(number).name, remedy)
         # If several files were being read, the guilty one is also being read at the next crash, because suspects are
         # read one at a time.
-        guilty = reading if len(reading) == 1 else reading & _suspects
+        guilty = file_names if len(file_names) == 1 else file_names & _suspects
         for file in guilty:
             _crashed = {**_crashed, file: signal.Signals(number).name}
             print(  # noqa: T201 - before the next attempt
@@ -235,7 +235,7 @@ def supervise(command: str, *, again: bool = True, remedy: str = "") -> int | No
                 file=sys.stderr,
                 flush=True,
             )
-        _suspects = (_suspects - guilty) if guilty else reading
+        _suspects = (_suspects - guilty) if guilty else file_names
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
@@ -248,22 +248,22 @@ def is_child() -> bool:
     return _is_child
 
 
-def _tell_crash(command: str, reading: frozenset[str], crash: str, remedy: str) -> int:
+def _tell_crash(command: str, file_names: frozenset[str], crash: str, remedy: str) -> int:
     """Print which files a crashed process was reading, and return the exit status of an error."""
-    names = ", ".join(sorted(reading))
-    what = (
+    names = ", ".join(sorted(file_names))
+    explanation = (
         f"the library that reads it crashed ({crash}); the file is damaged: copy or export it again, or remove it"
-        if len(reading) == 1
+        if len(file_names) == 1
         else f"the library that reads them crashed ({crash}) on one of these files; `check` finds out which. Copy or "
         "export that file again, or remove it"
     )
-    print(f"{command}: {names}: {what}{remedy}", file=sys.stderr, flush=True)  # noqa: T201 - of a program
+    print(f"{command}: {names}: {explanation}{remedy}", file=sys.stderr, flush=True)  # noqa: T201 - of a program
     return 1
 
 
 def end_as_worker(files: list[str], crash: str) -> None:
     """End this process with the signal of its data loading process, if it is supervised and will be started again."""
-    number = next((each for each in _CRASHES if signal.strsignal(each) == crash), None)
+    number = next((candidate for candidate in _CRASHES if signal.strsignal(candidate) == crash), None)
     if not _is_supervised or number is None:
         return
     notes = _Notes()
@@ -286,11 +286,11 @@ def _die_with(parent: int) -> None:
 def _wait(child: int) -> int:
     """Wait for a child and forward the signals that this process receives, whose `_SIGNALS` are blocked."""
     while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
             return status
-        told = signal.sigwaitinfo(_SIGNALS)
-        if told.si_signo == signal.SIGCHLD or (told.si_signo == signal.SIGINT and told.si_code == _SI_KERNEL):
+        info = signal.sigwaitinfo(_SIGNALS)
+        if info.si_signo == signal.SIGCHLD or (info.si_signo == signal.SIGINT and info.si_code == _SI_KERNEL):
             continue  # a terminal has also sent the signal to the child
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, told.si_signo)
+            os.kill(child, info.si_signo)

@@ -102,12 +102,12 @@ def read_text(path: Path, *, largest: int = _LARGEST, expected: str = "a text fi
 def to_json_lines(head: Mapping[str, object], lists: Mapping[str, Sequence[object] | Mapping[str, object]]) -> bytes:
     """Return a JSON object with one line per entry of the head and of every list, so that it is easy to compare."""
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-    for name, listed in lists.items():
-        opening, closing = "{}" if isinstance(listed, Mapping) else "[]"
-        if isinstance(listed, Mapping):
-            entries = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in listed.items()]
+    for name, collection in lists.items():
+        opening, closing = "{}" if isinstance(collection, Mapping) else "[]"
+        if isinstance(collection, Mapping):
+            entries = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in collection.items()]
         else:
-            entries = [json.dumps(entry) for entry in listed]
+            entries = [json.dumps(entry) for entry in collection]
         inside = "\n  " + ",\n  ".join(entries) + "\n " if entries else ""
         lines.append(f" {json.dumps(name)}: {opening}{inside}{closing}")
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
@@ -188,17 +188,17 @@ def _load_yaml(text: str) -> Any:
         loader.dispose()
 
 
-def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+def _expanded(node: yaml.Node, counts: dict[int, int]) -> int:
     """Count the values of a node, with aliases expanded."""
-    if id(node) in known:
-        if not known[id(node)]:
+    if id(node) in counts:
+        if not counts[id(node)]:
             raise ValueError("an alias refers to the value that contains it")
-        return known[id(node)]
-    known[id(node)] = 0
+        return counts[id(node)]
+    counts[id(node)] = 0
     inside = node.value if isinstance(node.value, list) else []
     parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
-    known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
-    return known[id(node)]
+    counts[id(node)] = 1 + sum(_expanded(part, counts) for part in parts)
+    return counts[id(node)]
 
 
 def read_rows(path: Path, *, delimiter: str = ",") -> list[list[str]]:

@@ -50,13 +50,13 @@ class Program:
     package: str
 
     @torch.no_grad()
-    def compare(self, theirs: Callable[[Tensor], Tensor], what: str) -> float:
+    def compare(self, exported_model: Callable[[Tensor], Tensor], what: str) -> float:
         """Return the largest difference between the outputs of the exported file and of the model.
 
         The outputs are compared for batches of one and of three samples.
 
         Args:
-            theirs: Function that runs the exported file on a batch.
+            exported_model: Function that runs the exported file on a batch.
             what: Name of the exported file, for error messages.
 
         Raises:
@@ -65,8 +65,8 @@ class Program:
         largest = 0.0
         for count in (1, 3):
             expected = self.module(self.example(count))
-            got = theirs(self.example(count))
-            difference = (got - expected).abs().max().item() if got.shape == expected.shape else float("nan")
+            result = exported_model(self.example(count))
+            difference = (result - expected).abs().max().item() if result.shape == expected.shape else float("nan")
             if not difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
                 raise UserError(
                     f"the {self.output} of {what} differ from those of {self.source} by {difference:.2g}, expected at "
@@ -91,14 +91,14 @@ def write_onnx(program: Program, file: Path, card: Mapping[str, Any]) -> dict[st
         UserError: A package is missing, or the results of the file differ from those of the model.
     """
     runtime = _onnx_runtime(program.package)
-    written = torch.onnx.export(
+    onnx_program = torch.onnx.export(
         _exported(program), dynamo=True, input_names=[program.inputs], output_names=[program.output], verbose=False
     )
-    if written is None:
+    if onnx_program is None:
         raise RuntimeError("torch.onnx.export with dynamo=True returned no program")
     large = sum(t.numel() * t.element_size() for t in program.module.state_dict().values()) > _PROTOBUF * 0.9
-    written.model.metadata_props[program.package] = json.dumps(card)
-    written.save(file, external_data=large)
+    onnx_program.model.metadata_props[program.package] = json.dumps(card)
+    onnx_program.save(file, external_data=large)
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     def run(batch: Tensor) -> Tensor:
@@ -153,9 +153,9 @@ def put_in_place(
         The card.
     """
     targets = [out, *(out.with_name(f"{out.name}{end}") for end in (".json", ".data"))]
-    planned = Outputs(targets, command=command, inputs=inputs, overwrite=overwrite)
+    output_files = Outputs(targets, command=command, inputs=inputs, overwrite=overwrite)
     check_space_of(network, out.parent)
-    with planned:
+    with output_files:
         return _put_in_place(out, write)
 
 

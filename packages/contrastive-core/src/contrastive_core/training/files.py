@@ -74,8 +74,8 @@ def atomic_path(path: Path, *, ending: str = "") -> Iterator[Path]:
     # A process id would not distinguish writers that share a folder from two machines or containers.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{ending}")
     try:
-        with name_in_errors(path), temporary.open("xb") as held:
-            _lock(held.fileno())  # shows other processes that the writer is alive
+        with name_in_errors(path), temporary.open("xb") as stream:
+            _lock(stream.fileno())  # shows other processes that the writer is alive
             yield temporary
             sync(temporary)
             put_in_place(temporary, path)
@@ -124,8 +124,8 @@ def remove_stale_files(folder: Path) -> None:
 
 def _remove_stale(folder: Path, pattern: re.Pattern[str]) -> None:
     try:
-        left = [Path(entry.path) for entry in os.scandir(folder) if pattern.fullmatch(entry.name)]
-        for temporary in left:
+        temporaries = [Path(entry.path) for entry in os.scandir(folder) if pattern.fullmatch(entry.name)]
+        for temporary in temporaries:
             if not _is_being_written(temporary):
                 temporary.unlink(missing_ok=True)
     except OSError:  # the folder does not exist, or its files may not be removed
@@ -175,12 +175,14 @@ def write_atomic(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def check_space(folder: Path, needed: int, *, what: str, files: int = 0, advice: str = "choose another --out") -> None:
+def check_space(
+    folder: Path, num_bytes: int, *, what: str, files: int = 0, advice: str = "choose another --out"
+) -> None:
     """Check, before the work begins, that the disk has enough space for the results.
 
     Args:
         folder: Folder of the results; it need not exist.
-        needed: Number of bytes that will be written.
+        num_bytes: Number of bytes that will be written.
         what: Plural subject of the error message, such as "the masks of 12 images".
         files: Number of files that will be written, each of which takes an inode.
         advice: What the user can do other than free space.
@@ -188,17 +190,18 @@ def check_space(folder: Path, needed: int, *, what: str, files: int = 0, advice:
     Raises:
         UserError: There is too little space, or there are too few inodes.
     """
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed > free:
+    parent = folder.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if num_bytes > free:
         raise UserError(
-            f"{folder}: {what} take about {size(needed)}, but only {size(free)} are free; free some space, or {advice}"
+            f"{folder}: {what} take about {size(num_bytes)}, but only {size(free)} are free; free some space, or "
+            f"{advice}"
         )
     if not hasattr(os, "statvfs"):  # Windows
         return
-    nodes = os.statvfs(place)
+    nodes = os.statvfs(parent)
     if nodes.f_files and nodes.f_favail < files:  # file systems that create inodes as needed report 0
         raise UserError(
             f"{folder}: {what} need {files:,} files, but the file system has only {nodes.f_favail:,} free inodes "
@@ -213,10 +216,10 @@ def check_regular(path: Path | str, *, what: str) -> int:
         UserError: It is a pipe or device.
         OSError: Its type cannot be determined.
     """
-    found = os.stat(path)  # noqa: PTH116 - called for every image
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # the system refuses to read folders
+    status = os.stat(path)  # noqa: PTH116 - called for every image
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # the system refuses to read folders
         raise UserError(f"{path}: is a pipe or device; expected {what}")
-    return found.st_size
+    return status.st_size
 
 
 def append_line(path: Path, line: str) -> None:
@@ -227,10 +230,10 @@ def append_line(path: Path, line: str) -> None:
     try:
         with name_in_errors(path):
             content = f"{line}\n".encode()
-            written = os.write(file, content)
-            if written < len(content):
+            count = os.write(file, content)
+            if count < len(content):
                 # A disk that is about full takes the beginning of the line, which would damage the next one.
-                os.ftruncate(file, os.lseek(file, 0, os.SEEK_CUR) - written)
+                os.ftruncate(file, os.lseek(file, 0, os.SEEK_CUR) - count)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(file)

@@ -37,7 +37,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def settled(precision: Precision, device: str) -> FixedPrecision:
+def resolve_precision(precision: Precision, device: str) -> FixedPrecision:
     """Replace the precision `auto` by bf16-mixed if the device is known to have bfloat16 arithmetic, else by 32-true.
 
     Args:
@@ -60,16 +60,16 @@ def slow_precision(precision: Precision, device: torch.device) -> str | None:
     """
     if precision != "bf16-mixed" or device.type not in ("cpu", "cuda") or _has_bfloat16(device.type) is not False:
         return None
-    what = "processor" if device.type == "cpu" else "GPU"
+    hardware = "processor" if device.type == "cpu" else "GPU"
     return (
-        f"warning: this {what} has no bfloat16 arithmetic, so precision bf16-mixed is emulated and can take ten times "
-        "as long as 32-true; use --precision 32-true, or auto, which selects it here"
+        f"warning: this {hardware} has no bfloat16 arithmetic, so precision bf16-mixed is emulated and can take ten "
+        "times as long as 32-true; use --precision 32-true, or auto, which selects it here"
     )
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Return the context in which a network computes predictions with a precision."""
-    kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(settled(precision, device.type))
+    kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(resolve_precision(precision, device.type))
     return nullcontext() if kind is None else torch.autocast(device.type, kind)
 
 
@@ -85,7 +85,7 @@ def make_fabric(options: RunOptions) -> Fabric:
         UserError: The device does not exist on this machine, or it lacks a requested feature.
     """
     device = _device(options.device)
-    precision = settled(options.precision, device)
+    precision = resolve_precision(options.precision, device)
     if device == "cpu" and precision == "16-mixed":
         raise UserError(
             "precision 16-mixed (float16) is not supported on a CPU; use 32-true or bf16-mixed, or a CUDA device"
@@ -131,26 +131,26 @@ def set_up(
         model = torch.compile(model)  # type: ignore[assignment]
     if optimizer is None:
         return fabric.setup(model)  # type: ignore[no-any-return]
-    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
-    return wrapped, wrapped_optimizer
+    wrapped_model, wrapped_optimizer = fabric.setup(model, optimizer)
+    return wrapped_model, wrapped_optimizer
 
 
 def _no_buffer_broadcast() -> dict[str, Any]:
     # torch 2.14 has renamed the argument. Without the broadcasts, buffers are still made equal once at the beginning.
-    known = inspect.signature(DistributedDataParallel).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": False}
 
 
-def _device(wanted: str) -> str:
+def _device(name: str) -> str:
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if wanted == "auto":
+    if name == "auto":
         return "cuda" if cuda else "mps" if mps else "cpu"
-    if (wanted == "cuda" and not cuda) or (wanted == "mps" and not mps):
+    if (name == "cuda" and not cuda) or (name == "mps" and not mps):
         raise UserError(
-            f"--device {wanted} was requested, but torch {torch.__version__} finds no {wanted.upper()} device; use "
+            f"--device {name} was requested, but torch {torch.__version__} finds no {name.upper()} device; use "
             "--device auto or cpu, or install a torch build (and driver) for the device"
         )
-    return wanted
+    return name
 
 
 def _has_bfloat16(device: str) -> bool | None:

@@ -57,10 +57,10 @@ def import_function(name: str, *, setting: str) -> Callable[..., Any]:
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        factory: Callable[..., Any] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"{setting} is {name!r}: {error}; expected package.module:function in an installed package or in the "
             "current folder"
         ) from error
-    return found
+    return factory

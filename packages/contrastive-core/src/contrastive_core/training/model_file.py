@@ -104,10 +104,10 @@ def load_model(
         raise UserError(f"{weights_path} does not exist; restore it from a copy, or write the model again")
     card = read_json(card_path)
     with reading(card_path, "is damaged", "restore it from a copy, or write the model again"):
-        version, digest, metadata, stated = (card[key] for key in ("format", "sha256", "metadata", "card_sha256"))
+        version, digest, metadata, card_digest = (card[key] for key in ("format", "sha256", "metadata", "card_sha256"))
     if version != 2:
         raise UserError(f"{card_path} has format {version}; this version reads format 2. Update contrastive-core")
-    if stated != _card_hash(card) or not isinstance(metadata, dict):
+    if card_digest != _card_hash(card) or not isinstance(metadata, dict):
         raise UserError(
             f"{card_path} was changed after it was written: its content does not match the hash stated in it. Restore "
             "it from a copy, or write the model again"
@@ -117,11 +117,11 @@ def load_model(
             f"{weights_path} is damaged: its content does not match the hash stated in {_CARD}. "
             "Restore it from a copy, or write the model again"
         )
-    found = metadata.get("format")
-    if formats and found not in formats:
+    model_format = metadata.get("format")
+    if formats and model_format not in formats:
         expected = " or ".join(map(repr, formats))
-        todo = remedy if isinstance(remedy, str) else remedy(found)
-        raise UserError(f"{folder}: found a model of format {found!r}, expected {expected}; {todo}")
+        hint = remedy if isinstance(remedy, str) else remedy(model_format)
+        raise UserError(f"{folder}: found a model of format {model_format!r}, expected {expected}; {hint}")
     with reading(weights_path, "cannot be read", "restore it from a copy"):
         return safetensors.torch.load_file(weights_path), metadata
 
@@ -145,15 +145,15 @@ def build_from(build: Callable[[], M], tensors: Mapping[str, Tensor], *, source:
     with fork, reading(str(source), "model.json does not describe the network that is in the folder", remedy):
         try:
             with torch.device("meta"):
-                described = build().state_dict()
+                expected = build().state_dict()
         except (NotImplementedError, RuntimeError) as error:
             if "overflow" in str(error):  # the stated size exceeds any memory
                 raise
             # The network may depend on values, which tensors on the meta device do not have. Any other problem occurs
             # again here.
-            described = build().state_dict()
-        for name in sorted({*described, *tensors}):
-            shapes = [list(each[name].shape) if name in each else "missing" for each in (described, tensors)]
+            expected = build().state_dict()
+        for name in sorted({*expected, *tensors}):
+            shapes = [list(each[name].shape) if name in each else "missing" for each in (expected, tensors)]
             if shapes[0] != shapes[1]:
                 raise ValueError(f"{name} is {shapes[0]} according to model.json and {shapes[1]} in the weights")
         network = build()
@@ -163,8 +163,8 @@ def build_from(build: Callable[[], M], tensors: Mapping[str, Tensor], *, source:
 
 def write_card(file: Path, card: Mapping[str, Any]) -> None:
     """Write model.json together with a hash of its content."""
-    signed = {**card, "card_sha256": _card_hash(card)}
-    files.write_atomic(file, (json.dumps(signed, indent=1) + "\n").encode())
+    content = {**card, "card_sha256": _card_hash(card)}
+    files.write_atomic(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _card_hash(card: Mapping[str, Any]) -> str:

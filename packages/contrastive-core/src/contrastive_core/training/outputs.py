@@ -67,12 +67,12 @@ class Outputs:
                 ("already exists", "it", "it has") if len(foreign) == 1 else ("already exist", "them", "they have")
             )
             raise UserError(
-                f"{_listed(foreign)} {verb}, and `{command}` did not write {it} to this folder or {has} been changed "
-                f"since; choose another output, move {it} away, or replace {it} with --overwrite"
+                f"{_path_list(foreign)} {verb}, and `{command}` did not write {it} to this folder or {has} been "
+                f"changed since; choose another output, move {it} away, or replace {it} with --overwrite"
             )
         self._replaced = foreign
-        for place in {path.parent for path in self._targets}:
-            _check_writable(place)
+        for parent in {path.parent for path in self._targets}:
+            _check_writable(parent)
 
     def __enter__(self) -> Self:
         # Record the files before they are written, so that a killed command recognises them later.
@@ -85,24 +85,24 @@ class Outputs:
             except BaseException:
                 self._locks.release()
                 raise
-            self._wanted = frozenset(self._targets)
+            self._target_set = frozenset(self._targets)
             files.on_replacement.append(self._note)
         return self
 
     def _begin(self) -> None:
         names = [_name(path, self._folder) for path in self._targets]
-        if (taken := self._locks.acquire(names)) is not None:
+        if (locked_name := self._locks.acquire(names)) is not None:
             raise UserError(
-                f"{self._folder / taken} is being written by another process; wait for it to end, or choose another "
-                "output"
+                f"{self._folder / locked_name} is being written by another process; wait for it to end, or choose "
+                "another output"
             )
         self._before = {path: _version(path) for path in self._targets}
         for path in (*self._targets, self._folder / INDEX):
             files.remove_stale(path)
         _tell_replaced(self._replaced)
         with self._locks.index():
-            self._recorded = _absorb_journal(self._folder, self._command)
-            new = {path: None for path, name in zip(self._targets, names, strict=True) if name not in self._recorded}
+            self._index = _absorb_journal(self._folder, self._command)
+            new = {path: None for path, name in zip(self._targets, names, strict=True) if name not in self._index}
             _record(self._folder, self._command, new)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -120,55 +120,55 @@ class Outputs:
 
     def _note(self, path: Path, temporary: Path) -> None:
         """Record the hash of a target before it is put in place, in case the command is killed afterwards."""
-        if path in self._wanted:
+        if path in self._target_set:
             self._hashes[path] = files.sha256(temporary)
             line = {"command": self._command, "file": _name(path, self._folder), "sha256": self._hashes[path]}
             with self._locks.index():
                 files.append_line(self._folder / JOURNAL, json.dumps(line))
 
     def _record_written(self) -> None:
-        written = {}
+        hashes = {}
         for path in self._targets:
             name = _name(path, self._folder)
             if path.is_file() and _version(path) != self._before[path]:
-                written[path] = self._hashes.get(path) or files.sha256(path)
-            elif path.is_file() and self._recorded.get(name):
-                written[path] = self._recorded[name]
-        gone = [path for path in self._targets if path not in written]
+                hashes[path] = self._hashes.get(path) or files.sha256(path)
+            elif path.is_file() and self._index.get(name):
+                hashes[path] = self._index[name]
+        deletions = [path for path in self._targets if path not in hashes]
         with self._locks.index():
-            _record(self._folder, self._command, written, gone=gone)
+            _record(self._folder, self._command, hashes, deletions=deletions)
             _forget_journal(self._folder, self._command, {_name(path, self._folder) for path in self._targets})
         self._locks.release()
-        if self._is_new and not written:
+        if self._is_new and not hashes:
             with contextlib.suppress(OSError):  # the folder contains other files
                 self._folder.rmdir()
 
     def _refuse_inputs(self, existing: list[Path], foreign: list[Path], inputs: Iterable[Path | str]) -> None:
         targets: dict[Any, Path] = {identity: path for path in existing if (identity := _identity(path)) is not None}
         parents = {parent: path for path in foreign for parent in path.resolve().parents}
-        read: dict[Path, None] = {}
-        for given in inputs:
-            named = Path(given)
-            if (identity := _identity(named)) is not None and identity in targets:
-                read[targets[identity]] = None
-            if named.is_dir() and (above := named.resolve()) in parents:
-                read.update(dict.fromkeys(path for path in foreign if above in path.resolve().parents))
-        if own := list(read):
+        replaced_inputs: dict[Path, None] = {}
+        for item in inputs:
+            input_path = Path(item)
+            if (identity := _identity(input_path)) is not None and identity in targets:
+                replaced_inputs[targets[identity]] = None
+            if input_path.is_dir() and (above := input_path.resolve()) in parents:
+                replaced_inputs.update(dict.fromkeys(path for path in foreign if above in path.resolve().parents))
+        if own := list(replaced_inputs):
             raise UserError(
-                f"{_listed(own)} is an input of `{self._command}` and would be replaced by its output; choose another "
-                "output"
+                f"{_path_list(own)} is an input of `{self._command}` and would be replaced by its output; choose "
+                "another output"
             )
 
     def _refuse_folders(self, existing: list[Path]) -> None:
-        if blocked := [path for path in existing if path.is_dir() and not path.is_symlink()]:
+        if conflicts := [path for path in existing if path.is_dir() and not path.is_symlink()]:
             raise UserError(
-                f"{_listed(blocked)} is a folder, but `{self._command}` writes a file of this name; choose another "
-                "output"
+                f"{_path_list(conflicts)} is a folder, but `{self._command}` writes a file of this name; choose "
+                "another output"
             )
 
     def _foreign(self, existing: list[Path]) -> list[Path]:
-        known = _known_hashes(self._folder, self._command) if existing else {}
-        return [path for path in existing if not _is_own(path, known.get(_name(path, self._folder), ()))]
+        hashes = _known_hashes(self._folder, self._command) if existing else {}
+        return [path for path in existing if not _is_own(path, hashes.get(_name(path, self._folder), ()))]
 
 
 def write_once(
@@ -189,16 +189,16 @@ def write_once(
     Raises:
         UserError: A file exists with another content, is an input, or cannot be written.
     """
-    changed = {path: content for path, content in contents.items() if not _holds(path, content)}
-    other = [path for path in changed if os.path.lexists(path)]
+    changes = {path: content for path, content in contents.items() if not _holds(path, content)}
+    other = [path for path in changes if os.path.lexists(path)]
     if other and not overwrite:
         raise UserError(
-            f"{_listed(other)} already exists with another content, and runs may have used it; choose another folder"
+            f"{_path_list(other)} already exists with another content, and runs may have used it; choose another folder"
             + (" or move the file" if overwrite is None else ", move the file, or replace it with --overwrite")
         )
-    Outputs(changed, command=command, inputs=inputs, overwrite=True)  # still refuses inputs and folders
+    Outputs(changes, command=command, inputs=inputs, overwrite=True)  # still refuses inputs and folders
     _tell_replaced(other)
-    for path, content in changed.items():
+    for path, content in changes.items():
         files.remove_stale(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(path, content)
@@ -210,16 +210,20 @@ def run_files(folder: Path | str) -> Iterator[Path]:
     Files that other commands have written to the folder, such as evaluations and exports, are not among them. If
     `folder` is not a folder, it is yielded itself.
     """
-    place = Path(folder)
-    if not place.is_dir():
-        yield place
+    path = Path(folder)
+    if not path.is_dir():
+        yield path
         return
-    added = {name for names in _read(place).values() for name in names} - _MODEL
-    for file in place.iterdir():
-        if file.is_file() and file.suffix != ".html" and file.name not in {INDEX, JOURNAL, files.OUTPUTS_LOCK, *added}:
+    output_names = {name for names in _read(path).values() for name in names} - _MODEL
+    for file in path.iterdir():
+        if (
+            file.is_file()
+            and file.suffix != ".html"
+            and file.name not in {INDEX, JOURNAL, files.OUTPUTS_LOCK, *output_names}
+        ):
             yield file
     for inner in ("model", "models", "checkpoints"):
-        yield from (place / inner).rglob("*")
+        yield from (path / inner).rglob("*")
 
 
 #: Files of a model, which are inputs also where a command such as `import-checkpoint` has written them.
@@ -240,10 +244,10 @@ def claim_folder(folder: Path, *, command: str) -> None:
     if _FOLDER in _read(folder).get(command, {}):
         files.remove_stale_files(folder)
         return
-    if folder.is_dir() and (found := sorted(e.name for e in folder.iterdir() if not e.name.startswith("."))):
+    if folder.is_dir() and (entries := sorted(e.name for e in folder.iterdir() if not e.name.startswith("."))):
         raise UserError(
-            f"{folder} is not empty (it contains {found[0]}{', ...' if len(found) > 1 else ''}), and `{command}` did "
-            "not create it; expected a new or empty folder. Choose another output"
+            f"{folder} is not empty (it contains {entries[0]}{', ...' if len(entries) > 1 else ''}), and `{command}` "
+            "did not create it; expected a new or empty folder. Choose another output"
         )
     folder.mkdir(parents=True, exist_ok=True)
     _record(folder, command, {folder: None})
@@ -284,16 +288,16 @@ def _is_own(path: Path, hashes: Iterable[str]) -> bool:
 
 def _known_hashes(folder: Path, command: str) -> dict[str, set[str]]:
     """Return the hashes of the versions of each file that a command has written or was about to write."""
-    known: dict[str, set[str]] = {}
+    hashes: dict[str, set[str]] = {}
     for name, digest in [*_read(folder).get(command, {}).items(), *_read_journal(folder).get(command, [])]:
         if isinstance(digest, str):
-            known.setdefault(name, set()).add(digest)
-    return known
+            hashes.setdefault(name, set()).add(digest)
+    return hashes
 
 
 def _read_journal(folder: Path) -> dict[str, list[tuple[str, str]]]:
     # A damaged journal records nothing, see `_read`.
-    found: dict[str, list[tuple[str, str]]] = {}
+    entries: dict[str, list[tuple[str, str]]] = {}
     try:
         records = read_json_lines(folder / JOURNAL)
     except UserError:
@@ -301,37 +305,37 @@ def _read_journal(folder: Path) -> dict[str, list[tuple[str, str]]]:
     for record in records:
         command, name, digest = (record.get(key) for key in ("command", "file", "sha256"))
         if isinstance(command, str) and isinstance(name, str) and isinstance(digest, str):
-            found.setdefault(command, []).append((name, digest))
-    return found
+            entries.setdefault(command, []).append((name, digest))
+    return entries
 
 
 def _absorb_journal(folder: Path, command: str) -> dict[str, Any]:
     """Record what a command had written before it was killed, and return all that it has recorded."""
-    noted = _read_journal(folder).get(command, [])
-    written = {}
-    for name, digest in noted:
+    entries = _read_journal(folder).get(command, [])
+    hashes = {}
+    for name, digest in entries:
         path = folder / name
         if path.is_file() and files.sha256(path) == digest:
-            written[path] = digest
-    if noted:
-        _record(folder, command, written)
-        _forget_journal(folder, command, {name for name, _ in noted})
+            hashes[path] = digest
+    if entries:
+        _record(folder, command, hashes)
+        _forget_journal(folder, command, {name for name, _ in entries})
     return _read(folder).get(command, {})
 
 
-def _forget_journal(folder: Path, command: str, recorded: set[str]) -> None:
+def _forget_journal(folder: Path, command: str, names: set[str]) -> None:
     """Remove a command's lines about these files from the journal, and the journal if no lines are left."""
     journal = folder / JOURNAL
     if not journal.is_file():
         return
-    left = [
+    lines = [
         json.dumps({"command": other, "file": name, "sha256": digest})
-        for other, noted in _read_journal(folder).items()
-        for name, digest in noted
-        if other != command or name not in recorded
+        for other, entries in _read_journal(folder).items()
+        for name, digest in entries
+        if other != command or name not in names
     ]
-    if left:
-        files.write_atomic(journal, "".join(f"{line}\n" for line in left).encode())
+    if lines:
+        files.write_atomic(journal, "".join(f"{line}\n" for line in lines).encode())
     else:
         journal.unlink(missing_ok=True)
 
@@ -341,17 +345,17 @@ def refuse_twins(targets: list[Path], command: str) -> None:
 
     On macOS and Windows, ``A`` and ``a`` name the same file, and so do the two Unicode forms of ``é``.
     """
-    known: dict[Path, Path] = {}
+    first_targets: dict[Path, Path] = {}
     for target in targets:
-        other = known.setdefault(target.parent / unicodedata.normalize("NFC", target.name).casefold(), target)
+        other = first_targets.setdefault(target.parent / unicodedata.normalize("NFC", target.name).casefold(), target)
         if other is target:
             continue
         if other == target or not _tells_apart(target.parent, other.name, target.name):
-            twice = (
+            duplicate = (
                 f"{target} twice" if other == target else f"{other} and {target.name}, which are the same file there"
             )
             raise UserError(
-                f"`{command}` would write {twice}, and one result would be lost; rename the image or case that "
+                f"`{command}` would write {duplicate}, and one result would be lost; rename the image or case that "
                 "the file is named after, or choose another output"
             )
 
@@ -378,34 +382,34 @@ def _name(path: Path, folder: Path) -> str:
 
 def _version(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:  # a broken link
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
     # A damaged index counts as empty, so that nothing is replaced without --overwrite.
     try:
-        found = read_json(folder / INDEX)
+        content = read_json(folder / INDEX)
     except UserError:
         return {}
-    known = found.items() if isinstance(found, dict) else ()
-    return {command: names for command, names in known if isinstance(names, dict)}
+    items = content.items() if isinstance(content, dict) else ()
+    return {command: names for command, names in items if isinstance(names, dict)}
 
 
-def _record(folder: Path, command: str, written: dict[Path, Any], *, gone: Iterable[Path] = ()) -> None:
+def _record(folder: Path, command: str, hashes: dict[Path, Any], *, deletions: Iterable[Path] = ()) -> None:
     index = _read(folder)
-    names = {**index.get(command, {}), **{_name(path, folder): digest for path, digest in written.items()}}
-    for path in gone:
+    names = {**index.get(command, {}), **{_name(path, folder): digest for path, digest in hashes.items()}}
+    for path in deletions:
         names.pop(_name(path, folder), None)
     index = {**index, command: names}
     if not any(index.values()):
@@ -415,6 +419,6 @@ def _record(folder: Path, command: str, written: dict[Path, Any], *, gone: Itera
     files.write_atomic(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
 
 
-def _listed(paths: list[Path]) -> str:
-    shown = ", ".join(map(str, paths[:_SHOWN]))
-    return shown if len(paths) <= _SHOWN else f"{shown} and {several(len(paths) - _SHOWN, 'more file')}"
+def _path_list(paths: list[Path]) -> str:
+    text = ", ".join(map(str, paths[:_SHOWN]))
+    return text if len(paths) <= _SHOWN else f"{text} and {several(len(paths) - _SHOWN, 'more file')}"

@@ -67,10 +67,10 @@ class Processes:
         """
         if self._group is None:
             return value
-        counted = self._count()
+        result = self._count()
         ballot = torch.tensor([value], dtype=torch.int32)
         self._vote = ballot, dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return max(counted, self._count()) if final else counted
+        return max(result, self._count()) if final else result
 
     def wait(self) -> None:
         """Wait for all processes."""

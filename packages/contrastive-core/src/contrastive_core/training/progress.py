@@ -57,21 +57,21 @@ class Watch:
         shown: Whether to show progress; messages are always printed.
     """
 
-    def __init__(self, *, shown: bool) -> None:
-        self._shown = shown
+    def __init__(self, *, visible: bool) -> None:
+        self._visible = visible
         self._bar: Progress | None = None
         self._total = 0
         self._text = ""
-        self._begun = self._last = 0.0
+        self._start_time = self._last = 0.0
         self._first_step = 0
         self._task: TaskID | None = None
         self._is_new = False
 
     def start(self, step: int, total: int) -> None:
         """Start the display at `step` of `total` steps."""
-        self._total, self._first_step, self._begun = total, step, time.monotonic()
+        self._total, self._first_step, self._start_time = total, step, time.monotonic()
         self._last = 0.0
-        if self._shown and sys.stderr.isatty():
+        if self._visible and sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
@@ -90,22 +90,22 @@ class Watch:
         self._text = "  ".join(f"{name} {_number(value)}" for name, value in record.items())
         self._is_new = True
 
-    def advance(self, done: int) -> None:
+    def advance(self, step: int) -> None:
         """Report that `done` steps are complete."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, metrics=self._text)
+            self._bar.update(self._task, completed=step, metrics=self._text)
             return
         now, fresh = time.monotonic(), self._is_new
         self._is_new = False
         # A line shows metrics only if they belong to its step. Without new metrics, lines are less frequent.
         wait = _SECONDS_BETWEEN_LINES if fresh else _SECONDS_WITHOUT_NUMBERS
-        if not self._shown or (now - self._last < wait and done < self._total):
+        if not self._visible or (now - self._last < wait and step < self._total):
             return
         self._last = now
-        speed = (done - self._first_step) / max(now - self._begun, 1e-9)
-        left = duration((self._total - done) / speed)
+        speed = (step - self._first_step) / max(now - self._start_time, 1e-9)
+        remaining = duration((self._total - step) / speed)
         numbers = f"  {self._text}" if fresh else ""
-        self.say(f"step {done}/{self._total}{numbers}  {_number(speed, 3)} steps/s  {left} left")
+        self.say(f"step {step}/{self._total}{numbers}  {_number(speed, 3)} steps/s  {remaining} left")
 
     def say(self, message: str) -> None:
         """Print a message, above the bar if there is one."""

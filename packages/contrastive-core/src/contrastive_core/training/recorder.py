@@ -87,11 +87,11 @@ def check_installed(options: RunOptions) -> None:
     Raises:
         UserError: The library of a requested tracker is not installed.
     """
-    for wanted, module, extra in (
+    for is_enabled, module, extra in (
         (options.tensorboard, "tensorboard", "tensorboard"),
         (options.wandb, "wandb", "wandb"),
     ):
-        if not wanted:
+        if not is_enabled:
             continue
         try:
             importlib.import_module(module)
@@ -222,22 +222,22 @@ class Recorder:
         self._folder, self._processes, self._options = folder, processes, options
         self._is_main = processes.rank == 0
         self._metrics, self._timing = MetricsFile(folder), TimingFile(folder)
-        self._watch = Watch(shown=self._is_main and options.progress)
+        self._watch = Watch(visible=self._is_main and options.progress)
         self._trackers: list[Tracker] = []
         self._values: dict[str, Value] = {}
         self._is_due = False
-        self._begun = self._mark = 0.0
+        self._start_time = self._mark = 0.0
         self._marked_step = 0
 
     def begin(self, start: Position, *, device: torch.device, config: Config) -> None:
         """Remove the metrics of steps after `start` and open the trackers."""
         if not self._is_main:
             return
-        lost = self._metrics.cut(start.metrics_bytes)
-        if lost:
+        missing_bytes = self._metrics.cut(start.metrics_bytes)
+        if missing_bytes:
             self.say(
-                f"warning: {self._folder / 'metrics.jsonl'} lacks the last {lost} bytes that were written before step "
-                f"{start.step}"
+                f"warning: {self._folder / 'metrics.jsonl'} lacks the last {missing_bytes} bytes that were written "
+                f"before step {start.step}"
             )
         session = {
             "session": start.step,
@@ -253,7 +253,7 @@ class Recorder:
 
     def start(self, step: int, total: int) -> None:
         """Start the clock and the progress display of the loop."""
-        self._begun = self._mark = time.monotonic()
+        self._start_time = self._mark = time.monotonic()
         self._marked_step = step
         self._watch.start(step, total)
 
@@ -289,10 +289,10 @@ class Recorder:
 
     def _write(self, step: int) -> None:
         """Write the collected values as the record of `step`, averaged over processes."""
-        everyone = self._processes.gather(self._values)
+        values_by_rank = self._processes.gather(self._values)
         self._values = {}
-        names = list(everyone[0])
-        for rank, values in enumerate(everyone):
+        names = list(values_by_rank[0])
+        for rank, values in enumerate(values_by_rank):
             if list(values) != names:
                 raise RuntimeError(
                     f"process {rank} logged {', '.join(values) or 'nothing'} in step {step}, and process 0 logged "
@@ -300,7 +300,7 @@ class Recorder:
                 )
         if not names or not self._is_main:
             return
-        record = {name: _mean([values[name] for values in everyone]) for name in names}
+        record = {name: _mean([values[name] for values in values_by_rank]) for name in names}
         self._metrics.append({"step": step, **record})
         self._watch.metrics(record)
         for tracker in self._trackers:
@@ -310,15 +310,15 @@ class Recorder:
         """Write the speed since the last call."""
         now = time.monotonic()
         speed = (step + 1 - self._marked_step) / max(now - self._mark, 1e-9)
-        record = {"step": step, "seconds": round(now - self._begun, 3), "steps_per_second": round(speed, 4)}
+        record = {"step": step, "seconds": round(now - self._start_time, 3), "steps_per_second": round(speed, 4)}
         if samples_per_step is not None:
             record["samples_per_second"] = round(speed * samples_per_step, 2)
         self._timing.append(record)
         self._mark, self._marked_step = now, step + 1
 
-    def advance(self, done: int) -> None:
+    def advance(self, step: int) -> None:
         """Report that `done` steps are complete."""
-        self._watch.advance(done)
+        self._watch.advance(step)
 
     def say(self, message: str) -> None:
         """Print a message, once for all processes."""

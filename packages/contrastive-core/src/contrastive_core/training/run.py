@@ -26,7 +26,7 @@ from contrastive_core.rng import derive
 from contrastive_core.training import config, files, model_file, recorder
 from contrastive_core.training.checkpoint import Position, Snapshots, Stateful
 from contrastive_core.training.config import RunOptions
-from contrastive_core.training.launch import make_fabric, set_up, settled, slow_precision
+from contrastive_core.training.launch import make_fabric, resolve_precision, set_up, slow_precision
 from contrastive_core.training.outputs import claim_folder
 from contrastive_core.training.processes import Processes
 from contrastive_core.training.recorder import Recorder
@@ -80,15 +80,15 @@ class RunFolder:
             raise UserError(f"{self.path} is a file; expected a folder for the run")
         self.path.mkdir(parents=True, exist_ok=True)
         # The configuration is the first file of a run and is written atomically, so other files without it are foreign.
-        found = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
-        if found and not self.config_path.is_file():
+        entries = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        if entries and not self.config_path.is_file():
             raise UserError(
-                f"{self.path} is not empty (it contains {found[0]}{', ...' if len(found) > 1 else ''}) and is not a "
-                "run folder (it has no config.yaml); expected a new or empty folder. Choose another --out"
+                f"{self.path} is not empty (it contains {entries[0]}{', ...' if len(entries) > 1 else ''}) and is not "
+                "a run folder (it has no config.yaml); expected a new or empty folder. Choose another --out"
             )
         # A start that failed before its first step (for example by a mistyped flag) has left nothing to keep.
-        begun = any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
-        if begun and not resume:
+        has_begun = any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+        if has_begun and not resume:
             raise UserError(
                 f"{self.path} already contains a run; expected a new or empty folder. Resume that run with "
                 "--resume, or choose another --out"
@@ -97,13 +97,13 @@ class RunFolder:
         if not self._lock.acquire():
             raise UserError(f"{self.path} is being written by another process; wait for it to end, or stop it")
         files.remove_temporaries(self.path)
-        if not begun:
+        if not has_begun:
             claim_folder(self.path, command=command)  # fails if another command wrote config.yaml
             settings.write(self.config_path)
             return
-        changed = settings.differences(config.read(self.config_path))
-        if changed:
-            lines = "\n".join(f"  {line}" for line in changed)
+        differences = settings.differences(config.read(self.config_path))
+        if differences:
+            lines = "\n".join(f"  {line}" for line in differences)
             raise UserError(
                 f"{self.path} contains a run with other settings (in its config.yaml -> now):\n{lines}\n"
                 f"Resume with the settings of the run by\n  {resume_command}\nor start a new run with another --out"
@@ -195,7 +195,7 @@ class Run:
         self.out = Path(out)
         self.options = options
         self.command = command
-        self._given, self._free, self._resolved = config, free, resolved
+        self._settings, self._free, self._resolved = config, free, resolved
         self._folder = RunFolder(self.out)
         self._snapshots = Snapshots(self.out / "checkpoints", keep=options.keep_checkpoints)
         self._signals = SignalWatch()
@@ -208,8 +208,8 @@ class Run:
     def __enter__(self) -> Run:
         recorder.check_installed(self.options)
         # `auto` is replaced before the options are recorded, so that a resumed run keeps the precision.
-        self.options = replace(self.options, precision=settled(self.options.precision, self.options.device))
-        self._config = config.resolve(self._given, self.options, free=self._free, resolved=self._resolved)
+        self.options = replace(self.options, precision=resolve_precision(self.options.precision, self.options.device))
+        self._config = config.resolve(self._settings, self.options, free=self._free, resolved=self._resolved)
         self.fabric = make_fabric(self.options)
         self.device, self.rank, self.world_size = self.fabric.device, self.fabric.global_rank, self.fabric.world_size
         self._processes = Processes(rank=self.rank, world_size=self.world_size)
@@ -295,8 +295,8 @@ class Run:
                 f"{', '.join(objects)}: track was called after the checkpoint was read; call it before restore, "
                 "batches and steps"
             )
-        for name, thing in objects.items():
-            self._snapshots.track(name, thing)
+        for name, stateful in objects.items():
+            self._snapshots.track(name, stateful)
 
     def restore(self) -> int:
         """Restore the newest undamaged checkpoint if options.resume is set, and return the first step to execute.
@@ -417,22 +417,22 @@ class Run:
             raise RuntimeError("no step has begun; record values inside the loop over run.steps or after it")
         return self._step
 
-    def _between_steps(self, done: int, total: int) -> None:
-        last = done == total
+    def _between_steps(self, step: int, total: int) -> None:
+        last = step == total
         if last:
             # Signals received so far are counted below; later ones have their usual effect, with everything saved.
-            self._save_checkpoint(done)
+            self._save_checkpoint(step)
             self._signals.__exit__(None, None, None)
         signum = self._processes.vote(self._signals.signum or 0, final=last)
-        if not last and (signum or done % self.options.checkpoint_every == 0):
-            self._save_checkpoint(done)
-        self._open_recorder.advance(done)
+        if not last and (signum or step % self.options.checkpoint_every == 0):
+            self._save_checkpoint(step)
+        self._open_recorder.advance(step)
         if not signum:
             return
         self._in_loop = False
         self._close()
         self._processes.wait()  # torchrun would end the other processes before the checkpoint is complete
-        message = f"stopped by {signal.Signals(signum).name} after step {done} of {total}"
+        message = f"stopped by {signal.Signals(signum).name} after step {step} of {total}"
         if self.is_main:
             message += f"; everything is saved in {self.out}. Resume with\n  {self.resume_command}"
         raise Interrupted(message, signum=signum)
@@ -448,11 +448,11 @@ class Run:
             advice="choose another --out or fewer --keep-checkpoints",
         )
 
-    def _save_checkpoint(self, done: int) -> None:
+    def _save_checkpoint(self, step: int) -> None:
         if not self.is_main:
             return
         position = Position(
-            step=done,
+            step=step,
             metrics_bytes=self._open_recorder.sync(),
             world_size=self.world_size,
             precision=self.fabric.strategy.precision.state_dict(),
@@ -461,7 +461,7 @@ class Run:
             self._snapshots.save(position)
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(
-                f"cannot write the checkpoint of step {done} to {self._snapshots.folder}: {error}. Fix the cause, "
+                f"cannot write the checkpoint of step {step} to {self._snapshots.folder}: {error}. Fix the cause, "
                 f"then resume with\n  {self.resume_command}"
             ) from error
 

@@ -147,20 +147,20 @@ class ClassBatches:
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; expected 0 <= rank < world_size = {world_size}")
-        found, number = torch.unique(labels, return_inverse=True)
-        if not 2 <= classes_per_batch <= len(found):
+        classes, number = torch.unique(labels, return_inverse=True)
+        if not 2 <= classes_per_batch <= len(classes):
             raise UserError(
-                f"found labelled samples of {len(found)} classes, but batches of {classes_per_batch} classes were "
-                f"requested; expected at least 2 and at most {len(found)} classes per batch"
+                f"found labelled samples of {len(classes)} classes, but batches of {classes_per_batch} classes were "
+                f"requested; expected at least 2 and at most {len(classes)} classes per batch"
             )
         if samples_per_class < 2 or samples_per_class % world_size:
             raise UserError(
                 f"{samples_per_class} samples per class were requested on {world_size} process(es); expected at least "
                 "2, so that every sample has a positive, and a multiple of the number of processes"
             )
-        self.steps_per_round = len(found) // classes_per_batch
+        self.steps_per_round = len(classes) // classes_per_batch
         self.batch_size = classes_per_batch * samples_per_class // world_size
-        self._members = [torch.nonzero(number == c).flatten() for c in range(len(found))]
+        self._members = [torch.nonzero(number == c).flatten() for c in range(len(classes))]
         self._classes, self._samples, self._seed = classes_per_batch, samples_per_class, seed
         share = samples_per_class // world_size
         self._own = slice(rank * share, (rank + 1) * share)
@@ -169,8 +169,8 @@ class ClassBatches:
         """Return the samples [batch_size] of this process in `step`, ordered by class."""
         turn, part = divmod(step, self.steps_per_round)
         order = permutation(derive(self._seed, "classes", turn), len(self._members))
-        chosen = order[part * self._classes : (part + 1) * self._classes].tolist()
-        samples, copies = zip(*(self._samples_of(number, turn) for number in chosen), strict=True)
+        classes = order[part * self._classes : (part + 1) * self._classes].tolist()
+        samples, copies = zip(*(self._samples_of(number, turn) for number in classes), strict=True)
         return ClassBatch(torch.cat(samples), torch.cat(copies))
 
     def _samples_of(self, number: int, turn: int) -> tuple[Tensor, Tensor]:
@@ -256,9 +256,9 @@ class StepLoader(Generic[T]):
                 generator=torch.Generator().manual_seed(0),
                 pin_memory=pin_memory,
             )
-            loaded = iter(loader)
-            ahead = compute_ahead(lambda _: next(loaded), range(step, self._total))
-            self._batches = map(_without_error, loaded if self._workers else ahead)
+            batches = iter(loader)
+            ahead = compute_ahead(lambda _: next(batches), range(step, self._total))
+            self._batches = map(_without_error, batches if self._workers else ahead)
         self._next_step = step + 1
         return self._batches
 

@@ -41,15 +41,15 @@ def stoppable(hint: str = "") -> Iterator[None]:
     Raises:
         Interrupted: The process received SIGTERM or SIGINT.
     """
-    own, received = os.getpid(), signal.SIGINT
+    own, last_signal = os.getpid(), signal.SIGINT
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal received
+        nonlocal last_signal
         if os.getpid() != own:  # a forked process ends as usual
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
             return
-        received = signal.Signals(signum)
+        last_signal = signal.Signals(signum)
         raise KeyboardInterrupt  # not an Exception, which code between here and the command might catch
 
     is_main = threading.current_thread() is threading.main_thread()
@@ -57,7 +57,7 @@ def stoppable(hint: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped by {received.name}{hint}", signum=received) from None
+        raise Interrupted(f"stopped by {last_signal.name}{hint}", signum=last_signal) from None
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -22,14 +22,14 @@ def _plain(name: str) -> str:
 
 _WORDS = {
     _plain(word): split
-    for split, words in {
+    for split, synonyms in {
         "train": "train training trainingsdaten entrenamiento entrainement apprentissage addestramento treino "
         "treinamento обучение 训练 訓練 学習 훈련 학습",
         "val": "val valid validate validation dev validierung validacion validazione validacao валидация "
         "验证 驗證 検証 검증",
         "test": "test testing testdaten prueba pruebas teste тест 测试 測試 テスト 테스트",
     }.items()
-    for word in words.split()
+    for word in synonyms.split()
 }
 # Words that are often added to the name of a split: train_set, test-images, TrainData.
 _FILLERS = frozenset(
@@ -71,20 +71,20 @@ def split_word(name: str) -> SplitWord | None:
     """
     if _plain(name) in _WORDS:
         return SplitWord(_WORDS[_plain(name)], True, ())
-    found, rest = None, []
+    result, rest = None, []
     # Words also begin at digits and capitals: train2017, trainA.
-    spaced = re.sub(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])|(?<=[a-z])(?=[A-Z])", "_", name)
-    for token in re.split(r"[\W_]+", _plain(spaced)):
+    text = re.sub(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])|(?<=[a-z])(?=[A-Z])", "_", name)
+    for token in re.split(r"[\W_]+", _plain(text)):
         split = _WORDS.get(token)
         if split is None:  # trainset, testdata
             split = next(
                 (s for word, s in _WORDS.items() if token.startswith(word) and token[len(word) :] in _FILLERS), None
             )
-        if split is not None and found is None:
-            found = split
+        if split is not None and result is None:
+            result = split
         elif token not in _FILLERS:
             rest.append(token)
-    return None if found is None else SplitWord(found, False, tuple(rest))
+    return None if result is None else SplitWord(result, False, tuple(rest))
 
 
 def find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
@@ -114,8 +114,8 @@ def find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
                 padded.setdefault(split, []).append(name)
             case SplitWord(split, False, rest):
                 alike.setdefault(rest, {}).setdefault(split, []).append(name)
-    found = padded | exact
-    if not found:
+    splits = padded | exact
+    if not splits:
         groups = [group for group in alike.values() if len(group) > 1]
         if len(groups) > 1:
             found_names = sorted(name for group in groups for folders in group.values() for name in folders)
@@ -123,11 +123,11 @@ def find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
                 f"{folder}: found the splits of several data sets ({some_of(found_names)}), expected train, val "
                 "and test once; move each data set into a folder of its own, or merge them"
             )
-        found = groups[0] if groups else {}
-    for split, folders in found.items():
+        splits = groups[0] if groups else {}
+    for split, folders in splits.items():
         if len(folders) > 1:
             raise UserError(
                 f"{folder}: found the folders {' and '.join(folders)}, all of split {split}, expected only one; merge "
                 "or rename them"
             )
-    return {split: folders[0] for split, folders in found.items()}
+    return {split: folders[0] for split, folders in splits.items()}

@@ -123,8 +123,8 @@ class _UnionNorm(Function):
         own_bias, own_weight = grad.sum(dims), (grad * normal).sum(dims)
         grad_x: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            both = _sum_over_processes(torch.cat([own_bias, own_weight]))
-            bias_mean, weight_mean = (both / count.to(both.dtype)).view(2, -1)
+            sums = _sum_over_processes(torch.cat([own_bias, own_weight]))
+            bias_mean, weight_mean = (sums / count.to(sums.dtype)).view(2, -1)
             scale = inverse if weight is None else inverse * weight
             grad_x = (grad - bias_mean.view(shape) - normal * weight_mean.view(shape)) * scale.view(shape)
             grad_x = grad_x.to(x.dtype)
@@ -136,13 +136,13 @@ class _UnionNorm(Function):
         x, weight, mean, var, count = ctx.saved_tensors
         dims, shape = _all_but_channels(x), [1, -1] + [1] * (x.ndim - 2)
         values = x.to(mean.dtype)
-        moved = torch.zeros_like(values) if x_tangent is None else x_tangent.to(mean.dtype)
+        dx = torch.zeros_like(values) if x_tangent is None else x_tangent.to(mean.dtype)
         inverse = torch.rsqrt(var + ctx.eps)
         centred = values - mean.view(shape)
-        both = _sum_over_processes(torch.cat([moved.sum(dims), (centred * moved).sum(dims)])) / count.to(mean.dtype)
-        mean_tangent, half_var_tangent = both.view(2, -1)
+        means = _sum_over_processes(torch.cat([dx.sum(dims), (centred * dx).sum(dims)])) / count.to(mean.dtype)
+        mean_tangent, half_var_tangent = means.view(2, -1)
         normal = centred * inverse.view(shape)
-        out = (moved - mean_tangent.view(shape)) * inverse.view(shape)
+        out = (dx - mean_tangent.view(shape)) * inverse.view(shape)
         out = out - normal * (half_var_tangent * inverse.square()).view(shape)
         out = out if weight is None else out * weight.view(shape)
         out = out if weight_tangent is None else out + normal * weight_tangent.view(shape)

@@ -51,8 +51,8 @@ def similar_names(names: Iterable[str]) -> list[str]:
         # Not between digits, where they may be signs or decimals.
         key = re.sub(r"(?<=[^\W\d_])[\s_-]+|[\s_-]+(?=[^\W\d_])", "", visible).casefold()
         key = (key.lstrip("0") or "0") if key.isdecimal() else key
-        shown = "".join(c if unicodedata.category(c) != "Cf" else f"\\u{ord(c):04x}" for c in name)
-        spellings.setdefault(key, []).append(shown)
+        text = "".join(c if unicodedata.category(c) != "Cf" else f"\\u{ord(c):04x}" for c in name)
+        spellings.setdefault(key, []).append(text)
     groups = [" and ".join(group) for group in spellings.values() if len(group) > 1]
     return [f"classes with nearly the same name: {some_of(groups)}; they are different classes"] if groups else []
 
@@ -66,19 +66,19 @@ def joined_names(labels: Set[str]) -> list[str]:
     "labels such as 'jump;indoor' join several clas"
     """
     parts = Counter(part for label in labels for part in {*_SEPARATOR.split(label)})
-    joined = sorted(
+    combinations = sorted(
         label
         for label in labels
         if {*_SEPARATOR.split(label)} & (labels - {label})
         or any(parts[part] > 1 for part in {*_STRONG_SEPARATOR.split(label)} - {label})
-        or (len(words := {*_WEAK_SEPARATOR.split(label)}) > 1 and words <= labels)
+        or (len(tokens := {*_WEAK_SEPARATOR.split(label)}) > 1 and tokens <= labels)
         or _LIST.fullmatch(label)
     )
-    if not joined:
+    if not combinations:
         return []
     return [
-        f"labels such as {joined[0]!r} join several classes; each combination is used as a class of its own, because "
-        "only one class is predicted"
+        f"labels such as {combinations[0]!r} join several classes; each combination is used as a class of its own, "
+        "because only one class is predicted"
     ]
 
 
@@ -130,17 +130,17 @@ def find_columns(
     Raises:
         UserError: A column occurs twice.
     """
-    twice = sorted({name for name in columns if name and columns.count(name) > 1})
-    if twice:
-        raise UserError(f"{file}: found the column {twice[0]} twice, expected it once; remove or rename one")
-    place, notes = {}, []
+    duplicates = sorted({name for name in columns if name and columns.count(name) > 1})
+    if duplicates:
+        raise UserError(f"{file}: found the column {duplicates[0]} twice, expected it once; remove or rename one")
+    positions, notes = {}, []
     for meaning, names in meanings.items():
-        present = [name for name in names if name in columns]
-        if present:
-            place[meaning] = columns.index(present[0])
-        if len(present) > 1 and meaning != "path":
-            notes.append(f"of the columns {' and '.join(present)}, {present[0]} is used as the {meaning}")
-    return place, notes
+        matches = [name for name in names if name in columns]
+        if matches:
+            positions[meaning] = columns.index(matches[0])
+        if len(matches) > 1 and meaning != "path":
+            notes.append(f"of the columns {' and '.join(matches)}, {matches[0]} is used as the {meaning}")
+    return positions, notes
 
 
 def local_path(path: str, folder: Path) -> str:
@@ -155,16 +155,16 @@ def local_path(path: str, folder: Path) -> str:
     """
     if path.isascii() and "\\" not in path:
         return path
-    slashed = path.replace("\\", "/")
-    spellings = (path, slashed, unicodedata.normalize("NFC", slashed), unicodedata.normalize("NFD", slashed))
+    posix_path = path.replace("\\", "/")
+    spellings = (path, posix_path, unicodedata.normalize("NFC", posix_path), unicodedata.normalize("NFD", posix_path))
     for spelling in spellings:
         if (folder / spelling).exists():
             return spelling
-    found = ""
-    for part in slashed.split("/"):
-        forms = [found + form for form in (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))]
-        found = next((form for form in forms if (folder / form).exists()), forms[0]) + "/"
-    return found.removesuffix("/")
+    prefix = ""
+    for part in posix_path.split("/"):
+        forms = [prefix + form for form in (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))]
+        prefix = next((form for form in forms if (folder / form).exists()), forms[0]) + "/"
+    return prefix.removesuffix("/")
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -206,13 +206,13 @@ def check_local(file: Path, paths: Iterable[tuple[int, str]]) -> None:
             remote.append((line, path))
         elif _DRIVE.match(path) and Path("/").anchor == "/":
             drives.append((line, path))
-    for elsewhere, what, advice in (
+    for entries, what, advice in (
         (remote, "addresses", "download the files, and list their paths"),
         (drives, "paths on a Windows drive", "make them relative to the list"),
     ):
-        if elsewhere:
-            line, path = elsewhere[0]
-            more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
+        if entries:
+            line, path = entries[0]
+            more = f" and {len(entries) - 1} more" if len(entries) > 1 else ""
             raise UserError(
                 f"{file}: found {what} ({path}, line {line}{more}), expected paths on this computer; {advice}"
             )

@@ -117,13 +117,13 @@ def _read(file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the exceptions of the unpickler, the zip reader and the checks have no common class
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        refused = next((line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
+        problem = next((line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
         if another := _another_kind(file):
             raise UserError(f"{file} cannot be read as weights: {another}") from error
-        if re.match("Unsupported operand", refused) or not re.search("[A-Za-z]", refused):  # of a pickle, at some byte
-            refused = "it is no file of torch.save"
+        if re.match("Unsupported operand", problem) or not re.search("[A-Za-z]", problem):  # of a pickle, at some byte
+            problem = "it is no file of torch.save"
         raise UserError(
-            f"{file} cannot be read as weights: {refused[:300]}\nOnly tensors, numbers, text and namespaces of these "
+            f"{file} cannot be read as weights: {problem[:300]}\nOnly tensors, numbers, text and namespaces of these "
             "are read, because other objects could run code that the file contains. If the file is damaged, download "
             f"it again. If you trust it, {_SAVE}"
         ) from error
@@ -141,13 +141,13 @@ _KINDS: list[tuple[bytes, str]] = [
 
 def _another_kind(file: Path) -> str:
     """Describe a file that holds no weights by its first bytes or its members; empty if they do not tell."""
-    with file.open("rb") as opened:
-        begins = opened.read(64).lstrip()
+    with file.open("rb") as stream:
+        begins = stream.read(64).lstrip()
     members: list[str] = []
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             members = archive.namelist()
-    described = [
+    descriptions = [
         ("the file is empty; download it again", not file.stat().st_size),
         *((description, begins.startswith(start)) for start, description in _KINDS),
         (f"it is a model in ONNX; {_SAVE}", file.suffix.lower() == ".onnx"),
@@ -157,7 +157,7 @@ def _another_kind(file: Path) -> str:
         ),
         (f"it is a TorchScript program, which contains code; {_SAVE}", any("/code/" in name for name in members)),
     ]
-    return next((description for description, applies in described if applies), "")
+    return next((description for description, applies in descriptions if applies), "")
 
 
 def _check_unpacked(file: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.config import FixedPrecision, Precision
-from contrastive_core.training.launch import choose_device, settled
+from contrastive_core.training.launch import choose_device, resolve_precision
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models.network import AUTO, NetworkOptions
@@ -286,7 +286,7 @@ def choose(
             width=network.width or size.width,
         ),
         augment=replace(augment, kind=base.augment if augment.kind == "auto" else augment.kind),
-        precision=settled(base.precision if precision == "auto" else precision, device),
+        precision=resolve_precision(base.precision if precision == "auto" else precision, device),
     )
     _check(settings)
     return settings

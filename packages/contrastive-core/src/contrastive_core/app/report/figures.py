@@ -125,15 +125,15 @@ def to_inline_svg(figure: Figure, *, name: str, label: str) -> str:
         text = text.replace(colour, f"var({variable})")
     return re.sub(
         r"<svg ([^>]*)>",
-        lambda found: f'<svg role="img" aria-label="{label}" {_without_size(found[1])}>',
+        lambda match: f'<svg role="img" aria-label="{label}" {_without_size(match[1])}>',
         text,
         count=1,
     ).strip()
 
 
-def _font_size(found: re.Match[str]) -> str:
-    weight = "; font-weight: 600" if "bold" in found[0] or " 700 " in found[0] else ""
-    return f"font-size: {found[1]}px{weight}"
+def _font_size(match: re.Match[str]) -> str:
+    weight = "; font-weight: 600" if "bold" in match[0] or " 700 " in match[0] else ""
+    return f"font-size: {match[1]}px{weight}"
 
 
 def _without_size(attributes: str) -> str:
@@ -175,33 +175,33 @@ RATE = Panel("Learning rate", {"lr": ""}, from_zero=True, noisy=False)
 
 def draw_training(axes: Sequence[Axes], records: Sequence[Record], panels: Sequence[Panel]) -> None:
     """Draw logged values over epochs, one panel per axes; if no parts of a loss were logged, draw the total loss."""
-    for place, panel in zip(axes, panels, strict=True):
-        found = {name: _series(records, key) for key, name in panel.lines.items()}
-        found = {name: series for name, series in found.items() if len(series[0])}
-        plain_axes(place, next(iter(found)).capitalize() if panel.either and len(found) == 1 else panel.title)
-        place.set_xlabel("epoch" if any("epoch" in record for record in records) else "step")
-        if not found and panel.title == "Loss" and len((loss := _series(records, "loss"))[0]):
-            found = {"": loss}
-        if not found:
-            place.text(0.5, 0.5, "not recorded", transform=place.transAxes, ha="center", color=MUTED, fontsize=9)
+    for ax, panel in zip(axes, panels, strict=True):
+        curves = {name: _series(records, key) for key, name in panel.lines.items()}
+        curves = {name: series for name, series in curves.items() if len(series[0])}
+        plain_axes(ax, next(iter(curves)).capitalize() if panel.either and len(curves) == 1 else panel.title)
+        ax.set_xlabel("epoch" if any("epoch" in record for record in records) else "step")
+        if not curves and panel.title == "Loss" and len((loss := _series(records, "loss"))[0]):
+            curves = {"": loss}
+        if not curves:
+            ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", color=MUTED, fontsize=9)
             continue
         if panel.chance is not None:
-            place.axhline(panel.chance, color=MUTED, linewidth=1, linestyle=DASHES)
-        for number, (x, y) in enumerate(found.values()):
-            _draw(place, x, y, colour=SERIES[number], noisy=panel.noisy)
-        if len(found) > 1:
-            _name_lines(place, list(found))
-        last = max(float(x[-1]) for x, _ in found.values())
-        place.set_xlim(min(0.0, *(float(x[0]) for x, _ in found.values())), last or 1)
-        place.xaxis.set_major_locator(MaxNLocator(5, integer=last >= 3))
-        place.yaxis.set_major_locator(MaxNLocator(5))
-        highest = max(float(y.max()) for _, y in found.values())
+            ax.axhline(panel.chance, color=MUTED, linewidth=1, linestyle=DASHES)
+        for number, (x, y) in enumerate(curves.values()):
+            _draw(ax, x, y, colour=SERIES[number], noisy=panel.noisy)
+        if len(curves) > 1:
+            _name_lines(ax, list(curves))
+        last = max(float(x[-1]) for x, _ in curves.values())
+        ax.set_xlim(min(0.0, *(float(x[0]) for x, _ in curves.values())), last or 1)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=last >= 3))
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+        highest = max(float(y.max()) for _, y in curves.values())
         if panel.share:
-            place.set_ylim(0, max(0.1, highest * 1.1) if highest < 0.85 else 1.02)
-            place.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))  # whole percents
-            place.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            ax.set_ylim(0, max(0.1, highest * 1.1) if highest < 0.85 else 1.02)
+            ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))  # whole percents
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         elif panel.from_zero:
-            place.set_ylim(bottom=0)
+            ax.set_ylim(bottom=0)
 
 
 def training_figures(records: Sequence[Record], panels: Sequence[Panel]) -> list[Figure]:
@@ -223,11 +223,11 @@ def training_curves(records: Sequence[Record], panels: Sequence[Panel], *, name:
         name: Prefix that makes the identifiers of the curves unique on the page.
     """
     unit = "epoch" if any("epoch" in record for record in records) else "step"
-    drawn = [
+    graphics = [
         to_inline_svg(figure, name=f"{name}-{number}", label=escape(f"{panel.title} by {unit}"))
         for number, (figure, panel) in enumerate(zip(training_figures(records, panels), panels, strict=True))
     ]
-    return '<figure class="panels">\n' + "\n".join(drawn) + "\n</figure>"
+    return '<figure class="panels">\n' + "\n".join(graphics) + "\n</figure>"
 
 
 def running_mean_note(records: Sequence[Record], panels: Sequence[Panel]) -> str:

@@ -71,8 +71,8 @@ def section(title: str, *parts: str) -> str:
 def paragraph(text: str, *, kind: str = "") -> str:
     """Return a paragraph of plain text; text between backquotes is set as code."""
     pieces = escape(text).split("`")
-    marked = "".join(f"<code>{_whole_flags(piece)}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
-    return f'<p class="{kind}">{marked}</p>' if kind else f"<p>{marked}</p>"
+    content = "".join(f"<code>{_whole_flags(piece)}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
+    return f'<p class="{kind}">{content}</p>' if kind else f"<p>{content}</p>"
 
 
 def command(text: str) -> str:
@@ -101,9 +101,9 @@ def facts(values: Mapping[str, str]) -> str:
 
 def settings_table(values: Mapping[str, str], *, changed: Iterable[str] = ()) -> str:
     """Return a table of settings with the changed ones highlighted."""
-    marked = set(changed)
+    changed_names = set(changed)
     rows = "".join(
-        f'<tr{" class=changed" if name in marked else ""}><th scope="row">{escape(name)}</th>'
+        f'<tr{" class=changed" if name in changed_names else ""}><th scope="row">{escape(name)}</th>'
         f"<td>{escape(value)}</td></tr>"
         for name, value in values.items()
     )

@@ -25,13 +25,13 @@ _PACKAGES = ("contrastive-core", "torch", "lightning-fabric", "numpy")
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
     """Return the versions of Python, the given packages and the dependencies of the training engine."""
-    found = {"Python": platform.python_version()}
+    version_numbers = {"Python": platform.python_version()}
     for package in (*packages, *_PACKAGES):
         try:
-            found[package] = importlib.metadata.version(package)
+            version_numbers[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return version_numbers
 
 
 def hardware() -> dict[str, str]:
@@ -63,8 +63,8 @@ def source_commit() -> str | None:
     commit = ask("rev-parse", "HEAD")
     if commit is None:
         return None
-    changed = ask("status", "--porcelain", "--untracked-files=no")
-    return commit + (" with local changes" if changed else "")
+    changes = ask("status", "--porcelain", "--untracked-files=no")
+    return commit + (" with local changes" if changes else "")
 
 
 def _processor() -> str:

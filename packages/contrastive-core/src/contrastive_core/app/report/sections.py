@@ -33,7 +33,7 @@ def settings(
         again: Command line that repeats the run.
         sessions: Records of the starts of the run; the first lists the settings that the command chose.
     """
-    chosen = set(sessions[0].get("resolved", ()) if sessions else ())
+    resolved_names = set(sessions[0].get("resolved", ()) if sessions else ())
     values, defaults = dict(_leaves(config)), dict(_leaves(_defaults(command)))
     groups: dict[str, dict[str, str]] = {}
     for key, value in values.items():
@@ -42,14 +42,16 @@ def settings(
     tables = ""
     for group, inside in groups.items():
         prefix = f"{group}." if group else ""
-        changed = [
+        changed_names = [
             n
             for n in inside
-            if prefix + n not in chosen
+            if prefix + n not in resolved_names
             and prefix + n in defaults
             and _as_yaml(values[prefix + n]) != _as_yaml(defaults[prefix + n])
         ]
-        tables += f"<section><h3>{escape(group or name)}</h3>{page.settings_table(inside, changed=changed)}</section>"
+        tables += (
+            f"<section><h3>{escape(group or name)}</h3>{page.settings_table(inside, changed=changed_names)}</section>"
+        )
     return page.section(
         "Settings",
         page.paragraph("Settings in bold were set to a value other than the default.", kind="note"),
@@ -68,20 +70,20 @@ def surroundings(config: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]
         packages: Packages whose versions are shown in addition to Python and the dependencies of the training engine.
     """
     options = config.get("run", {})
-    trained: dict[str, str] = {}
+    run_environment: dict[str, str] = {}
     for session in sessions[-1:]:
-        trained = {
+        run_environment = {
             **{name: str(session.get(name)) for name in ("device", "processes", "threads", "torch")},
             **{name: str(options.get(name)) for name in ("precision", "seed")},
             "starts": str(len(sessions)),
         }
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     commit = run_record.source_commit()
-    written = {"date": today, **run_record.hardware(), **run_record.versions(packages)}
+    report_environment = {"date": today, **run_record.hardware(), **run_record.versions(packages)}
     if commit:
-        written["commit"] = commit
-    parts = [f"<section><h3>The run</h3>{page.settings_table(trained)}</section>"] if trained else []
-    parts.append(f"<section><h3>This report</h3>{page.settings_table(written)}</section>")
+        report_environment["commit"] = commit
+    parts = [f"<section><h3>The run</h3>{page.settings_table(run_environment)}</section>"] if run_environment else []
+    parts.append(f"<section><h3>This report</h3>{page.settings_table(report_environment)}</section>")
     return page.section("Environment", f'<div class="columns">{"".join(parts)}</div>')
 
 

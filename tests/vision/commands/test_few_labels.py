@@ -13,7 +13,7 @@ from contrastive_core.errors import UserError
 from contrastive_core.training import InferenceOptions, RunOptions
 from ssl_vision.cli import main
 from ssl_vision.commands.evaluate import evaluate
-from ssl_vision.commands.few_labels import Candidate, _recommended, _Tried, few_labels
+from ssl_vision.commands.few_labels import Candidate, _recommend, _Trial, few_labels
 from ssl_vision.commands.knn import knn
 from ssl_vision.commands.make_splits import LabelDrawOptions, make_splits
 from ssl_vision.commands.pretrain import pretrain
@@ -121,14 +121,14 @@ def test_with_one_label_per_class_nothing_is_validated(labels: Path, tmp_path: P
     assert result.recommended == "linear"
 
 
-def tried(method: str, right: int, held_out: int = 100, *, first: int = 0, likely: float = -1.0) -> _Tried:
+def tried(method: str, right: int, held_out: int = 100, *, first: int = 0, likely: float = -1.0) -> _Trial:
     """A method that is right on images `first` to ``first + right - 1`` of 100; the first ones are held out.
 
     The log-likelihood of an image is `likely`, one less or one more.
     """
     number = torch.arange(100)
     likelihood = likely + torch.where(number % 2 == 0, -1.0, 1.0) * (0.0 if method == "linear" else 1.0)
-    return _Tried(
+    return _Trial(
         method, "", (number >= first) & (number < first + right), likelihood.double(), number < held_out, None  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -168,7 +168,7 @@ def test_a_cheaper_method_is_recommended_where_it_does_not_differ() -> None:
         "No other method was compared": ([tuned], tuned),
     }  # fmt: skip
     for reason, (methods, expected) in cases.items():
-        chosen, found = _recommended(methods)
+        chosen, found = _recommend(methods)
         assert reason in found
         assert chosen.method == expected.method
     error = pytest.approx(math.sqrt(84 * 16 / 100))

@@ -147,7 +147,7 @@ def test_mistakes_are_the_surest_wrong_images(runs: Path, page: Page) -> None:
         np.testing.assert_array_equal(np.asarray(picture), images.read(mistake.index).permute(1, 2, 0).numpy())
         true, taken = images.classes[int(images.labels()[mistake.index])], str(found.predicted[mistake.index])
         assert (mistake.true, mistake.predicted) == (true, taken)
-        assert f"{true} {100 * mistake.given:.1f} % {taken} {100 * mistake.confidence:.1f} %" in page.text
+        assert f"{true} {100 * mistake.true_probability:.1f} % {taken} {100 * mistake.confidence:.1f} %" in page.text
 
 
 def test_runs_beside_it_are_compared_by_labels(runs: Path, page: Page) -> None:

@@ -32,7 +32,7 @@ def test_views_of_images_on_the_device(name: str) -> None:
     batches = Batches(20, batch_size=8, seed=0, total_steps=10)
     images = torch.zeros(20, 3, 32, 40, dtype=torch.uint8, device=DEVICE)
     views = MemoryViews(images, Views(batches, seed=1), AUGMENTATIONS[name])
-    views._place = DEVICE  # they are there already
+    views._device = DEVICE  # they are there already
     with Waits(on_host=False) as waits:
         for step in range(3):
             a, b = views.batch(step, DEVICE)
@@ -56,7 +56,7 @@ def test_a_step_with_suncet_and_a_memory() -> None:
     plan = Labelled(batches, labels, seed=1, total_steps=5)
     images = torch.zeros(20, 3, 24, 24, dtype=torch.uint8, device=DEVICE)
     views = MemoryViews(images, plan, AUGMENTATIONS["simclr"])
-    views._place = DEVICE
+    views._device = DEVICE
     options = EncoderOptions(name="resnet18", stem="cifar", width_multiplier=0.125)
     network = SimCLR(build_encoder(options, image_size=24), projection_dim=16, layers=2).to(DEVICE)
     memory = MomentumMemory(network, size=64)

@@ -110,8 +110,10 @@ def open_exportable(model: str) -> Exportable:
             architecture.from_layer,
             classifier.bits,
         )
-    found = load_pretrained(model)
-    return Exportable(model, _plain(found.encoder.eval()), found.options, found.image_size, None, bits=found.bits)
+    pretrained = load_pretrained(model)
+    return Exportable(
+        model, _plain(pretrained.encoder.eval()), pretrained.options, pretrained.image_size, None, bits=pretrained.bits
+    )
 
 
 def _plain(module: nn.Module) -> nn.Module:
@@ -165,12 +167,12 @@ def write_torchvision(model: Exportable, file: Path, *, approximate: bool = Fals
     }
     # One entry alone: safetensors stores several in random order, and the file would not be reproducible.
     write_tensors(file, state, {"ssl_vision": json.dumps(card)})
-    checked: dict[str, object] = {"with": f"torchvision's {name}"}
+    comparison: dict[str, object] = {"with": f"torchvision's {name}"}
     if differs:
-        checked |= {"differs": differs, "relative_difference": _relative(model, run)}
+        comparison |= {"differs": differs, "relative_difference": _relative(model, run)}
     else:
-        checked["largest_difference"] = model.program.compare(run, f"torchvision's {name}")
-    return card | {"checked": checked}
+        comparison["largest_difference"] = model.program.compare(run, f"torchvision's {name}")
+    return card | {"checked": comparison}
 
 
 def _statistics(options: EncoderOptions) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -226,7 +228,7 @@ def _state(model: Exportable) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _relative(model: Exportable, theirs: Callable[[Tensor], Tensor]) -> float:
+def _relative(model: Exportable, counterpart: Callable[[Tensor], Tensor]) -> float:
     images = model.images(8)
-    ours = model.module(images)
-    return float((theirs(images) - ours).norm() / ours.norm())
+    expected = model.module(images)
+    return float((counterpart(images) - expected).norm() / expected.norm())

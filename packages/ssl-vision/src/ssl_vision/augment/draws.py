@@ -77,8 +77,8 @@ def tensorflow_boxes(
         # As in the op, the last possible place is never drawn: Uniform(n) is below n = H - h.
         return (np.floor(u[2] * (h - crop_h)), np.floor(u[3] * (w - crop_w)), crop_h, crop_w), good
 
-    nowhere = np.zeros_like(height)
-    whole = np.stack((nowhere, nowhere, height, width), 1)
+    origin = np.zeros_like(height)
+    whole = np.stack((origin, origin, height, width), 1)
     return _first_good(attempt, height, width, seed=seed, ids=ids, rounds=20, per_round=5, otherwise=whole)
 
 
@@ -132,9 +132,9 @@ def _first_good(
         u = draws.double().numpy().reshape(len(rows), per_round, 4).transpose(2, 0, 1)
         box, good = attempt(u, sizes[0][rows, None], sizes[1][rows, None])
         first = good.argmax(1)
-        found = good.any(1)
-        boxes[rows[found]] = np.stack(box, -1)[found, first[found]]
-        rows = rows[~found]
+        is_accepted = good.any(1)
+        boxes[rows[is_accepted]] = np.stack(box, -1)[is_accepted, first[is_accepted]]
+        rows = rows[~is_accepted]
         if not len(rows):
             break
     return boxes

@@ -63,8 +63,8 @@ def check_batch(images: Tensor | Sequence[Tensor], ids: Tensor | None = None) ->
         if len({(image.dtype, image.device, len(image)) for image in images}) > 1:
             raise ValueError("the images of a list must have one dtype, one number of channels and one device")
     if ids is not None and (not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != (len(images),)):
-        got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
-        raise ValueError(f"ids must be an int64 tensor [{len(images)}], one number per image, got {got}")
+        kind = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"ids must be an int64 tensor [{len(images)}], one number per image, got {kind}")
     if len(images) and images[0].dtype.is_floating_point:
         low, high = images[0].aminmax()
         if not (low >= -0.01 and high <= 1.01):
@@ -279,8 +279,8 @@ def keys_taps(length: Tensor, *, out: int, flip: Tensor | None = None, longest: 
 
 def output_places(out: int, flip: Tensor | None, *, device: torch.device) -> Tensor:
     """Return output positions [1 or N, out], counted from the other end in flipped images."""
-    place = torch.arange(out, dtype=torch.float32, device=device)[None]
-    return place if flip is None else (place - (out - 1) * flip[:, None]).abs_()
+    position = torch.arange(out, dtype=torch.float32, device=device)[None]
+    return position if flip is None else (position - (out - 1) * flip[:, None]).abs_()
 
 
 @cache

@@ -54,10 +54,10 @@ def examine(
         warnings.simplefilter("ignore", UserWarning)
         facts = list(_look_at_all(sets))
     _, root = locate(data)
-    place = f"{root if root.is_dir() else root.parent}{os.sep}"  # omitted, as it would be repeated in every line
+    prefix = f"{root if root.is_dir() else root.parent}{os.sep}"  # omitted, as it would be repeated in every line
 
     def name(fact: Facts) -> str:
-        return sets[fact.split].path(fact.index).removeprefix(place)
+        return sets[fact.split].path(fact.index).removeprefix(prefix)
 
     classes = {
         split: _class_counts(images, [fact for fact in facts if fact.split == split])
@@ -111,5 +111,5 @@ def _look_at_all(sets: Mapping[str, ImageSet]) -> Iterator[Facts]:
 
 
 def _class_counts(images: ImageSet, facts: list[Facts]) -> dict[str, int]:
-    counted = Counter(fact.class_name for fact in facts)
-    return {name: counted[name] for name in images.classes}
+    counts = Counter(fact.class_name for fact in facts)
+    return {name: counts[name] for name in images.classes}

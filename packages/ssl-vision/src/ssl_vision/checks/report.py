@@ -77,8 +77,8 @@ def _class_lines(report: Report) -> Iterator[str]:
         rows += [[name, *(str(counts.get(name, 0)) for counts in report.classes.values())] for name in names]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for name, *cells in rows:
-            aligned = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-            yield "  ".join([f"{name:{widths[0]}}", *aligned])
+            columns = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+            yield "  ".join([f"{name:{widths[0]}}", *columns])
 
 
 def _kind_lines(report: Report) -> Iterator[str]:
@@ -91,6 +91,6 @@ def _kind_lines(report: Report) -> Iterator[str]:
         smallest, largest = ("x".join(map(str, size)) for size in (by_area[0], by_area[-1]))
         share = 100 * count / sum(report.sizes.values())
         yield f"sizes    {len(report.sizes)}, {smallest} to {largest} px; {share:.3g} % are {width}x{height}"
-    for name, counted in (("modes", report.modes), ("formats", report.formats)):
-        if counted:
-            yield f"{name:8} {', '.join(f'{key} {number}' for key, number in counted.items())}"
+    for name, counts in (("modes", report.modes), ("formats", report.formats)):
+        if counts:
+            yield f"{name:8} {', '.join(f'{key} {number}' for key, number in counts.items())}"

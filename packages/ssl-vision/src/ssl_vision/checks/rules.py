@@ -57,7 +57,7 @@ def unreadable(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
 
 def duplicates(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
     """Find pictures that occur more than once: under two classes, in two splits, or twice."""
-    contradictory, leaked, twice = [], [], []
+    contradictory, leaks, copies = [], [], []
     for group in _same_pixels(facts):
         same_bytes = group[0].file_hash and len({fact.file_hash for fact in group}) == 1
         item = Item([name(fact) for fact in group], "identical files" if same_bytes else "identical pixels")
@@ -67,17 +67,17 @@ def duplicates(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
         if len(classes) > 1:
             contradictory.append(item)
         if len(splits) > 1:
-            leaked.append(item)
+            leaks.append(item)
         if len(classes) <= 1 and len(splits) <= 1:
-            twice.append(item)
+            copies.append(item)
     if contradictory:
         title = f"{several(len(contradictory), 'picture')} under more than one class: the labels contradict each other"
         yield Finding("error", "contradictory", title, contradictory)
-    if leaked:
-        title = f"{several(len(leaked), 'picture')} in more than one split: test images were used for training"
-        yield Finding("error", "leaked", title, leaked)
-    if twice:
-        yield Finding("warning", "duplicate", f"{several(len(twice), 'picture')} stored more than once", twice)
+    if leaks:
+        title = f"{several(len(leaks), 'picture')} in more than one split: test images were used for training"
+        yield Finding("error", "leaked", title, leaks)
+    if copies:
+        yield Finding("warning", "duplicate", f"{several(len(copies), 'picture')} stored more than once", copies)
 
 
 def unlike_the_rest(facts: Sequence[Facts], name: Name) -> Iterator[Finding]:
@@ -138,14 +138,14 @@ def uneven_classes(classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding
     """Find single classes, and classes that are missing from a split."""
     if "train" not in classes:
         return
-    trained = classes["train"]
-    present = [name for name, count in trained.items() if count]
-    if len(present) == 1:
+    train_counts = classes["train"]
+    train_classes = [name for name, count in train_counts.items() if count]
+    if len(train_classes) == 1:
         title = "one class in train: a classifier needs at least two; check where the labels come from"
-        yield Finding("warning", "one_class", title, [Item(present)])
+        yield Finding("warning", "one_class", title, [Item(train_classes)])
     for split, counts in classes.items():
-        unseen = [label for label in counts if counts[label] and not trained.get(label)]
-        untested = [label for label in trained if trained[label] and not counts.get(label)]
+        unseen = [label for label in counts if counts[label] and not train_counts.get(label)]
+        untested = [label for label in train_counts if train_counts[label] and not counts.get(label)]
         if unseen:
             title = (
                 f"{several(len(unseen), 'class', 'classes')} of {split} without an image in train: cannot be learned"
@@ -197,26 +197,28 @@ def _in_split(folder: Path, *, root: Path, split: str) -> Iterator[Finding]:
     def item(paths: Sequence[str]) -> list[Item]:
         return [Item([printable(prefix + path) for path in paths])]
 
-    beside = beside_classes(listing)
-    if beside and len(beside) < len(listing.images):
-        title = f"{several(len(beside), 'image')} of {split} beside class folders, so that the split has no labels"
-        yield Finding("warning", "beside_classes", title, item(beside))
-    for note in similar_names({class_of(path) for path in listing.images} if not beside else ()):
+    loose_images = beside_classes(listing)
+    if loose_images and len(loose_images) < len(listing.images):
+        title = (
+            f"{several(len(loose_images), 'image')} of {split} beside class folders, so that the split has no labels"
+        )
+        yield Finding("warning", "beside_classes", title, item(loose_images))
+    for note in similar_names({class_of(path) for path in listing.images} if not loose_images else ()):
         yield Finding("warning", "similar_classes", f"in {split}, {printable(note)}")
     for note in same_folders_in_classes(listing):
         yield Finding("warning", "nested_classes", f"in {split}, {note}")
-    for note in unlabelled_class({class_of(path) for path in listing.images} if not beside else ()):
+    for note in unlabelled_class({class_of(path) for path in listing.images} if not loose_images else ()):
         yield Finding("warning", "unlabelled_class", f"in {split}, {note}")
-    without = [] if beside else _folders_without_images(listing)
+    without = [] if loose_images else _folders_without_images(listing)
     # A folder with other files is often not meant as a class: label files, a run, results.
-    used = [name for name in without if any(path.startswith(f"{name}/") for path in listing.others)]
-    empty = [name for name in without if name not in used]
+    other_folders = [name for name in without if any(path.startswith(f"{name}/") for path in listing.others)]
+    empty = [name for name in without if name not in other_folders]
     if empty:
         title = f"{several(len(empty), 'folder')} in {split} without an image: a class is missing"
         yield Finding("error", "empty_class", title, item(empty))
-    if used:
-        title = f"{several(len(used), 'folder')} in {split} with other files but no image, not used as a class"
-        yield Finding("warning", "no_class", title, item(used))
+    if other_folders:
+        title = f"{several(len(other_folders), 'folder')} in {split} with other files but no image, not used as a class"
+        yield Finding("warning", "no_class", title, item(other_folders))
     if listing.unread:
         title = (
             f"{several(len(listing.unread), 'image')} in {split} of an unsupported kind ({_endings(listing.unread)}): "
@@ -235,10 +237,10 @@ def _in_split(folder: Path, *, root: Path, split: str) -> Iterator[Finding]:
 def _beside_splits(layout: Layout) -> Iterator[Finding]:
     folders = {folder.relative_to(layout.root).parts[0] for folder in layout.splits.values()}
     names = sorted(entry.name for entry in layout.root.iterdir() if entry.name not in folders)
-    beside = [printable(name) for name in names if not name.startswith(".")]
-    if beside:
-        title = f"{several(len(beside), 'entry', 'entries')} beside {', '.join(SPLITS)}, left out"
-        yield Finding("note", "beside_splits", title, [Item(beside)])
+    entries = [printable(name) for name in names if not name.startswith(".")]
+    if entries:
+        title = f"{several(len(entries), 'entry', 'entries')} beside {', '.join(SPLITS)}, left out"
+        yield Finding("note", "beside_splits", title, [Item(entries)])
 
 
 def _folders_without_images(listing: Listing) -> list[str]:
@@ -251,11 +253,9 @@ def _in_manifest(manifest: Path, splits: Sequence[str]) -> Iterator[Finding]:
     rows = content.rows
     for note in content.notes:
         yield Finding("warning", "manifest", note, [Item([manifest.name])])
-    nowhere = [f"line {row.line}" for row in rows if not row.split]
-    if nowhere:
-        yield Finding(
-            "warning", "no_split", f"{several(len(nowhere), 'row')} without a split, left out", [Item(nowhere)]
-        )
+    lines = [f"line {row.line}" for row in rows if not row.split]
+    if lines:
+        yield Finding("warning", "no_split", f"{several(len(lines), 'row')} without a split, left out", [Item(lines)])
     for split in splits:
         inside = [row for row in rows if row.split == split]
         bare = [f"line {row.line}" for row in inside if not row.label]
@@ -265,5 +265,5 @@ def _in_manifest(manifest: Path, splits: Sequence[str]) -> Iterator[Finding]:
 
 
 def _endings(paths: Sequence[str]) -> str:
-    counted = most_first(Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in paths))
-    return some_of(f"{number} {ending}" for ending, number in counted.items())
+    counts = most_first(Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in paths))
+    return some_of(f"{number} {ending}" for ending, number in counts.items())

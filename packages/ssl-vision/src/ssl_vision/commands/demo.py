@@ -121,12 +121,12 @@ def demo(
             optimizer=OptimizerOptions(name="sgd", lr=0.12, weight_decay=1e-4),
             run=RunOptions(seed=seed, device=device, log_every=5, resume=True),
         )
-    saved = out / "models"
+    models = out / "models"
     for epoch in range(every, epochs, every):
-        _evaluate(saved / f"epoch-{epoch:04d}", _FOLLOWED, seed=seed, device=device)
+        _evaluate(models / f"epoch-{epoch:04d}", _FOLLOWED, seed=seed, device=device)
     accuracies = {
         "raw pixels": _evaluate(out, LABELS, seed=seed, device=device, pixels=True),
-        "untrained network": _evaluate(saved / "epoch-0000", LABELS, seed=seed, device=device),
+        "untrained network": _evaluate(models / "epoch-0000", LABELS, seed=seed, device=device),
         "network trained by SimCLR": _evaluate(out, LABELS, seed=seed, device=device),
     }
     page = report(out, device=device)
@@ -139,16 +139,16 @@ def demo(
 def _evaluate(folder: Path, labels: tuple[int | None, ...], *, seed: int, device: str, pixels: bool = False) -> Row:
     """Evaluate a model, or raw pixels, for each number of labels per class, and record scores for the report."""
     model = PIXELS if pixels else str(folder)
-    loaded = load_encoder(model, device=device, image_size=_PIXEL_SIZE)
-    train, test = (labelled_features(loaded, DATA, split=split, batch_size=512) for split in ("train", "test"))
+    loaded_model = load_encoder(model, device=device, image_size=_PIXEL_SIZE)
+    train, test = (labelled_features(loaded_model, DATA, split=split, batch_size=512) for split in ("train", "test"))
     row = {n: few_label_accuracy(train, test, per_class=n, draws=DRAWS, seed=seed) for n in labels}
     for number in _FOLLOWED:
-        for name, protocol, found in (
+        for name, protocol, accuracy in (
             ("linear", "linear classifier", row[number].linear),
             ("neighbour", "nearest neighbour", row[number].neighbour),
         ):
             file = f"{'pixels-' if pixels else ''}{name}-{'all' if number is None else number}.json"
-            score = _score(f"{protocol}, {_count(number)}", found.mean, number, test, model=model)
+            score = _score(f"{protocol}, {_count(number)}", accuracy.mean, number, test, model=model)
             record_score(score, folder / "evaluation" / file)
     return row
 

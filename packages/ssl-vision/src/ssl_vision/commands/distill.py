@@ -107,25 +107,30 @@ def distill(
     config = dict(locals())
     _check(training, alpha=alpha, temperature=temperature, labels=labels)
     epochs = training.epochs
-    found = load_classifier(teacher, device="cpu")
-    read = read.for_model(found.bits)
-    images = open_images(data, split=part, channels=found.channels, read=read)
+    teacher_model = load_classifier(teacher, device="cpu")
+    read = read.for_model(teacher_model.bits)
+    images = open_images(data, split=part, channels=teacher_model.channels, read=read)
     if init == TEACHER:
         encoder = _encoder_of(teacher, encoder)
     start = _student(
-        init, encoder=encoder, from_layer=from_layer, image_size=training.image_size, teacher=found, images=images
+        init,
+        encoder=encoder,
+        from_layer=from_layer,
+        image_size=training.image_size,
+        teacher=teacher_model,
+        images=images,
     )
-    size, teacher_size = start.architecture.image_size, found.image_size
+    size, teacher_size = start.architecture.image_size, teacher_model.image_size
     resolved = {"encoder": start.described(encoder), "training": replace(training, image_size=size), "read": read}
-    scored, held_out = validation_set(validation.validate_on, data, images)
+    validation_images, held_out = validation_set(validation.validate_on, data, images)
     labelled = None if alpha == 1 else training_set(images, labels, held_out=held_out)
-    _check_labels(scored, labelled, labels=labels, teacher=teacher, classes=found.classes)
+    _check_labels(validation_images, labelled, labels=labels, teacher=teacher, classes=teacher_model.classes)
     unlabelled = without(images, held_out)
     with Run(out, config=config, command="ssl-vision distill", options=run, free=FREE, resolved=resolved) as r:
         budget = plan_budget(len(unlabelled), epochs=epochs, batch_size=training.batch_size, world_size=r.world_size)
         r.say(str(budget))
         torch.manual_seed(r.seed("weights"))
-        network = start.build(len(found.classes)).to(memory_format=torch.channels_last)
+        network = start.build(len(teacher_model.classes)).to(memory_format=torch.channels_last)
         model, optim, schedule = set_up(
             r, network, optimizer, unlabelled=unlabelled, labelled=labelled,
             batch_size=budget.batch_size, epochs=epochs, total_steps=budget.total_steps, unadapted=("fc",),
@@ -139,20 +144,20 @@ def distill(
         few = (
             None if labelled is None else _Labelled(r, labelled, budget, labelled_batch_size, size=size, load=read.load)
         )
-        validating = Validation(r, scored, budget, every=validation.validate_every, size=size)
-        frozen = found.model.to(r.device).requires_grad_(False)
+        validator = Validation(r, validation_images, budget, every=validation.validate_every, size=size)
+        frozen = teacher_model.model.to(r.device).requires_grad_(False)
 
         for step in r.steps(budget.total_steps, samples_per_step=budget.batch_size):
             pictures, *of_teacher = crops.batches(step, r.device)
             with torch.no_grad(), r.fabric.autocast():
-                wanted = frozen(of_teacher[0] if of_teacher else pictures)
+                teacher_logits = frozen(of_teacher[0] if of_teacher else pictures)
             inputs = pictures
             if few is not None:
                 more, target = few.batch(step, r.device)
                 inputs = torch.cat([pictures, more])  # one pass, so that batch norm sees all images
             logits = model(inputs)
             own, on_labelled = logits[: len(pictures)], logits[len(pictures) :]
-            loss = distillation(own, wanted, temperature=temperature, scale_by_temperature=scale_by_temperature)
+            loss = distillation(own, teacher_logits, temperature=temperature, scale_by_temperature=scale_by_temperature)
             if few is not None:
                 cross_entropy = F.cross_entropy(on_labelled, target)
                 r.log(distillation=loss, cross_entropy=cross_entropy)
@@ -164,18 +169,18 @@ def distill(
             schedule.step()
             r.log(loss=loss, lr=lr, epoch=budget.epoch(step + 1))
             if r.is_logged_step:
-                r.log(agreement=(own.argmax(dim=1) == wanted.argmax(dim=1)).float().mean())
-            validating.after(step, model)
+                r.log(agreement=(own.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean())
+            validator.after(step, model)
         return save_classifier(
             r,
             network,
             architecture=start.architecture,
-            classes=found.classes,
+            classes=teacher_model.classes,
             epoch=epochs,
             labelled=labelled,
-            validation=scored,
-            validated_before=merge_fingerprints(start.validated_on, found.validated_on),
-            class_names=found.class_names,
+            validation=validation_images,
+            validated_before=merge_fingerprints(start.validated_on, teacher_model.validated_on),
+            class_names=teacher_model.class_names,
             bits=read.bits,
         )
 
@@ -229,21 +234,26 @@ def _student(
     return start.measured(images)
 
 
-def _encoder_of(teacher: str, asked: EncoderOptions | None) -> EncoderOptions:
+def _encoder_of(teacher: str, options: EncoderOptions | None) -> EncoderOptions:
     own = load_architecture(teacher).encoder
-    if asked is not None and asked != own:
+    if options is not None and options != own:
         raise UserError(
-            f"the student has the architecture of the teacher, {own}, but the encoder {asked} was given; leave it out, "
-            f"or set --init {NONE}"
+            f"the student has the architecture of the teacher, {own}, but the encoder {options} was given; leave it "
+            f"out, or set --init {NONE}"
         )
     return own
 
 
 def _check_labels(
-    scored: ImageSet | None, labelled: ImageSet | None, *, labels: Path | None, teacher: str, classes: list[str]
+    validation_images: ImageSet | None,
+    labelled: ImageSet | None,
+    *,
+    labels: Path | None,
+    teacher: str,
+    classes: list[str],
 ) -> None:
     """Check that validation and labelled images have the teacher's classes, and the latter more than one of them."""
-    for some in (scored, labelled):
+    for some in (validation_images, labelled):
         if some is not None:
             check_classes(some, classes, of=f"of {teacher}")
     if labelled is not None:

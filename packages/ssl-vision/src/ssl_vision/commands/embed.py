@@ -65,30 +65,34 @@ def embed(
     if ending == ".parquet":
         import_pyarrow()
     refuse_new_images([out], data, command="ssl-vision embed")
-    planned = Outputs(
+    output_files = Outputs(
         [out], command="ssl-vision embed", inputs=input_files(data, *run_files(model)), overwrite=overwrite
     )
-    loaded = load_encoder(model, device=inference.device, encoder=encoder)
-    images = open_images(data, split=part, channels=loaded.channels, read=read.for_model(loaded.bits))
+    loaded_model = load_encoder(model, device=inference.device, encoder=encoder)
+    images = open_images(data, split=part, channels=loaded_model.channels, read=read.for_model(loaded_model.bits))
     if ending in _FILES:
-        size = len(images) * int(getattr(loaded.encoder, "feature_dim", loaded.channels * loaded.image_size**2)) * 4
+        size = (
+            len(images)
+            * int(getattr(loaded_model.encoder, "feature_dim", loaded_model.channels * loaded_model.image_size**2))
+            * 4
+        )
         check_space(out.parent, size, what=f"the features of {len(images):,} images", files=1)
-        features = extract(loaded, images, batch_size=inference.batch_size)
-        with planned:
+        features = extract(loaded_model, images, batch_size=inference.batch_size)
+        with output_files:
             _FILES[ending](out, features, images)
         return out
-    chosen = permutation(derive(seed, "map"), len(images))[:points].sort().values
-    shown = Subset(images, chosen.tolist())
+    indices = permutation(derive(seed, "map"), len(images))[:points].sort().values
+    subset = Subset(images, indices.tolist())
     picture = _picture(
-        extract(loaded, shown, batch_size=inference.batch_size),
-        shown,
+        extract(loaded_model, subset, batch_size=inference.batch_size),
+        subset,
         ending,
         model=model,
         of=len(images),
         split=images.split,
         seed=seed,
     )
-    with planned:
+    with output_files:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, picture)
     return out
@@ -98,11 +102,11 @@ def _picture(features: Tensor, images: ImageSet, ending: str, *, model: str, of:
     from contrastive_core.app.report.figures import to_png, to_svg  # noqa: PLC0415
     from ssl_vision.reports.feature_map import layout, map_figure  # noqa: PLC0415 - files need no matplotlib
 
-    positions, how = layout(features.cpu().numpy().astype(np.float32), seed=seed)
+    positions, method = layout(features.cpu().numpy().astype(np.float32), seed=seed)
     which = f"{of:,} images" if len(images) == of else f"{len(images):,} of {of:,} images, chosen at random"
     caption = (
-        f"{which} of {images.name}, split {split}; {how}. Neighbours have similar features; the sizes of clusters and "
-        "the distances between them have little meaning."
+        f"{which} of {images.name}, split {split}; {method}. Neighbours have similar features; the sizes of clusters "
+        "and the distances between them have little meaning."
     )
     figure = map_figure(
         positions,

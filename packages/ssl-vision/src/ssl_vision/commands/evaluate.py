@@ -82,42 +82,42 @@ def evaluate(
     """
     if bins < 1:
         raise UserError(f"evaluate needs bins >= 1, got bins={bins}")
-    loaded = load_classifier(model, device=inference.device)
-    images = labelled_images(data, split=part, channels=loaded.channels, read=read.for_model(loaded.bits))
-    labels = match_classes(images, loaded.classes)
-    share = validation_share(images, loaded.validated_on, part=part)
+    classifier = load_classifier(model, device=inference.device)
+    images = labelled_images(data, split=part, channels=classifier.channels, read=read.for_model(classifier.bits))
+    labels = match_classes(images, classifier.classes)
+    share = validation_share(images, classifier.validated_on, part=part)
     folder = Path(out) if out is not None else evaluation_folder(model) or Path()
     stem = check_file_name(
         name or f"{data_name(data).removesuffix('.csv')}-{images.split}", what="name of the files", source="--name"
     )
     targets = [folder / f"{stem}{end}" for end in _ENDINGS]
     refuse_new_images(targets, data, command="ssl-vision evaluate")
-    planned = Outputs(
+    output_files = Outputs(
         targets, command="ssl-vision evaluate",
         inputs=input_files(data, *run_files(model)), overwrite=overwrite,
     )  # fmt: skip
-    needed = len(images) * (_ROW + 4 * len(loaded.classes)) + _PICTURES
-    check_space(folder, needed, what=f"the results of {len(images):,} images", files=len(_ENDINGS))
-    logits = extract(loaded, images, batch_size=inference.batch_size).cpu()
+    num_bytes = len(images) * (_ROW + 4 * len(classifier.classes)) + _PICTURES
+    check_space(folder, num_bytes, what=f"the results of {len(images):,} images", files=len(_ENDINGS))
+    logits = extract(classifier, images, batch_size=inference.batch_size).cpu()
     score = score_classifier(
         logits,
         labels,
-        classes=loaded.classes,
+        classes=classifier.classes,
         model=model,
-        model_hash=module_hash(loaded.model),
+        model_hash=module_hash(classifier.model),
         data=data,
         split=images.split,
         bins=bins,
         validation_share=share,
-        class_names=loaded.class_names,
+        class_names=classifier.class_names,
     )
     predictions = make_predictions(
         logits.softmax(dim=1).numpy(),
         labels.numpy(),
         paths=[images.path(i) for i in range(len(images))],
-        classes=loaded.classes,
+        classes=classifier.classes,
     )
-    with planned:
+    with output_files:
         return Evaluation(score, _write(folder, stem, score, predictions))
 
 
@@ -132,8 +132,8 @@ def match_classes(images: ImageSet, classes: list[str]) -> Tensor:
         UserError: There are no labels, or an image has a class that the classifier was not trained on.
     """
     labels = images.labels()
-    present = torch.unique(labels).tolist()
-    unknown = [images.classes[label] for label in present if images.classes[label] not in classes]
+    class_numbers = torch.unique(labels).tolist()
+    unknown = [images.classes[label] for label in class_numbers if images.classes[label] not in classes]
     if unknown:
         raise UserError(
             f"{images.name}: found images of {len(unknown)} classes that the classifier was not trained on "

@@ -40,18 +40,21 @@ def export(model: str, out: Path, *, image_size: int = 0, approximate: bool = Fa
     out = Path(out)
     if out.suffix not in _ENDINGS:
         raise UserError(f"{out}: found the suffix {out.suffix!r}, expected one of {', '.join(_ENDINGS)}")
-    opened = open_exportable(model)
+    exportable = open_exportable(model)
     if image_size:
-        opened = Exportable(**{**vars(opened), "image_size": image_size})
+        exportable = Exportable(**{**vars(exportable), "image_size": image_size})
 
     def write(file: Path) -> dict[str, Any]:
         if out.suffix == ".safetensors":
-            return write_torchvision(opened, file, approximate=approximate)
+            return write_torchvision(exportable, file, approximate=approximate)
         write_program = write_onnx if out.suffix == ".onnx" else write_exported_program
-        return write_program(opened.program, file, opened.card(file, normalisation="inside the model"))
+        return write_program(exportable.program, file, exportable.card(file, normalisation="inside the model"))
 
     card = put_in_place(
-        out, write, network=opened.module, command="ssl-vision export", inputs=run_files(model), overwrite=overwrite
+        out, write, network=exportable.module, command="ssl-vision export", inputs=run_files(model), overwrite=overwrite
     )
-    checked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
-    return f"written to {out} and {out.name}.json: {opened.output} for images of {opened.image_size} px; {checked}"
+    comparison = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
+    return (
+        f"written to {out} and {out.name}.json: {exportable.output} for images of {exportable.image_size} px; "
+        f"{comparison}"
+    )

@@ -95,7 +95,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class _Tried:
+class _Trial:
     """A method with its chosen setting, and its answers on held-out images.
 
     Attributes:
@@ -234,34 +234,34 @@ def few_labels(
         raise UserError(f"few-labels needs at least one method and 2 folds, got {len(methods)} and {folds}")
     out = Path(out)
     claim_folder(out, command="ssl-vision few-labels")
-    loaded = load_encoder(model, device=inference.device, encoder=encoder)
-    images = open_images(data, split=part, channels=loaded.channels, read=read.for_model(loaded.bits))
+    loaded_model = load_encoder(model, device=inference.device, encoder=encoder)
+    images = open_images(data, split=part, channels=loaded_model.channels, read=read.for_model(loaded_model.bits))
     train = training_set(images, labels)
     require_two_classes(train, labels=labels)
     note_unseen_classes(train, labels)
     _write_list(out, "all", train)  # refuses a folder with results from other labels
     test = _test_images(data, part=part, test_part=test_part, images=images)
-    share = 0.0 if test is None else validation_share(test, loaded.validated_on, part=test_part)
-    x, y = extract(loaded, train, batch_size=inference.batch_size).cpu(), train.labels()
-    queries = None if test is None else extract(loaded, test, batch_size=inference.batch_size).cpu()
+    share = 0.0 if test is None else validation_share(test, loaded_model.validated_on, part=test_part)
+    x, y = extract(loaded_model, train, batch_size=inference.batch_size).cpu(), train.labels()
+    queries = None if test is None else extract(loaded_model, test, batch_size=inference.batch_size).cpu()
     truth = None if test is None else test.labels()
     parts = stratified_folds(y, folds=folds, seed=derive(seed, "few labels"))
     if len(parts) < 2:
         parts = []
-    tried: list[_Tried] = []
+    trials: list[_Trial] = []
     logistic = None
     if "linear" in methods:
         logistic = choose_logistic(x, y, len(train.classes), folds=folds, seed=derive(seed, "few labels"))
-        tried.append(_linear(logistic, y, queries, truth))
+        trials.append(_linear(logistic, y, queries, truth))
     if "knn" in methods:
-        tried.append(_neighbours(x, y, queries, truth, classes=len(train.classes), parts=parts))
+        trials.append(_neighbours(x, y, queries, truth, classes=len(train.classes), parts=parts))
     if "finetune" in methods and model != PIXELS:
-        work = _Finetuning(
+        finetuning = _Finetuning(
             model, data, train, part, out,
             encoder=encoder, epochs=epochs, seed=seed, device=inference.device, precision=precision, read=read,
         )  # fmt: skip
-        tried.append(work.tried(parts, test, batch_size=inference.batch_size))
-    if not tried:
+        trials.append(finetuning.trial(parts, test, batch_size=inference.batch_size))
+    if not trials:
         raise UserError(f"{model}: fine-tuning needs a network; expected a run folder or model folder")
     folders: dict[Method, Path | None] = {"linear": None, "knn": None, "finetune": out / "finetune"}
     if logistic is not None and model != PIXELS:
@@ -275,10 +275,10 @@ def few_labels(
         )  # fmt: skip
         folders["linear"] = out / "linear"
         save_model(out / "linear" / "model", dict(network.state_dict()), card)
-    chosen, reason = _recommended(tried)
-    folder = folders[chosen.method]
+    choice, reason = _recommend(trials)
+    folder = folders[choice.method]
     result = FewLabelsResult(
-        tuple(t.candidate() for t in tried), chosen.method, reason, len(train), len(torch.unique(y)),
+        tuple(t.candidate() for t in trials), choice.method, reason, len(train), len(torch.unique(y)),
         0 if test is None else len(test), test_part if test is None else test.split, folder, share,
     )  # fmt: skip
     content = {**asdict(result), "model": str(folder) if folder else None, "from": model, "data": data}
@@ -287,7 +287,7 @@ def few_labels(
     return result
 
 
-def _recommended(tried: Sequence[_Tried]) -> tuple[_Tried, str]:
+def _recommend(trials: Sequence[_Trial]) -> tuple[_Trial, str]:
     """Return the recommended method: each one in turn, from the cheapest, replaces the former if it is better.
 
     Methods are compared on the images that all of them have held out.
@@ -295,22 +295,22 @@ def _recommended(tried: Sequence[_Tried]) -> tuple[_Tried, str]:
     Returns:
         The method, and the reason for it.
     """
-    if len(tried) == 1:
-        return tried[0], "No other method was compared."
-    common = torch.stack([t.held_out for t in tried]).all(dim=0)
+    if len(trials) == 1:
+        return trials[0], "No other method was compared."
+    common = torch.stack([t.held_out for t in trials]).all(dim=0)
     if not common.any():
-        return tried[0], (
+        return trials[0], (
             "No methods could be compared, because no image can be held out, and the cheapest one is recommended. A "
             "comparison requires at least two classes with two labelled images each."
         )
-    chosen, over = tried[0], tried[0]
-    for other in tried[1:]:
-        if _Difference(other, chosen, common).is_better:
-            chosen, over = other, chosen
-    if chosen is not over:
-        return chosen, _Difference(chosen, over, common).advantage
-    rival = max(tried[1:], key=lambda t: int(t.right[common].sum()))
-    return chosen, _Difference(rival, chosen, common).shortfall
+    best, over = trials[0], trials[0]
+    for other in trials[1:]:
+        if _Difference(other, best, common).is_better:
+            best, over = other, best
+    if best is not over:
+        return best, _Difference(best, over, common).advantage
+    rival = max(trials[1:], key=lambda t: int(t.right[common].sum()))
+    return best, _Difference(rival, best, common).shortfall
 
 
 class _Difference:
@@ -327,7 +327,7 @@ class _Difference:
         evidence_error: Its standard error.
     """
 
-    def __init__(self, method: _Tried, cheaper: _Tried, images: Tensor) -> None:
+    def __init__(self, method: _Trial, cheaper: _Trial, images: Tensor) -> None:
         self._method, self._cheaper, self._count = method, cheaper, int(images.sum())
         right, worse = method.right[images], cheaper.right[images]
         self.gain = 100 * int(right.sum() - worse.sum()) / self._count
@@ -360,18 +360,18 @@ class _Difference:
                 f"No other method classifies more of the {self._count} held-out images correctly, and it is the "
                 "cheapest."
             )
-        found = (
+        sentence = (
             f"On {self._count} held-out images, {_NAMES[self._method.method]} is {self.gain:.1f} ± "
             f"{self.gain_error:.1f} points more accurate, "
         )
         if self.evidence <= 0:
-            return found + (
+            return sentence + (
                 f"but its mean log-likelihood is {-self.evidence:.2f} ± {self.evidence_error:.2f} lower. Only a method "
                 "that is better in both is recommended in place of a cheaper one."
             )
         margin = MARGINS[self._method.method]
         within = "the standard error" if margin == 1 else f"{margin:g} standard errors"
-        return found + (
+        return sentence + (
             f"which is within {within}, like the difference of their likelihoods: so few images cannot distinguish the "
             "two, and the cheaper one is recommended."
         )
@@ -389,33 +389,35 @@ def _test_images(data: str, *, part: str, test_part: str, images: ImageSet) -> I
     return test
 
 
-def _linear(found: ChosenLogistic, y: Tensor, queries: Tensor | None, truth: Tensor | None) -> _Tried:
+def _linear(logistic: ChosenLogistic, y: Tensor, queries: Tensor | None, truth: Tensor | None) -> _Trial:
     with torch.no_grad():
-        test = None if queries is None or truth is None else percent_correct(found.fit.classifier(queries), truth)
-    right = torch.zeros(len(y), dtype=torch.bool) if found.right is None else found.right
-    likelihood = torch.zeros(len(y), dtype=torch.float64) if found.log_likelihood is None else found.log_likelihood
-    held_out = torch.full_like(right, bool(found.accuracies))
-    return _Tried("linear", f"l2 {found.fit.l2:.3g}", right, likelihood, held_out, test)
+        test = None if queries is None or truth is None else percent_correct(logistic.fit.classifier(queries), truth)
+    right = torch.zeros(len(y), dtype=torch.bool) if logistic.right is None else logistic.right
+    likelihood = (
+        torch.zeros(len(y), dtype=torch.float64) if logistic.log_likelihood is None else logistic.log_likelihood
+    )
+    held_out = torch.full_like(right, bool(logistic.accuracies))
+    return _Trial("linear", f"l2 {logistic.fit.l2:.3g}", right, likelihood, held_out, test)
 
 
 def _neighbours(
     x: Tensor, y: Tensor, queries: Tensor | None, truth: Tensor | None, *, classes: int, parts: Sequence[Tensor]
-) -> _Tried:
+) -> _Trial:
     right = torch.zeros(len(y), dtype=torch.bool)
     likelihood = torch.zeros(len(y), dtype=torch.float64)
     for held_out in parts:
         # The settings are chosen again without the held-out images, or their accuracy would be too high.
         stay = _without(len(y), held_out)
-        chosen = choose_neighbours(x[stay], y[stay])
-        scores = knn_scores(x[held_out], x[stay], y[stay], num_classes=classes, k=chosen.k)
+        settings = choose_neighbours(x[stay], y[stay])
+        scores = knn_scores(x[held_out], x[stay], y[stay], num_classes=classes, k=settings.k)
         right[held_out] = scores.argmax(dim=1) == y[held_out]
-        known = torch.isin(y[held_out], y[stay])
-        likelihood[held_out] = chosen.log_likelihood(scores, y[held_out]) * known
+        is_known = torch.isin(y[held_out], y[stay])
+        likelihood[held_out] = settings.log_likelihood(scores, y[held_out]) * is_known
     best = choose_neighbours(x, y).k
     test = None
     if queries is not None and truth is not None:
         test = percent_correct(knn_scores(queries, x, y, num_classes=classes, k=best), truth)
-    return _Tried("knn", f"k {best}", right, likelihood, torch.full_like(right, bool(parts)), test)
+    return _Trial("knn", f"k {best}", right, likelihood, torch.full_like(right, bool(parts)), test)
 
 
 class _Finetuning:
@@ -431,30 +433,30 @@ class _Finetuning:
         self._run = RunOptions(seed=seed, device=device, precision=precision, progress=False, resume=True)
         self._read = TrainingReadOptions(**vars(read))
 
-    def tried(self, parts: Sequence[Tensor], test: ImageSet | None, *, batch_size: int) -> _Tried:
+    def trial(self, parts: Sequence[Tensor], test: ImageSet | None, *, batch_size: int) -> _Trial:
         """Choose the learning rate, train with it on all labels, and score the test images."""
-        used = list(parts) if len(self._train) <= _ALL_FOLDS else list(parts[:1])
+        folds = list(parts) if len(self._train) <= _ALL_FOLDS else list(parts[:1])
         labels = self._train.labels()
-        held = torch.zeros(len(labels), dtype=torch.bool)
+        is_held_out = torch.zeros(len(labels), dtype=torch.bool)
         right = torch.zeros(len(RATES), len(labels), dtype=torch.bool)
         likelihood = torch.zeros(len(RATES), len(labels), dtype=torch.float64)
-        for row, rate in enumerate(RATES if used else ()):
-            for fold, held_out in enumerate(used):
-                held[held_out] = True
+        for row, rate in enumerate(RATES if folds else ()):
+            for fold, held_out in enumerate(folds):
+                is_held_out[held_out] = True
                 stay = _without(len(labels), held_out)
                 folder = self._finetune(f"rate-{rate:g}-fold-{fold}", rate, stay)
                 logits = self._logits(folder, Subset(self._train, held_out.tolist()), batch_size)
                 right[row, held_out] = logits.argmax(dim=1) == labels[held_out]
-                known = torch.isin(labels[held_out], labels[stay])
-                likelihood[row, held_out] = -F.cross_entropy(logits, labels[held_out], reduction="none") * known
-        chosen = int(likelihood.sum(dim=1).argmax())
-        best = RATES[chosen]
-        folder = self._finetune("", best, torch.arange(len(labels)))
-        found = None
+                is_known = torch.isin(labels[held_out], labels[stay])
+                likelihood[row, held_out] = -F.cross_entropy(logits, labels[held_out], reduction="none") * is_known
+        best_row = int(likelihood.sum(dim=1).argmax())
+        best_rate = RATES[best_row]
+        folder = self._finetune("", best_rate, torch.arange(len(labels)))
+        accuracy = None
         if test is not None:
-            found = percent_correct(self._logits(folder, test, batch_size), test.labels())
-        setting = f"learning rate {best:g}, {self._epochs} epochs"
-        return _Tried("finetune", setting, right[chosen], likelihood[chosen], held, found)
+            accuracy = percent_correct(self._logits(folder, test, batch_size), test.labels())
+        setting = f"learning rate {best_rate:g}, {self._epochs} epochs"
+        return _Trial("finetune", setting, right[best_row], likelihood[best_row], is_held_out, accuracy)
 
     def _logits(self, folder: Path, images: ImageSet, batch_size: int) -> Tensor:
         """Return the logits of the classifier of a run, float64 ``[N, C]``."""

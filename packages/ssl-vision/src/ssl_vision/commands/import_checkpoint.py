@@ -72,9 +72,9 @@ def import_checkpoint(
         Summary of what was read, assumed and left out.
     """
     source, out = Path(source), Path(out)
-    read = [source.parent if is_bundle(source) else source, *([classes] if classes else [])]
-    planned = Outputs(
-        [*model_files(out / "model"), out / "import.json"], command="ssl-vision import-checkpoint", inputs=read,
+    inputs = [source.parent if is_bundle(source) else source, *([classes] if classes else [])]
+    output_files = Outputs(
+        [*model_files(out / "model"), out / "import.json"], command="ssl-vision import-checkpoint", inputs=inputs,
         folder=out, overwrite=overwrite,
     )  # fmt: skip
     if architecture:
@@ -84,10 +84,10 @@ def import_checkpoint(
         }  # fmt: skip
         if any(unused.values()):
             raise UserError(
-                f"{', '.join(flag for flag, given in unused.items() if given)}: not used with --architecture, which "
+                f"{', '.join(flag for flag, is_set in unused.items() if is_set)}: not used with --architecture, which "
                 "imports an encoder without its classifier; leave it out"
             )
-        with planned:
+        with output_files:
             return _import_named(source, out, architecture, prefix=prefix, normalize=normalize, image_size=image_size)
     if is_bundle(source):
         if stem != "auto" or normalize != "auto":
@@ -107,19 +107,19 @@ def import_checkpoint(
             f"--classes {classes}: there is no classifier to name; "
             + ("set --classifier-layer" if imported.classifier is not None else f"{source} has none")
         )
-    with planned:
+    with output_files:
         return _write(source, out, imported, layer=layer, classes=classes)
 
 
 def _write(source: Path, out: Path, imported: Imported, *, layer: int | None, classes: Path | None) -> str:
-    written = _write_encoder(imported, out) if layer is None else _write_classifier(imported, out, layer, classes)
+    content = _write_encoder(imported, out) if layer is None else _write_classifier(imported, out, layer, classes)
     if layer is None and imported.classifier is not None:
         imported.left_out = sorted([*imported.left_out, *(imported.classifier_names or ())])
         imported.notes.append(
             f"its classifier of {len(imported.classifier[0])} classes was left out, because the checkpoint does not "
             "state which layer of the head it reads; set --classifier-layer 0 or 1 to import the classifier"
         )
-    summary = _summary(source, out, imported, written)
+    summary = _summary(source, out, imported, content)
     card = {
         "source": str(source),
         "encoder": asdict(imported.options) | {"weights": None},
@@ -155,8 +155,8 @@ def _import_named(
         ]
     state = {f"encoder.{key}": tensor for key, tensor in encoder.state_dict().items()}
     save_model(out / "model", state, encoder_card(options, image_size=size, head=None))
-    said = {"source": str(source), "encoder": asdict(options), "assumed": notes, "left_out": []}
-    write_atomic(out / "import.json", (json.dumps(said, indent=1) + "\n").encode())
+    card = {"source": str(source), "encoder": asdict(options), "assumed": notes, "left_out": []}
+    write_atomic(out / "import.json", (json.dumps(card, indent=1) + "\n").encode())
     kind = "" if channels == 3 else f", {channels} channels"
     lines = [f"{source}: an encoder; {name}, {encoder.feature_dim} features, {size} px{kind}"]
     return "\n".join([*lines, *(f"assumed: {note}" for note in notes), f"written to {out}"])
@@ -192,18 +192,18 @@ def _class_names(file: Path | None, count: int) -> list[str]:
     return names
 
 
-def _summary(source: Path, out: Path, imported: Imported, written: str) -> str:
+def _summary(source: Path, out: Path, imported: Imported, content: str) -> str:
     options = imported.options
     parts = [f"{options.name}, width {options.width_multiplier:g}, {options.stem} stem"]
     parts += [f"selective kernels {options.sk_ratio:g}"] if options.sk_ratio else []
     parts += [f"{options.image_channels} channels"] if options.image_channels != 3 else []
     parts += [f"{options.variant}'s variant", f"normalisation {options.normalize}", f"{imported.image_size} px"]
-    lines = [f"{source}: {written}; {', '.join(parts)}"]
+    lines = [f"{source}: {content}; {', '.join(parts)}"]
     lines += [f"assumed: {note}" for note in imported.notes]
     if imported.left_out:
         kinds = Counter(_kind(name) for name in imported.left_out)
-        listed = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(6))
-        lines.append(f"left out {several(len(imported.left_out), 'tensor')}: {listed}; all in {out / 'import.json'}")
+        kind_list = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(6))
+        lines.append(f"left out {several(len(imported.left_out), 'tensor')}: {kind_list}; all in {out / 'import.json'}")
     return "\n".join([*lines, f"written to {out}"])
 
 

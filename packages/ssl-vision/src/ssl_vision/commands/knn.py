@@ -6,7 +6,7 @@ from contrastive_core.errors import UserError
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import evaluation_features, labelled_features
 from ssl_vision.evaluation.probes import knn_scores
-from ssl_vision.evaluation.scores import ProbeOptions, Score, capped, plan_score, score_probe
+from ssl_vision.evaluation.scores import ProbeOptions, Score, limit_note, plan_score, score_probe
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import load_encoder
 
@@ -38,13 +38,13 @@ def knn(
     """
     if k < 1 or temperature <= 0:
         raise UserError(f"knn needs k >= 1 and temperature > 0, got k={k} and temperature={temperature}")
-    planned = plan_score(model, "knn", data, probe)
-    loaded = load_encoder(model, device=probe.device, encoder=encoder)
+    output_files = plan_score(model, "knn", data, probe)
+    loaded_model = load_encoder(model, device=probe.device, encoder=encoder)
     bank = labelled_features(
-        loaded, data, split=probe.train_part, batch_size=probe.batch_size, labels=probe.labels, read=read
+        loaded_model, data, split=probe.train_part, batch_size=probe.batch_size, labels=probe.labels, read=read
     )
     query = evaluation_features(
-        loaded, data, part=probe.test_part, batch_size=probe.batch_size, classes=bank.classes, read=read
+        loaded_model, data, part=probe.test_part, batch_size=probe.batch_size, classes=bank.classes, read=read
     )
     voting = min(k, len(bank.labels))
     scores = knn_scores(
@@ -56,7 +56,7 @@ def knn(
         temperature=temperature,
     )
     return score_probe(
-        planned, "knn", scores, query, probe, model=model, data=data,
+        output_files, "knn", scores, query, probe, model=model, data=data,
         settings={"k": voting, "temperature": temperature},
-        found=capped("k", asked=k, used=voting, what="labelled images"),
+        found=limit_note("k", setting=k, value=voting, what="labelled images"),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from contrastive_core.training.model_file import module_hash
 from ssl_vision.data.dataset import ReadOptions
 from ssl_vision.evaluation.features import evaluation_features, extract, labelled_images
 from ssl_vision.evaluation.probes import Augmented, Cached, Source, fit_linear
-from ssl_vision.evaluation.scores import ProbeOptions, Score, capped, plan_score, score_probe
+from ssl_vision.evaluation.scores import ProbeOptions, Score, limit_note, plan_score, score_probe
 from ssl_vision.labels.subsets import require_two_classes
 from ssl_vision.models import EncoderOptions
 from ssl_vision.models.model_folder import load_encoder
@@ -54,31 +54,33 @@ def linear(
     """
     if epochs < 1 or lr <= 0:
         raise UserError(f"linear needs epochs >= 1 and lr > 0, got epochs={epochs} and lr={lr}")
-    planned = plan_score(model, "linear", data, probe)
-    loaded = load_encoder(model, device=probe.device, encoder=encoder)
-    before = module_hash(loaded.encoder)
-    read = read.for_model(loaded.bits)
-    train = labelled_images(data, split=probe.train_part, labels=probe.labels, channels=loaded.channels, read=read)
+    output_files = plan_score(model, "linear", data, probe)
+    loaded_model = load_encoder(model, device=probe.device, encoder=encoder)
+    before = module_hash(loaded_model.encoder)
+    read = read.for_model(loaded_model.bits)
+    train = labelled_images(
+        data, split=probe.train_part, labels=probe.labels, channels=loaded_model.channels, read=read
+    )
     require_two_classes(train, labels=probe.labels)
     test = evaluation_features(
-        loaded, data, part=probe.test_part, batch_size=probe.batch_size, classes=train.classes, read=read
+        loaded_model, data, part=probe.test_part, batch_size=probe.batch_size, classes=train.classes, read=read
     )
     source: Source
     if augment == "none":
-        source = Cached(extract(loaded, train, batch_size=probe.batch_size))
+        source = Cached(extract(loaded_model, train, batch_size=probe.batch_size))
     else:
-        source = Augmented(loaded, train, seed=derive(seed, "linear"))
+        source = Augmented(loaded_model, train, seed=derive(seed, "linear"))
     batch = min(probe.batch_size, len(train))
     classifier = fit_linear(
-        source, train.labels().to(loaded.device), len(train.classes), features=test.features.shape[1],
+        source, train.labels().to(loaded_model.device), len(train.classes), features=test.features.shape[1],
         epochs=epochs, batch_size=batch, lr=lr, seed=seed,
     )  # fmt: skip
     with torch.no_grad():
         scores = classifier(test.features)
-    if module_hash(loaded.encoder) != before:
+    if module_hash(loaded_model.encoder) != before:
         raise RuntimeError("the frozen encoder changed during linear evaluation; its scores are invalid")
     return score_probe(
-        planned, "linear", scores, test, probe, model=model, data=data,
+        output_files, "linear", scores, test, probe, model=model, data=data,
         settings={"epochs": epochs, "batch_size": batch, "lr": lr, "augment": augment, "seed": seed},
-        found=capped("batch size", asked=probe.batch_size, used=batch, what="training images"),
+        found=limit_note("batch size", setting=probe.batch_size, value=batch, what="training images"),
     )  # fmt: skip

@@ -127,10 +127,10 @@ def make_splits(
                 counts,
                 {"per_class": count, "seed": seed, "draw": number},
             )
-    written = files.contents
-    contents = {file: content.to_bytes() for file, content in written.items()}
+    label_files = files.contents
+    contents = {file: content.to_bytes() for file, content in label_files.items()}
     write_once(contents, command="ssl-vision make-splits", inputs=input_files(data), overwrite=overwrite)
-    return SplitsWritten(written, tuple(files.unreadable.values()))
+    return SplitsWritten(label_files, tuple(files.unreadable.values()))
 
 
 class _Files:
@@ -155,31 +155,31 @@ class _Files:
             label for label, count in counts.items() if len(first[label]) < (count if "per_class" in settings else 1)
         ]
         if short:
-            said = some_of(f"{label} ({len(first[label])})" for label in short)
+            shortages = some_of(f"{label} ({len(first[label])})" for label in short)
             bad = f", {several(len(self.unreadable), 'image')} could not be read" if self.unreadable else ""
             raise UserError(
                 f"{self._images.name}: found classes with fewer images than the number per class in {name}: "
-                f"{said}{bad}; request fewer, or use fractions"
+                f"{shortages}{bad}; request fewer, or use fractions"
             )
-        chosen = sorted(i for indices in first.values() for i in indices)
-        listed = tuple((self._images.key(i), self._class(i)) for i in chosen)
-        self.contents[self._out / name] = LabelFile(self._data, self._split, listed, settings)
-        return set(chosen)
+        selection = sorted(i for indices in first.values() for i in indices)
+        listing = tuple((self._images.key(i), self._class(i)) for i in selection)
+        self.contents[self._out / name] = LabelFile(self._data, self._split, listing, settings)
+        return set(selection)
 
     def _first(self, indices: list[int], count: int) -> list[int]:
         """Return the first `count` of these images that have a readable header."""
-        start, found = 0, list[int]()
-        while len(found) < count and start < len(indices):
-            piece = indices[start : start + count - len(found)]
+        start, readable = 0, list[int]()
+        while len(readable) < count and start < len(indices):
+            piece = indices[start : start + count - len(readable)]
             start += len(piece)
             self._read_headers([index for index in piece if index not in self._readable | self.unreadable.keys()])
-            found += [index for index in piece if index in self._readable]
-        return found
+            readable += [index for index in piece if index in self._readable]
+        return readable
 
     def _read_headers(self, indices: list[int]) -> None:
-        def problem(place: int) -> str:
+        def problem(position: int) -> str:
             try:
-                self._images.size(indices[place])
+                self._images.size(indices[position])
             except UserError as error:
                 return str(error)
             return ""

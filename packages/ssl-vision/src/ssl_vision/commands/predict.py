@@ -98,23 +98,23 @@ def predict(
         raise UserError(f"{out}: found the suffix {ending!r}, expected one of {', '.join(_ENDINGS)}")
     if ending == ".parquet":
         import_pyarrow()
-    planned = Outputs(
+    output_files = Outputs(
         [out], command="ssl-vision predict", inputs=input_files(data, *run_files(model)), overwrite=overwrite
     )
-    loaded = load_classifier(model, device=inference.device)
-    images = _open(data, part, channels=loaded.channels, read=read.for_model(loaded.bits))
-    if not 1 <= top <= len(loaded.classes):
-        raise UserError(f"predict can list 1 to {len(loaded.classes)} classes of this model, got top={top}")
+    classifier = load_classifier(model, device=inference.device)
+    images = _open(data, part, channels=classifier.channels, read=read.for_model(classifier.bits))
+    if not 1 <= top <= len(classifier.classes):
+        raise UserError(f"predict can list 1 to {len(classifier.classes)} classes of this model, got top={top}")
     unreadable = 0
 
-    names = loaded.class_names
-    head = _head(loaded.classes, top=top, probabilities=probabilities, named=bool(names))
+    names = classifier.class_names
+    head = _head(classifier.classes, top=top, probabilities=probabilities, has_names=bool(names))
 
-    needed = len(images) * (_ROW + _CELL * len(head))
-    check_space(out.parent, needed, what=f"the rows of {len(images):,} images", files=1)
+    num_bytes = len(images) * (_ROW + _CELL * len(head))
+    check_space(out.parent, num_bytes, what=f"the rows of {len(images):,} images", files=1)
 
     parts = batch_ranges(len(images), inference.batch_size)
-    transform = EvalTransform(loaded.image_size)
+    transform = EvalTransform(classifier.image_size)
 
     def read_part(indices: range) -> tuple[range, Tensor, dict[int, str]]:
         problems: dict[int, str] = {}
@@ -125,18 +125,18 @@ def predict(
         with _open_table(path, ending, head) as write_rows:
             batches = compute_ahead(read_part, parts)
             for indices, pictures, problems in track(batches, total=len(parts), what=f"{images.name}, batches"):
-                readable = iter(_probabilities(loaded, pictures).tolist())
+                readable = iter(_probabilities(classifier, pictures).tolist())
                 rows: list[list[str | float]] = []
                 for index in indices:
-                    given = None if index in problems else next(readable)
-                    if given is not None and not all(map(math.isfinite, given)):
-                        given, problems[index] = None, NOT_FINITE
-                    cells = _cells(given, loaded.classes, names, top=top, probabilities=probabilities)
+                    scores = None if index in problems else next(readable)
+                    if scores is not None and not all(map(math.isfinite, scores)):
+                        scores, problems[index] = None, NOT_FINITE
+                    cells = _cells(scores, classifier.classes, names, top=top, probabilities=probabilities)
                     rows.append([images.key(index), *cells, problems.get(index, "")])
                 write_rows(rows)
                 unreadable += len(problems)
 
-    with planned:
+    with output_files:
         replace_file(out, write)
     return PredictResult(out, len(images), unreadable)
 
@@ -167,8 +167,8 @@ def _open_table(path: Path, ending: str, head: Sequence[str]) -> Iterator[Callab
 
             def write_lines(rows: list[list[str | float]]) -> None:
                 for row in rows:
-                    said = {name: None if value == "" else value for name, value in zip(head, row, strict=True)}
-                    file.write(json.dumps(said, ensure_ascii=False) + "\n")
+                    record = {name: None if value == "" else value for name, value in zip(head, row, strict=True)}
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
             yield write_lines
             return
@@ -196,36 +196,36 @@ def _open(data: str, part: str, *, channels: int = 3, read: ReadOptions = ReadOp
 
 
 @torch.no_grad()
-def _probabilities(loaded: LoadedClassifier, pictures: Tensor) -> Tensor:
+def _probabilities(classifier: LoadedClassifier, pictures: Tensor) -> Tensor:
     """Return probabilities, float64 ``[n, C]``."""
     if not len(pictures):
-        return torch.empty(0, len(loaded.classes))
-    (logits,) = outputs(loaded.model, iter([pictures]), device=loaded.device)
+        return torch.empty(0, len(classifier.classes))
+    (logits,) = outputs(classifier.model, iter([pictures]), device=classifier.device)
     return logits.cpu().double().softmax(dim=1)
 
 
-def _head(classes: Sequence[str], *, top: int, probabilities: bool, named: bool) -> list[str]:
+def _head(classes: Sequence[str], *, top: int, probabilities: bool, has_names: bool) -> list[str]:
     ranks = ["", *(f"_{rank}" for rank in range(2, top + 1))]
-    columns = ("class", "name", "probability") if named else ("class", "probability")
+    columns = ("class", "name", "probability") if has_names else ("class", "probability")
     ranked = [f"{name}{rank}" for rank in ranks for name in columns]
     return ["path", *ranked, *(f"p({name})" for name in classes if probabilities), "error"]
 
 
 def _cells(
-    given: list[float] | None, classes: Sequence[str], names: Mapping[str, str], *, top: int, probabilities: bool
+    scores: list[float] | None, classes: Sequence[str], names: Mapping[str, str], *, top: int, probabilities: bool
 ) -> Iterator[str | float]:
     """Yield the cells between path and error, which are empty for an unreadable image."""
-    if given is None:
+    if scores is None:
         yield from [""] * ((3 if names else 2) * top + len(classes) * probabilities)
         return
-    ranked = sorted(range(len(classes)), key=lambda c: -given[c])
+    ranked = sorted(range(len(classes)), key=lambda c: -scores[c])
     for c in ranked[:top]:
         yield classes[c]
         if names:
             yield names.get(classes[c], "")
-        yield _number(given[c])
+        yield _number(scores[c])
     if probabilities:
-        yield from map(_number, given)
+        yield from map(_number, scores)
 
 
 def _number(probability: float) -> float:

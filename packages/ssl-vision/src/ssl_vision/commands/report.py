@@ -62,14 +62,14 @@ def report(
     if rows < 1 or bank < 2:
         raise UserError(f"report needs rows >= 1 and bank >= 2, got rows={rows} and bank={bank}")
     target = Path(out) if out is not None else Path(run) / "report.html"
-    planned = Outputs([target], command="ssl-vision report", inputs=run_files(run), overwrite=overwrite)
+    output_files = Outputs([target], command="ssl-vision report", inputs=run_files(run), overwrite=overwrite)
     with showing(Path(run)):
-        found = open_run(Path(run))
-        if found.settings.kind == "pretrain":
-            text = _of_pretraining(found, data=data, part=part, rows=rows, bank=bank, seed=seed, device=device)
+        run_folder = open_run(Path(run))
+        if run_folder.settings.kind == "pretrain":
+            text = _of_pretraining(run_folder, data=data, part=part, rows=rows, bank=bank, seed=seed, device=device)
         else:
-            text = _of_classifier(found, data=data, compare=compare, rows=rows, device=device)
-    with planned:
+            text = _of_classifier(run_folder, data=data, compare=compare, rows=rows, device=device)
+    with output_files:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, text.encode())
     return target
@@ -78,9 +78,9 @@ def report(
 def _of_classifier(run: RunFolder, *, data: str | None, compare: Sequence[Path] | None, rows: int, device: str) -> str:
     evaluations = read_evaluations(run.path)
     model = load_classifier(str(run.path), device=device) if run.has_model else None
-    labelled = count_labels(run.settings)
+    num_labels = count_labels(run.settings)
     parts = [
-        classifier_sections.header(run, evaluations, labelled=labelled),
+        classifier_sections.header(run, evaluations, num_labels=num_labels),
         classifier_sections.training(run, classes=len(model.classes) if model else None),
         classifier_sections.evaluation(
             run,
@@ -110,11 +110,11 @@ def _of_pretraining(
     images = _open(run, spec, split, required=data is not None or part is not None)
     model = load_encoder(str(run.path), device=device) if run.has_model else None
     if isinstance(images, str):
-        shown = [sections.missing("What training sees", images)]
+        sheet_sections = [sections.missing("What training sees", images)]
     else:
         bad = run.bad_files if (spec, split) == (run.settings.data, run.settings.part) else {}
         sheets = make_sheets(run.settings, images, model, rows=rows, bank=bank, seed=seed, without=bad)
-        shown = [
+        sheet_sections = [
             sections.views(sheets, pairs=run.settings.batch_size > 0),
             sections.neighbours(sheets, data=spec, split=split),
         ]
@@ -129,7 +129,7 @@ def _of_pretraining(
             header,
             sections.training(run),
             scores_section(run, protocols, encoder_hash=module_hash(model.encoder) if model else None),
-            *shown,
+            *sheet_sections,
             sections.settings(run),
             sections.surroundings(run),
         ],

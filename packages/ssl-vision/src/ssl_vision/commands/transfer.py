@@ -63,26 +63,26 @@ def transfer(
     Returns:
         Test accuracies.
     """
-    planned = plan_score(model, "transfer", data, probe)
-    loaded = load_encoder(model, device=probe.device, encoder=encoder)
+    output_files = plan_score(model, "transfer", data, probe)
+    loaded_model = load_encoder(model, device=probe.device, encoder=encoder)
 
     def features(split: str, *, classes: list[str] | None = None, labels: Path | None = None) -> LabelledFeatures:
         return labelled_features(
-            loaded, data, split=split, batch_size=probe.batch_size, classes=classes, labels=labels, read=read,
+            loaded_model, data, split=split, batch_size=probe.batch_size, classes=classes, labels=labels, read=read,
         )  # fmt: skip
 
     val_part = val_part or _own_validation(data, probe)
-    if val_part and resolve_split(data, val_part) in _used(data, probe):
+    if val_part and resolve_split(data, val_part) in _probe_splits(data, probe):
         raise UserError(
             f"transfer needs separate images to choose the penalty l2; val_part {val_part!r} is also used elsewhere"
         )
     train = features(probe.train_part, labels=probe.labels)
     test = evaluation_features(
-        loaded, data, part=probe.test_part, batch_size=probe.batch_size, classes=train.classes, read=read
+        loaded_model, data, part=probe.test_part, batch_size=probe.batch_size, classes=train.classes, read=read
     )
     if val_part is None:
-        stay, held = hold_out(train.labels, train.classes, val_share, seed=derive(seed, "validation"))
-        x, y, val_x, val_y = train.features[stay], train.labels[stay], train.features[held], train.labels[held]
+        stay, held_out = hold_out(train.labels, train.classes, val_share, seed=derive(seed, "validation"))
+        x, y, val_x, val_y = train.features[stay], train.labels[stay], train.features[held_out], train.labels[held_out]
     else:
         val = features(val_part, classes=train.classes)
         x, y, val_x, val_y = train.features, train.labels, val.features, val.labels
@@ -92,26 +92,26 @@ def transfer(
     (final,) = fit_logistic(both_x, both_y, number, penalties=[best])
     with torch.no_grad():
         scores = final.classifier(test.features)
-    drawn = f"{val_share:g} of {probe.train_part}, seed {seed}"
-    found: dict[str, object] = {
+    val_source = f"{val_share:g} of {probe.train_part}, seed {seed}"
+    results: dict[str, object] = {
         "l2": best,
         f"{metric.replace('_', ' ')} in validation": value,
         "validation images": len(val_y),
     }
     if stuck or not final.converged:
-        found["fits that did not converge"] = stuck + (not final.converged)
+        results["fits that did not converge"] = stuck + (not final.converged)
     return score_probe(
-        planned, "transfer", scores, test, probe, model=model, data=data,
-        settings={"val_part": val_part or drawn, "l2 chosen by": metric}, found=found,
+        output_files, "transfer", scores, test, probe, model=model, data=data,
+        settings={"val_part": val_part or val_source, "l2 chosen by": metric}, found=results,
     )  # fmt: skip
 
 
 def _own_validation(data: str, probe: ProbeOptions) -> str | None:
     """Return the split `val`, if it exists and is used neither for training nor for testing."""
-    return "val" if "val" in list_splits(data) and "val" not in _used(data, probe) else None
+    return "val" if "val" in list_splits(data) and "val" not in _probe_splits(data, probe) else None
 
 
-def _used(data: str, probe: ProbeOptions) -> set[str]:
+def _probe_splits(data: str, probe: ProbeOptions) -> set[str]:
     return {resolve_split(data, probe.train_part), resolve_split(data, probe.test_part)}
 
 

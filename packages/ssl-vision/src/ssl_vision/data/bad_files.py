@@ -101,12 +101,12 @@ class _Skipping(ImageSet):
             print(f"skipped: {reason}", file=sys.stderr, flush=True)  # noqa: T201
         bad = read_log(self._log)
         if len(bad) > self._allowed:  # those repaired since an earlier start do not count
-            bad = {place: reason for place, reason in bad.items() if not self._is_mended(place)}
+            bad = {number: reason for number, reason in bad.items() if not self._is_mended(number)}
         if len(bad) > self._allowed:
-            named = "".join(f"\n  {reason}" for reason in list(bad.values())[:_NAMED])
+            reasons = "".join(f"\n  {reason}" for reason in list(bad.values())[:_NAMED])
             raise UserError(
                 f"{self.name}: found {several(len(bad), 'unreadable file')}, but only {self._allowed} of {len(self)} "
-                f"may be skipped:{named}\n`ssl-vision check` lists all of them; repair or remove them, or raise "
+                f"may be skipped:{reasons}\n`ssl-vision check` lists all of them; repair or remove them, or raise "
                 "--max-bad"
             )
         self._bad.add(index)

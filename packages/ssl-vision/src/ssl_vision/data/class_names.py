@@ -28,7 +28,7 @@ def find_class_names(data: str, classes: Sequence[str]) -> dict[str, str]:
     """
     if not classes or not all(_WNID.fullmatch(name) for name in classes):
         return {}
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     try:
         root = locate(data)[1].resolve()
     except UserError:
@@ -36,24 +36,24 @@ def find_class_names(data: str, classes: Sequence[str]) -> dict[str, str]:
     for folder in () if root is None else (root, root.parent):
         for file in (folder / name for name in NAME_FILES):
             if file.is_file():
-                found = _read(file) | found
-    missing = [name for name in classes if name not in found]
+                names = _read(file) | names
+    missing = [name for name in classes if name not in names]
     if missing:
-        found = _known(classes, missing) | found
-    return {name: found[name] for name in classes if name in found}
+        names = _library_names(classes, missing) | names
+    return {name: names[name] for name in classes if name in names}
 
 
 def _read(file: Path) -> dict[str, str]:
     """Read the lines that begin with a wnid: wnid -> name."""
     names = {}
     for line in read_text(file, expected="lines with a wnid and its names").splitlines():
-        wnid, _, words = line.strip().replace("\t", " ").partition(" ")
-        if _WNID.fullmatch(wnid) and (name := words.partition(",")[0].strip()):
+        wnid, _, synonyms = line.strip().replace("\t", " ").partition(" ")
+        if _WNID.fullmatch(wnid) and (name := synonyms.partition(",")[0].strip()):
             names[wnid] = name
     return names
 
 
-def _known(classes: Sequence[str], missing: Sequence[str]) -> dict[str, str]:
+def _library_names(classes: Sequence[str], missing: Sequence[str]) -> dict[str, str]:
     """Return the names from installed libraries."""
     if len(classes) == 1000:
         from torchvision.models import ResNet18_Weights  # noqa: PLC0415 - takes half a second
@@ -64,9 +64,9 @@ def _known(classes: Sequence[str], missing: Sequence[str]) -> dict[str, str]:
         return {}
     timm_data: Any = importlib.import_module("timm.data")  # an extra that takes seconds to import
     info = timm_data.ImageNetInfo("imagenet-22k")
-    known = set(info.label_names())
+    wnids = set(info.label_names())
     return {
         name: str(info.label_name_to_description(name, detailed=False)).partition(",")[0]
         for name in missing
-        if name in known
+        if name in wnids
     }

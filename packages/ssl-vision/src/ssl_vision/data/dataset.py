@@ -303,8 +303,8 @@ def in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor:
             f"{images.name}: {len(images)} images of {first.shape[2]}x{first.shape[1]} px take {size / 2**30:.3g} GiB, "
             f"the limit is {limit / 2**30:.3g} GiB; read them from files (--load files)"
         )
-    everything = torch.empty(len(images), *first.shape, dtype=first.dtype)
-    rows = everything.numpy()  # written by numpy, whose assignment costs a fraction of torch's
+    pixels = torch.empty(len(images), *first.shape, dtype=first.dtype)
+    rows = pixels.numpy()  # written by numpy, whose assignment costs a fraction of torch's
 
     def decode(index: int) -> None:
         image = images.read(index)
@@ -317,7 +317,7 @@ def in_memory(images: ImageSet, *, limit: int = _LIMIT) -> Tensor:
 
     for _ in map_images(decode, len(images)):
         pass
-    return everything
+    return pixels
 
 
 def measure_statistics(images: ImageSet, *, count: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -328,20 +328,20 @@ def measure_statistics(images: ImageSet, *, count: int = 1000) -> tuple[tuple[fl
     Raises:
         UserError: No image can be read.
     """
-    chosen = permutation(derive(0, "statistics"), len(images))[:count].tolist()
+    indices = permutation(derive(0, "statistics"), len(images))[:count].tolist()
 
-    def moments(place: int) -> Tensor | None:
+    def moments(position: int) -> Tensor | None:
         try:
-            image = images.read(chosen[place])
+            image = images.read(indices[position])
         except UserError:
             return None
         pixels = (image.double() / 255 if image.dtype == torch.uint8 else image.double()).flatten(1)
         return torch.stack([pixels.mean(dim=1), pixels.square().mean(dim=1)])
 
-    found = [value for value in map_images(moments, len(chosen)) if value is not None]
-    if not found:
-        raise UserError(f"{images.name}: found no readable image among {len(chosen)}; see `ssl-vision check`")
-    mean, square = torch.stack(found).mean(dim=0)
+    image_moments = [value for value in map_images(moments, len(indices)) if value is not None]
+    if not image_moments:
+        raise UserError(f"{images.name}: found no readable image among {len(indices)}; see `ssl-vision check`")
+    mean, square = torch.stack(image_moments).mean(dim=0)
     std = (square - mean.square()).clamp_min(0).sqrt()
     std[std < 1e-6] = 1
     return tuple(mean.tolist()), tuple(std.tolist())

@@ -130,12 +130,12 @@ def _tiff_tags(data: bytes) -> dict[int, int]:
     tags: dict[int, int] = {}
     for at in range(first, first + (4 + 2 * offset) * min(number(directory, first - directory), 4096), 4 + 2 * offset):
         size, count = _TYPE_SIZES.get(number(at + 2, 2), 0), number(at + 4, offset)
-        place = at + 4 + offset
+        value_offset = at + 4 + offset
         if size * count > offset:
-            place = number(place, offset)
-        if max(place + size * count, at + 4 + 2 * offset) > len(data):
+            value_offset = number(value_offset, offset)
+        if max(value_offset + size * count, at + 4 + 2 * offset) > len(data):
             return {}
-        tags[number(at, 2)] = number(place, size)
+        tags[number(at, 2)] = number(value_offset, size)
     has_pixels = tags.get(_WIDTH) and tags.get(_HEIGHT) and (_STRIPS in tags or _TILES in tags)
     return tags if has_pixels else {}
 
@@ -391,9 +391,9 @@ def _tiff_values(series: Any, channels: int, options: ReadOptions) -> NDArray[An
 
 
 def _other_channels(shape: Sequence[int], axes: str, channels: int) -> UndecodableError:
-    found = " x ".join(map(str, shape))
+    sizes = " x ".join(map(str, shape))
     return UndecodableError(
-        f"found a TIFF with shape {found} (axes {axes}), expected {several(channels, 'channel')} (--image-channels)"
+        f"found a TIFF with shape {sizes} (axes {axes}), expected {several(channels, 'channel')} (--image-channels)"
     )
 
 
@@ -454,12 +454,12 @@ def read_bytes(path: Path) -> bytes:
             )
         return path.read_bytes()
     except FileNotFoundError as error:
-        found = "a broken link" if path.is_symlink() else "no such file"
+        problem = "a broken link" if path.is_symlink() else "no such file"
         for ending in sorted(EXTENSIONS):
             if (longer := path.with_name(path.name + ending)).is_file():
-                reason = f"{found}, but {longer.name}; write the names with their endings"
+                reason = f"{problem}, but {longer.name}; write the names with their endings"
                 raise UserError(f"{path}: found {reason}") from error
-        raise UserError(f"{path}: found {found}; restore the image, or remove it from the data set") from error
+        raise UserError(f"{path}: found {problem}; restore the image, or remove it from the data set") from error
     except OSError as error:
         raise UserError(
             f"{path}: cannot be opened ({error.strerror}); check that it is a file with read permission"
@@ -493,16 +493,16 @@ def _decode(data: bytes, options: ReadOptions) -> Picture:
         raise UndecodableError(bands)
     _check_first_page(data)
     with _open(data, options) as image:
-        found, mode = image.format, image.mode
+        image_format, mode = image.format, image.mode
         deep = _is_deep_colour(image, data)
-        if deep and 0 < options.bits < 16 and (found != "TIFF" or _tiff_tags(data).get(_SAMPLES, 1) > 3):
+        if deep and 0 < options.bits < 16 and (image_format != "TIFF" or _tiff_tags(data).get(_SAMPLES, 1) > 3):
             raise UndecodableError(
-                f"found a {found} in colour with 16 bits per channel, of which the high 8 are read, so that --bits "
-                f"{options.bits} would have no effect; save it as a TIFF with three channels, or with 8 bits"
+                f"found a {image_format} in colour with 16 bits per channel, of which the high 8 are read, so that "
+                f"--bits {options.bits} would have no effect; save it as a TIFF with three channels, or with 8 bits"
             )
         # PIL rotates a TIFF while loading it, and then drops the orientation. For other files the orientation is read
         # after loading: reading it from a PNG loads the image, and a failure must not look like a damaged EXIF block.
-        turned = _orientation(image) if image.format == "TIFF" else 1
+        tiff_orientation = _orientation(image) if image.format == "TIFF" else 1
         stack = False
         if image.format == "TIFF":
             if (colour := _colour_of_pages(image, data, options)) is not None:
@@ -517,7 +517,7 @@ def _decode(data: bytes, options: ReadOptions) -> Picture:
             rgb = rgb.transpose(_UPRIGHT[orientation])
         pixels = np.asarray(rgb).transpose(2, 0, 1).copy()
         dark = dark or (deep and 0 < int(pixels.max()) < 16)
-        return Picture(pixels, found or "", mode, max(orientation, turned), dark, stack)
+        return Picture(pixels, image_format or "", mode, max(orientation, tiff_orientation), dark, stack)
 
 
 def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
@@ -686,16 +686,16 @@ def _without_text(data: bytes) -> bytes | None:
     """Return a PNG without its texts and colour profile, which PIL limits in size; None if it has none."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return None
-    kept, at, dropped = [data[:8]], 8, False
+    chunks, at, has_text = [data[:8]], 8, False
     while at + 8 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
         end = at + 12 + length
         if data[at + 4 : at + 8] in _NO_PIXELS:
-            dropped = True
+            has_text = True
         else:
-            kept.append(data[at:end])
+            chunks.append(data[at:end])
         at = end
-    return b"".join(kept) if dropped else None
+    return b"".join(chunks) if has_text else None
 
 
 def _problem(error: Exception, data: bytes) -> str:

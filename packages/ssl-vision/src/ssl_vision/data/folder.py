@@ -54,21 +54,22 @@ def folder_layout(root: Path) -> Layout:
     splits = find_splits(folder, names)
     if not splits:
         return Layout(folder, {}, tuple(notes))
-    beside = [name for name in names if name not in splits.values() and holds_image(folder / name)]
-    if beside and not any(holds_image(folder / name) for name in splits.values()):
+    other_folders = [name for name in names if name not in splits.values() and holds_image(folder / name)]
+    if other_folders and not any(holds_image(folder / name) for name in splits.values()):
         # The results of a command, for example, in a folder called val beside the classes.
         notes += [f"{printable(name)} is not used as a split, because it holds no images" for name in splits.values()]
         return Layout(folder, {}, tuple(notes))
-    if len(splits) == 1 and beside and _is_class(folder, *splits.values(), beside=beside):
+    if len(splits) == 1 and other_folders and _is_class(folder, *splits.values(), other_folders=other_folders):
         (name,) = splits.values()
         notes.append(
-            f"the folder {name} is used as a class, not as a split, because it is beside {printable(some_of(beside))}"
+            f"the folder {name} is used as a class, not as a split, because it is beside "
+            f"{printable(some_of(other_folders))}"
         )
         return Layout(folder, {}, tuple(notes))
-    renamed = [f"{splits[split]} as {split}" for split in SPLITS if splits.get(split, split) != split]
-    if renamed:
-        notes.append(f"folders used as splits: {', '.join(renamed)}")
-    notes += _left_out(folder, beside)
+    renames = [f"{splits[split]} as {split}" for split in SPLITS if splits.get(split, split) != split]
+    if renames:
+        notes.append(f"folders used as splits: {', '.join(renames)}")
+    notes += _left_out(folder, other_folders)
     paths: dict[str, Path] = {}
     for split in SPLITS:
         if split in splits:
@@ -98,13 +99,13 @@ def open_folder(
         UserError: There are no images, there is no such split, or class folders contain split folders.
     """
     layout = folder_layout(root)
-    found, folder = split_folder(root, layout, split)
+    split_name, folder = split_folder(root, layout, split)
     listing = list_folder(folder)
     if not listing.images:
         unread = f" {unread_text(listing.unread)}" if listing.unread else ""
-        found = several(len(listing.others) + len(listing.unread), "file")
+        files = several(len(listing.others) + len(listing.unread), "file")
         raise UserError(
-            f"{folder}: found no images among {found}, expected files with the suffix {', '.join(sorted(EXTENSIONS))}."
+            f"{folder}: found no images among {files}, expected files with the suffix {', '.join(sorted(EXTENSIONS))}."
             f"{unread}"
         )
     notes = [f"{root}: {note}" for note in layout.notes]
@@ -116,32 +117,34 @@ def open_folder(
         f"{len(paths)} times"
         for paths in listing.same
     ]
-    beside = beside_classes(listing)
-    if beside:
+    loose_images = beside_classes(listing)
+    if loose_images:
         reason = (
-            "images without a class folder" if len(beside) == len(listing.images) else f"{beside[0]} beside classes"
+            "images without a class folder"
+            if len(loose_images) == len(listing.images)
+            else f"{loose_images[0]} beside classes"
         )
         return FileImages(
-            str(folder), folder, listing.images, unlabelled=f"found {reason}, {ADD_LABELS}", split=found, notes=notes,
-            unread=listing.unread, channels=channels, options=read,
+            str(folder), folder, listing.images, unlabelled=f"found {reason}, {ADD_LABELS}", split=split_name,
+            notes=notes, unread=listing.unread, channels=channels, options=read,
         )  # fmt: skip
     _refuse_shared_by_classes(folder, listing)
     names = [class_of(path) for path in listing.images]
     notes += [f"{folder}: {note}" for note in (*unlabelled_class({*names}), *same_folders_in_classes(listing))]
-    training = set() if found == "train" else _training_classes(layout)
+    training = set() if split_name == "train" else _training_classes(layout)
     if training and names[0] not in training and set(names) == {names[0]} and names[0].lower() in _NO_CLASS_NAMES:
         # Tiny ImageNet, for example, has val/images beside train/<class>/images.
         reason = f"found all images in the folder {names[0]}, which is not a class of the training images"
         notes.append(f"{folder}: {printable(reason.removeprefix('found '))}, so that they have no labels")
         return FileImages(
-            str(folder), folder, listing.images, unlabelled=f"{reason}, {ADD_LABELS}", split=found, notes=notes,
-            unread=listing.unread, channels=channels, options=read,
+            str(folder), folder, listing.images, unlabelled=f"{reason}, {ADD_LABELS}", split=split_name,
+            notes=notes, unread=listing.unread, channels=channels, options=read,
         )  # fmt: skip
     classes = sorted(training.union(names))
     notes += [f"{root}: {printable(note)}" for note in similar_names(classes)]
     number = {name: label for label, name in enumerate(classes)}
     return FileImages(
-        str(folder), folder, listing.images, labels=[number[name] for name in names], classes=classes, split=found,
+        str(folder), folder, listing.images, labels=[number[name] for name in names], classes=classes, split=split_name,
         notes=notes, unread=listing.unread, channels=channels, options=read,
     )  # fmt: skip
 
@@ -167,8 +170,8 @@ def split_folder(root: Path, layout: Layout, split: str) -> tuple[str, Path]:
         UserError: There is no folder for the split.
     """
     split = canonical_split(split)
-    present = {name: folder.name for name, folder in layout.splits.items()}
-    if not present:
+    folder_names = {name: folder.name for name, folder in layout.splits.items()}
+    if not folder_names:
         if split in ("train", "all"):
             return split, layout.root
         raise UserError(
@@ -181,8 +184,8 @@ def split_folder(root: Path, layout: Layout, split: str) -> tuple[str, Path]:
     if split in _subfolders(layout.root) and holds_image(layout.root / split):  # such as unlabeled
         return split, layout.root / split
     raise UserError(
-        f"{root}: found {'the folder' if len(present) == 1 else 'the folders'} {', '.join(present.values())}, expected "
-        f"{root / split}; name another split or add the folder"
+        f"{root}: found {'the folder' if len(folder_names) == 1 else 'the folders'} "
+        f"{', '.join(folder_names.values())}, expected {root / split}; name another split or add the folder"
     )
 
 
@@ -244,18 +247,20 @@ def _shared_by_splits(folder: Path, splits: Mapping[str, Path]) -> list[str]:
     owner: dict[tuple[int, int], tuple[str, Path]] = {}
     notes = []
     for split, path in splits.items():
-        for place in (path, *(path / name for name in _subfolders(path))):
-            first, other = owner.setdefault(identity_of(place), (split, place))
+        for location in (path, *(path / name for name in _subfolders(path))):
+            first, other = owner.setdefault(identity_of(location), (split, location))
             if first == split:
                 continue
-            same = f"{_relative(other, folder)} and {_relative(place, folder)} are the same folder, because of a link"
+            same = (
+                f"{_relative(other, folder)} and {_relative(location, folder)} are the same folder, because of a link"
+            )
             if first == "train":
                 raise UserError(
                     f"{folder}: {same}, so that training images would be in split {split}, too; remove the link, or "
                     "give a CSV manifest"
                 )
             notes.append(f"{same}; a model that is validated on {first} cannot be tested on {split}")
-            if place == path:
+            if location == path:
                 break
     return notes
 
@@ -280,21 +285,22 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     return [entry for entry in entries if not is_hidden(entry.name)]
 
 
-def _is_class(folder: Path, name: str, *, beside: Sequence[str]) -> bool:
+def _is_class(folder: Path, name: str, *, other_folders: Sequence[str]) -> bool:
     """Whether the only folder named like a split is a class among the folders beside it.
 
     Raises:
         UserError: The folder could be a split or a class.
     """
-    if _holds_classes(folder / name) or any(_holds_classes(folder / other) for other in beside):
+    if _holds_classes(folder / name) or any(_holds_classes(folder / other) for other in other_folders):
         return False
     if not holds_image(folder / name):
         return False
-    if len(beside) > 1:
+    if len(other_folders) > 1:
         return True
     raise UserError(
-        f"{folder}: found the folders {name} and {beside[0]}, which both hold images; {name} could be a split or a "
-        f"class. Rename {name} if it is a class, move {beside[0]} away if {name} is a split, or give a CSV manifest"
+        f"{folder}: found the folders {name} and {other_folders[0]}, which both hold images; {name} could be a split "
+        f"or a class. Rename {name} if it is a class, move {other_folders[0]} away if {name} is a split, or give a CSV "
+        "manifest"
     )
 
 
@@ -341,25 +347,27 @@ def _refuse_splits_in_classes(folder: Path, listing: Listing) -> None:
             by_class.setdefault(parent, set()).add(word.split)
     mixed = [parent for parent, splits in by_class.items() if len(splits) > 1]
     if mixed:
-        shown = next(f"{p}/{n}" for p, n in inside if p == mixed[0] and (w := split_word(n)) and w.is_whole)
+        example = next(f"{p}/{n}" for p, n in inside if p == mixed[0] and (w := split_word(n)) and w.is_whole)
         raise UserError(
-            f"{folder}: found split folders inside class folders ({printable(shown)}), expected "
+            f"{folder}: found split folders inside class folders ({printable(example)}), expected "
             "<split>/<class>/*; training images and test images would be mixed. Swap the two levels, or give a CSV "
             "manifest with a column split"
         )
 
 
-def _left_out(folder: Path, beside: Sequence[str]) -> list[str]:
+def _left_out(folder: Path, other_folders: Sequence[str]) -> list[str]:
     """Describe images beside the split folders in a sentence."""
-    counts = [(f"{name} ({count:,})", count) for name in beside if (count := len(list_folder(folder / name).images))]
+    counts = [
+        (f"{name} ({count:,})", count) for name in other_folders if (count := len(list_folder(folder / name).images))
+    ]
     loose = sum(is_image(entry.name) for entry in _entries(folder))
     if loose:
         counts.append((f"no folder ({loose:,})", loose))
     if not counts:
         return []
     total = sum(count for _, count in counts)
-    named = printable(some_of([text for text, _ in counts]))
-    return [f"{several(total, 'image')} beside the split folders left out: in {named}"]
+    breakdown = printable(some_of([text for text, _ in counts]))
+    return [f"{several(total, 'image')} beside the split folders left out: in {breakdown}"]
 
 
 def _relative(folder: Path, root: Path) -> str:

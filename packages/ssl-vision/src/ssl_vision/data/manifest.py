@@ -75,29 +75,33 @@ def open_manifest(
             rows.
     """
     content = read_manifest(manifest)
-    everything = content.rows
-    splits = manifest_splits(everything)
+    all_rows = content.rows
+    splits = manifest_splits(all_rows)
     split = canonical_split(split)
     if split == "test" and split not in splits and "val" in splits:
         split = "val"
-    rows = everything if split == "all" else [row for row in everything if row.split == split]
+    rows = all_rows if split == "all" else [row for row in all_rows if row.split == split]
     if not rows:
-        found = f"rows of split {', '.join(splits)}" if splits else "no rows"
+        splits_text = f"rows of split {', '.join(splits)}" if splits else "no rows"
         raise UserError(
-            f"{manifest}: found {found}, expected some of split {split!r}; name the split of each row in a column split"
+            f"{manifest}: found {splits_text}, expected some of split {split!r}; name the split of each row in a "
+            "column split"
         )
     paths = [row.path for row in rows]
     notes = [f"{manifest}: {note}" for note in content.notes]
-    nowhere = [row.line for row in everything if not row.split]
-    if nowhere and split != "all":
-        notes.append(f"{manifest}: {several(len(nowhere), 'row')} without a split, left out ({_lines(nowhere)})")
+    lines_without_split = [row.line for row in all_rows if not row.split]
+    if lines_without_split and split != "all":
+        notes.append(
+            f"{manifest}: {several(len(lines_without_split), 'row')} without a split, left out "
+            f"({_lines(lines_without_split)})"
+        )
     bare = [row.line for row in rows if not row.label]
     if bare:
-        found = f"{several(len(bare), 'row')} without a label ({_lines(bare)})"
+        problem = f"{several(len(bare), 'row')} without a label ({_lines(bare)})"
         if len(bare) == len(rows):
-            found = "no labels" if len(rows) == len(everything) else f"no labels in split {split!r}"
-        todo = "label every row, or give the labelled rows a split of their own"
-        reason = f"found {found}, expected labels; {todo}"
+            problem = "no labels" if len(rows) == len(all_rows) else f"no labels in split {split!r}"
+        remedy = "label every row, or give the labelled rows a split of their own"
+        reason = f"found {problem}, expected labels; {remedy}"
         return FileImages(
             str(manifest),
             manifest.parent,
@@ -108,9 +112,9 @@ def open_manifest(
             channels=channels,
             options=read,
         )
-    training = {row.label for row in everything if row.split == "train" and row.label}
+    training = {row.label for row in all_rows if row.split == "train" and row.label}
     if not training:
-        training = {row.label for row in everything if row.label}
+        training = {row.label for row in all_rows if row.label}
     classes = _in_order(training.union(row.label for row in rows))
     number = {name: label for label, name in enumerate(classes)}
     labels = [number[row.label] for row in rows]
@@ -131,32 +135,32 @@ def read_manifest(manifest: Path) -> Manifest:
     """
     text = read_text(manifest, expected="a CSV file")
     head, _, rest = text.partition("\n")
-    stated = stated_separator(head)
-    if stated:
+    separator = stated_separator(head)
+    if separator:
         text, head = rest, rest.partition("\n")[0]
-    delimiter = stated or max(",;\t", key=head.count)
+    delimiter = separator or max(",;\t", key=head.count)
     with reading(manifest, "cannot be read as CSV", "export it again"):
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         columns = [name.strip() for name in next(reader, [])]
-        cells = [(reader.line_num + bool(stated), row) for row in reader if any(cell.strip() for cell in row)]
+        cells = [(reader.line_num + bool(separator), row) for row in reader if any(cell.strip() for cell in row)]
     columns = with_row_numbers(columns, [row for _, row in cells])
-    place, notes = _places(manifest, columns)
-    wrong = [line for line, row in cells if len(row) != len(columns)]
-    if wrong:
+    positions, notes = _places(manifest, columns)
+    ragged_lines = [line for line, row in cells if len(row) != len(columns)]
+    if ragged_lines:
         raise UserError(
-            f"{manifest}: found rows with more or fewer values than its {len(columns)} columns ({_lines(wrong)}); put "
-            "quotes around values with a comma"
+            f"{manifest}: found rows with more or fewer values than its {len(columns)} columns "
+            f"({_lines(ragged_lines)}); put quotes around values with a comma"
         )
     missing: list[int] = []
     rows = []
     for line, row in cells:
-        label = unicodedata.normalize("NFC", row[place["label"]].strip()) if "label" in place else ""
+        label = unicodedata.normalize("NFC", row[positions["label"]].strip()) if "label" in positions else ""
         if label and is_missing(label):
             missing.append(line)
             label = ""
-        split = row[place["split"]].strip() if "split" in place else "train"
+        split = row[positions["split"]].strip() if "split" in positions else "train"
         split = "" if is_missing(split) else canonical_split(split)
-        rows.append(Row(line, local_path(row[place["path"]].strip(), manifest.parent), label, split))
+        rows.append(Row(line, local_path(row[positions["path"]].strip(), manifest.parent), label, split))
     labels = whole_numbers([row.label for row in rows])
     rows = [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
     pathless = [row.line for row in rows if not row.path]
@@ -171,10 +175,10 @@ def read_manifest(manifest: Path) -> Manifest:
             f"{missing_images} not exist ({printable(str(manifest.parent / rows[0].path))}); write paths relative to "
             "the folder of the manifest, with the endings of the names"
         )
-    if "label" not in place:
+    if "label" not in positions:
         notes += _one_hot({name: {row[number].strip() for _, row in cells} for number, name in enumerate(columns)})
-    if "split" not in place:
-        others = {number: name for number, name in enumerate(column_names(columns)) if number not in place.values()}
+    if "split" not in positions:
+        others = {number: name for number, name in enumerate(column_names(columns)) if number not in positions.values()}
         refuse_unnamed_splits(manifest, others, [row for _, row in cells])
     notes += _repeated(rows)
     if "-1" in labels and len({*labels} - {"", "-1"}) > 1:
@@ -190,22 +194,22 @@ def read_manifest(manifest: Path) -> Manifest:
 
 def _places(manifest: Path, columns: Sequence[str]) -> tuple[dict[str, int], list[str]]:
     """Return the position of each kind of column, and notes on ignored columns."""
-    place, notes = find_columns(manifest, column_names(columns), COLUMNS)
-    if "path" not in place:
-        found = f"found the columns {', '.join(columns)}" if columns else "the file is empty"
-        raise UserError(f"{manifest}: {found}, expected path[,label][,split] separated by commas")
-    others = [name for number, name in enumerate(columns) if name and number not in place.values()]
-    if "label" not in place and others:
+    positions, notes = find_columns(manifest, column_names(columns), COLUMNS)
+    if "path" not in positions:
+        problem = f"found the columns {', '.join(columns)}" if columns else "the file is empty"
+        raise UserError(f"{manifest}: {problem}, expected path[,label][,split] separated by commas")
+    others = [name for number, name in enumerate(columns) if name and number not in positions.values()]
+    if "label" not in positions and others:
         notes.append(
             f"no column gives labels ({', '.join(COLUMNS['label'])}), so images have none; columns that are not read: "
             f"{printable(some_of(others))}"
         )
-    return place, notes
+    return positions, notes
 
 
 def _one_hot(values: Mapping[str, set[str]]) -> list[str]:
     """Describe columns that state one class each by 0 and 1."""
-    marks = [name for name, found in values.items() if found in ({"0", "1"}, {"0.0", "1.0"})]
+    marks = [name for name, column_values in values.items() if column_values in ({"0", "1"}, {"0.0", "1.0"})]
     if len(marks) < 2:
         return []
     return [
@@ -223,19 +227,21 @@ def refuse_unnamed_splits(manifest: Path, columns: Mapping[int, str], rows: Sequ
     """Raise an error if a column of another name than split contains splits, because all rows would be trained on."""
     for number, name in columns.items():
         values = {row[number].strip().lower() for row in rows if len(row) > number} - {""}
-        words = {value: word for value in values if (word := split_word(value)) is not None}
-        stated = {word.split for word in words.values() if word.is_whole}
-        distinct = {words[value].split if value in words else value for value in values}
+        split_words = {value: word for value in values if (word := split_word(value)) is not None}
+        whole_splits = {word.split for word in split_words.values() if word.is_whole}
+        distinct = {split_words[value].split if value in split_words else value for value in values}
         mark = split_word(name.removeprefix("is_"))  # is_valid, is_training_image
         if mark and not mark.rest and len(values) == 2 and values <= _TRUTH:
-            found = f"the column {name} with the values {' and '.join(sorted(values))}"
-        elif len(stated) > 1 or (words and len(distinct) > 1 and values <= _OTHER_SPLITS.union(words)):
-            found = f"the names of splits in the column {name} ({some_of(sorted(values))})"
+            evidence = f"the column {name} with the values {' and '.join(sorted(values))}"
+        elif len(whole_splits) > 1 or (
+            split_words and len(distinct) > 1 and values <= _OTHER_SPLITS.union(split_words)
+        ):
+            evidence = f"the names of splits in the column {name} ({some_of(sorted(values))})"
         else:
             continue
         raise UserError(
-            f"{manifest}: found {found} but no column split, so that all rows would be training images; add a column "
-            "split with the values train, val and test, or remove this column"
+            f"{manifest}: found {evidence} but no column split, so that all rows would be training images; add a "
+            "column split with the values train, val and test, or remove this column"
         )
 
 
@@ -245,8 +251,8 @@ def _repeated(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         by_path.setdefault(os.path.normpath(row.path), []).append(row)
     labels: list[int] = []
-    leaked: list[int] = []
-    again: list[int] = []
+    leaks: list[int] = []
+    copies: list[int] = []
     for same in by_path.values():
         if len(same) == 1:
             continue
@@ -254,15 +260,15 @@ def _repeated(rows: Sequence[Row]) -> list[str]:
         if len({row.label for row in same if row.label}) > 1:
             labels.append(same[1].line)
         elif len(splits & {"train", "val", "test"}) > 1:
-            leaked.append(same[1].line)
+            leaks.append(same[1].line)
         elif len(same) > len(splits):
-            again.append(same[1].line)
+            copies.append(same[1].line)
     return [
-        f"{several(len(lines), 'image')} listed {how} ({_lines(lines)}){advice}"
-        for lines, how, advice in (
+        f"{several(len(lines), 'image')} listed {manner} ({_lines(lines)}){advice}"
+        for lines, manner, advice in (
             (labels, "again with another label", "; an image has one class, so keep one of the rows"),
-            (leaked, "again in another split", "; a test would not be one of unseen images"),
-            (again, "again in the same split", ""),
+            (leaks, "again in another split", "; a test would not be one of unseen images"),
+            (copies, "again in the same split", ""),
         )
         if lines
     ]

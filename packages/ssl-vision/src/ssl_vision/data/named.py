@@ -59,9 +59,9 @@ def _values(path: Path, md5: str) -> list[Any]:
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    found = calculate_md5(path)
-    if found != md5:
-        raise RuntimeError(f"{path} differs from the published file: its MD5 is {found}, expected {md5}")
+    digest = calculate_md5(path)
+    if digest != md5:
+        raise RuntimeError(f"{path} differs from the published file: its MD5 is {digest}, expected {md5}")
     return [value for code, value, _ in pickletools.genops(path.read_bytes()) if code.name in _VALUES]
 
 
@@ -100,21 +100,21 @@ def open_named(name: str, root: Path, *, split: str) -> ImageSet:
     Raises:
         UserError: There is no such split, or files below `root` are missing or changed.
     """
-    found = NAMED[name]
+    entry = NAMED[name]
     # ImageNet's test labels were never published, and it is commonly tested on val.
-    if split == "test" and "test" not in found.splits and "val" in found.splits:
+    if split == "test" and "test" not in entry.splits and "val" in entry.splits:
         split = "val"
-    if split not in found.splits:
-        raise UserError(f"{name}: found split {split!r}, expected one of {', '.join(found.splits)}")
+    if split not in entry.splits:
+        raise UserError(f"{name}: found split {split!r}, expected one of {', '.join(entry.splits)}")
     try:
-        images = found.opener(root, split)
+        images = entry.opener(root, split)
     except Exception as error:  # missing files, other checksums, and whatever damaged ones lead to
         if isinstance(error, UserError) and str(root) in str(error):
             raise
-        source = (found.source or "").format(root=str(root))
-        found_out = reason(error).split(" You can use download=True")[0].strip()
+        source = (entry.source or "").format(root=str(root))
+        problem = reason(error).split(" You can use download=True")[0].strip()
         raise UserError(
-            f"{name}: the data set is incomplete under {root} ({found_out}). Nothing is downloaded automatically; "
+            f"{name}: the data set is incomplete under {root} ({problem}). Nothing is downloaded automatically; "
             f"{source}"
         ) from error
     images.split = split
@@ -131,21 +131,21 @@ def _digits(root: Path, split: str) -> ImageSet:
     rank = np.zeros(len(target), dtype=np.int64)
     for digit in range(10):
         rank[target == digit] = np.arange((target == digit).sum())
-    chosen = {"train": rank % 5 != 0, "test": rank % 5 == 0, "all": rank >= 0}[split]
-    gray = torch.from_numpy(np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8))
+    mask = {"train": rank % 5 != 0, "test": rank % 5 == 0, "all": rank >= 0}[split]
+    gray = torch.from_numpy(np.rint(bunch.images[mask] * (255 / 16)).astype(np.uint8))
     images = gray[:, None].expand(-1, 3, -1, -1).contiguous()
-    return ArrayImages(f"digits/{split}", images, labels=target[chosen].tolist(), classes=[str(d) for d in range(10)])
+    return ArrayImages(f"digits/{split}", images, labels=target[mask].tolist(), classes=[str(d) for d in range(10)])
 
 
 def _stl10(root: Path, split: str) -> ImageSet:
     from torchvision import datasets  # noqa: PLC0415
 
-    found = datasets.STL10(root, split=split)
-    images = torch.from_numpy(found.data).contiguous()
-    names = getattr(found, "classes", [str(number) for number in range(10)])  # the file of names is optional
+    dataset = datasets.STL10(root, split=split)
+    images = torch.from_numpy(dataset.data).contiguous()
+    names = getattr(dataset, "classes", [str(number) for number in range(10)])  # the file of names is optional
     if "unlabeled" in split:
         return ArrayImages(f"stl10/{split}", images)
-    return ArrayImages(f"stl10/{split}", images, labels=found.labels.tolist(), classes=names)
+    return ArrayImages(f"stl10/{split}", images, labels=dataset.labels.tolist(), classes=names)
 
 
 def _imagenet(root: Path, split: str) -> ImageSet:

@@ -127,19 +127,20 @@ def locate(spec: str | os.PathLike[str]) -> tuple[str, Path]:
     text = os.fspath(spec)
     if not text.strip():  # an unset variable of the shell; as a path it would be the current folder
         raise UserError("the name of the data is empty; expected a folder, a manifest or the name of a data set")
-    name, colon, place = text.partition(":")
+    name, colon, root = text.partition(":")
     path = Path(text).expanduser()
-    if text == "digits" or (colon and place and name in NAMED):
-        return name, Path(place).expanduser()
+    if text == "digits" or (colon and root and name in NAMED):
+        return name, Path(root).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".csv"):
         return "", path
     if path.is_file():
         raise UserError(f"{path}: found a file, expected a folder of images or a manifest with the suffix .csv")
     if name in NAMED:
         raise UserError(f"{text}: found no folder after the name, expected {name}:ROOT with its files below ROOT")
-    known = [f"{name}:ROOT" if named.source else name for name, named in NAMED.items()]
+    choices = [f"{name}:ROOT" if entry.source else name for name, entry in NAMED.items()]
     close = difflib.get_close_matches(name.lower(), NAMED, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(
-        f"{text}: there is no such folder or file, and no data set of that name (known names: {', '.join(known)}){hint}"
+        f"{text}: there is no such folder or file, and no data set of that name (known names: "
+        f"{', '.join(choices)}){hint}"
     )

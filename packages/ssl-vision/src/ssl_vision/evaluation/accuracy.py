@@ -55,10 +55,10 @@ def few_label_accuracy(
     """
     linear, neighbour = [], []
     for draw in range(1 if per_class is None else draws):
-        chosen = torch.arange(len(train.labels), device=train.labels.device)
+        indices = torch.arange(len(train.labels), device=train.labels.device)
         if per_class is not None:
-            chosen = choose_per_class(train.labels, train.classes, per_class, seed=derive(seed, "few labels", draw))
-        features, labels = train.features[chosen], train.labels[chosen]
+            indices = choose_per_class(train.labels, train.classes, per_class, seed=derive(seed, "few labels", draw))
+        features, labels = train.features[indices], train.labels[indices]
         votes = knn_scores(test.features, features, labels, num_classes=len(train.classes), k=1)
         neighbour.append(percent_correct(votes, test.labels))
         classifier = choose_logistic(

@@ -78,15 +78,15 @@ def decode(
     """
 
     def part(number: int) -> Tensor:
-        found = []
+        batch = []
         for index in indices[number * _AT_ONCE : (number + 1) * _AT_ONCE]:
             try:
-                found.append(images.read(index))
+                batch.append(images.read(index))
             except UserError as error:
                 if problems is None:
                     raise
                 problems[index] = str(error)
-        return transform(found) if found else torch.empty(0, images.channels, transform.size, transform.size)
+        return transform(batch) if batch else torch.empty(0, images.channels, transform.size, transform.size)
 
     if isinstance(images, ArrayImages):
         pictures: Tensor = transform(images.images[indices.start : indices.stop])
@@ -114,14 +114,14 @@ def extract(model: LoadedModel | LoadedClassifier, images: ImageSet, *, batch_si
         raise UserError("there are no images to compute features of")
     network = model.model if isinstance(model, LoadedClassifier) else model.encoder
     batches = evaluation_batches(images, size=model.image_size, batch_size=batch_size)
-    found = torch.cat(list(outputs(network, batches, device=model.device)))
-    bad = (~found.isfinite().all(dim=1)).nonzero().flatten()
+    features = torch.cat(list(outputs(network, batches, device=model.device)))
+    bad = (~features.isfinite().all(dim=1)).nonzero().flatten()
     if len(bad):  # neighbours and largest values of NaN are arbitrary, and their accuracy would look like one
         raise UserError(
             f"{images.path(int(bad[0]))}: {NOT_FINITE}, for {len(bad):,} of {len(images):,} images; "
             "expected finite ones, as of a model whose training did not diverge"
         )
-    return found
+    return features
 
 
 def labelled_images(

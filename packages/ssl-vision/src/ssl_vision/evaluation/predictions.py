@@ -41,8 +41,8 @@ class Predictions:
     @property
     def predicted(self) -> NDArray[np.int64]:
         """Class with the largest probability of each image."""
-        predicted: NDArray[np.int64] = self.probabilities.argmax(axis=1)
-        return predicted
+        indices: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return indices
 
 
 def make_predictions(

@@ -91,14 +91,14 @@ def choose_neighbours(features: Tensor, labels: Tensor, *, temperature: float = 
         temperature: Temperature of the vote, see `knn_scores`.
     """
     _, number, count = torch.unique(labels, return_inverse=True, return_counts=True)
-    known = count[number] > 1  # others can be right on no sample of a class of its own
+    has_others = count[number] > 1  # others can be right on no sample of a class of its own
     numbers = [k for k in NEIGHBOURS if k < len(labels)]
     smoothing = torch.tensor(SMOOTHINGS, dtype=torch.float64, device=features.device)
-    if not known.any():
+    if not has_others.any():
         return ChosenNeighbours(1, SMOOTHINGS[-1], len(count))
     unit = F.normalize(features.float(), dim=1)
     total = torch.zeros(len(numbers), len(smoothing), dtype=torch.float64, device=features.device)
-    for rows in torch.split(torch.nonzero(known).flatten(), 1024):
+    for rows in torch.split(torch.nonzero(has_others).flatten(), 1024):
         similarity = unit[rows] @ unit.T
         similarity[torch.arange(len(rows)), rows] = -torch.inf
         similarity, neighbour = similarity.topk(numbers[-1], dim=1)
@@ -107,8 +107,8 @@ def choose_neighbours(features: Tensor, labels: Tensor, *, temperature: float = 
         share = (right / weight.cumsum(dim=1))[:, [k - 1 for k in numbers], None]
         total += ((1 - smoothing) * share + smoothing / len(count)).log().sum(dim=0)
     best = total.amax(dim=1)
-    place = int(best.argmax())
-    return ChosenNeighbours(numbers[place], SMOOTHINGS[int(total[place].argmax())], len(count))
+    row = int(best.argmax())
+    return ChosenNeighbours(numbers[row], SMOOTHINGS[int(total[row].argmax())], len(count))
 
 
 class Cached:
@@ -245,28 +245,28 @@ def fit_logistic(
     y = labels.cpu().numpy()
     mean = x.mean(axis=0)
     x = x - mean
-    present = np.unique(y)
-    if len(present) < 2:
+    classes = np.unique(y)
+    if len(classes) < 2:
         weight, bias = np.zeros((num_classes, x.shape[1])), np.full(num_classes, _NEVER)
-        bias[present] = 0
+        bias[classes] = 0
         for l2 in penalties:
             yield _fit(weight, bias, mean, features, labels, l2, converged=True)
         return
     model = LogisticRegression(tol=tolerance, max_iter=max_iterations, warm_start=True)
-    limit = threadpool_limits(1) if x.size * len(present) < _SMALL else contextlib.nullcontext()
+    limit = threadpool_limits(1) if x.size * len(classes) < _SMALL else contextlib.nullcontext()
     with limit, warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         for l2 in penalties:
-            model.set_params(C=(2 if len(present) == 2 else 1) / l2)
+            model.set_params(C=(2 if len(classes) == 2 else 1) / l2)
             model.fit(x, y)
             coefficients, intercepts = model.coef_, model.intercept_
-            if len(present) == 2:
+            if len(classes) == 2:
                 coefficients, intercepts = (
                     np.vstack([-coefficients, coefficients]) / 2,
                     np.r_[-intercepts, intercepts] / 2,
                 )
             weight, bias = np.zeros((num_classes, x.shape[1])), np.full(num_classes, intercepts.min() + _NEVER)
-            weight[present], bias[present] = coefficients, intercepts
+            weight[classes], bias[classes] = coefficients, intercepts
             converged = bool(model.n_iter_.max() < max_iterations)
             yield _fit(weight, bias, mean, features, labels, l2, converged=converged)
 
@@ -320,12 +320,12 @@ def choose_logistic(
         stay = torch.ones(len(labels), dtype=torch.bool)
         stay[held_out] = False
         fits = fit_logistic(features[stay], labels[stay], num_classes, penalties=PENALTIES)
-        known = torch.isin(labels[held_out], labels[stay]).double().cpu()
+        is_known = torch.isin(labels[held_out], labels[stay]).double().cpu()
         for row, fit in enumerate(fits):
             with torch.no_grad():
                 logits = fit.classifier(features[held_out]).double()
             right[row, held_out] = (logits.argmax(dim=1) == labels[held_out]).cpu()
-            likelihood[row, held_out] = -known * F.cross_entropy(logits, labels[held_out], reduction="none").cpu()
+            likelihood[row, held_out] = -is_known * F.cross_entropy(logits, labels[held_out], reduction="none").cpu()
     accuracies = torch.stack([right[:, held_out].double().mean(dim=1) for held_out in parts], dim=1)
     best = int(likelihood.sum(dim=1).argmax())
     fit = list(fit_logistic(features, labels, num_classes, penalties=PENALTIES[: best + 1]))[-1]

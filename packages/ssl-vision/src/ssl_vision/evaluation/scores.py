@@ -101,13 +101,13 @@ def training_images(probe: ProbeOptions) -> dict[str, object]:
     return {"train_part": probe.train_part, **labels}
 
 
-def capped(name: str, *, asked: int, used: int, what: str) -> dict[str, object]:
+def limit_note(name: str, *, setting: int, value: int, what: str) -> dict[str, object]:
     """Describe a setting that the number of images has limited, for a score; empty if it was not limited.
 
-    >>> capped("k", asked=200, used=180, what="labelled images")
+    >>> limit_note("k", setting=200, value=180, what="labelled images")
     {'k': '180, all labelled images (200 requested)'}
     """
-    return {} if used == asked else {name: f"{used:,}, all {what} ({asked:,} requested)"}
+    return {} if value == setting else {name: f"{value:,}, all {what} ({setting:,} requested)"}
 
 
 def accuracy(
@@ -185,12 +185,12 @@ def plan_score(model: str, protocol: str, data: str, probe: ProbeOptions) -> Out
     Raises:
         UserError: The file exists, and the command did not write it, or two names of parts stand for the same images.
     """
-    tested = resolve_split(data, probe.test_part)
+    test_split = resolve_split(data, probe.test_part)
     if probe.train_part != probe.test_part and _tests_on_training_images(data, probe):
         raise UserError(
             f"{data}: the training part {probe.train_part} and the test part {probe.test_part} hold the same images "
-            f"(split {tested}), so that the score would not be one of unseen images; choose two different parts with "
-            "--train-part and --test-part"
+            f"(split {test_split}), so that the score would not be one of unseen images; choose two different parts "
+            "with --train-part and --test-part"
         )
     file = score_file(model, protocol, probe.out)
     return Outputs(
@@ -200,18 +200,18 @@ def plan_score(model: str, protocol: str, data: str, probe: ProbeOptions) -> Out
 
 
 def _tests_on_training_images(data: str, probe: ProbeOptions) -> bool:
-    learned, tested = resolve_split(data, probe.train_part), resolve_split(data, probe.test_part)
-    return "all" in (learned, tested) or bool({*learned.split("+")} & {*tested.split("+")})
+    train_split, test_split = resolve_split(data, probe.train_part), resolve_split(data, probe.test_part)
+    return "all" in (train_split, test_split) or bool({*train_split.split("+")} & {*test_split.split("+")})
 
 
 def score_probe(
-    planned: Outputs, protocol: str, scores: Tensor, test: LabelledFeatures, probe: ProbeOptions, *, model: str,
+    output_files: Outputs, protocol: str, scores: Tensor, test: LabelledFeatures, probe: ProbeOptions, *, model: str,
     data: str, settings: Mapping[str, object], found: Mapping[str, object] = MappingProxyType({}),
 ) -> Score:  # fmt: skip
     """Compute the score of a classifier on frozen features and write it.
 
     Args:
-        planned: Outputs of the command, from `plan_score`.
+        output_files: Outputs of the command, from `plan_score`.
         protocol: Command.
         scores: Class scores of the test images, ``[N, C]``.
         test: Features and labels of the test images.
@@ -229,7 +229,7 @@ def score_probe(
         model=model, encoder_hash=test.encoder_hash, data=data, settings=settings, found=found,
         validation_share=test.validation_share,
     )  # fmt: skip
-    with planned:
+    with output_files:
         record_score(score, probe.out)
     return score
 
@@ -303,12 +303,12 @@ class ClassifierScore:
         _check_share(self.validation_share)
 
     def __str__(self) -> str:
-        present = [c for c in self.per_class if c.images]
+        tested_classes = [c for c in self.per_class if c.images]
         top5 = "" if self.top5 is None else f", top-5 {self.top5:.2f} %"
         error = f"calibration error {100 * self.calibration.ece:.2f} %"
         lines = [
             f"top-1 {self.top1:.2f} %{top5}, mean per class {self.mean_per_class:.2f} % on {self.images:,} images of "
-            f"{several(len(present), 'class', 'classes')} ({self.data}, split {self.split})",
+            f"{several(len(tested_classes), 'class', 'classes')} ({self.data}, split {self.split})",
             f"mean confidence {100 * self.calibration.confidence:.2f} %, {error} ({len(self.calibration.bins)} bins of "
             f"equal width); negative log-likelihood {decimal(self.nll, 4)}",
         ]
@@ -316,14 +316,14 @@ class ClassifierScore:
         lines += [f"warning: {self.warning}"] if self.warning else []
         untested = [self.label(c.name) for c in self.per_class if not c.images]
         lines += [f"classes without images, not tested: {some_of(untested)}"] if untested else []
-        imperfect = [c for c in present if c.right < c.images]
+        imperfect = [c for c in tested_classes if c.right < c.images]
         weakest = sorted(imperfect, key=lambda c: (c.right / c.images, c.name))[:_NAMED]
         if weakest:
-            shown = [f"{self.label(c.name)} {c.accuracy:.1f} % of {c.images}" for c in weakest]
-            lines.append(f"weakest classes: {', '.join(shown)}")
+            texts = [f"{self.label(c.name)} {c.accuracy:.1f} % of {c.images}" for c in weakest]
+            lines.append(f"weakest classes: {', '.join(texts)}")
         mistakes = [
-            f"{self.label(true)} predicted as {self.label(taken)} ({count})"
-            for true, taken, count in self.mistakes()[:_NAMED]
+            f"{self.label(true)} predicted as {self.label(prediction)} ({count})"
+            for true, prediction, count in self.mistakes()[:_NAMED]
         ]
         if mistakes:
             lines.append("most frequent mistakes: " + ", ".join(mistakes))
@@ -332,12 +332,12 @@ class ClassifierScore:
     @property
     def warning(self) -> str:
         """Warning about images of one class, or a classifier that is constant or no better than chance; or nothing."""
-        taken = [sum(row[column] for row in self.confusion) for column in range(len(self.classes))]
-        present = [c for c in self.per_class if c.images]
-        most = max(range(len(taken)), key=taken.__getitem__)
-        largest = max(c.images for c in present) / self.images
-        share = taken[most] / self.images
-        if len(present) == 1:
+        prediction_counts = [sum(row[column] for row in self.confusion) for column in range(len(self.classes))]
+        tested_classes = [c for c in self.per_class if c.images]
+        most = max(range(len(prediction_counts)), key=prediction_counts.__getitem__)
+        largest = max(c.images for c in tested_classes) / self.images
+        share = prediction_counts[most] / self.images
+        if len(tested_classes) == 1:
             return (
                 "All images are of one class, so that the accuracy does not show whether the classifier can tell the "
                 "classes apart."
@@ -347,7 +347,7 @@ class ClassifierScore:
                 f"{100 * share:.0f} % of the images are predicted as class {self.label(self.classes[most])}; the "
                 "classifier has collapsed. Lower the learning rate, train longer, or look at the labels."
             )
-        if self.mean_per_class < 100 / len(present) * _CHANCE:
+        if self.mean_per_class < 100 / len(tested_classes) * _CHANCE:
             return "The accuracy is no better than chance; look at the training curves and the labels."
         return ""
 
@@ -362,13 +362,13 @@ class ClassifierScore:
 
     def mistakes(self) -> list[tuple[str, str, int]]:
         """Return pairs of true and predicted class with the number of such mistakes, most frequent first."""
-        found = [
+        pairs = [
             (self.classes[row], self.classes[column], count)
             for row, counts in enumerate(self.confusion)
             for column, count in enumerate(counts)
             if count and row != column
         ]
-        return sorted(found, key=lambda mistake: -mistake[2])
+        return sorted(pairs, key=lambda mistake: -mistake[2])
 
 
 def score_classifier(

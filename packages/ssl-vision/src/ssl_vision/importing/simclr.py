@@ -76,7 +76,7 @@ def by_name(shapes: Mapping[str, tuple[int, ...]], prefix: str, source: object) 
             f"found {len(shapes)} that begin with {', '.join(starts[:6]) or 'nothing'}"
         )
     gammas = _numbered(own, _NORM, 2, source)
-    found = Variables([own[name] for name in kernels], [_norm(own, gamma, source) for gamma in gammas])
+    variables = Variables([own[name] for name in kernels], [_norm(own, gamma, source) for gamma in gammas])
     for kernel in _numbered(own, _HEAD, 2, source):
         layer = kernel[: kernel.index("/dense")]
         gamma = next((n for n in own if n.startswith(f"{layer}/batch_normalization") and n.endswith("/gamma")), None)
@@ -84,21 +84,23 @@ def by_name(shapes: Mapping[str, tuple[int, ...]], prefix: str, source: object) 
             raise UserError(
                 f"{source}: {own[kernel]} has no batch norm beside it; this is not an official projection head"
             )
-        found.head.append((own[kernel], _norm(own, gamma, source, beta=False)))
+        variables.head.append((own[kernel], _norm(own, gamma, source, beta=False)))
     classifier = "head_supervised/linear_layer/dense"
     if f"{classifier}/kernel" in own and f"{classifier}/bias" in own:
-        found.classifier = own[f"{classifier}/kernel"], own[f"{classifier}/bias"]
-    return found
+        variables.classifier = own[f"{classifier}/kernel"], own[f"{classifier}/bias"]
+    return variables
 
 
 def _numbered(own: Mapping[str, str], pattern: re.Pattern[str], group: int, source: object) -> list[str]:
     """Return the names that match a pattern, in the order of their numbers, which count from 0 without gaps."""
-    found = sorted((int(match[group] or 0), name) for name in own if (match := pattern.fullmatch(name)))
-    numbers = [number for number, _ in found]
+    matches = sorted((int(match[group] or 0), name) for name in own if (match := pattern.fullmatch(name)))
+    numbers = [number for number, _ in matches]
     if numbers != list(range(len(numbers))):
         gap = next(i for i, number in enumerate(numbers) if i != number)
-        raise UserError(f"{source}: the variable before {own[found[gap][1]]} is missing; the checkpoint is incomplete")
-    return [name for _, name in found]
+        raise UserError(
+            f"{source}: the variable before {own[matches[gap][1]]} is missing; the checkpoint is incomplete"
+        )
+    return [name for _, name in matches]
 
 
 def _norm(own: Mapping[str, str], gamma: str, source: object, *, beta: bool = True) -> Norm:
@@ -127,14 +129,14 @@ def by_objects(graph: ObjectGraph, source: object) -> Variables:
     model = graph.with_child("resnet_model")
     if model is None:
         raise UserError(f"{source}: found no object with a resnet_model, which the TensorFlow 2 code writes")
-    found = Variables()
+    variables = Variables()
     for layer in _layers(graph, graph.nodes[model.children["resnet_model"]]):
         if {"se_reduce", "se_layer"} & set(layer.children):
             raise UserError(f"{source}: has squeeze-and-excitation layers, which are not supported")
         if kernel := graph.tensor(layer, "kernel"):
-            found.kernels.append(kernel)
+            variables.kernels.append(kernel)
         elif "gamma" in layer.children:
-            found.norms.append(_norm_of(graph, layer, source))
+            variables.norms.append(_norm_of(graph, layer, source))
     head = graph.child(model, "_projection_head", "linear_layers") or Node()
     for layer in _children(graph, head):
         kernel, norm = graph.tensor(layer, "dense", "kernel"), graph.child(layer, "bn_relu", "bn")
@@ -142,12 +144,12 @@ def by_objects(graph: ObjectGraph, source: object) -> Variables:
             raise UserError(
                 f"{source}: a layer of its projection head lacks its weights; it was saved before its first use"
             )
-        found.head.append((kernel, _norm_of(graph, norm, source)))
+        variables.head.append((kernel, _norm_of(graph, norm, source)))
     classifier = graph.child(model, "supervised_head", "linear_layer", "dense") or Node()
     weights = graph.tensor(classifier, "kernel"), graph.tensor(classifier, "bias")
     if weights[0] and weights[1]:
-        found.classifier = weights[0], weights[1]
-    return found
+        variables.classifier = weights[0], weights[1]
+    return variables
 
 
 def _layers(graph: ObjectGraph, node: Node, seen: set[int] | None = None) -> Iterator[Node]:
@@ -196,26 +198,26 @@ def read_simclr(source: Path, *, prefix: str = "") -> Imported:
     objects = KEY in bundle.entries
     if objects and prefix:
         raise UserError(f"--prefix {prefix}: {bundle.prefix} names its variables by objects, not by prefixes")
-    found = by_objects(ObjectGraph(bundle), bundle.prefix) if objects else by_name(shapes, prefix, bundle.prefix)
-    options = _architecture([bundle.shape(name) for name in found.kernels], bundle.prefix)
+    variables = by_objects(ObjectGraph(bundle), bundle.prefix) if objects else by_name(shapes, prefix, bundle.prefix)
+    options = _architecture([bundle.shape(name) for name in variables.kernels], bundle.prefix)
     block, _ = LAYOUTS[int(options.name.removeprefix("resnet"))]
     if options.sk_ratio > 0 and block is BasicBlock and not objects:
         raise UserError(
             f"{bundle.prefix}: found {options.name} with ResNet-D of the TensorFlow 1 code, which is not supported: "
             "its basic blocks also pool the main branch, so that the features would differ"
         )
-    imported = Imported(options, 224 if options.stem == "imagenet" else 32, _encoder(bundle, found, options))
+    imported = Imported(options, 224 if options.stem == "imagenet" else 32, _encoder(bundle, variables, options))
     if options.stem == "cifar" and block is BasicBlock:
         imported.notes.append(
             "ResNet-D shortcuts are assumed to be off, because this network's weights do not show them"
         )
     if not prefix and any(name.startswith("ema_model/") for name in shapes):
         imported.notes.append(second_network("base_model/", ["ema_model/"]))
-    imported.head = _head(bundle, found)
-    if found.classifier is not None:
-        kernel, bias = (bundle.tensor(name).float() for name in found.classifier)
-        imported.classifier, imported.classifier_names = (kernel.T.contiguous(), bias), found.classifier
-    imported.left_out = sorted(set(shapes) - found.names())
+    imported.head = _head(bundle, variables)
+    if variables.classifier is not None:
+        kernel, bias = (bundle.tensor(name).float() for name in variables.classifier)
+        imported.classifier, imported.classifier_names = (kernel.T.contiguous(), bias), variables.classifier
+    imported.left_out = sorted(set(shapes) - variables.names())
     return imported
 
 
@@ -251,18 +253,18 @@ def _sk_ratio(kernels: list[tuple[int, ...]], basic: bool) -> float:
     return _SK_RATIO if hidden == max(int(channels * _SK_RATIO), 32) else hidden / max(channels, 1)
 
 
-def _encoder(bundle: TensorBundle, found: Variables, options: EncoderOptions) -> dict[str, Tensor]:
+def _encoder(bundle: TensorBundle, variables: Variables, options: EncoderOptions) -> dict[str, Tensor]:
     with torch.device("meta"):
         net = resnet(
             int(options.name.removeprefix("resnet")),
             width=options.width_multiplier, stem=options.stem, sk_ratio=options.sk_ratio,
         )  # fmt: skip
-    kernels, norms = iter(found.kernels), iter(found.norms)
+    kernels, norms = iter(variables.kernels), iter(variables.norms)
     state: dict[str, Tensor] = {}
     layers = list(_in_order(net))
-    wanted = sum(isinstance(layer, nn.BatchNorm2d) for _, layer in layers)
-    if len(found.norms) != wanted:
-        raise UserError(f"{bundle.prefix}: {len(found.norms)} batch norms, but {options.name} has {wanted}")
+    num_norms = sum(isinstance(layer, nn.BatchNorm2d) for _, layer in layers)
+    if len(variables.norms) != num_norms:
+        raise UserError(f"{bundle.prefix}: {len(variables.norms)} batch norms, but {options.name} has {num_norms}")
     for name, layer in layers:
         if isinstance(layer, nn.Conv2d):
             kernel = next(kernels)
@@ -290,10 +292,10 @@ def _in_order(net: ResNet) -> Iterator[tuple[str, nn.Conv2d | nn.BatchNorm2d]]:
                 yield name, layer
 
 
-def _head(bundle: TensorBundle, found: Variables) -> dict[str, Tensor]:
+def _head(bundle: TensorBundle, variables: Variables) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    for index, (kernel, norm) in enumerate(found.head):
-        last = index == len(found.head) - 1
+    for index, (kernel, norm) in enumerate(variables.head):
+        last = index == len(variables.head) - 1
         inputs, outputs = (*bundle.shape(kernel), 0, 0)[:2]
         if (norm.beta is None) != last or (not last and inputs != outputs):
             raise UserError(
@@ -313,9 +315,9 @@ def _norm_state(bundle: TensorBundle, norm: Norm) -> dict[str, Tensor]:
     return tensors | {"num_batches_tracked": torch.zeros((), dtype=torch.int64)}
 
 
-def _compare(bundle: TensorBundle, name: str, found: tuple[int, ...], wanted: torch.Size, ours: str) -> None:
-    if tuple(found) != tuple(wanted):
+def _compare(bundle: TensorBundle, name: str, shape: tuple[int, ...], expected: torch.Size, layer_name: str) -> None:
+    if tuple(shape) != tuple(expected):
         raise UserError(
-            f"{bundle.prefix}: {name} has shape {list(found)}, but {ours} has {list(wanted)}; "
+            f"{bundle.prefix}: {name} has shape {list(shape)}, but {layer_name} has {list(expected)}; "
             "the network is not an official encoder"
         )

@@ -144,10 +144,10 @@ def _remainder(octets: NDArray[np.uint8]) -> Words:
     length = min(1024, isqrt(len(octets)) + 1)
     lanes = 1 << (-(-len(octets) // length) - 1).bit_length()
     # Zero bytes in front leave state 0 as it is.
-    padded = np.zeros(lanes * length, np.uint8)
-    padded[len(padded) - len(octets) :] = octets
+    buffer = np.zeros(lanes * length, np.uint8)
+    buffer[len(buffer) - len(octets) :] = octets
     state = np.zeros(lanes, np.uint32)
-    for column in np.ascontiguousarray(padded.reshape(lanes, length).T):
+    for column in np.ascontiguousarray(buffer.reshape(lanes, length).T):
         state = _TABLE[(state ^ column) & 0xFF] ^ (state >> 8)
     move = _zeros(length)
     while len(state) > 1:
@@ -234,7 +234,7 @@ def _entries(block: bytes) -> list[tuple[bytes, bytes]]:
     end = len(block) - 4 - 4 * restarts
     if end < 0:
         raise DamagedError("a block is too short")
-    found: list[tuple[bytes, bytes]] = []
+    entries: list[tuple[bytes, bytes]] = []
     at, key = 0, b""
     while at < end:
         shared, at = varint(block, at)
@@ -245,8 +245,8 @@ def _entries(block: bytes) -> list[tuple[bytes, bytes]]:
         tail, at = take(block, at, rest)
         value, at = take(block, at, length)
         key = key[:shared] + tail
-        found.append((key, value))
-    return found
+        entries.append((key, value))
+    return entries
 
 
 _STRING = 7
@@ -315,8 +315,8 @@ class TensorBundle:
         entry = self.entries[name]
         dtype = _DTYPES.get(entry.dtype)
         if dtype is None or entry.partitioned:
-            what = "partitioned over several entries" if entry.partitioned else f"of TensorFlow's type {entry.dtype}"
-            raise UserError(f"{self.prefix}: {name} is {what}; expected a whole tensor of numbers")
+            kind = "partitioned over several entries" if entry.partitioned else f"of TensorFlow's type {entry.dtype}"
+            raise UserError(f"{self.prefix}: {name} is {kind}; expected a whole tensor of numbers")
         if entry.size != math.prod(entry.shape) * dtype.itemsize:
             raise UserError(
                 f"{self.index} is damaged: {name} of shape {list(entry.shape)} is said to take {entry.size} bytes"
@@ -396,56 +396,56 @@ def find_bundle(source: Path) -> Path:
 def _in_folder(folder: Path) -> Path:
     if (folder / "variables" / "variables.index").is_file():
         return folder / "variables" / "variables"
-    found = {path.stem: path.with_suffix("") for path in sorted(folder.glob("*.index"))}
+    checkpoints = {path.stem: path.with_suffix("") for path in sorted(folder.glob("*.index"))}
     latest = folder / "checkpoint"
-    if len(found) != 1 and latest.is_file():
+    if len(checkpoints) != 1 and latest.is_file():
         text = ""
         with contextlib.suppress(UserError):  # too large, or not text: the checkpoints are listed below
             text = read_text(latest)
-        said = re.search(r'^model_checkpoint_path: "(.*)"', text, re.MULTILINE)
+        match = re.search(r'^model_checkpoint_path: "(.*)"', text, re.MULTILINE)
         # Only its name: the folder may have been moved since.
-        name = Path(said[1]).name if said else ""
-        if name in found:
-            return found[name]
-    if len(found) == 1:
-        return next(iter(found.values()))
+        name = Path(match[1]).name if match else ""
+        if name in checkpoints:
+            return checkpoints[name]
+    if len(checkpoints) == 1:
+        return next(iter(checkpoints.values()))
     raise UserError(
-        f"{folder} holds {len(found) or 'no'} TensorFlow checkpoints (*.index)"
+        f"{folder} holds {len(checkpoints) or 'no'} TensorFlow checkpoints (*.index)"
         + (
-            f", {', '.join(sorted(found)[:4])}; name one of them"
-            if found
+            f", {', '.join(sorted(checkpoints)[:4])}; name one of them"
+            if checkpoints
             else "; name a checkpoint, or the file of a PyTorch one"
         )
     )
 
 
 def _shards(header: bytes) -> int:
-    said = dict(fields(header))
-    if number(said.get(2, 0)) != 0:
+    header_fields = dict(fields(header))
+    if number(header_fields.get(2, 0)) != 0:
         raise DamagedError("it was written on a big-endian machine")
-    shards = number(said.get(1, 0))
+    shards = number(header_fields.get(1, 0))
     if not 1 <= shards < 100_000:
         raise DamagedError(f"it states {shards} data files")
     return shards
 
 
 def _entry(message: bytes) -> Entry:
-    said = dict(fields(message))
+    entry_fields = dict(fields(message))
     shape = []
-    for tag, value in fields(content(said.get(2, b""))):
+    for tag, value in fields(content(entry_fields.get(2, b""))):
         if tag == 2:
             shape.append(number(dict(fields(content(value))).get(1, 0)))
     # TensorFlow allows 254 dimensions; a tensor of weights has four, and torch must be able to count the elements.
     if len(shape) > 8 or math.prod(max(size, 1) for size in shape) >= 1 << 48:
         raise DamagedError("a tensor of an impossible shape")
     return Entry(
-        dtype=number(said.get(1, 0)),
+        dtype=number(entry_fields.get(1, 0)),
         shape=tuple(shape),
-        shard=number(said.get(3, 0)),
-        offset=number(said.get(4, 0)),
-        size=number(said.get(5, 0)),
-        crc=number(said.get(6, 0)),
-        partitioned=7 in said,
+        shard=number(entry_fields.get(3, 0)),
+        offset=number(entry_fields.get(4, 0)),
+        size=number(entry_fields.get(5, 0)),
+        crc=number(entry_fields.get(6, 0)),
+        partitioned=7 in entry_fields,
     )
 
 
@@ -492,8 +492,8 @@ class ObjectGraph:
 
     def tensor(self, node: Node, *path: str) -> str | None:
         """Return the tensor name of the variable at the end of a path of attributes."""
-        found = self.child(node, *path)
-        return None if found is None else found.tensor
+        child = self.child(node, *path)
+        return None if child is None else child.tensor
 
 
 def _node(message: bytes) -> Node:

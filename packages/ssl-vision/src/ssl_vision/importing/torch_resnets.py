@@ -76,7 +76,7 @@ def read_resnet(
     tensors = read_tensors(source)
     nets = _nets(tensors)
     net = _choose(nets, plain_name(prefix), tensors, source)
-    weights = {ours: tensors[name] for ours, name in net.names.items()}
+    weights = {layer_name: tensors[name] for layer_name, name in net.names.items()}
     depth, width = _size(weights, source)
     others = [other.prefix for other in nets if other is not net]
     notes = [second_network(net.prefix, others)] if others and not prefix else []
@@ -95,27 +95,27 @@ def read_resnet(
     classifier = _classifier(net, tensors, round(features))
     if classifier is not None:
         imported.classifier, imported.classifier_names = (tensors[classifier[0]], tensors[classifier[1]]), classifier
-    used = {*net.names.values(), *(classifier or ())}
-    imported.left_out = sorted(set(tensors) - used)
+    tensor_names = {*net.names.values(), *(classifier or ())}
+    imported.left_out = sorted(set(tensors) - tensor_names)
     return imported
 
 
 def _nets(tensors: Mapping[str, Tensor]) -> list[Net]:
-    found = []
+    nets = []
     for name in tensors:
         if re.search(r"(^|\.)conv1\.weight$", name):
             prefix = name.removesuffix("conv1.weight")
             if f"{prefix}layer1.0.conv1.weight" in tensors:
-                found.append(_net(tensors, prefix, {part: part for part in ("conv1", "bn1", *_GROUPS)}))
+                nets.append(_net(tensors, prefix, {part: part for part in ("conv1", "bn1", *_GROUPS)}))
         elif re.search(r"(^|\.)0\.weight$", name):
             # A network without its classifier: Sequential(conv, bn, [relu, pool,] group 1, ... group 4).
             prefix = name.removesuffix("0.weight")
             first = next((k for k in (2, 3, 4) if f"{prefix}{k}.0.conv1.weight" in tensors), None)
             if first is not None:
                 groups = {str(first + index): group for index, group in enumerate(_GROUPS)}
-                found.append(_net(tensors, prefix, {"0": "conv1", "1": "bn1", **groups}))
-                found[-1].activations = first > 2
-    return found
+                nets.append(_net(tensors, prefix, {"0": "conv1", "1": "bn1", **groups}))
+                nets[-1].activations = first > 2
+    return nets
 
 
 def _net(tensors: Mapping[str, Tensor], prefix: str, parts: Mapping[str, str]) -> Net:
@@ -134,16 +134,16 @@ def _choose(nets: list[Net], prefix: str, tensors: Mapping[str, Tensor], source:
             f"{source}: found no ResNet as in torchvision (conv1.weight, layer1.0.conv1.weight, ... under some "
             f"prefix) among {len(tensors)} tensors: {names}, ... {_NAMED}"
         )
-    known = ", ".join(repr(net.prefix) for net in nets)
+    prefixes = ", ".join(repr(net.prefix) for net in nets)
     if prefix:
-        chosen = [net for net in nets if net.prefix in (prefix, f"{prefix}.")]
-        if not chosen:
-            raise UserError(f"{source}: no network under --prefix {prefix!r}; networks are under {known}")
-        return chosen[0]
+        matches = [net for net in nets if net.prefix in (prefix, f"{prefix}.")]
+        if not matches:
+            raise UserError(f"{source}: no network under --prefix {prefix!r}; networks are under {prefixes}")
+        return matches[0]
     first = [net for net in nets if not SECOND.search(net.prefix)] or nets
     if len(first) > 1:
         hint = teacher_hint([net.prefix for net in first])
-        raise UserError(f"{source} contains several networks, under {known}; choose one with --prefix{hint}")
+        raise UserError(f"{source} contains several networks, under {prefixes}; choose one with --prefix{hint}")
     return first[0]
 
 
@@ -191,17 +191,17 @@ def _state(weights: Mapping[str, Tensor], options: EncoderOptions, source: Path)
 
 
 def _stem(
-    net: Net, tensors: Mapping[str, Tensor], said: Stem | Literal["auto"], *, notes: list[str], source: Path
+    net: Net, tensors: Mapping[str, Tensor], stem: Stem | Literal["auto"], *, notes: list[str], source: Path
 ) -> Stem:
     kernel = tensors[net.names["conv1.weight"]].shape[-1]
     if kernel == 7:
-        if said not in ("auto", "imagenet"):
-            raise UserError(f"{source}: --stem {said}, but its first convolution is 7x7, as in the imagenet stem")
+        if stem not in ("auto", "imagenet"):
+            raise UserError(f"{source}: --stem {stem}, but its first convolution is 7x7, as in the imagenet stem")
         return "imagenet"
-    if said == "imagenet":
+    if stem == "imagenet":
         raise UserError(f"{source}: --stem imagenet, but its first convolution is {kernel}x{kernel}, not 7x7")
-    if said != "auto":
-        return said
+    if stem != "auto":
+        return stem
     if any(name.startswith(f"{net.parent}projector.") for name in tensors):
         notes.append("the 3x3 stem is assumed to pad by 2, as in solo-learn; if it pads by 1, set --stem cifar")
         return "cifar-pad2"
@@ -215,7 +215,7 @@ def _stem(
 def _normalization(
     net: Net,
     tensors: Mapping[str, Tensor],
-    said: ImportedNormalization,
+    normalization: ImportedNormalization,
     *,
     stem: Stem,
     notes: list[str],
@@ -223,9 +223,9 @@ def _normalization(
 ) -> Normalization:
     channels = tensors[net.names["conv1.weight"]].shape[1]
     if channels != 3:
-        return require_unnormalized(said, channels, source)
-    if said != "auto":
-        return said
+        return require_unnormalized(normalization, channels, source)
+    if normalization != "auto":
+        return normalization
     if f"{net.prefix}fc.fc1.weight" in tensors and f"{net.prefix}fc.fc3.weight" not in tensors:
         notes.append("images were not normalised, as in the first release of suncet; otherwise set --normalize")
         return "none"
@@ -247,20 +247,20 @@ def for_channels(options: EncoderOptions, channels: int) -> EncoderOptions:
     return replace(options, image_channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
-def require_unnormalized(said: ImportedNormalization, channels: int, source: Path) -> Literal["none"]:
+def require_unnormalized(normalization: ImportedNormalization, channels: int, source: Path) -> Literal["none"]:
     """Return ``none``, the only normalisation that can be stated for images of other than three channels.
 
     Raises:
         UserError: Another one is stated, or none.
     """
-    if said == "none":
+    if normalization == "none":
         return "none"
     raise UserError(
         f"{source}: a network for images of {channels} channels, "
         + (
             "whose weights do not show how its images were normalised"
-            if said == "auto"
-            else f"but --normalize {said} is for 3 channels"
+            if normalization == "auto"
+            else f"but --normalize {normalization} is for 3 channels"
         )
         + "; set --normalize none if it takes images in [0, 1]"
     )
@@ -268,11 +268,11 @@ def require_unnormalized(said: ImportedNormalization, channels: int, source: Pat
 
 def _classifier(net: Net, tensors: Mapping[str, Tensor], features: int) -> tuple[str, str] | None:
     """Find a linear classifier: torchvision's and timm's ``fc``, solo-learn's ``classifier`` beside the network."""
-    places = [f"{net.parent}classifier"]
+    prefixes = [f"{net.parent}classifier"]
     if "encoder_q" not in net.prefix:  # MoCo stores its projection there
-        places.append(f"{net.prefix}fc")
-    for place in places:
-        weight, bias = tensors.get(f"{place}.weight"), tensors.get(f"{place}.bias")
+        prefixes.append(f"{net.prefix}fc")
+    for prefix in prefixes:
+        weight, bias = tensors.get(f"{prefix}.weight"), tensors.get(f"{prefix}.bias")
         if weight is not None and bias is not None and weight.ndim == 2 and weight.shape[1] == features:
-            return f"{place}.weight", f"{place}.bias"
+            return f"{prefix}.weight", f"{prefix}.bias"
     return None

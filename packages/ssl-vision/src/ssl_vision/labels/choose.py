@@ -22,12 +22,12 @@ def shuffled_by_class(labels: Tensor, classes: Sequence[str], *, seed: int) -> d
 
     The first k of a class are a random draw of k, which contains the draws of smaller k.
     """
-    shuffled = {}
+    groups = {}
     for label, name in enumerate(classes):
         members = torch.nonzero(labels == label).flatten()
         if len(members):
-            shuffled[name] = members[permutation(derive(seed, "class", name), len(members))].tolist()
-    return shuffled
+            groups[name] = members[permutation(derive(seed, "class", name), len(members))].tolist()
+    return groups
 
 
 def images_for(fraction: float, available: int) -> int:
@@ -69,13 +69,13 @@ def share_out(
     }
     counts = {name: max(1, at_least.get(name, 0)) for name in sizes}
     turn = dict(zip(sizes, permutation(derive(seed, "turn"), len(sizes)).tolist(), strict=True))
-    waiting = [(counts[name] - quota[name], turn[name], name) for name in sizes if counts[name] < sizes[name]]
-    heapq.heapify(waiting)
+    candidates = [(counts[name] - quota[name], turn[name], name) for name in sizes if counts[name] < sizes[name]]
+    heapq.heapify(candidates)
     for _ in range(total - sum(counts.values())):
-        _, _, name = heapq.heappop(waiting)  # the class furthest below its share
+        _, _, name = heapq.heappop(candidates)  # the class furthest below its share
         counts[name] += 1
         if counts[name] < sizes[name]:
-            heapq.heappush(waiting, (counts[name] - quota[name], turn[name], name))
+            heapq.heappush(candidates, (counts[name] - quota[name], turn[name], name))
     return counts
 
 
@@ -89,8 +89,8 @@ def choose_per_class(labels: Tensor, classes: Sequence[str], count: int, *, seed
     for name, indices in members.items():
         if len(indices) < count:
             raise UserError(f"class {name} has {several(len(indices), 'image')}, expected at least {count}")
-    chosen = [index for indices in members.values() for index in indices[:count]]
-    return torch.tensor(chosen, dtype=torch.int64, device=labels.device)
+    selection = [index for indices in members.values() for index in indices[:count]]
+    return torch.tensor(selection, dtype=torch.int64, device=labels.device)
 
 
 def hold_out(labels: Tensor, classes: Sequence[str], share: float, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -103,11 +103,11 @@ def hold_out(labels: Tensor, classes: Sequence[str], share: float, *, seed: int)
     """
     if not 0 < share < 1:
         raise UserError(f"the share held out must be between 0 and 1, got {share}")
-    held = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    is_held_out = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     for name, indices in shuffled_by_class(labels, classes, seed=seed).items():
         if len(indices) < 2:
             raise UserError(
                 f"class {name} has a single labelled image, expected at least 2: one to train on and one to validate on"
             )
-        held[indices[: min(max(1, round(share * len(indices))), len(indices) - 1)]] = True
-    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+        is_held_out[indices[: min(max(1, round(share * len(indices))), len(indices) - 1)]] = True
+    return (~is_held_out).nonzero()[:, 0], is_held_out.nonzero()[:, 0]

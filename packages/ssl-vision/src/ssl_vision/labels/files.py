@@ -74,21 +74,21 @@ def read_labelled(file: Path, images: ImageSet) -> Tensor:
     Raises:
         UserError: There is no such file, it was changed, an image is missing or listed twice, or its class differs.
     """
-    listed = read_label_file(file)
-    place = _Places(images)
+    content = read_label_file(file)
+    places = _Places(images)
     rows: Sequence[tuple[str, str | None]]
-    rows = listed.images if isinstance(listed, LabelFile) else _table(listed, place, file)
-    found: dict[int, str] = {}
+    rows = content.images if isinstance(content, LabelFile) else _table(content, places, file)
+    names_by_index: dict[int, str] = {}
     missing: list[str] = []
     for name, label in rows:
-        index = place.of(name, file)
+        index = places.of(name, file)
         if index is None:
             missing.append(name)
             continue
-        if index in found:
-            as_well = f", as {name} too" if name != found[index] else ""
-            raise UserError(f"{file}: lists {found[index]} twice{as_well}; remove one of the lines")
-        found[index] = name
+        if index in names_by_index:
+            as_well = f", as {name} too" if name != names_by_index[index] else ""
+            raise UserError(f"{file}: lists {names_by_index[index]} twice{as_well}; remove one of the lines")
+        names_by_index[index] = name
         own = images.label(index)
         if label is not None and own is not None and images.classes[own] != normalize("NFC", label):
             raise UserError(
@@ -98,11 +98,11 @@ def read_labelled(file: Path, images: ImageSet) -> Tensor:
     if missing:
         raise UserError(
             f"{file}: lists {several(len(missing), 'image')} not in {images.name} ({some_of(missing)}); "
-            f"{_reason(missing[0], listed, images)}"
+            f"{_reason(missing[0], content, images)}"
         )
-    if not found:
+    if not names_by_index:
         raise UserError(f"{file}: lists no images, expected at least one")
-    return torch.tensor(sorted(found), dtype=torch.int64)
+    return torch.tensor(sorted(names_by_index), dtype=torch.int64)
 
 
 def read_label_file(file: Path) -> LabelFile | list[str]:
@@ -215,20 +215,24 @@ class _Places:
         return None
 
 
-def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, str | None]]:
+def _table(lines: Sequence[str], places: _Places, file: Path) -> list[tuple[str, str | None]]:
     """Return names, and classes if the lines form a table; comments (``#``) are skipped."""
-    lines = [line for line in lines if not line.startswith("#") or place.of(line, file) is not None]
-    stated = stated_separator(lines[0]) if lines else ""
-    lines = lines[1:] if stated else lines
-    if len(lines) > 1 and column_names(lines[:1])[0] in COLUMNS["path"] and place.of(lines[0], file) is None:
+    lines = [line for line in lines if not line.startswith("#") or places.of(line, file) is not None]
+    separator = stated_separator(lines[0]) if lines else ""
+    lines = lines[1:] if separator else lines
+    if len(lines) > 1 and column_names(lines[:1])[0] in COLUMNS["path"] and places.of(lines[0], file) is None:
         lines = lines[1:]  # the header of a single column
-    delimiter = next((d for d in stated or ",;\t" if lines and d in lines[0]), None)
-    if delimiter is None and lines and place.of(lines[0], file) is None:
-        spaced = [line.rsplit(None, 1) for line in lines]
-        if all(len(parts) == 2 and place.of(parts[0], file) is not None for parts in spaced):  # path and class number
-            return _without_numbers([path for path, _ in spaced], [label for _, label in spaced], place, file)
-    if delimiter is None or place.of(lines[0], file) is not None:
-        return [(_unquoted(line, place, file), None) for line in lines]
+    delimiter = next((d for d in separator or ",;\t" if lines and d in lines[0]), None)
+    if delimiter is None and lines and places.of(lines[0], file) is None:
+        parts_by_line = [line.rsplit(None, 1) for line in lines]
+        if all(
+            len(parts) == 2 and places.of(parts[0], file) is not None for parts in parts_by_line
+        ):  # path and class number
+            return _without_numbers(
+                [path for path, _ in parts_by_line], [label for _, label in parts_by_line], places, file
+            )
+    if delimiter is None or places.of(lines[0], file) is not None:
+        return [(_unquoted(line, places, file), None) for line in lines]
     with reading(file, "cannot be read as CSV", "export it again"):
         rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
     rows[0] = with_row_numbers(rows[0], rows[1:])
@@ -246,7 +250,7 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
             f"{file}: found the row {delimiter.join(short[0])!r}, expected as many columns as in the first row"
         )
     rows = [row for row in rows if row[path].strip()]
-    _refuse_other_splits(head, rows, path, place.split, file)
+    _refuse_other_splits(head, rows, path, places.split, file)
     if names and not {*head} & {*COLUMNS["split"]}:
         refuse_unnamed_splits(file, {n: name for n, name in enumerate(head) if n not in (path, label)}, rows)
     if label is not None and not any(row[label].strip() for row in rows):
@@ -259,34 +263,36 @@ def _table(lines: Sequence[str], place: _Places, file: Path) -> list[tuple[str, 
         )
     paths = [row[path].strip() for row in rows]
     if label is not None:
-        return _without_numbers(paths, [row[label].strip() for row in rows], place, file)
-    return list(zip(paths, _marked_classes(paths, names, rows, place, file), strict=True))
+        return _without_numbers(paths, [row[label].strip() for row in rows], places, file)
+    return list(zip(paths, _marked_classes(paths, names, rows, places, file), strict=True))
 
 
 def _marked_classes(
-    paths: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]], place: _Places, file: Path
+    paths: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]], places: _Places, file: Path
 ) -> list[str | None]:
     """Return the class of each image in a table with a column of 0 and 1 per class, else None for each."""
-    marks = [number for number, name in enumerate(names) if name in place.classes]
+    marks = [number for number, name in enumerate(names) if name in places.classes]
     if len(marks) < 2:
         return [None] * len(rows)
-    marked = [[names[n] for n in marks if row[n : n + 1] and whole_numbers([row[n].strip()]) == ["1"]] for row in rows]
-    unclear = [name for name, classes in zip(paths, marked, strict=True) if len(classes) != 1]
+    row_classes = [
+        [names[n] for n in marks if row[n : n + 1] and whole_numbers([row[n].strip()]) == ["1"]] for row in rows
+    ]
+    unclear = [name for name, classes in zip(paths, row_classes, strict=True) if len(classes) != 1]
     if unclear:
         raise UserError(
             f"{file}: has one column per class, but does not mark one class with 1 for {some_of(unclear)}; correct "
             "these rows, or remove them"
         )
-    return [classes[0] for classes in marked]
+    return [classes[0] for classes in row_classes]
 
 
 def _without_numbers(
-    paths: Sequence[str], labels: Sequence[str], place: _Places, file: Path
+    paths: Sequence[str], labels: Sequence[str], places: _Places, file: Path
 ) -> list[tuple[str, str | None]]:
     """Return paths and classes; class numbers that are not the names of classes are checked and removed."""
     labels = whole_numbers(labels)
-    if all(label.isdigit() for label in labels) and not {*labels} <= {*place.classes}:
-        place.check_numbers(list(zip(paths, labels, strict=True)), file)
+    if all(label.isdigit() for label in labels) and not {*labels} <= {*places.classes}:
+        places.check_numbers(list(zip(paths, labels, strict=True)), file)
         return [(path, None) for path in paths]
     return list(zip(paths, labels, strict=True))
 
@@ -296,28 +302,28 @@ def _refuse_other_splits(head: Sequence[str], rows: Sequence[Sequence[str]], pat
     column = next((head.index(name) for name in COLUMNS["split"] if name in head), None)
     if column is None or split in {"", "all"}:
         return
-    stated = {row[path].strip(): canonical_split(row[column].strip()) for row in rows if len(row) > column}
-    others = [name for name, other in stated.items() if other not in {split, ""}]
+    splits = {row[path].strip(): canonical_split(row[column].strip()) for row in rows if len(row) > column}
+    others = [name for name, other in splits.items() if other not in {split, ""}]
     if others:
         raise UserError(
             f"{file}: gives {several(len(others), 'image')} another split than {split} ({some_of(others)}: "
-            f"{stated[others[0]]}); remove the rows of other splits"
+            f"{splits[others[0]]}); remove the rows of other splits"
         )
 
 
-def _unquoted(line: str, place: _Places, file: Path) -> str:
+def _unquoted(line: str, places: _Places, file: Path) -> str:
     """Remove the quotes that spreadsheets put around a name, unless they are part of the name of an image."""
     quoted = len(line) > 2 and line[0] == line[-1] == '"'
-    return line[1:-1].replace('""', '"') if quoted and place.of(line, file) is None else line
+    return line[1:-1].replace('""', '"') if quoted and places.of(line, file) is None else line
 
 
-def _reason(name: str, listed: LabelFile | Sequence[str], images: ImageSet) -> str:
+def _reason(name: str, content: LabelFile | Sequence[str], images: ImageSet) -> str:
     """Explain why a name was not found, and what to do."""
     here = f"images here have names such as {images.key(0)}"
     if re.match(r"[A-Za-z]:[\\/]|[\\/]", name):
         return f"the file gives absolute paths of another location, but {here}; make them relative to {images.name}"
-    if isinstance(listed, LabelFile):
-        about = f"{listed.data}, split {listed.split!r}"
+    if isinstance(content, LabelFile):
+        about = f"{content.data}, split {content.split!r}"
         return f"it was made for {about}, but {here}. Give the data and split that it was made for"
     return f"{here}. Give the data and split that the file was made for"
 

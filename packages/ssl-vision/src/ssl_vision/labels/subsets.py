@@ -29,14 +29,14 @@ def training_set(images: ImageSet, labels: Path | None, *, held_out: Tensor | No
     images.labels()
     if labels is None:
         return without(images, held_out)
-    chosen = read_labelled(labels, images)
-    shared = chosen[:0] if held_out is None else chosen[torch.isin(chosen, held_out)]
+    indices = read_labelled(labels, images)
+    shared = indices[:0] if held_out is None else indices[torch.isin(indices, held_out)]
     if len(shared):
         raise UserError(
             f"{labels}: lists {len(shared)} of the images held out for validation ({images.key(int(shared[0]))}); "
             "the two must not overlap. `ssl-vision make-splits --validation-fraction` writes files that do not"
         )
-    return Subset(images, chosen.tolist())
+    return Subset(images, indices.tolist())
 
 
 def validation_set(
@@ -65,17 +65,19 @@ def validation_set(
             f"validation is {validation!r}, but the test split cannot be used for validation: it would bias the test "
             "score; use `ssl-vision evaluate` afterwards, and for validation another split or a label file"
         )
-    found = open_images(data, split=validation, channels=images.channels, read=images.options)
-    found.labels()
-    check_classes(found, images.classes, of="trained on")
-    shared = {images.path(i) for i in range(len(images))}.intersection(found.path(i) for i in range(len(found)))
+    validation_images = open_images(data, split=validation, channels=images.channels, read=images.options)
+    validation_images.labels()
+    check_classes(validation_images, images.classes, of="trained on")
+    shared = {images.path(i) for i in range(len(images))}.intersection(
+        validation_images.path(i) for i in range(len(validation_images))
+    )
     if shared:
         raise UserError(
             f"{data}: {len(shared)} images of split {validation!r} are also training images ({min(shared)}); the two "
             "must not overlap. Name another split, or hold images out with "
             "`ssl-vision make-splits --validation-fraction`"
         )
-    return found, None
+    return validation_images, None
 
 
 def sample_fingerprints(images: ImageSet) -> list[str]:
@@ -83,8 +85,8 @@ def sample_fingerprints(images: ImageSet) -> list[str]:
 
     Because fingerprints are spread evenly, those below the largest one kept are a random sample of the images.
     """
-    found = sorted(set(map_images(images.fingerprint, len(images))))
-    return found[:_FINGERPRINTS]
+    fingerprints = sorted(set(map_images(images.fingerprint, len(images))))
+    return fingerprints[:_FINGERPRINTS]
 
 
 def merge_fingerprints(*samples: Sequence[str]) -> list[str]:
@@ -106,32 +108,32 @@ def validation_share(images: ImageSet, validated_on: Sequence[str], *, part: str
     share = known_share(images, validated_on)
     if share >= _MOSTLY and canonical_split(part) == "test":
         stands_in = images.split != "test"
-        found = f"{images.name}: found images that training was validated on ({100 * share:.0f} %)"
-        place = f"; the data have no test split, and {images.split} is used in its place" if stands_in else ""
-        todo = f", or name the part {images.split!r} to score it as the validation part" if stands_in else ""
-        raise UserError(f"{found}{place}. Expected images not seen in training: give other data{todo}")
+        problem = f"{images.name}: found images that training was validated on ({100 * share:.0f} %)"
+        fallback = f"; the data have no test split, and {images.split} is used in its place" if stands_in else ""
+        remedy = f", or name the part {images.split!r} to score it as the validation part" if stands_in else ""
+        raise UserError(f"{problem}{fallback}. Expected images not seen in training: give other data{remedy}")
     return share
 
 
-def known_share(images: ImageSet, known: Sequence[str]) -> float:
+def known_share(images: ImageSet, fingerprints: Sequence[str]) -> float:
     """Return the share of the images of a set that are among those whose fingerprints were sampled.
 
     It is exact for up to a thousand of the latter, otherwise estimated; 0 without fingerprints.
     """
-    if not known:
+    if not fingerprints:
         return 0.0
     own = list(map_images(images.fingerprint, len(images)))
-    if len(known) == _FINGERPRINTS:
-        own = [value for value in own if value <= known[-1]]
-    return len([value for value in own if value in set(known)]) / len(own) if own else 0.0
+    if len(fingerprints) == _FINGERPRINTS:
+        own = [value for value in own if value <= fingerprints[-1]]
+    return len([value for value in own if value in set(fingerprints)]) / len(own) if own else 0.0
 
 
 def without(images: ImageSet, held_out: Tensor | None) -> ImageSet:
     """Return the images that are not held out."""
     if held_out is None:
         return images
-    everything = torch.arange(len(images))
-    return Subset(images, everything[~torch.isin(everything, held_out)].tolist())
+    indices = torch.arange(len(images))
+    return Subset(images, indices[~torch.isin(indices, held_out)].tolist())
 
 
 def check_classes(images: ImageSet, expected: list[str], *, of: str) -> None:
@@ -144,8 +146,8 @@ def check_classes(images: ImageSet, expected: list[str], *, of: str) -> None:
         here, there = (sorted(set(a) - set(b)) for a, b in ((images.classes, expected), (expected, images.classes)))
         differences = [f"{some_of(here)} only here"] if here else []
         differences += [f"{some_of(there)} only there"] if there else []
-        alike = {_folded(name): name for name in expected}
-        pairs = [(name, alike[_folded(name)]) for name in here if _folded(name) in alike]
+        spellings = {_comparison_key(name): name for name in expected}
+        pairs = [(name, spellings[_comparison_key(name)]) for name in here if _comparison_key(name) in spellings]
         hint = f" ({pairs[0][0]!r} is {pairs[0][1]!r} in another spelling)" if pairs else ""
         raise UserError(
             f"{images.name}: its classes differ from those {of}"
@@ -154,7 +156,7 @@ def check_classes(images: ImageSet, expected: list[str], *, of: str) -> None:
         )
 
 
-def _folded(name: str) -> str:
+def _comparison_key(name: str) -> str:
     return "".join(character for character in name.casefold() if character.isalnum())
 
 
@@ -168,9 +170,9 @@ def require_two_classes(images: ImageSet, *, labels: Path | None = None) -> None
     Raises:
         UserError: All images are of one class.
     """
-    present = torch.unique(images.labels()).tolist()
-    if len(present) < 2:
-        name = images.classes[present[0]] if present else "none"
+    class_numbers = torch.unique(images.labels()).tolist()
+    if len(class_numbers) < 2:
+        name = images.classes[class_numbers[0]] if class_numbers else "none"
         raise UserError(
             f"{labels or images.name}: found labelled images of one class only ({name}), expected at least two "
             "classes. Look at the folders with `ssl-vision check`, or give labelled images of the other classes too"

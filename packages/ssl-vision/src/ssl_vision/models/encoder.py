@@ -115,9 +115,9 @@ class _Features(nn.Module):
             features = module.eval()(torch.zeros(2, channels, image_size, image_size))
         module.train(was_training)
         if not isinstance(features, Tensor) or features.ndim != 2:
-            found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            kind = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise UserError(
-                f"encoder {name!r} returned {found} for two images of {image_size} px; "
+                f"encoder {name!r} returned {kind} for two images of {image_size} px; "
                 "expected a tensor [2, features]. Wrap it in a module that pools and flattens."
             )
         if features.dtype != torch.float32:  # the layers on top of it are float32
@@ -163,9 +163,9 @@ def _build(options: EncoderOptions, image_size: int) -> nn.Module:
         return _Features(_own(name), name, image_size, options.image_channels)
     depth = name.removeprefix("resnet")
     if not depth.isdigit() or int(depth) not in LAYOUTS:
-        known = ", ".join(f"resnet{depth}" for depth in LAYOUTS)
+        choices = ", ".join(f"resnet{depth}" for depth in LAYOUTS)
         raise UserError(
-            f"no encoder named {name!r}; use {known}, torchvision:NAME, timm:NAME or package.module:function"
+            f"no encoder named {name!r}; use {choices}, torchvision:NAME, timm:NAME or package.module:function"
         )
     try:
         return resnet(
@@ -200,13 +200,13 @@ def _torchvision(name: str) -> nn.Module:
 
 def _before_linear(classifier: nn.Module) -> nn.Module:
     """Return the layers of a classifier before its first linear layer, such as ConvNeXt's norm and flattening."""
-    kept: list[nn.Module] = []
+    layers: list[nn.Module] = []
     for layer in classifier if isinstance(classifier, nn.Sequential) else ():
         if isinstance(layer, nn.Linear):
             break
         if not isinstance(layer, nn.Dropout):
-            kept.append(layer)
-    return nn.Sequential(*kept) if kept else nn.Identity()
+            layers.append(layer)
+    return nn.Sequential(*layers) if layers else nn.Identity()
 
 
 def _timm(name: str, channels: int, image_size: int) -> nn.Module:

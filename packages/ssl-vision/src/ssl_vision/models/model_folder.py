@@ -147,11 +147,11 @@ def encoder_card(
         validated_on: Fingerprints of the images used for validation of the model that training started from.
         bits: Significant bits of its 16-bit images, see `ReadOptions`.
     """
-    described = None if head is None else {"layers": len(head.layers), "out_features": head.out_features}
+    head_card = None if head is None else {"layers": len(head.layers), "out_features": head.out_features}
     return _with_images(validated_on, bits) | {
         "format": ENCODER_FORMAT,
         "encoder": asdict(encoder),
-        "head": described,
+        "head": head_card,
         "image_size": image_size,
         "epoch": epoch,
     }
@@ -232,13 +232,13 @@ def save_classifier(
     Its card records the `labelled` images that it was trained on, and the validation images, if any, with those of
     the models that training started from (`validated_before`).
     """
-    learned_from = None if labelled is None else {"images": len(labelled), "sha256": labels_digest(labelled)}
+    training_labels = None if labelled is None else {"images": len(labelled), "sha256": labels_digest(labelled)}
     own = [] if validation is None else sample_fingerprints(validation)
     card = classifier_card(
         architecture, classes, epoch=epoch, class_names=class_names,
         validated_on=merge_fingerprints(own, validated_before), bits=bits,
     )  # fmt: skip
-    card["labelled"] = learned_from
+    card["labelled"] = training_labels
     return run.save_model(dict(model.state_dict()), card, folder=folder)
 
 
@@ -250,19 +250,26 @@ def load_encoder(
     Raises:
         UserError: There is no model, it is damaged, or of another kind.
     """
-    place = choose_device(device)
+    torch_device = choose_device(device)
     if model == PIXELS:
-        return LoadedModel(_Pixels(), image_size or 32, place)
+        return LoadedModel(_Pixels(), image_size or 32, torch_device)
     if model == NONE:
-        found = _named(encoder, image_size=image_size)
-        return LoadedModel(_ready(found.encoder, place), found.image_size, place, found.options.image_channels)
+        pretrained = _open_named(encoder, image_size=image_size)
+        return LoadedModel(
+            _ready(pretrained.encoder, torch_device),
+            pretrained.image_size,
+            torch_device,
+            pretrained.options.image_channels,
+        )
     if encoder is not None:
         raise UserError(f"{model}: a model includes its encoder; leave out encoder, or use {NONE!r} as the model")
     folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
-    options, size = _described(folder, card)
+    options, size = _encoder_settings(folder, card)
     net = _build_encoder(options, size, tensors, folder)
     validated_on = _validated_on(folder, card)
-    return LoadedModel(_ready(net, place), size, place, options.image_channels, validated_on, _bits(folder, card))
+    return LoadedModel(
+        _ready(net, torch_device), size, torch_device, options.image_channels, validated_on, _bits(folder, card)
+    )
 
 
 def load_pretrained(model: str) -> Pretrained:
@@ -274,7 +281,7 @@ def load_pretrained(model: str) -> Pretrained:
         UserError: There is no model, it is damaged, or of another kind.
     """
     folder, tensors, card = _open(model, ENCODER_FORMAT, CLASSIFIER_FORMAT)
-    options, size = _described(folder, card)
+    options, size = _encoder_settings(folder, card)
     encoder = _build_encoder(options, size, tensors, folder)
     head = None
     in_head = below_prefix(tensors, "head.")
@@ -299,21 +306,22 @@ def open_pretrained(
         UserError: There is no model, or an encoder is given that differs from the model's.
     """
     if model is None or model == NONE:
-        return None if encoder.weights is None else _named(encoder, image_size=image_size)
-    found = load_pretrained(model)
-    if encoder not in (EncoderOptions(), found.options):
-        raise UserError(f"{model}: {_difference(found.options, encoder)}; leave out the encoder, or --init")
-    fits = found.head is not None and (len(found.head.layers), found.head.out_features) == (layers, out_features)
-    return found if fits else replace(found, head=None)
+        return None if encoder.weights is None else _open_named(encoder, image_size=image_size)
+    pretrained = load_pretrained(model)
+    if encoder not in (EncoderOptions(), pretrained.options):
+        raise UserError(f"{model}: {_difference(pretrained.options, encoder)}; leave out the encoder, or --init")
+    head = pretrained.head
+    fits = head is not None and (len(head.layers), head.out_features) == (layers, out_features)
+    return pretrained if fits else replace(pretrained, head=None)
 
 
-def _difference(own: EncoderOptions, given: EncoderOptions) -> str:
+def _difference(own: EncoderOptions, other: EncoderOptions) -> str:
     """Describe the options of an encoder that differ from the model's, as ``its encoder.sk_ratio is 0.0, not 0.5``."""
-    names = [each.name for each in fields(own) if getattr(own, each.name) != getattr(given, each.name)]
-    return "its " + ", ".join(f"encoder.{name} is {getattr(own, name)}, not {getattr(given, name)}" for name in names)
+    names = [option.name for option in fields(own) if getattr(own, option.name) != getattr(other, option.name)]
+    return "its " + ", ".join(f"encoder.{name} is {getattr(own, name)}, not {getattr(other, name)}" for name in names)
 
 
-def _named(encoder: EncoderOptions | None, *, image_size: int | None) -> Pretrained:
+def _open_named(encoder: EncoderOptions | None, *, image_size: int | None) -> Pretrained:
     """Open an encoder by name with weights from a file."""
     if encoder is None or encoder.weights is None:
         raise UserError(
@@ -346,13 +354,13 @@ def load_simclr(model: str) -> SimCLR:
     Raises:
         UserError: There is no model, it is damaged, or it has no projection head.
     """
-    found = load_pretrained(model)
-    if found.head is None:
+    pretrained = load_pretrained(model)
+    if pretrained.head is None:
         raise UserError(
             f"{model}: found an encoder without a projection head; expected a model from `ssl-vision pretrain`"
         )
-    simclr = SimCLR(found.encoder, projection_dim=found.head.out_features, layers=len(found.head.layers))
-    simclr.head = found.head
+    simclr = SimCLR(pretrained.encoder, projection_dim=pretrained.head.out_features, layers=len(pretrained.head.layers))
+    simclr.head = pretrained.head
     return simclr
 
 
@@ -362,7 +370,7 @@ def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
     Raises:
         UserError: There is no model, it is damaged, or it is an encoder without classes.
     """
-    place = choose_device(device)
+    torch_device = choose_device(device)
     folder, tensors, card = _open(model, CLASSIFIER_FORMAT)
     architecture, classes = _architecture(folder, card)
     classifier = build_from(lambda: architecture.build(len(classes)), tensors, source=folder)
@@ -372,7 +380,14 @@ def load_classifier(model: str, *, device: str = "auto") -> LoadedClassifier:
         names = dict(card.get("class_names") or {})
     check_labels(names.values(), what="class", source=folder / "model.json")
     return LoadedClassifier(
-        _ready(classifier, place), classes, size, place, channels, validated_on, names, _bits(folder, card)
+        _ready(classifier, torch_device),
+        classes,
+        size,
+        torch_device,
+        channels,
+        validated_on,
+        names,
+        _bits(folder, card),
     )
 
 
@@ -395,8 +410,8 @@ def _open(model: str, *formats: str) -> tuple[Path, dict[str, Tensor], dict[str,
     return folder, tensors, card
 
 
-def _remedy(found: object) -> str:
-    if found == ENCODER_FORMAT:
+def _remedy(model_format: object) -> str:
+    if model_format == ENCODER_FORMAT:
         return "fine-tune it first (`ssl-vision finetune`)"
     return "give the out folder of `ssl-vision pretrain`, `finetune` or `distill`"
 
@@ -413,7 +428,7 @@ def _bits(folder: Path, card: dict[str, Any]) -> int:
         return ReadOptions(from_plain(int, card.get("bits", 0), "bits")).bits
 
 
-def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]:
+def _encoder_settings(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]:
     with reading(folder, "model.json does not describe an encoder and the size of its images", _CHANGED):
         options = from_plain(EncoderOptions, card["encoder"], "encoder")
         size = from_plain(int, card["image_size"], "image_size")
@@ -426,7 +441,7 @@ def _described(folder: Path, card: dict[str, Any]) -> tuple[EncoderOptions, int]
 
 
 def _architecture(folder: Path, card: dict[str, Any]) -> tuple[Architecture, list[str]]:
-    options, size = _described(folder, card)
+    options, size = _encoder_settings(folder, card)
     with reading(folder, "model.json does not describe a classifier", _CHANGED):
         head = None
         if card["head"] is not None:
@@ -476,9 +491,9 @@ class Start:
         encoder = with_statistics(self.architecture.encoder, images)
         return replace(self, architecture=replace(self.architecture, encoder=encoder))
 
-    def described(self, asked: EncoderOptions | None) -> EncoderOptions:
+    def described(self, encoder: EncoderOptions | None) -> EncoderOptions:
         """Return the encoder for the configuration of a run, which also names the file of its weights."""
-        return replace(self.architecture.encoder, weights=None if asked is None else asked.weights)
+        return replace(self.architecture.encoder, weights=None if encoder is None else encoder.weights)
 
     def build(self, classes: int) -> Classifier:
         """Build the classifier on the CPU; weights that are not pre-trained are random, its linear layer is zero."""
@@ -486,8 +501,8 @@ class Start:
         if self.weights is not None:
             classifier.encoder.load_state_dict(self.weights.encoder.state_dict())
             if self.weights.head is not None:
-                kept = self.weights.head.first_layers(self.architecture.from_layer)
-                classifier.neck.load_state_dict(kept.state_dict())
+                head = self.weights.head.first_layers(self.architecture.from_layer)
+                classifier.neck.load_state_dict(head.state_dict())
         return classifier
 
 
@@ -506,24 +521,24 @@ def open_start(model: str, *, encoder: EncoderOptions | None, from_layer: int, i
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size is {image_size}; expected a number of pixels")
     if model == NONE and encoder is not None and encoder.weights is not None and not from_layer:
-        found = _named(encoder, image_size=image_size)
-        return Start(Architecture(found.options, found.image_size), found)
+        pretrained = _open_named(encoder, image_size=image_size)
+        return Start(Architecture(pretrained.options, pretrained.image_size), pretrained)
     if model == NONE:
         if from_layer:
             raise UserError(f"from_layer is {from_layer}, but without a pre-trained model there is no head; expected 0")
         return Start(Architecture(encoder or EncoderOptions(), image_size or 32))
-    found = load_pretrained(model)
-    if encoder is not None and encoder != found.options:
+    pretrained = load_pretrained(model)
+    if encoder is not None and encoder != pretrained.options:
         raise UserError(
-            f"{model}: {_difference(found.options, encoder)}; leave out the encoder, or start from {NONE!r}"
+            f"{model}: {_difference(pretrained.options, encoder)}; leave out the encoder, or start from {NONE!r}"
         )
-    layers = 0 if found.head is None else len(found.head.layers)
+    layers = 0 if pretrained.head is None else len(pretrained.head.layers)
     if not 0 <= from_layer <= layers:
         raise UserError(
             f"from_layer is {from_layer}, but {model} has a projection head of {layers} layers; expected 0 (the "
             f"encoder's features) to {layers}"
         )
-    size = image_size or found.image_size
-    if found.head is None or from_layer == 0:
-        return Start(Architecture(found.options, size), found)
-    return Start(Architecture(found.options, size, (layers, found.head.out_features), from_layer), found)
+    size = image_size or pretrained.image_size
+    if pretrained.head is None or from_layer == 0:
+        return Start(Architecture(pretrained.options, size), pretrained)
+    return Start(Architecture(pretrained.options, size, (layers, pretrained.head.out_features), from_layer), pretrained)

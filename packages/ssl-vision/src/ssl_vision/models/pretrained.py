@@ -45,20 +45,20 @@ def load_weights(
     if options.weights is None:
         raise UserError("no initial weights are given; expected a file (--encoder.weights)")
     size = image_size or default_image_size(options)
-    resolved = replace(options, weights=None)
+    network_options = replace(options, weights=None)
     if options.normalize == "none" and not options.mean and options.image_channels == 3:
         if options.name.startswith("timm:"):
             mean, std = timm_statistics(options.name.removeprefix("timm:"))
-            resolved = replace(resolved, normalize="data", mean=mean, std=std)
+            network_options = replace(network_options, normalize="data", mean=mean, std=std)
         elif options.name.startswith("torchvision:") or options.variant == "torchvision":
-            resolved = replace(resolved, normalize="imagenet")
-    encoder = build_encoder(resolved, image_size=size)
+            network_options = replace(network_options, normalize="imagenet")
+    encoder = build_encoder(network_options, image_size=size)
     net = core_network(encoder)
     state, notes = match_names(
         read_tensors(Path(options.weights)), net, options.weights, prefix=prefix, note_resampling=image_size is None
     )
     net.load_state_dict(state)
-    return encoder.eval(), resolved, size, notes
+    return encoder.eval(), network_options, size, notes
 
 
 def channels_in(options: EncoderOptions, *, prefix: str = "") -> int:
@@ -75,13 +75,13 @@ def channels_in(options: EncoderOptions, *, prefix: str = "") -> int:
         return options.image_channels
     name, shape = f"{first}.weight", net.get_parameter(f"{first}.weight").shape
     start = f"{plain_name(prefix.rstrip('.'))}." if prefix else ""
-    found = {
+    channel_counts = {
         tensor.shape[1]
         for key, tensor in read_tensors(Path(options.weights)).items()
         if key.startswith(start) and (key == name or key.endswith(f".{name}"))
         if tensor.shape[:1] + tensor.shape[2:] == shape[:1] + shape[2:]
     }
-    return found.pop() if len(found) == 1 else options.image_channels
+    return channel_counts.pop() if len(channel_counts) == 1 else options.image_channels
 
 
 def match_names(
@@ -96,37 +96,39 @@ def match_names(
     Raises:
         UserError: Tensors are missing, or have other shapes, or there are several such networks.
     """
-    wanted = net.state_dict()
+    expected = net.state_dict()
     if prefix:
         below = below_prefix(tensors, f"{plain_name(prefix.rstrip('.'))}.")
         if not below:
             starts = sorted({name.partition(".")[0] for name in tensors})
             raise UserError(f"{source}: no tensor has the prefix {prefix!r}; names begin with {some_of(starts)}")
         tensors = below
-    places = ["", *_prefixes(tensors, wanted)]
-    candidates = {place: below_prefix(tensors, place) for place in places}
+    prefixes = ["", *_prefixes(tensors, expected)]
+    candidates = {start: below_prefix(tensors, start) for start in prefixes}
     translate = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     states = [*candidates.values(), *(joined for names in candidates.values() if (joined := _joined_chunks(names)))]
-    translated: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    translations: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     if translate is not None and type(net).__module__.startswith("timm."):
-        translated = [(names, found) for names in states if (found := _translated(translate, names, net))]
-        states += [found for _, found in translated]
+        translations = [(names, translation) for names in states if (translation := _translated(translate, names, net))]
+        states += [translation for _, translation in translations]
 
     def fitting(state: Mapping[str, Tensor]) -> int:
-        return sum(name in state and state[name].shape == tensor.shape for name, tensor in wanted.items())
+        return sum(name in state and state[name].shape == tensor.shape for name, tensor in expected.items())
 
     best = max(states, key=fitting)
-    notes = _alternatives({place: fitting(state) for place, state in candidates.items()}, source)
+    notes = _alternatives({start: fitting(state) for start, state in candidates.items()}, source)
     if note_resampling:
-        notes += next((_resampled(names, found) for names, found in translated if found is best), [])
-    counters = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")}
-    state = counters | {name: best[name] for name in wanted if name in best}
-    missing = [name for name in wanted if name not in state]
+        notes += next(
+            (_resampled(names, translation) for names, translation in translations if translation is best), []
+        )
+    counters = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")}
+    state = counters | {name: best[name] for name in expected if name in best}
+    missing = [name for name in expected if name not in state]
     shapes = [
         f"{name} is {list(state[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in wanted.items()
+        for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
-    ] + integers_for_floats(state, wanted)
+    ] + integers_for_floats(state, expected)
     if missing or shapes:
         problems = [f"{name} is missing" for name in missing] + shapes
         more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
@@ -148,23 +150,23 @@ def _joined_chunks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 _CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.")
 
 
-def integers_for_floats(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def integers_for_floats(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """Describe weights that were quantised to integers, which mean nothing without their scales."""
     return [
         f"{name} is {state[name].dtype}, expected floating-point numbers"
-        for name, tensor in wanted.items()
+        for name, tensor in expected.items()
         if name in state and tensor.is_floating_point() and not state[name].is_floating_point()
     ]
 
 
-def _resampled(names: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def _resampled(names: Mapping[str, Tensor], translation: Mapping[str, Tensor]) -> list[str]:
     """Return a note on tensors that were resampled for another image size."""
-    changed = [
+    changes = [
         f"{name} was resampled from {list(names[name].shape)} to {list(tensor.shape)}"
-        for name, tensor in found.items()
+        for name, tensor in translation.items()
         if name in names and names[name].shape != tensor.shape and "pos" in name
     ]
-    return [f"{', '.join(changed)}: the file is for another image size, which --image-size can set"] if changed else []
+    return [f"{', '.join(changes)}: the file is for another image size, which --image-size can set"] if changes else []
 
 
 def _foreign(tensors: Mapping[str, Tensor]) -> str:
@@ -181,42 +183,42 @@ def _alternatives(fitting: Mapping[str, int], source: Path) -> list[str]:
         UserError: One that is no moving average or second network by name is among them.
     """
     most = max(fitting.values())
-    found = [place for place, count in fitting.items() if count == most > 0]
-    first = [place for place in found if not SECOND.search(place)]
-    names = ", ".join(map(repr, found))
+    prefixes = [prefix for prefix, count in fitting.items() if count == most > 0]
+    first = [prefix for prefix in prefixes if not SECOND.search(prefix)]
+    names = ", ".join(map(repr, prefixes))
     if len(first) > 1:
         raise UserError(
             f"{source} contains several networks of this kind, under {names}; choose one with `ssl-vision "
             f"import-checkpoint FILE OUT --architecture NAME --prefix PREFIX`{teacher_hint(first)}"
         )
-    return [second_network(found[0], found[1:])] if len(found) > 1 else []
+    return [second_network(prefixes[0], prefixes[1:])] if len(prefixes) > 1 else []
 
 
 def teacher_hint(prefixes: Sequence[str]) -> str:
     """Return which of a student and a teacher to choose, or nothing."""
-    return "; DINO and similar methods evaluate the teacher" if any("teacher" in place for place in prefixes) else ""
+    return "; DINO and similar methods evaluate the teacher" if any("teacher" in prefix for prefix in prefixes) else ""
 
 
-def second_network(taken: str, others: Sequence[str]) -> str:
+def second_network(choice: str, others: Sequence[str]) -> str:
     """Describe the choice of a network among several in a file, by their prefixes."""
-    listed = ", ".join(map(repr, others))
+    other_list = ", ".join(map(repr, others))
     return (
-        f"the file contains several networks; the one under {taken!r} is used, and not the one under {listed}, which "
-        "import-checkpoint --prefix selects"
+        f"the file contains several networks; the one under {choice!r} is used, and not the one under {other_list}, "
+        "which import-checkpoint --prefix selects"
     )
 
 
-def _prefixes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def _prefixes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """Return the prefixes under which tensors of the network are found; those of averages and second networks last."""
-    found: dict[str, None] = {}
-    for name in list(wanted)[:_LISTED]:
-        found |= {key[: -len(name)]: None for key in tensors if key.endswith(f".{name}")}
-    return sorted(found, key=lambda prefix: bool(re.search(SECOND, prefix)))
+    prefixes: dict[str, None] = {}
+    for name in list(expected)[:_LISTED]:
+        prefixes |= {key[: -len(name)]: None for key in tensors if key.endswith(f".{name}")}
+    return sorted(prefixes, key=lambda prefix: bool(re.search(SECOND, prefix)))
 
 
 def _translated(translate: object, tensors: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     try:
-        found = translate(dict(tensors), net)  # type: ignore[operator]
+        state = translate(dict(tensors), net)  # type: ignore[operator]
     except Exception:  # noqa: BLE001 - the names are those of another network
         return {}
-    return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}

@@ -39,28 +39,28 @@ class Mistake:
         true: True class.
         predicted: Class of largest probability.
         confidence: That probability.
-        given: Probability of the true class.
+        true_probability: Probability of the true class.
     """
 
     index: int
     true: str
     predicted: str
     confidence: float
-    given: float
+    true_probability: float
 
 
 def most_confident(predictions: Predictions, count: int) -> list[Mistake]:
     """Select the misclassified images of largest confidence, in decreasing order; ties in the order of the set."""
-    predicted, confidences = predictions.predicted, predictions.confidences
-    wrong = np.flatnonzero(predicted != predictions.labels)
-    ranked = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
+    prediction, confidences = predictions.predicted, predictions.confidences
+    indices = np.flatnonzero(prediction != predictions.labels)
+    ranked = indices[np.argsort(-confidences[indices], kind="stable")][:count]
     return [
         Mistake(
             index=int(i),
             true=str(predictions.classes[predictions.labels[i]]),
-            predicted=str(predictions.classes[predicted[i]]),
+            predicted=str(predictions.classes[prediction[i]]),
             confidence=float(confidences[i]),
-            given=float(predictions.probabilities[i, predictions.labels[i]]),
+            true_probability=float(predictions.probabilities[i, predictions.labels[i]]),
         )
         for i in ranked
     ]
@@ -73,31 +73,33 @@ def mistakes(evaluated: Evaluated, *, data: str | None, count: int) -> list[str]
     if predictions is None:
         return [title, page.paragraph("The predictions were removed; evaluate again to see the mistakes.")]
     label = evaluated.score.label
-    chosen = [replace(m, true=label(m.true), predicted=label(m.predicted)) for m in most_confident(predictions, count)]
-    if not chosen:
+    selection = [
+        replace(m, true=label(m.true), predicted=label(m.predicted)) for m in most_confident(predictions, count)
+    ]
+    if not selection:
         return [title, page.paragraph("None: all images are classified correctly.")]
     try:
         images = open_images(data or evaluated.score.data, split=evaluated.score.split)
-        _check(images, predictions, chosen)
-        pictures = [Picture(images.read(m.index), images.path(m.index), m.true) for m in chosen]
+        _check(images, predictions, selection)
+        pictures = [Picture(images.read(m.index), images.path(m.index), m.true) for m in selection]
     except UserError as error:
         text = (
             f"The images could not be opened ({error}). Give their new location with `ssl-vision report --data DATA`."
         )
         return [title, page.paragraph(text)]
-    wrong = int((predictions.predicted != predictions.labels).sum())
+    num_mistakes = int((predictions.predicted != predictions.labels).sum())
     text = (
-        f"The most confident of {wrong:,} mistakes. Below each image: its class and the probability of that "
+        f"The most confident of {num_mistakes:,} mistakes. Below each image: its class and the probability of that "
         "class, then the predicted class and its probability. Wrong labels and ambiguous images often show up here."
     )
-    cells = "".join(f"<div>{_cell(*shown)}</div>" for shown in zip(pictures, chosen, strict=True))
+    cells = "".join(f"<div>{_cell(*pair)}</div>" for pair in zip(pictures, selection, strict=True))
     return [title, page.paragraph(text), page.figure(f'<div class="mistakes sheet">{cells}</div>')]
 
 
 def _cell(picture: Picture, mistake: Mistake) -> str:
     return (
         page.image(picture.pixels, label=f"{picture.path}, {mistake.true} predicted as {mistake.predicted}")
-        + f'<span class="same">{escape(mistake.true)}</span> {_percent(mistake.given)}<br>'
+        + f'<span class="same">{escape(mistake.true)}</span> {_percent(mistake.true_probability)}<br>'
         + f'<span class="other">{escape(mistake.predicted)}</span> {_percent(mistake.confidence)}'
     )
 
@@ -107,12 +109,12 @@ def _percent(probability: float) -> str:
     return f"{100 * min(probability, 0.999):.1f} %" if probability < 0.9995 else "> 99.9 %"
 
 
-def _check(images: ImageSet, predictions: Predictions, chosen: Sequence[Mistake]) -> None:
+def _check(images: ImageSet, predictions: Predictions, selection: Sequence[Mistake]) -> None:
     """Check that the images are those of the predictions."""
-    name = [images.path(m.index) if m.index < len(images) else "" for m in chosen]
-    before = [str(predictions.paths[m.index]) for m in chosen]
-    endings = [(now.rpartition("/")[2], then.rpartition("/")[2]) for now, then in zip(name, before, strict=True)]
-    if len(images) != len(predictions.labels) or any(now != then for now, then in endings):
+    new_paths = [images.path(m.index) if m.index < len(images) else "" for m in selection]
+    old_paths = [str(predictions.paths[m.index]) for m in selection]
+    endings = [(new.rpartition("/")[2], old.rpartition("/")[2]) for new, old in zip(new_paths, old_paths, strict=True)]
+    if len(images) != len(predictions.labels) or any(new != old for new, old in endings):
         raise UserError(f"{images.name}: its images are not those that were evaluated; evaluate again")
 
 
@@ -148,12 +150,12 @@ def title(settings: RunSettings) -> str:
     )
 
 
-def header(run: RunFolder, evaluations: Sequence[Evaluated], *, labelled: int | None) -> str:
+def header(run: RunFolder, evaluations: Sequence[Evaluated], *, num_labels: int | None) -> str:
     """Return the title, a summary in two sentences, and the headline numbers."""
     s = run.settings
     # A batch is never larger than the set.
-    batch = min(s.batch_size, labelled) if labelled and s.kind == "finetune" else s.batch_size
-    text = f"{_what_was_done(s, labelled)} {s.epochs:,} epochs in batches of {batch:,}, seed {s.seed}."
+    batch = min(s.batch_size, num_labels) if num_labels and s.kind == "finetune" else s.batch_size
+    text = f"{_what_was_done(s, num_labels)} {s.epochs:,} epochs in batches of {batch:,}, seed {s.seed}."
     numbers = {}
     for evaluated in evaluations[:2]:
         numbers[f"accuracy, {evaluated.name}"] = f"{evaluated.score.top1:.1f} %"
@@ -162,8 +164,8 @@ def header(run: RunFolder, evaluations: Sequence[Evaluated], *, labelled: int | 
         warning = evaluations[0].score.warning
         numbers["chance"] = f"{100 / len([c for c in evaluations[0].score.per_class if c.images]):.3g} %"
         numbers["calibration error"] = f"{100 * evaluations[0].score.calibration.ece:.1f} %"
-    if labelled:
-        numbers["labelled images" if s.kind == "finetune" else "labels of the teacher"] = f"{labelled:,}"
+    if num_labels:
+        numbers["labelled images" if s.kind == "finetune" else "labels of the teacher"] = f"{num_labels:,}"
     return opening(run, title(s), text, numbers, warning=warning)
 
 
@@ -241,17 +243,19 @@ def evaluation(
     return page.section("Evaluation", *parts)
 
 
-def _what_was_done(s: RunSettings, labelled: int | None) -> str:
+def _what_was_done(s: RunSettings, num_labels: int | None) -> str:
     which = "all labels" if s.labels is None else f"the labels in {Path(s.labels).name}"
-    count = f"{labelled:,} images" if labelled else "images"
+    count = f"{num_labels:,} images" if num_labels else "images"
     if s.kind == "distill":
-        also = "" if s.config.get("alpha", 1.0) == 1 else f" and {count} with {which}"
-        return f"A network distilled from the teacher in {s.config.get('teacher')}, on images without labels{also}."
+        supplement = "" if s.config.get("alpha", 1.0) == 1 else f" and {count} with {which}"
+        return (
+            f"A network distilled from the teacher in {s.config.get('teacher')}, on images without labels{supplement}."
+        )
     if s.config.get("init") == "none":
         return f"A classifier trained from scratch on {count} with {which}."
-    kept = int(s.config.get("from_layer", 0))
+    num_layers = int(s.config.get("from_layer", 0))
     layers = {0: "", 1: " and the first layer of its projection head"}.get(
-        kept, f" and the first {kept} layers of its projection head"
+        num_layers, f" and the first {num_layers} layers of its projection head"
     )
     return f"A classifier fine-tuned from the network in {s.config.get('init')}{layers}, on {count} with {which}."
 
@@ -271,18 +275,20 @@ def _numbers(evaluations: Sequence[Evaluated]) -> str:
 
 def _classes(score: ClassifierScore) -> list[str]:
     """Return a table of the classes, the weakest first; only the weakest if there are many."""
-    taken: dict[str, tuple[str, int]] = {}
-    for true, predicted, count in score.mistakes():
-        taken.setdefault(true, (predicted, count))
-    present = sorted((c for c in score.per_class if c.images), key=lambda c: (c.right / c.images, c.name))
+    confusions: dict[str, tuple[str, int]] = {}
+    for true, prediction, count in score.mistakes():
+        confusions.setdefault(true, (prediction, count))
+    tested_classes = sorted((c for c in score.per_class if c.images), key=lambda c: (c.right / c.images, c.name))
     rows = [
         [
             score.label(c.name), f"{c.images:,}", f"{100 * c.right / c.images:.1f} %",
-            f"{score.label(taken[c.name][0])} ({taken[c.name][1]:,})" if c.name in taken else "–",
+            f"{score.label(confusions[c.name][0])} ({confusions[c.name][1]:,})" if c.name in confusions else "–",
         ]
-        for c in present[:_LISTED]
+        for c in tested_classes[:_LISTED]
     ]  # fmt: skip
-    more = f", the weakest {_LISTED} of {len(present)}" if len(present) > _LISTED else ", the weakest first"
+    more = (
+        f", the weakest {_LISTED} of {len(tested_classes)}" if len(tested_classes) > _LISTED else ", the weakest first"
+    )
     return [
         f"<h3>Classes{more}</h3>",
         page.table(["class", "images", "accuracy", "most often predicted as"], rows, kind="numbers"),

@@ -54,8 +54,12 @@ class Agreement:
 
 def compare_predictions(student: Predictions, teacher: Predictions) -> Agreement:
     """Count the agreement on images that both have predicted, with the same classes."""
-    given, taught, labels = student.predicted, teacher.predicted, student.labels
-    right, also_right, same = given == labels, taught == labels, given == taught
+    student_classes, teacher_classes, labels = student.predicted, teacher.predicted, student.labels
+    student_correct, teacher_correct, same = (
+        student_classes == labels,
+        teacher_classes == labels,
+        student_classes == teacher_classes,
+    )
 
     def count(which: np.typing.NDArray[np.bool_]) -> int:
         return int(which.sum())
@@ -63,11 +67,11 @@ def compare_predictions(student: Predictions, teacher: Predictions) -> Agreement
     return Agreement(
         images=len(labels),
         same=count(same),
-        both_right=count(right & also_right),
-        student_only=count(right & ~also_right),
-        teacher_only=count(~right & also_right),
-        same_mistake=count(~right & same),
-        other_mistake=count(~right & ~also_right & ~same),
+        both_right=count(student_correct & teacher_correct),
+        student_only=count(student_correct & ~teacher_correct),
+        teacher_only=count(~student_correct & teacher_correct),
+        same_mistake=count(~student_correct & same),
+        other_mistake=count(~student_correct & ~teacher_correct & ~same),
     )
 
 
@@ -77,8 +81,8 @@ def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
     if not evaluations:
         return page.section(title, page.paragraph("The student has not been evaluated."))
     first = evaluations[0]
-    taught = next((e for e in read_evaluations(run_of(teacher)) if e.images == first.images), None)
-    if taught is None:
+    teacher_evaluation = next((e for e in read_evaluations(run_of(teacher)) if e.images == first.images), None)
+    if teacher_evaluation is None:
         return page.section(
             title,
             page.paragraph(
@@ -87,33 +91,38 @@ def agreement(run: RunFolder, evaluations: list[Evaluated]) -> str:
                 "again to see where the two agree."
             ),
         )
-    student, master = first.predictions(), taught.predictions()
-    if student is None or master is None or not _comparable(student, master):
+    student_predictions, teacher_predictions = first.predictions(), teacher_evaluation.predictions()
+    if (
+        student_predictions is None
+        or teacher_predictions is None
+        or not _comparable(student_predictions, teacher_predictions)
+    ):
         return page.section(
             title,
             page.paragraph("The two sets of predictions are not for the same images and classes; evaluate both again."),
         )
-    found = compare_predictions(student, master)
+    counts = compare_predictions(student_predictions, teacher_predictions)
     rows = [
-        ["both correct", *_share(found.both_right, found)],
-        ["only the teacher correct", *_share(found.teacher_only, found)],
-        ["only the student correct", *_share(found.student_only, found)],
-        ["both wrong, the same class", *_share(found.same_mistake, found)],
-        ["both wrong, different classes", *_share(found.other_mistake, found)],
+        ["both correct", *_share(counts.both_right, counts)],
+        ["only the teacher correct", *_share(counts.teacher_only, counts)],
+        ["only the student correct", *_share(counts.student_only, counts)],
+        ["both wrong, the same class", *_share(counts.same_mistake, counts)],
+        ["both wrong, different classes", *_share(counts.other_mistake, counts)],
     ]
-    wrong = found.images - found.both_right - found.teacher_only
+    teacher_mistakes = counts.images - counts.both_right - counts.teacher_only
     return page.section(
         title,
         page.facts(
             {
-                "teacher's accuracy": f"{taught.score.top1:.1f} %",
+                "teacher's accuracy": f"{teacher_evaluation.score.top1:.1f} %",
                 "student's accuracy": f"{first.score.top1:.1f} %",
-                "the same answer": f"{100 * found.same / found.images:.1f} %",
+                "the same answer": f"{100 * counts.same / counts.images:.1f} %",
             }
         ),
         page.paragraph(
-            f"On {found.images:,} images of {first.name}, by their most likely class. Of the teacher's {wrong:,} "
-            f"mistakes the student repeats {found.same_mistake:,} and corrects {found.student_only:,}."
+            f"On {counts.images:,} images of {first.name}, by their most likely class. Of the teacher's "
+            f"{teacher_mistakes:,} mistakes the student repeats {counts.same_mistake:,} and corrects "
+            f"{counts.student_only:,}."
         ),
         page.table(["", "images", "share"], rows, kind="numbers"),
     )
@@ -123,8 +132,8 @@ def _comparable(student: Predictions, teacher: Predictions) -> bool:
     return np.array_equal(student.paths, teacher.paths) and np.array_equal(student.classes, teacher.classes)
 
 
-def _share(count: int, found: Agreement) -> tuple[str, str]:
-    return f"{count:,}", f"{100 * count / found.images:.1f} %"
+def _share(count: int, counts: Agreement) -> tuple[str, str]:
+    return f"{count:,}", f"{100 * count / counts.images:.1f} %"
 
 
 _APART = 1.3  # ratio of numbers that can be written beside each other
@@ -153,15 +162,15 @@ def find_runs(run: Path, compare: Sequence[Path] | None) -> list[Path]:
     Raises:
         UserError: A given folder is not a run, and contains none.
     """
-    found: list[Path] = []
-    for place in [run.resolve().parent] if compare is None else compare:
-        inside = [place] if _is_run(place) else sorted(folder.parent for folder in place.glob("*/config.yaml"))
+    runs: list[Path] = []
+    for path in [run.resolve().parent] if compare is None else compare:
+        inside = [path] if _is_run(path) else sorted(folder.parent for folder in path.glob("*/config.yaml"))
         if not inside and compare is not None:
             raise UserError(
-                f"{place}: found no run and no folder of runs, expected out folders of `ssl-vision finetune`"
+                f"{path}: found no run and no folder of runs, expected out folders of `ssl-vision finetune`"
             )
-        found += inside
-    return list(dict.fromkeys(folder.resolve() for folder in found))
+        runs += inside
+    return list(dict.fromkeys(folder.resolve() for folder in runs))
 
 
 def collect(run: RunFolder, evaluated: Evaluated, compare: Sequence[Path] | None) -> list[Point]:
@@ -199,8 +208,10 @@ def group_of(settings: RunSettings) -> str:
         return f"{name}, distilled" + ("" if config.get("alpha", 1.0) == 1 else " with labels")
     if config.get("init") == "none":
         return f"{name}, from scratch"
-    kept = int(config.get("from_layer", 0))
-    return f"{name}, fine-tuned from {_start(str(config.get('init')))}" + (f", head layer {kept}" if kept else "")
+    num_layers = int(config.get("from_layer", 0))
+    return f"{name}, fine-tuned from {_start(str(config.get('init')))}" + (
+        f", head layer {num_layers}" if num_layers else ""
+    )
 
 
 def comparison(run: RunFolder, evaluated: Evaluated, points: Sequence[Point]) -> list[str]:
@@ -214,8 +225,8 @@ def comparison(run: RunFolder, evaluated: Evaluated, points: Sequence[Point]) ->
         figure = comparison_figure(points, run.path.resolve())
         parts.append(page.figure(to_inline_svg(figure, name="labels", label="Accuracy by number of labels")))
         note = f"Points are runs, lines connect means, and a ring marks this run. {note}"
-    ordered = points if several else sorted(points, key=lambda p: -p.top1)
-    rows = [[p.run.name, p.group, f"{p.labels:,}", f"{p.top1:.1f} %"] for p in ordered]
+    ranking = points if several else sorted(points, key=lambda p: -p.top1)
+    rows = [[p.run.name, p.group, f"{p.labels:,}", f"{p.top1:.1f} %"] for p in ranking]
     return [
         page.section(
             "Accuracy by number of labels" if several else "Other runs on the same images",
@@ -250,11 +261,11 @@ def comparison_figure(points: Sequence[Point], this: Path) -> Figure:
 
 def _apart(counts: Sequence[int]) -> list[int]:
     """Return the ascending counts, without those whose tick labels would overlap the previous one."""
-    kept: list[int] = []
+    ticks: list[int] = []
     for count in counts:
-        if not kept or count >= _APART * kept[-1]:
-            kept.append(count)
-    return kept
+        if not ticks or count >= _APART * ticks[-1]:
+            ticks.append(count)
+    return ticks
 
 
 def _draw_group(axes: Axes, points: Sequence[Point], this: Path, *, colour: str) -> tuple[str, float]:
@@ -273,10 +284,10 @@ def _draw_group(axes: Axes, points: Sequence[Point], this: Path, *, colour: str)
 
 def _name_groups(axes: Axes, ends: Mapping[str, tuple[str, float]]) -> None:
     """Write the labels beside the axes, in the order of the ends of the lines."""
-    ordered = sorted(ends.items(), key=lambda end: -end[1][1])
-    for place, (group, (colour, _)) in enumerate(ordered):
+    groups = sorted(ends.items(), key=lambda end: -end[1][1])
+    for row, (group, (colour, _)) in enumerate(groups):
         axes.annotate(
-            group, (1, 1), xycoords="axes fraction", xytext=(10, -14 * place), textcoords="offset points", va="top",
+            group, (1, 1), xycoords="axes fraction", xytext=(10, -14 * row), textcoords="offset points", va="top",
             fontsize=8.5, color=colour, annotation_clip=False,
         )  # fmt: skip
 

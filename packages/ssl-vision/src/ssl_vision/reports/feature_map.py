@@ -42,12 +42,12 @@ def layout(features: NDArray[np.float32], *, seed: int) -> tuple[NDArray[np.floa
     perplexity = min(30.0, (len(unit) - 1) / 3)
     with threadpool_limits(1):
         pca = PCA(dimensions, svd_solver="full")
-        reduced = pca.fit_transform(unit)
+        components = pca.fit_transform(unit)
         tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
-        positions: NDArray[np.float64] = tsne.fit_transform(reduced).astype(np.float64)
-    kept = 100 * float(pca.explained_variance_ratio_.sum())
+        positions: NDArray[np.float64] = tsne.fit_transform(components).astype(np.float64)
+    variance = 100 * float(pca.explained_variance_ratio_.sum())
     return positions, (
-        f"features of length 1, PCA to {dimensions} dimensions ({kept:.0f} % of the variance), "
+        f"features of length 1, PCA to {dimensions} dimensions ({variance:.0f} % of the variance), "
         f"t-SNE with perplexity {perplexity:.3g}, seed {seed}"
     )
 
@@ -63,15 +63,15 @@ def draw_map(
         axes.scatter(positions[:, 0], positions[:, 1], s=size, color=SERIES[0], alpha=0.7, linewidths=0)
         return
     counts = np.bincount(labels, minlength=len(classes))
-    present = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
-    named = sorted(present if len(present) <= _NAMED else present[: _NAMED - 1])
-    rest = ~np.isin(labels, named)
+    nonempty = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
+    legend_classes = sorted(nonempty if len(nonempty) <= _NAMED else nonempty[: _NAMED - 1])
+    rest = ~np.isin(labels, legend_classes)
     if rest.any():
-        others = f"{len(present) - len(named)} other classes"
+        others = f"{len(nonempty) - len(legend_classes)} other classes"
         axes.scatter(
             positions[rest, 0], positions[rest, 1], s=size, color=MUTED, alpha=0.25, linewidths=0, label=others
         )
-    for (marker, colour), c in zip(itertools.product(_MARKERS, SERIES), named, strict=False):
+    for (marker, colour), c in zip(itertools.product(_MARKERS, SERIES), legend_classes, strict=False):
         x, y = positions[labels == c].T
         axes.scatter(x, y, s=size, color=colour, marker=marker, alpha=0.75, linewidths=0, label=classes[c])
     legend = axes.legend(

@@ -105,10 +105,10 @@ def _beside(axes: Axes, y: float, text: str, *, colour: str, above: bool) -> Non
 def draw_reliability(above: Axes, below: Axes, calibration: Calibration) -> None:
     """Draw the accuracy per bin of confidence, dashed the ideal one; below, the number of images."""
     width = 1 / len(calibration.bins)
-    filled = [b for b in calibration.bins if b.accuracy is not None]
+    bins = [b for b in calibration.bins if b.accuracy is not None]
     plain_axes(above, "Accuracy by confidence")
-    confidences, accuracies = [b.confidence or 0 for b in filled], [b.accuracy or 0 for b in filled]
-    above.bar([b.lower + width / 2 for b in filled], accuracies, 0.92 * width, color=SERIES[0], alpha=0.4)
+    confidences, accuracies = [b.confidence or 0 for b in bins], [b.accuracy or 0 for b in bins]
+    above.bar([b.lower + width / 2 for b in bins], accuracies, 0.92 * width, color=SERIES[0], alpha=0.4)
     above.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     above.plot(confidences, accuracies, linestyle="none", marker="o", markersize=4.5, color=SERIES[0])
     above.text(

@@ -56,12 +56,12 @@ def _views(part: SubFigure, rows: Sequence[ViewRow], epochs: Sequence[int]) -> N
     grid = part.subplots(len(rows), 1 + 2 * len(epochs), squeeze=False)
     for line, row in zip(grid, rows, strict=True):
         _show(line[0], row.original, row.original.label or "")
-        for place, view in enumerate(view for pair in row.pairs for view in pair):
-            _show(line[1 + place], Picture(view, "", None), "")
+        for column, view in enumerate(view for pair in row.pairs for view in pair):
+            _show(line[1 + column], Picture(view, "", None), "")
     grid[0, 0].set_title("image", fontsize=8.5, color=MUTED)
-    for place, epoch in enumerate(epochs):
+    for column, epoch in enumerate(epochs):
         for which in (0, 1):
-            grid[0, 1 + 2 * place + which].set_title(f"epoch {epoch + 1}{'ab'[which]}", fontsize=8.5, color=MUTED)
+            grid[0, 1 + 2 * column + which].set_title(f"epoch {epoch + 1}{'ab'[which]}", fontsize=8.5, color=MUTED)
 
 
 def _neighbours(part: SubFigure, rows: Sequence[NeighbourRow]) -> None:

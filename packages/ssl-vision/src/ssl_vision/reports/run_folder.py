@@ -52,8 +52,10 @@ class RunSettings:
     @property
     def read(self) -> ReadOptions:
         """Options for reading image files."""
-        found = self.config.get("read") or {}
-        return ReadOptions(**{field.name: found[field.name] for field in fields(ReadOptions) if field.name in found})
+        settings = self.config.get("read") or {}
+        return ReadOptions(
+            **{field.name: settings[field.name] for field in fields(ReadOptions) if field.name in settings}
+        )
 
     @property
     def memory(self) -> int:
@@ -63,8 +65,8 @@ class RunSettings:
     @property
     def labels(self) -> str | None:
         """Label file; None if all labels are used."""
-        named = self.config.get("labels")
-        return None if named is None else str(named)
+        value = self.config.get("labels")
+        return None if value is None else str(value)
 
 
 @dataclass(frozen=True)
@@ -147,17 +149,17 @@ def read_scores(run: RunFolder) -> list[RunScore]:
     Raises:
         UserError: A file is not a score.
     """
-    found = []
+    scores = []
     for file in sorted(run.path.glob("evaluation/[!.]*.json")):
         score = _read_score(file)
         if score is not None:
-            found.append(RunScore(None if score.model == PIXELS else run.settings.epochs, score))
+            scores.append(RunScore(None if score.model == PIXELS else run.settings.epochs, score))
     for file in sorted(run.path.glob("models/epoch-*/evaluation/[!.]*.json")):
         number = re.fullmatch(r"epoch-(\d+)", file.parents[1].name)
         score = _read_score(file)
         if number and score is not None:
-            found.append(RunScore(int(number[1]), score))
-    return sorted(found, key=lambda s: (-1 if s.epoch is None else s.epoch, s.protocol))
+            scores.append(RunScore(int(number[1]), score))
+    return sorted(scores, key=lambda s: (-1 if s.epoch is None else s.epoch, s.protocol))
 
 
 def _read_score(file: Path) -> Score | None:
@@ -233,8 +235,8 @@ def read_evaluations(run: Path) -> list[Evaluated]:
     Raises:
         UserError: A file is damaged.
     """
-    found = [(file, read_classifier_score(file)) for file in sorted(run.glob("evaluation/[!.]*.json"))]
-    evaluated = [Evaluated(file, score) for file, score in found if score is not None]
+    pairs = [(file, read_classifier_score(file)) for file in sorted(run.glob("evaluation/[!.]*.json"))]
+    evaluated = [Evaluated(file, score) for file, score in pairs if score is not None]
     return sorted(evaluated, key=lambda e: (-e.score.images, e.file.name))
 
 
@@ -247,8 +249,8 @@ def count_labels(settings: RunSettings, *, depth: int = 0) -> int | None:
     None if the number is unknown because a label file, the data or the teacher's run are missing.
     """
     if settings.kind != "distill":
-        return _listed(settings)
-    own = 0 if settings.config.get("alpha", 1.0) == 1 else _listed(settings)
+        return _count_listed(settings)
+    own = 0 if settings.config.get("alpha", 1.0) == 1 else _count_listed(settings)
     try:
         teacher = run_of(Path(str(settings.config["teacher"])))
         behind = count_labels(open_run(teacher).settings, depth=depth + 1) if depth < _DEEPEST else None
@@ -262,11 +264,11 @@ def run_of(model: Path) -> Path:
     return model.parent if model.name == "model" else model
 
 
-def _listed(settings: RunSettings) -> int | None:
+def _count_listed(settings: RunSettings) -> int | None:
     try:
         if settings.labels is None:
             return len(open_images(settings.data, split=settings.part))
-        listed = read_label_file(Path(settings.labels))
+        content = read_label_file(Path(settings.labels))
     except UserError:
         return None
-    return len(listed.images) if isinstance(listed, LabelFile) else len(listed)
+    return len(content.images) if isinstance(content, LabelFile) else len(content)

@@ -55,9 +55,9 @@ def header(run: RunFolder, *, images: int | None, accuracies: Mapping[str, float
 
 def untrained(run: RunFolder) -> str:
     """Return a warning if the contrastive accuracy stays at chance level; else nothing."""
-    found = [record["contrastive_accuracy"] for record in run.records if "contrastive_accuracy" in record][-_LAST:]
+    accuracies = [record["contrastive_accuracy"] for record in run.records if "contrastive_accuracy" in record][-_LAST:]
     images = run.settings.batch_size
-    if len(found) < _LAST or images < _FEWEST_IMAGES or sum(found) / len(found) > _GUESSING / images:
+    if len(accuracies) < _LAST or images < _FEWEST_IMAGES or sum(accuracies) / len(accuracies) > _GUESSING / images:
         return ""
     return (
         "Contrastive accuracy is no better than chance; the features have collapsed or learnt nothing. Lower the "
@@ -114,7 +114,7 @@ def views(sheets: Sheets, *, pairs: bool = True) -> str:
     )
     body = ""
     for number, row in enumerate(sheets.views, 1):
-        body += f'<tr><td class="first">{_captioned(row.original)}</td>'
+        body += f'<tr><td class="first">{_caption(row.original)}</td>'
         for epoch, pair in zip(sheets.epochs, row.pairs, strict=True):
             for which, view in zip("ab", pair, strict=True):
                 label = f"view {which} of image {number} in epoch {epoch + 1}"
@@ -142,18 +142,18 @@ def neighbours(sheets: Sheets, *, data: str, split: str) -> str:
     head = '<th scope="col" class="first">query</th>' + "".join(f'<th scope="col">{i + 1}</th>' for i in range(most))
     body = ""
     for row in rows:
-        body += f'<tr><td class="first">{_captioned(row.query)}</td>'
+        body += f'<tr><td class="first">{_caption(row.query)}</td>'
         for picture, similarity in row.nearest:
-            body += f"<td>{_captioned(picture, like=row.query.label, more=f'{similarity:.3f}')}</td>"
+            body += f"<td>{_caption(picture, like=row.query.label, more=f'{similarity:.3f}')}</td>"
         body += "</tr>"
-    labelled = any(row.query.label is not None for row in rows)
+    has_labels = any(row.query.label is not None for row in rows)
     marks = " ✓ marks an image of the query's class, ✗ an image of another class; training did not see the classes."
     return page.section(
         "Nearest neighbours",
         page.paragraph(
             "Random images and their nearest neighbours under the trained encoder, with the cosine similarity of "
             f"their features, among {sheets.bank:,} images of {data_name(data)}, split {split}."
-            + (marks if labelled else "")
+            + (marks if has_labels else "")
         ),
         page.figure(f'<table class="sheet"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'),
     )
@@ -177,16 +177,18 @@ def surroundings(run: RunFolder) -> str:
     return sections.surroundings(run.settings.config, run.sessions, packages=("ssl-vision", "torchvision"))
 
 
-def _bad_files(found: Mapping[int, str]) -> list[str]:
-    if not found:
+def _bad_files(reasons: Mapping[int, str]) -> list[str]:
+    if not reasons:
         return []
-    named = "; ".join(list(found.values())[:3])
+    examples = "; ".join(list(reasons.values())[:3])
     return [
-        page.paragraph(f"Unreadable and replaced by others: {several(len(found), 'image')} ({named}).", kind="note")
+        page.paragraph(
+            f"Unreadable and replaced by others: {several(len(reasons), 'image')} ({examples}).", kind="note"
+        )
     ]
 
 
-def _captioned(picture: Picture, *, like: str | None = None, more: str = "") -> str:
+def _caption(picture: Picture, *, like: str | None = None, more: str = "") -> str:
     """Return an image with class and number as caption; with `like`, marked by agreement of the classes."""
     label = page.image(picture.pixels, label=picture.label or picture.path)
     lines = []

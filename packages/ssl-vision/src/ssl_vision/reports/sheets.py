@@ -90,9 +90,9 @@ def make_sheets(
     views = draw_views(images, settings, choose_images(images, rows, seed=seed, without=without), epochs)
     if model is None:
         return Sheets(views, epochs, None, 0)
-    among = choose_bank(images, bank, seed=seed, without=without)
-    neighbours = find_neighbours(model, among, choose_images(among, rows, seed=seed))
-    return Sheets(views, epochs, neighbours, len(among))
+    bank_images = choose_bank(images, bank, seed=seed, without=without)
+    neighbours = find_neighbours(model, bank_images, choose_images(bank_images, rows, seed=seed))
+    return Sheets(views, epochs, neighbours, len(bank_images))
 
 
 def draw_views(images: ImageSet, settings: RunSettings, indices: Sequence[int], epochs: Sequence[int]) -> list[ViewRow]:
@@ -121,9 +121,9 @@ def find_neighbours(
     return [
         NeighbourRow(
             _picture(images, query),
-            [(_picture(images, int(j)), float(s)) for j, s in zip(found, similar, strict=True)],
+            [(_picture(images, int(j)), float(s)) for j, s in zip(neighbours, similar, strict=True)],
         )
-        for query, found, similar in zip(queries, index, similarity, strict=True)
+        for query, neighbours, similar in zip(queries, index, similarity, strict=True)
     ]
 
 
@@ -145,10 +145,10 @@ def choose_images(images: ImageSet, count: int, *, seed: int, without: Collectio
     order = permutation(derive(seed, "show"), len(images))[:_LOOKED_THROUGH].tolist()
     rank = dict.fromkeys(range(-1, len(images.classes)), 0)
     turns = []
-    for place, index in enumerate(i for i in order if i not in without):
+    for position, index in enumerate(i for i in order if i not in without):
         label = images.label(index)
         label = -1 if label is None else label
-        turns.append((rank[label], place, index))
+        turns.append((rank[label], position, index))
         rank[label] += 1
     return [index for _, _, index in sorted(turns)[:count]]
 
@@ -172,8 +172,8 @@ def displayable(pixels: Tensor) -> Tensor:
     """Convert an image ``[C, H, W]`` to three channels for display; see `Picture`."""
     if len(pixels) == 3:
         return pixels
-    shown = pixels[:3] if len(pixels) > 3 else pixels[:1]
-    flat = shown.flatten(1)
+    channels = pixels[:3] if len(pixels) > 3 else pixels[:1]
+    flat = channels.flatten(1)
     low, high = torch.quantile(flat, torch.tensor([0.02, 0.98]), dim=1)[..., None, None]
-    stretched: Tensor = ((shown - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+    stretched: Tensor = ((channels - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
     return stretched if len(stretched) == 3 else stretched.expand(3, -1, -1)

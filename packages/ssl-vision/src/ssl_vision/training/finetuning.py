@@ -108,7 +108,7 @@ def finetune(
     start = open_start(init, encoder=encoder, from_layer=from_layer, image_size=training.image_size)
     read = read.for_model(start.bits)
     images = open_images(data, split=part, channels=start.architecture.encoder.image_channels, read=read)
-    scored, held_out = validation_set(validation.validate_on, data, images)
+    validation_images, held_out = validation_set(validation.validate_on, data, images)
     labelled = training_set(images, labels, held_out=held_out)
     require_two_classes(labelled, labels=labels)
     targets = labelled.labels()
@@ -135,16 +135,16 @@ def finetune(
         if lora_rank:
             add_low_rank(network.encoder, lora_rank)
         crops = Crops(labelled, batches, size=size, seed=r.seed("crops"), load=read.load, workers=run.workers)
-        wrapped, optim, schedule = set_up(
+        model, optim, schedule = set_up(
             r, network, optimizer, unlabelled=None, labelled=labelled,
             batch_size=budget.batch_size, epochs=epochs, total_steps=budget.total_steps, unadapted=("fc",),
         )  # fmt: skip
-        validating = Validation(r, scored, budget, every=validation.validate_every, size=size)
+        validator = Validation(r, validation_images, budget, every=validation.validate_every, size=size)
 
         for step in r.steps(budget.total_steps, samples_per_step=budget.batch_size):
             pictures = crops.batch(step, r.device)
             target = targets[batches.at(step)].to(r.device, non_blocking=True)
-            logits = wrapped(pictures)
+            logits = model(pictures)
             loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
             optim.zero_grad()
             r.fabric.backward(loss)
@@ -154,7 +154,7 @@ def finetune(
             r.log(loss=loss, lr=lr, epoch=budget.epoch(step + 1))
             if r.is_logged_step:
                 r.log(accuracy=(logits.argmax(dim=1) == target).float().mean())
-            validating.after(step, wrapped)
+            validator.after(step, model)
         if lora_rank:
             merge_low_rank(network.encoder)
         return save_classifier(
@@ -164,7 +164,7 @@ def finetune(
             classes=images.classes,
             epoch=epochs,
             labelled=labelled,
-            validation=scored,
+            validation=validation_images,
             validated_before=start.validated_on,
             class_names=find_class_names(data, images.classes),
             bits=read.bits,

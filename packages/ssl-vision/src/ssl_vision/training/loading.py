@@ -107,13 +107,13 @@ class MemoryViews:
 
     def __init__(self, images: Tensor, plan: Plan, *augments: Augment) -> None:
         self.images, self.plan, self.augments = images, plan, augments
-        self._place = images.device
+        self._device = images.device
 
     def batch(self, step: int, device: torch.device) -> list[Tensor]:
         """Return the views of a step, each ``[B, 3, size, size]``."""
         images, ids, seeds = self.plan.at(step)
-        if self._place != device:
-            self._place, self.images = device, _to_device_if_small(self.images, device)
+        if self._device != device:
+            self._device, self.images = device, _to_device_if_small(self.images, device)
         pictures = self.images[images.to(self.images.device, non_blocking=True)].to(device, non_blocking=True)
         return [_channels_last(augment(pictures, seed=seed, ids=ids)) for seed in seeds for augment in self.augments]
 
@@ -263,18 +263,18 @@ class Feed:
                 f"batch_size {batch_size} cannot be shared evenly by {run.world_size} processes; choose a multiple"
             )
         images, per_step = (labelled, suncet.batch_size) if unlabelled is None else (unlabelled, batch_size)
-        found = 0 if images is None else len(images)
-        if found < per_step:
-            raise UserError(f"found {found} images, but a step takes {per_step}; lower batch_size or add images")
+        num_images = 0 if images is None else len(images)
+        if num_images < per_step:
+            raise UserError(f"found {num_images} images, but a step takes {per_step}; lower batch_size or add images")
         self._device, self._batch_size, self._suncet, self._epochs = run.device, batch_size, suncet, epochs
-        self.steps_per_epoch = found // per_step
+        self.steps_per_epoch = num_images // per_step
         self.total_steps = epochs * self.steps_per_epoch
         self.suncet_steps = suncet.steps(epochs=epochs, steps_per_epoch=self.steps_per_epoch)
         self.labelled_steps = self.total_steps if suncet.code == "today" and labelled else self.suncet_steps
         self._pairs = self._few = None
         if unlabelled is not None:
             batches = Batches(
-                found,
+                num_images,
                 batch_size=batch_size // run.world_size,
                 seed=run.seed("order"),
                 rank=run.rank,

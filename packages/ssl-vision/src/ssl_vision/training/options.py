@@ -322,12 +322,12 @@ def build_optimizer(
     """
     groups = lars_param_groups(model, options.weight_decay)
     if options.name == "lars":
-        plain = {id(p) for name in unadapted for p in model.get_submodule(name).parameters()}
+        unadapted_ids = {id(p) for name in unadapted for p in model.get_submodule(name).parameters()}
         weights = groups[0]["params"]
-        groups[0]["params"] = [p for p in weights if id(p) not in plain]
-        left = [p for p in weights if id(p) in plain]
-        if left:
-            groups.append({"params": left, "weight_decay": options.weight_decay, "adapt": False})
+        groups[0]["params"] = [p for p in weights if id(p) not in unadapted_ids]
+        unadapted_weights = [p for p in weights if id(p) in unadapted_ids]
+        if unadapted_weights:
+            groups.append({"params": unadapted_weights, "weight_decay": options.weight_decay, "adapt": False})
     groups = _by_layer(model, groups, options.layer_decay)
     if options.name == "lars":
         return LARS(groups, lr, momentum=options.momentum)
@@ -352,9 +352,9 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
     blocks: dict[str, int] = {}
     depths: dict[str, int] = {}
     for name, _ in model.named_parameters():
-        found = _BLOCK.search(name) if not name.startswith(("head.", "neck.", "fc.")) else None
-        if found:
-            depths[name] = blocks.setdefault(found[1], len(blocks) + 1)
+        match = _BLOCK.search(name) if not name.startswith(("head.", "neck.", "fc.")) else None
+        if match:
+            depths[name] = blocks.setdefault(match[1], len(blocks) + 1)
         else:
             depths[name] = len(blocks) + 1 if blocks else 0
     return depths

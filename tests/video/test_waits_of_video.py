@@ -61,7 +61,7 @@ def test_the_feed_moves_batches_without_waiting() -> None:
 def test_a_step_with_a_moving_average(options: dict[str, Any]) -> None:
     network: nn.Module = SmallSlow(4, width=4)
     mvpl = MultiviewPseudoLabel(network, classes=4, ema_decay=0.9, threshold=0.6, **options).to(DEVICE)
-    mvpl._looked_at_pictures = mvpl._looked_at_logits = mvpl._looked_at_labels = True  # as the first step does, once
+    mvpl._has_checked_scale = mvpl._has_checked_logits = mvpl._has_checked_modes = True  # as the first step does, once
 
     def pictures(n: int) -> dict[str, Tensor]:
         return {view: torch.zeros(n, 4, 3, 16, 16, device=DEVICE) for view in ("rgb", "tg")}

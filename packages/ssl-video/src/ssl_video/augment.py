@@ -85,14 +85,14 @@ def weak_crop(
         options: Options of resizing and flip.
     """
     draws = uniform(derive(seed, "weak"), ids, 4).tolist()
-    done = []
+    cuts = []
     for clip, (scale, down, across, mirror) in zip(_each(clips), draws, strict=True):
         short = round(size * (options.min_scale + scale * (options.max_scale - options.min_scale)))
-        cut = _resized(clip, max(short, size))
+        cut = _resize(clip, max(short, size))
         height, width = cut.frames.shape[-2:]
         cut = _window(cut, int(down * (height - size + 1)), int(across * (width - size + 1)), size)
-        done.append(_mirrored(cut) if mirror < options.mirror else cut)
-    return _rebuilt(clips, done)
+        cuts.append(_mirror(cut) if mirror < options.mirror else cut)
+    return _rebuilt(clips, cuts)
 
 
 def center_clip(clips: Clips | Sequence[Clips], *, size: int) -> Clips:
@@ -105,14 +105,14 @@ def spread_crops(clips: Clips | Sequence[Clips], *, size: int, crops: int = 3) -
 
     One crop is the middle; three are left (or top), middle and right (or bottom).
     """
-    done: list[list[_Cut]] = [[] for _ in range(crops)]
+    cuts_by_crop: list[list[_Cut]] = [[] for _ in range(crops)]
     for clip in _each(clips):
-        cut = _resized(clip, size)
+        cut = _resize(clip, size)
         height, width = cut.frames.shape[-2:]
-        for number, into in enumerate(done):
+        for number, into in enumerate(cuts_by_crop):
             place = 0.5 if crops == 1 else number / (crops - 1)
             into.append(_window(cut, round(place * (height - size)), round(place * (width - size)), size))
-    return [_rebuilt(clips, cuts) for cuts in done]
+    return [_rebuilt(clips, cuts) for cuts in cuts_by_crop]
 
 
 class _Cut(NamedTuple):
@@ -127,36 +127,36 @@ def _each(clips: Clips | Sequence[Clips]) -> Iterator[Clips]:
         yield from clips
         return
     for n in range(len(clips)):
-        part = slice(n, n + 1)
+        row = slice(n, n + 1)
         yield Clips(
-            clips.frames[part],
-            None if clips.following is None else clips.following[part],
-            None if clips.audio is None else clips.audio[part],
-            None if clips.has_audio is None else clips.has_audio[part],
-            None if clips.flow is None else clips.flow[part],
+            clips.frames[row],
+            None if clips.following is None else clips.following[row],
+            None if clips.audio is None else clips.audio[row],
+            None if clips.has_audio is None else clips.has_audio[row],
+            None if clips.flow is None else clips.flow[row],
         )
 
 
-def _resized(clip: Clips, short: int) -> _Cut:
+def _resize(clip: Clips, short: int) -> _Cut:
     frames = clip.frames[0] if clip.following is None else torch.cat([clip.frames[0], clip.following[0]])
     frames = resize_short(frames, short)
     return _Cut(frames, None if clip.flow is None else resize_flow(clip.flow[0], (frames.shape[-2], frames.shape[-1])))
 
 
 def _window(cut: _Cut, top: int, left: int, size: int) -> _Cut:
-    part = (..., slice(top, top + size), slice(left, left + size))
-    return _Cut(cut.frames[part], None if cut.flow is None else cut.flow[part])
+    window = (..., slice(top, top + size), slice(left, left + size))
+    return _Cut(cut.frames[window], None if cut.flow is None else cut.flow[window])
 
 
-def _mirrored(cut: _Cut) -> _Cut:
+def _mirror(cut: _Cut) -> _Cut:
     return _Cut(cut.frames.flip(-1), None if cut.flow is None else mirror_flow(cut.flow))
 
 
 def join_clips(clips: Sequence[Clips]) -> Clips:
     """Concatenate clips of one size to a batch."""
 
-    def together(parts: list[Tensor | None]) -> Tensor | None:
-        there = [part for part in parts if part is not None]
+    def together(tensors: list[Tensor | None]) -> Tensor | None:
+        there = [tensor for tensor in tensors if tensor is not None]
         return torch.cat(there) if there else None
 
     return Clips(
@@ -171,18 +171,18 @@ def join_clips(clips: Sequence[Clips]) -> Clips:
 def _rebuilt(clips: Clips | Sequence[Clips], cuts: Sequence[_Cut]) -> Clips:
     """Combine cropped frames into a batch, with the sound of their clips."""
     each = list(_each(clips))
-    stacked = torch.stack([cut.frames for cut in cuts])
+    frames = torch.stack([cut.frames for cut in cuts])
     flow = [cut.flow for cut in cuts if cut.flow is not None]
     following = None
     if each[0].following is not None:
-        stacked, following = stacked.chunk(2, dim=1)
+        frames, following = frames.chunk(2, dim=1)
     audio = [clip.audio for clip in each if clip.audio is not None]
-    known = [clip.has_audio for clip in each if clip.has_audio is not None]
+    has_audio = [clip.has_audio for clip in each if clip.has_audio is not None]
     return Clips(
-        stacked,
+        frames,
         following,
         torch.cat(audio) if audio else None,
-        torch.cat(known) if known else None,
+        torch.cat(has_audio) if has_audio else None,
         torch.stack(flow) if flow else None,
     )
 
@@ -322,8 +322,8 @@ def strong_augment(
     draws = uniform(derive(seed, "strong", view), ids, 2 + _PER_OPERATION * options.num_ops).tolist()
     fill = [value / 255 for value in NEUTRAL[view]]
     empty = pictures.new_tensor(fill, dtype=torch.float32).view(3, 1, 1)
-    changed = torch.empty_like(pictures, dtype=torch.float32)
-    for clip, draw, out in zip(pictures, draws, changed, strict=True):
+    copies = torch.empty_like(pictures, dtype=torch.float32)
+    for clip, draw, out in zip(pictures, draws, copies, strict=True):
         result = torch.div(clip, 255, out=out)
         for first in range(2, len(draw), _PER_OPERATION):
             which, apply, level, sign = draw[first : first + _PER_OPERATION]
@@ -333,7 +333,7 @@ def strong_augment(
         torch.clamp(result, 0, 1, out=out)
         _cut(out, draw[0], draw[1], options.cutout, empty)
         out.mul_(255)
-    return changed
+    return copies
 
 
 def _cut(pictures: Tensor, across: float, down: float, share: float, empty: Tensor) -> None:
@@ -351,41 +351,41 @@ Operation = Callable[[Tensor, float, Sequence[float]], Tensor]
 """Pictures, strength in [-1, 1], fill value per channel -> pictures."""
 
 
-def _moved(
+def _affine(
     *, angle: float = 0.0, x: float = 0.0, y: float = 0.0, shear_x: float = 0.0, shear_y: float = 0.0
 ) -> Operation:
     def move(pictures: Tensor, strength: float, fill: Sequence[float]) -> Tensor:
         height, width = pictures.shape[-2:]
-        nothing = pictures.new_tensor(fill).view(3, 1, 1)
+        offset = pictures.new_tensor(fill).view(3, 1, 1)
         # Shift the fill to 0, so that no border needs filling: torchvision's filling darkens the pixels on the edge.
-        moved: Tensor = V.affine(
-            pictures - nothing,
+        result: Tensor = V.affine(
+            pictures - offset,
             angle=angle * strength,
             translate=[round(x * strength * width), round(y * strength * height)],
             scale=1.0,
             shear=[math.degrees(math.atan(shear_x * strength)), math.degrees(math.atan(shear_y * strength))],
             interpolation=InterpolationMode.BILINEAR,
         )
-        return moved + nothing
+        return result + offset
 
     return move
 
 
-def _adjusted(change: Callable[[Tensor, float], Tensor]) -> Operation:
+def _adjust(change: Callable[[Tensor, float], Tensor]) -> Operation:
     return lambda pictures, strength, fill: change(pictures, 1 + 0.9 * strength)
 
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
-        "rotate": _moved(angle=30),
-        "shear_x": _moved(shear_x=0.3),
-        "shear_y": _moved(shear_y=0.3),
-        "translate_x": _moved(x=0.45),
-        "translate_y": _moved(y=0.45),
-        "brightness": _adjusted(V.adjust_brightness),
-        "contrast": _adjusted(V.adjust_contrast),
-        "saturation": _adjusted(V.adjust_saturation),
-        "sharpness": _adjusted(V.adjust_sharpness),
+        "rotate": _affine(angle=30),
+        "shear_x": _affine(shear_x=0.3),
+        "shear_y": _affine(shear_y=0.3),
+        "translate_x": _affine(x=0.45),
+        "translate_y": _affine(y=0.45),
+        "brightness": _adjust(V.adjust_brightness),
+        "contrast": _adjust(V.adjust_contrast),
+        "saturation": _adjust(V.adjust_saturation),
+        "sharpness": _adjust(V.adjust_sharpness),
         "posterize": lambda pictures, strength, fill: V.posterize(pictures, 8 - round(4 * abs(strength))),
         "solarize": lambda pictures, strength, fill: V.solarize(pictures, 1 - abs(strength)),
         "autocontrast": lambda pictures, strength, fill: V.autocontrast(pictures),
@@ -445,18 +445,18 @@ class ClipAugment:
 
     def weak(self, clips: Clips | Sequence[Clips], *, seed: int, ids: Tensor) -> dict[str, Tensor]:
         """Return weakly augmented pictures by view, float32 ``[N, T, 3, size, size]``."""
-        return self._pictures(self._cropped(clips, seed, ids))
+        return self._pictures(self._crops(clips, seed, ids))
 
     def weak_and_strong(
         self, clips: Clips | Sequence[Clips], *, seed: int, ids: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return weakly augmented pictures, and strongly augmented ones of the same crops."""
-        cropped = self._cropped(clips, seed, ids)
-        weak = self._pictures(cropped)
-        ordered = self._other_order(cropped, weak, seed, ids) if self.strong_options.temporal else weak
+        crops = self._crops(clips, seed, ids)
+        weak = self._pictures(crops)
+        sources = self._other_order(crops, weak, seed, ids) if self.strong_options.temporal else weak
         strong = {
             view: strong_augment(pictures, view=view, seed=seed, ids=ids, options=self.strong_options)
-            for view, pictures in ordered.items()
+            for view, pictures in sources.items()
         }
         return weak, strong
 
@@ -468,7 +468,7 @@ class ClipAugment:
         """Return test pictures: the middle, or several crops along the long side."""
         return [self._views(crop, self.views) for crop in spread_crops(clips, size=self.size, crops=crops)]
 
-    def _cropped(self, clips: Clips | Sequence[Clips], seed: int, ids: Tensor) -> list[tuple[Clips, Sequence[str]]]:
+    def _crops(self, clips: Clips | Sequence[Clips], seed: int, ids: Tensor) -> list[tuple[Clips, Sequence[str]]]:
         """Return cropped clips, and the views to make from them."""
         if self.shared_geometry:
             return [(weak_crop(clips, size=self.size, seed=seed, ids=ids, options=self.weak_options), self.views)]
@@ -482,38 +482,41 @@ class ClipAugment:
             for view in self.views
         ]
 
-    def _pictures(self, cropped: Sequence[tuple[Clips, Sequence[str]]]) -> dict[str, Tensor]:
-        made: dict[str, Tensor] = {}
-        for clips, views in cropped:
-            made |= self._views(clips, views)
-        return made
+    def _pictures(self, crops: Sequence[tuple[Clips, Sequence[str]]]) -> dict[str, Tensor]:
+        pictures: dict[str, Tensor] = {}
+        for clips, views in crops:
+            pictures |= self._views(clips, views)
+        return pictures
 
     def _operations(self, seed: int, ids: Tensor) -> list[Temporal | None]:
         """Return the operation on the order of each clip's frames; None: no change."""
-        chosen, probability = self.strong_options.temporal, self.strong_options.temporal_probability
+        operations, probability = self.strong_options.temporal, self.strong_options.temporal_probability
         draws = uniform(derive(seed, "temporal"), ids, 2).tolist()
-        return [chosen[int(which * len(chosen))] if chosen and apply < probability else None for apply, which in draws]
+        return [
+            operations[int(which * len(operations))] if operations and apply < probability else None
+            for apply, which in draws
+        ]
 
     def _other_order(
-        self, cropped: Sequence[tuple[Clips, Sequence[str]]], weak: Mapping[str, Tensor], seed: int, ids: Tensor
+        self, crops: Sequence[tuple[Clips, Sequence[str]]], weak: Mapping[str, Tensor], seed: int, ids: Tensor
     ) -> dict[str, Tensor]:
         """Return the weak pictures, recomputed for reordered clips: motion is measured in the new order."""
         operations = self._operations(seed, ids)
-        changed = [place for place, operation in enumerate(operations) if operation is not None]
-        if not changed:
+        places = [place for place, operation in enumerate(operations) if operation is not None]
+        if not places:
             return dict(weak)
-        found = {view: pictures.clone() for view, pictures in weak.items()}
-        for clips, views in cropped:
+        result = {view: pictures.clone() for view, pictures in weak.items()}
+        for clips, views in crops:
             draws = uniform(derive(seed, "order"), ids, clips.frames.shape[1] + 1).tolist()
             each = list(_each(clips))
-            parts = [
+            reordered_clips = [
                 reorder_clip(each[place], operation, draws[place])
                 for place, operation in enumerate(operations)
                 if operation is not None
             ]
-            for view, pictures in self._views(join_clips(parts), views).items():
-                found[view][changed] = pictures
-        return found
+            for view, pictures in self._views(join_clips(reordered_clips), views).items():
+                result[view][places] = pictures
+        return result
 
     def _views(self, clips: Clips, views: Sequence[str]) -> dict[str, Tensor]:
         return make_views(clips, views, flow=self.flow, tg_gain=self.tg_gain)

@@ -58,10 +58,10 @@ class SamplingOptions:
         Raises:
             UserError: The network was not trained on one of them, or there is none.
         """
-        wanted = tuple(default) if self.views is None else self.views
-        if not wanted or not set(wanted) <= set(learned):
-            raise UserError(f"views are {', '.join(wanted) or 'none'}; the network was trained on {', '.join(learned)}")
-        return wanted
+        views = tuple(default) if self.views is None else self.views
+        if not views or not set(views) <= set(learned):
+            raise UserError(f"views are {', '.join(views) or 'none'}; the network was trained on {', '.join(learned)}")
+        return views
 
 
 def classify_all(
@@ -86,18 +86,18 @@ def classify_all(
     Yields:
         Probabilities, float32 ``[M, K]``, with NaN for a view that the video lacks; or the reason why it has none.
     """
-    stored, ended = flow if "flow" in views else None, Event()
+    flow_cache, stop = flow if "flow" in views else None, Event()
 
     def read(video: Video) -> _Crops | UserError:
         try:
-            return _read(recognizer.recipe, video, views, sampling, flow=stored, reader=reader, ended=ended)
+            return _read(recognizer.recipe, video, views, sampling, flow=flow_cache, reader=reader, stop=stop)
         except UserError as error:
             return error
 
-    with closing(compute_ahead(read, videos, threads=_READERS, ended=ended)) as results:
-        for video, found in zip(videos, results, strict=True):
+    with closing(compute_ahead(read, videos, threads=_READERS, ended=stop)) as results:
+        for video, crops in zip(videos, results, strict=True):
             try:
-                yield found if isinstance(found, UserError) else _probabilities(recognizer, found, views)
+                yield crops if isinstance(crops, UserError) else _probabilities(recognizer, crops, views)
             except UserError as error:
                 yield UserError(f"{video.path}: {error}")
 
@@ -115,14 +115,14 @@ class _Crops(NamedTuple):
 
 def _read(
     recipe: Recipe, video: Video, views: Sequence[str], sampling: SamplingOptions, *, flow: StoredFlow | None,
-    reader: ReaderName, ended: Event,
+    reader: ReaderName, stop: Event,
 ) -> _Crops:  # fmt: skip
     following, needs_audio = needs_following(views, flow), "audio" in views
     duration = index_video(video.path).duration
     crops: list[list[Clips]] = [[] for _ in range(sampling.crops)]
     silent = needs_audio
     for start in clip_starts(duration, recipe.clip, sampling.clips, to_the_end=sampling.to_the_end):
-        if ended.is_set():  # Ctrl-C: nobody takes the result.
+        if stop.is_set():  # Ctrl-C: nobody takes the result.
             raise UserError(f"{video.path} was not read to the end")
         clip = read_clip(
             video.path, start, recipe.clip, following=following, audio=needs_audio, flow=flow, reader=reader
@@ -134,16 +134,16 @@ def _read(
 
 
 def _probabilities(recognizer: Recognizer, crops: _Crops, views: Sequence[str]) -> Tensor:
-    recipe, found = recognizer.recipe, []
+    recipe, by_view = recognizer.recipe, []
     for view in views:
         if view == "audio" and crops.silent:
-            found.append(torch.full((len(recipe.classes),), torch.nan))
+            by_view.append(torch.full((len(recipe.classes),), torch.nan))
             continue
         pictures = torch.cat(
             [make_views(crop, (view,), flow=recipe.flow, tg_gain=recipe.tg_gain)[view] for crop in crops.batches]
         )
-        found.append(recognizer.probabilities(pictures, view).mean(dim=0))
-    return torch.stack(found)
+        by_view.append(recognizer.probabilities(pictures, view).mean(dim=0))
+    return torch.stack(by_view)
 
 
 class Classified(NamedTuple):
@@ -174,19 +174,19 @@ def keep_readable(
     Raises:
         UserError: More videos than `max_bad` allows cannot be read, or none can be read.
     """
-    allowed = allowed_bad(max_bad, total)
-    found, places, skipped = [], [], {}
+    limit = allowed_bad(max_bad, total)
+    probabilities, places, skipped = [], [], {}
     for place, (video, result) in enumerate(zip(videos, results, strict=True)):
         if not isinstance(result, UserError):
-            found.append(result)
+            probabilities.append(result)
             places.append(place)
             continue
         skipped[video.key] = str(result)
-        if len(skipped) > allowed or len(skipped) == total:
+        if len(skipped) > limit or len(skipped) == total:
             raise UserError(
                 f"{result}\n{len(skipped)} of {total} videos cannot be read or classified; see --max-bad"
             ) from result
-    return Classified(torch.stack(found), places, skipped)
+    return Classified(torch.stack(probabilities), places, skipped)
 
 
 def fused(by_view: Tensor) -> Tensor:
@@ -261,8 +261,10 @@ class Evaluation:
                 continue
             top5 = "" if score.top5 is None else f"  top-5 {score.top5:6.2f}"
             lines.append(f"  {name:6} top-1 {score.top1:6.2f}{top5}  ({score.videos} videos)")
-        known = [(share, name) for share, name in zip(self.per_class, self.classes, strict=True) if share is not None]
-        lines.append("weakest classes: " + ", ".join(f"{name} {share:.1f} %" for share, name in sorted(known)[:3]))
+        accuracies = [
+            (share, name) for share, name in zip(self.per_class, self.classes, strict=True) if share is not None
+        ]
+        lines.append("weakest classes: " + ", ".join(f"{name} {share:.1f} %" for share, name in sorted(accuracies)[:3]))
         if self.skipped:
             lines.append(f"{several(len(self.skipped), 'video')} could not be read: {some_of(self.skipped, 3)}")
         return "\n".join(lines)

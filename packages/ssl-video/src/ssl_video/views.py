@@ -74,22 +74,22 @@ def make_views(
         ValueError: A view is unknown, or clips lack the audio that a view needs.
         UserError: A library that a view needs is not installed.
     """
-    made = {}
+    pictures = {}
     for view in check_views(views):
         if view == "rgb":
-            made[view] = rgb(clips.frames)
+            pictures[view] = rgb(clips.frames)
         elif view == "tg":
-            made[view] = temporal_gradient(clips.frames, clips.following, gain=tg_gain)
+            pictures[view] = temporal_gradient(clips.frames, clips.following, gain=tg_gain)
         elif view == "flow" and clips.flow is not None:
-            made[view] = flow_picture(clips.flow)
+            pictures[view] = flow_picture(clips.flow)
         elif view == "flow":
-            made[view] = optical_flow(clips.frames, clips.following, method=flow)
+            pictures[view] = optical_flow(clips.frames, clips.following, method=flow)
         else:
             if clips.audio is None:
                 raise ValueError("make_views got clips without audio for the view 'audio'; read them with audio=True")
             size = clips.frames.shape[-2], clips.frames.shape[-1]
-            made[view] = log_mel(clips.audio, frames=clips.frames.shape[1], size=size)
-    return made
+            pictures[view] = log_mel(clips.audio, frames=clips.frames.shape[1], size=size)
+    return pictures
 
 
 def needs_following(views: Sequence[str], flow: object | None = None) -> bool:
@@ -283,8 +283,8 @@ def flow_picture(flow: Tensor, *, bound: float | None = None, third: Third = "ma
 
 def mirror_flow(flow: Tensor) -> Tensor:
     """Mirror displacements ``[..., 2, H, W]``: reverse the columns and the sign of u."""
-    mirrored = flow.flip(-1)
-    return torch.cat([-mirrored[..., :1, :, :], mirrored[..., 1:, :, :]], dim=-3)
+    reverse = flow.flip(-1)
+    return torch.cat([-reverse[..., :1, :, :], reverse[..., 1:, :, :]], dim=-3)
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
@@ -292,8 +292,8 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = flow.shape[-2:]
     if (height, width) == size:
         return flow
-    resized = F.interpolate(flow, size=size, mode="bilinear", antialias=True)
-    return resized * resized.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)
+    result = F.interpolate(flow, size=size, mode="bilinear", antialias=True)
+    return result * result.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)
 
 
 def log_mel(audio: Tensor, *, frames: int, size: tuple[int, int]) -> Tensor:
@@ -345,5 +345,5 @@ def _spectrogram(device: torch.device) -> Any:
             f"the view 'audio' needs torchaudio, which is not installed here ({error}); "
             "pip install 'ssl-video[audio]', or leave the view out"
         ) from error
-    made = MelSpectrogram(sample_rate=RATE, n_fft=_FFT, win_length=400, hop_length=_HOP, n_mels=80, power=2.0)
-    return made.to(device)
+    transform = MelSpectrogram(sample_rate=RATE, n_fft=_FFT, win_length=400, hop_length=_HOP, n_mels=80, power=2.0)
+    return transform.to(device)

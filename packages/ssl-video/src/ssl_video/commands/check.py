@@ -66,7 +66,7 @@ def check(
         UserError: There is no such data set or part.
     """
     videos = open_videos(data, part=part)
-    planned = Outputs(
+    outputs = Outputs(
         [] if out is None else [out],
         command="ssl-video check",
         inputs=[data, *(video.path for video in videos.videos)],
@@ -74,7 +74,7 @@ def check(
     )
     facts, findings = examine(videos, decode=decode)
     if out is not None:  # before printing: the reader of the output may close the pipe early
-        with planned:
+        with outputs:
             write_atomic(out, _manifest(facts, out.parent).encode())
     good = [fact.index for fact in facts if fact.index is not None]
     sizes = most_first(Counter(f"{index.width}x{index.height}" for index in good))

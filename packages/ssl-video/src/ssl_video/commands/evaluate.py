@@ -76,37 +76,39 @@ def evaluate(
     """
     recognizer = load_recognizer(model, device=device, network=network)
     recipe = recognizer.recipe
-    videos, part, digest = _kept(data, split, part, recipe.classes, model=model)
+    videos, part, digest = _test_videos(data, split, part, recipe.classes, model=model)
     check_file_name(part, what="part", source="--part")
-    shared = recognizer.learned_from(videos.videos)
-    if shared:
+    leaks = recognizer.learned_from(videos.videos)
+    if leaks:
         raise UserError(
-            f"{split or data}: {len(shared)} of the {len(videos)} test videos were used for training "
-            f"({shared[0].key}); give the split that {model} was trained with, or other videos"
+            f"{split or data}: {len(leaks)} of the {len(videos)} test videos were used for training "
+            f"({leaks[0].key}); give the split that {model} was trained with, or other videos"
         )
-    wanted = sampling.views_of(recipe.views, default=recipe.views)
+    views = sampling.views_of(recipe.views, default=recipe.views)
     folder = out if out is not None else Path(model) / "evaluation"
-    planned = Outputs(
+    outputs = Outputs(
         [folder / f"{part}{end}" for end in (".json", "-predictions.npz", "-confusion.png")],
         command="ssl-video evaluate", overwrite=overwrite,
         inputs=[data, *([split] if split else []), *(video.path for video in videos.videos), *run_files(model)],
     )  # fmt: skip
-    needed = len(videos) * (_ROW + 4 * len(wanted) * len(recipe.classes)) + _PICTURE
-    check_space(folder, needed, what=f"the results of {len(videos):,} videos", files=3)
-    stored = open_flow(read.flow_cache, method=recipe.flow, views=wanted, of=(videos,), max_bad=read.max_bad)
+    space = len(videos) * (_ROW + 4 * len(views) * len(recipe.classes)) + _PICTURE
+    check_space(folder, space, what=f"the results of {len(videos):,} videos", files=3)
+    flow_cache = open_flow(read.flow_cache, method=recipe.flow, views=views, of=(videos,), max_bad=read.max_bad)
     check_reader(read.reader)
 
-    results = classify_all(recognizer, videos.videos, views=wanted, sampling=sampling, flow=stored, reader=read.reader)
-    probabilities, kept, skipped = keep_readable(
+    results = classify_all(
+        recognizer, videos.videos, views=views, sampling=sampling, flow=flow_cache, reader=read.reader
+    )
+    probabilities, places, skipped = keep_readable(
         track(videos.videos, total=len(videos), what="testing"), results, total=len(videos), max_bad=read.max_bad
     )
-    labels = videos.labels()[kept]
+    labels = videos.labels()[places]
     if bool(probabilities[:, 0].isnan().any(dim=1).all()):
         raise UserError(
-            f"{data}: none of the {len(kept)} test videos has the view {wanted[0]}; name another view first"
+            f"{data}: none of the {len(places)} test videos has the view {views[0]}; name another view first"
         )
-    scores = {view: score_view(probabilities[:, place], labels) for place, view in enumerate(wanted)}
-    if len(wanted) > 1:
+    scores = {view: score_view(probabilities[:, place], labels) for place, view in enumerate(views)}
+    if len(views) > 1:
         scores[FUSED] = score_view(fused(probabilities), labels)
     confusion, per_class = confusion_of(probabilities[:, 0], labels)
     result = Evaluation(
@@ -115,7 +117,7 @@ def evaluate(
         data=data,
         part=part,
         split=digest,
-        headline=wanted[0],
+        headline=views[0],
         clips=sampling.clips,
         crops=sampling.crops,
         views=scores,
@@ -124,15 +126,15 @@ def evaluate(
         confusion=confusion,
         skipped=skipped,
     )
-    with planned:
+    with outputs:
         folder.mkdir(parents=True, exist_ok=True)
         with open_atomic(folder / f"{part}-predictions.npz") as stream:
             np.savez(
                 stream,
                 probabilities=probabilities.numpy(),
                 labels=labels.numpy(),
-                keys=np.array([videos[place].key for place in kept], dtype=np.str_),
-                views=np.array(wanted, dtype=np.str_),
+                keys=np.array([videos[place].key for place in places], dtype=np.str_),
+                views=np.array(views, dtype=np.str_),
                 classes=np.array(recipe.classes, dtype=np.str_),
             )
         write_atomic(folder / f"{part}-confusion.png", to_png(confusion_figure(confusion, recipe.classes)))
@@ -140,33 +142,33 @@ def evaluate(
     return result
 
 
-def _kept(
+def _test_videos(
     data: str, split: Path | None, part: str | None, classes: tuple[str, ...], *, model: str
 ) -> tuple[VideoSet, str, str]:
     """Return the test videos, the name of their part, and the hash of the split (empty without one)."""
     if split is None:
-        found = open_videos(data, part=part)
-        strange = sorted({str(video.label) for video in found.videos if video.label not in (None, *classes)})
+        data_videos = open_videos(data, part=part)
+        strange = sorted({str(video.label) for video in data_videos.videos if video.label not in (None, *classes)})
         if strange:
             raise UserError(
                 f"{data}: has videos of {len(strange)} classes that {model} was not trained on "
                 f"({some_of(strange, 3)}); its classes are {some_of(classes)}"
             )
-        labelled = [place for place, video in enumerate(found.videos) if video.label is not None]
+        labelled = [place for place, video in enumerate(data_videos.videos) if video.label is not None]
         if not labelled:
             raise UserError(
-                f"{data}: none of its {len(found)} videos has a class; expected folders of classes or a list"
+                f"{data}: none of its {len(data_videos)} videos has a class; expected folders of classes or a list"
             )
-        chosen = [found[place] for place in labelled]
-        return VideoSet(found.name, chosen, classes=classes), "all" if part is None else part, ""
-    listed = read_split(split)
+        labelled_videos = [data_videos[place] for place in labelled]
+        return VideoSet(data_videos.name, labelled_videos, classes=classes), "all" if part is None else part, ""
+    lists = read_split(split)
     if part not in (None, "test", "validation"):
         raise UserError(f"part is {part!r}; a split has the parts test and validation")
     part = part or "test"
-    chosen_keys = listed.test if part == "test" else listed.validation
-    if not chosen_keys:
+    entries = lists.test if part == "test" else lists.validation
+    if not entries:
         raise UserError(f"{split}: has no {part} videos; make a split with some, or name the other part")
-    videos = select_labelled(open_videos(data), chosen_keys, listed.classes, file=split)
-    if classes != listed.classes:
+    videos = select_labelled(open_videos(data), entries, lists.classes, file=split)
+    if classes != lists.classes:
         raise UserError(f"{split}: its classes are not those that {model} was trained on")
-    return videos, part, listed.digest
+    return videos, part, lists.digest

@@ -19,7 +19,7 @@ from ssl_video.models import NetworkOptions, build_network
 from ssl_video.models.model_folder import Recognizer, load_recognizer
 from ssl_video.models.networks import join_batchnorm, logits_in
 
-_ENDINGS = (".onnx", ".pt2", ".safetensors")
+_SUFFIXES = (".onnx", ".pt2", ".safetensors")
 
 
 def export(
@@ -54,24 +54,24 @@ def export(
         Message with the file and the result of the comparison.
     """
     out = Path(out)
-    if out.suffix not in _ENDINGS:
-        raise UserError(f"{out}: found the suffix {out.suffix!r}, expected one of {', '.join(_ENDINGS)}")
-    opened = load_recognizer(model, device="cpu", network=network)
-    recipe = opened.recipe
-    chosen = recipe.views[0] if view is None else view
-    if chosen not in recipe.views:
-        raise UserError(f"view is {chosen!r}; the network was trained on {', '.join(recipe.views)}")
+    if out.suffix not in _SUFFIXES:
+        raise UserError(f"{out}: found the suffix {out.suffix!r}, expected one of {', '.join(_SUFFIXES)}")
+    recognizer = load_recognizer(model, device="cpu", network=network)
+    recipe = recognizer.recipe
+    view_name = recipe.views[0] if view is None else view
+    if view_name not in recipe.views:
+        raise UserError(f"view is {view_name!r}; the network was trained on {', '.join(recipe.views)}")
     side = image_size or recipe.size
-    plain = join_batchnorm(opened.network, chosen).requires_grad_(False).eval()
+    plain = join_batchnorm(recognizer.network, view_name).requires_grad_(False).eval()
 
     def example(count: int) -> Tensor:
         generator = torch.Generator().manual_seed(count)
         return torch.rand(count, 3, recipe.clip.frames, side, side, generator=generator)
 
     def write(file: Path) -> dict[str, Any]:
-        card = _card(opened, model, file, view=chosen, side=side)
+        card = _card(recognizer, model, file, view=view_name, side=side)
         if out.suffix == ".safetensors":
-            return _weights(plain, opened, file, card, example(2))
+            return _weights(plain, recognizer, file, card, example(2))
         program = Program(
             _Normalised(plain, recipe.network).eval(),
             model,
@@ -86,8 +86,8 @@ def export(
     card = put_in_place(
         out, write, network=plain, command="ssl-video export", inputs=run_files(model), overwrite=overwrite
     )
-    checked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
-    return f"written to {out} and {out.name}.json: logits for {recipe.clip.frames} frames of {side} px; {checked}"
+    checks = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["checked"].items())
+    return f"written to {out} and {out.name}.json: logits for {recipe.clip.frames} frames of {side} px; {checks}"
 
 
 class _Normalised(nn.Module):
@@ -106,14 +106,14 @@ class _Normalised(nn.Module):
 
 
 def _logits(network: nn.Module, clips: Tensor) -> Tensor:
-    found = logits_in(network(clips))
-    if found is None:
+    logits = logits_in(network(clips))
+    if logits is None:
         raise UserError(f"{type(network).__name__} returns no logits")
-    return found
+    return logits
 
 
-def _card(opened: Recognizer, model: str, file: Path, *, view: str, side: int) -> dict[str, Any]:
-    recipe = opened.recipe
+def _card(recognizer: Recognizer, model: str, file: Path, *, view: str, side: int) -> dict[str, Any]:
+    recipe = recognizer.recipe
     weights = file.suffix == ".safetensors"
     return {
         "format": "ssl-video export 1",
@@ -142,9 +142,11 @@ def _card(opened: Recognizer, model: str, file: Path, *, view: str, side: int) -
     }
 
 
-def _weights(network: nn.Module, opened: Recognizer, file: Path, card: dict[str, Any], clips: Tensor) -> dict[str, Any]:
+def _weights(
+    network: nn.Module, recognizer: Recognizer, file: Path, card: dict[str, Any], clips: Tensor
+) -> dict[str, Any]:
     """Write the state dictionary of the plain network, load it into a new one and compare the outputs."""
-    recipe = opened.recipe
+    recipe = recognizer.recipe
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     # One entry alone: safetensors stores several in random order, and the file would not be reproducible.
     write_tensors(file, state, {"ssl_video": json.dumps(card)})

@@ -57,9 +57,9 @@ class FlowResult:
             f"{size(self.size)} ({counts})"
         )
         if self.unreadable:
-            listed = ", see videos.csv" if (self.out / "videos.csv").is_file() else ""
+            hint = ", see videos.csv" if (self.out / "videos.csv").is_file() else ""
             first = next(iter(self.unreadable.values()))
-            text += f"\n{len(self.unreadable):,} could not be read{listed}; the first: {first}"
+            text += f"\n{len(self.unreadable):,} could not be read{hint}; the first: {first}"
         return text
 
 
@@ -112,30 +112,30 @@ def flow(
         raise UserError(
             f"{out} contains the videos; choose another folder for their flow, such as {out.resolve().name}-flow"
         )
-    read: list[Path | str] = [data, *(video.path for video in videos.videos)]
-    planned_files = Outputs(
-        [out / "flow.json", out / "videos.csv"], command="ssl-video flow", inputs=read, overwrite=overwrite
+    inputs: list[Path | str] = [data, *(video.path for video in videos.videos)]
+    outputs = Outputs(
+        [out / "flow.json", out / "videos.csv"], command="ssl-video flow", inputs=inputs, overwrite=overwrite
     )
     cache = FlowCache(out, flow_settings(method, short_side=short_side, precision=precision))
     _same_settings(cache)
     with ThreadPoolExecutor() as pool:
-        looked = pool.map(lambda video: _planned(cache, video), videos.videos)
-        planned = list(track(looked, total=len(videos), what=f"checking {videos.name}"))
-    problems = {end.video.key: end.problem for end in planned if isinstance(end, _Closed)}
-    works = [end for end in planned if isinstance(end, Work)]
+        lookups = pool.map(lambda video: _plan(cache, video), videos.videos)
+        plans = list(track(lookups, total=len(videos), what=f"checking {videos.name}"))
+    problems = {end.video.key: end.problem for end in plans if isinstance(end, _Unreadable)}
+    works = [end for end in plans if isinstance(end, Work)]
     files = {work.file: work for work in works}  # identical videos share one
     todo = [work for file, work in files.items() if not file.is_file()]
-    needed, free = sum(work.size for work in todo), shutil.disk_usage(_there(out)).free
+    space, free = sum(work.size for work in todo), shutil.disk_usage(_there(out)).free
     at = f"at a short side of {short_side}" if short_side else "at full size"
     _say(
         f"{data}: {len(files):,} different videos, of which {len(files) - len(todo):,} have their flow in {out}; the "
-        f"flow of the other {len(todo):,}, with {method} {at}, takes {size(needed)} ({size(free)} are free)"
+        f"flow of the other {len(todo):,}, with {method} {at}, takes {size(space)} ({size(free)} are free)"
     )
     total, before = sum(work.size for work in files.values()), len(files) - len(todo)
     if dry_run:
         return FlowResult(out, len(videos), 0, before, len(todo), problems, total)
     check_space(
-        out, needed, what="the missing files", files=len(todo), advice="use a smaller --short-side or --precision byte"
+        out, space, what="the missing files", files=len(todo), advice="use a smaller --short-side or --precision byte"
     )
     out.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(out)
@@ -143,39 +143,39 @@ def flow(
         raise UserError(f"{out}: another process is computing flow in this folder; wait until it has finished")
     try:
         _same_settings(cache)  # another process may have filled the folder since
-        with planned_files:
+        with outputs:
             cache.write_settings()
-            for left in out.glob("??/.*.tmp"):  # left by a killed process: the lock is ours
-                left.unlink()
+            for leftover in out.glob("??/.*.tmp"):  # left by a killed process: the lock is ours
+                leftover.unlink()
             if workers is None:
                 workers = min(os.cpu_count() or 1, len(todo)) if place.type == "cpu" else 0
-            failed: dict[Path, str] = {}
-            done = store_all(cache, todo, method=method, workers=workers, device=place)
-            for end in track(done, total=len(todo), what=f"flow of {videos.name}"):
+            failures: dict[Path, str] = {}
+            results = store_all(cache, todo, method=method, workers=workers, device=place)
+            for end in track(results, total=len(todo), what=f"flow of {videos.name}"):
                 if end.fatal is not None:
                     raise UserError(f"{end.fatal}; the flow that was already computed is kept")
                 if end.problem is not None:
-                    failed[todo[end.place].file] = end.problem
-            problems |= {work.video.key: failed[work.file] for work in works if work.file in failed}
-            write_atomic(out / "videos.csv", _listed(videos, works, problems, out).encode())
+                    failures[todo[end.place].file] = end.problem
+            problems |= {work.video.key: failures[work.file] for work in works if work.file in failures}
+            write_atomic(out / "videos.csv", _table(videos, works, problems, out).encode())
     finally:
         lock.release()
-    stored = sum(file.stat().st_size for file in files if file not in failed)
-    return FlowResult(out, len(videos), len(todo) - len(failed), before, 0, problems, stored)
+    disk_size = sum(file.stat().st_size for file in files if file not in failures)
+    return FlowResult(out, len(videos), len(todo) - len(failures), before, 0, problems, disk_size)
 
 
-class _Closed(NamedTuple):
+class _Unreadable(NamedTuple):
     """A video that cannot be opened, and the reason."""
 
     video: Video
     problem: str
 
 
-def _planned(cache: FlowCache, video: Video) -> Work | _Closed:
+def _plan(cache: FlowCache, video: Video) -> Work | _Unreadable:
     try:
         return plan(cache, video)
     except UserError as error:
-        return _Closed(video, str(error))
+        return _Unreadable(video, str(error))
 
 
 def _same_settings(cache: FlowCache) -> None:
@@ -188,9 +188,9 @@ def _same_settings(cache: FlowCache) -> None:
     if there is None or there == cache.settings:
         return
     old, new = asdict(there), asdict(cache.settings)
-    other = ", ".join(f"{name} {old[name]!r} (now {new[name]!r})" for name in old if old[name] != new[name])
+    differences = ", ".join(f"{name} {old[name]!r} (now {new[name]!r})" for name in old if old[name] != new[name])
     raise UserError(
-        f"{cache.folder}: contains flow with other settings: {other}; give another folder or the same settings"
+        f"{cache.folder}: contains flow with other settings: {differences}; give another folder or the same settings"
     )
 
 
@@ -199,7 +199,7 @@ def _there(folder: Path) -> Path:
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
 
-def _listed(videos: VideoSet, works: Sequence[Work], problems: Mapping[str, str], out: Path) -> str:
+def _table(videos: VideoSet, works: Sequence[Work], problems: Mapping[str, str], out: Path) -> str:
     files = {work.video.key: work.file.relative_to(out).as_posix() for work in works}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

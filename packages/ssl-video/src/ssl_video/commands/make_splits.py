@@ -107,74 +107,76 @@ def make_splits(
     if together == "auto":
         together = "group" if all(video.group is not None for video in pool.videos) else "block"
     classes = groups_by_class(pool, by=together, blocks=blocks)
-    listed = {labelled.index(place) for place in parts.listed or ()}
-    kept: dict[str, list[int]] = {}
-    for purpose, share, given in (
+    list_places = {labelled.index(place) for place in parts.labelled or ()}
+    holdout: dict[str, list[int]] = {}
+    for purpose, share, preset in (
         ("test", test_fraction, parts.test),
         ("validation", draw.validation_fraction, parts.validation),
     ):
-        kept[purpose] = given
-        if share and not given and not (purpose == "test" and parts.is_official):
-            classes, held = _held(classes, share, listed, by=together, seed=seed, purpose=purpose, notes=notes)
-            kept[purpose] = [labelled[place] for place in held]
-    left_out = _copies(videos, parts, kept)
+        holdout[purpose] = preset
+        if share and not preset and not (purpose == "test" and parts.is_official):
+            classes, pool_places = _hold_out_groups(
+                classes, share, list_places, by=together, seed=seed, purpose=purpose, notes=notes
+            )
+            holdout[purpose] = [labelled[place] for place in pool_places]
+    copies = _copies(videos, parts, holdout)
     classes = {
-        label: {name: [place for place in places if labelled[place] not in left_out] for name, places in groups.items()}
+        label: {name: [place for place in places if labelled[place] not in copies] for name, places in groups.items()}
         for label, groups in classes.items()
     }
-    gone = [label for label, groups in classes.items() if not any(groups.values())]
-    if gone:
+    empty_classes = [label for label, groups in classes.items() if not any(groups.values())]
+    if empty_classes:
         raise UserError(
-            f"{data}: all training videos of the class {gone[0]} are identical to validation or test videos; "
+            f"{data}: all training videos of the class {empty_classes[0]} are identical to validation or test videos; "
             "`ssl-video check` lists identical files"
         )
-    remaining = [labelled[place] for groups in classes.values() for places in groups.values() for place in places]
-    unlabelled = [place for place in _apart(videos, parts, kept, by=together) if place not in left_out]
-    train = sorted({*remaining, *unlabelled})
+    labelled_train = [labelled[place] for groups in classes.values() for places in groups.values() for place in places]
+    unlabelled = [place for place in _apart(videos, parts, holdout, by=together) if place not in copies]
+    train = sorted({*labelled_train, *unlabelled})
     settings: dict[str, object] = {"data": data, "by": together, "seed": seed}
     if together == "block":
         settings["blocks"] = blocks
-    chosen: dict[str, tuple[list[int], dict[str, object]]] = {}
-    if parts.listed is not None and labelled_list is not None:
-        chosen["listed"] = sorted(parts.listed), {"labelled_list": labelled_list.name}
+    label_sets: dict[str, tuple[list[int], dict[str, object]]] = {}
+    if parts.labelled is not None and labelled_list is not None:
+        label_sets["listed"] = sorted(parts.labelled), {"labelled_list": labelled_list.name}
     else:
         for number in range(draw.draws):
             order = ranked(classes, seed=seed + number)
             for fraction in draw.fractions:
                 name = f"{100 * fraction:g}percent-draw{number}"
-                chosen[name] = first_of_each(order, fraction=fraction), {"fraction": fraction, "draw": number}
+                label_sets[name] = first_of_each(order, fraction=fraction), {"fraction": fraction, "draw": number}
             for count in draw.per_class:
                 name = f"{count}each-draw{number}"
-                chosen[name] = first_of_each(order, count=count), {"per_class": count, "draw": number}
-        chosen = {name: ([labelled[place] for place in places], how) for name, (places, how) in chosen.items()}
+                label_sets[name] = first_of_each(order, count=count), {"per_class": count, "draw": number}
+        label_sets = {name: ([labelled[place] for place in places], how) for name, (places, how) in label_sets.items()}
     out, lines = Path(out), []
     splits: dict[Path, Split] = {}
-    for name, (places, how) in chosen.items():
+    for name, (places, how) in label_sets.items():
         split = Split(
             classes=videos.classes,
             train=tuple(videos[place].key for place in train),
             labelled=_pairs(videos, places),
-            validation=_pairs(videos, sorted(kept["validation"])),
-            test=_pairs(videos, sorted(kept["test"])),
+            validation=_pairs(videos, sorted(holdout["validation"])),
+            test=_pairs(videos, sorted(holdout["test"])),
             settings={**settings, **how},
         )
         splits[out / f"{name}.json"] = split
         lines.append(f"{out / f'{name}.json'}: {len(places)} labelled of {len(train)}, sha256 {split.digest[:12]}")
     lists = [file for file in (train_list, test_list, labelled_list) if file is not None]
-    read: list[Path | str] = [data, *lists, *(video.path for video in videos.videos)]
-    write_splits(splits, inputs=read, overwrite=overwrite)
+    inputs: list[Path | str] = [data, *lists, *(video.path for video in videos.videos)]
+    write_splits(splits, inputs=inputs, overwrite=overwrite)
     without = f", {len(unlabelled)} of them without a class" if unlabelled else ""
     head = (
-        f"{len(train)} training videos{without}, {len(videos.classes)} classes, {len(kept['validation'])} validation "
-        f"videos, {len(kept['test'])} test videos; kept together by {together}"
+        f"{len(train)} training videos{without}, {len(videos.classes)} classes, {len(holdout['validation'])} "
+        f"validation videos, {len(holdout['test'])} test videos; kept together by {together}"
     )
     return "\n".join([head, *(f"note: {note}" for note in notes), *lines])
 
 
-def _held(
+def _hold_out_groups(
     classes: dict[str, Groups],
     share: float,
-    listed: set[int],
+    list_places: set[int],
     *,
     by: By,
     seed: int,
@@ -183,50 +185,52 @@ def _held(
 ) -> tuple[dict[str, Groups], list[int]]:
     """Hold out groups of every class that has several, but none with videos that are listed as labelled."""
     free = {
-        label: {name: places for name, places in groups.items() if not listed & set(places)}
+        label: {name: places for name, places in groups.items() if not list_places & set(places)}
         for label, groups in classes.items()
     }
     # The listed videos, which are never held out, leave enough for training.
-    rest = {label: groups for label, groups in free.items() if len(groups) + bool(listed) > 1 and groups}
-    lonely = [label for label in classes if label not in rest]
+    candidates = {label: groups for label, groups in free.items() if len(groups) + bool(list_places) > 1 and groups}
+    lonely = [label for label in classes if label not in candidates]
     if lonely:
         classes_text = several(len(lonely), "class", "classes")
         notes.append(f"no videos held out for {purpose} in {classes_text} with too few: {some_of(lonely, 3)}")
-    if not rest:
+    if not candidates:
         return classes, []
-    _, held = hold_out(rest, share, by=by, seed=seed, purpose=purpose)
-    out = set(held)
+    _, holdout = hold_out(candidates, share, by=by, seed=seed, purpose=purpose)
+    out = set(holdout)
     return {
         label: {name: places for name, places in groups.items() if not out & set(places)}
         for label, groups in classes.items()
-    }, held
+    }, holdout
 
 
-def _copies(videos: VideoSet, parts: _Parts, kept: dict[str, list[int]]) -> set[int]:
+def _copies(videos: VideoSet, parts: _Parts, holdout: dict[str, list[int]]) -> set[int]:
     """Find training videos that are identical to held-out ones; `evaluate` would refuse to test on those.
 
     A held-out video that is identical to a listed one, or to a test video, is no longer held out.
     """
     contents = distinct_contents(videos.videos)
-    taken = {contents[place] for place in parts.listed or ()}
-    moved: set[int] = set()
+    earlier_contents = {contents[place] for place in parts.labelled or ()}
+    duplicates: set[int] = set()
     for purpose in ("test", "validation"):
-        free = [place for place in kept[purpose] if contents[place] not in taken]
-        moved |= {*kept[purpose]} - {*free}
-        kept[purpose] = free
-        taken |= {contents[place] for place in free}
+        free = [place for place in holdout[purpose] if contents[place] not in earlier_contents]
+        duplicates |= {*holdout[purpose]} - {*free}
+        holdout[purpose] = free
+        earlier_contents |= {contents[place] for place in free}
     several_classes = _of_several_classes(videos, contents)
     if several_classes:
         parts.notes.append(
             f"identical videos in several classes: {some_of([videos[place].key for place in several_classes], 4)}; "
             "keep each in one class, because the labels contradict each other"
         )
-    held = {contents[place] for places in kept.values() for place in places}
-    copies = {place for place in parts.train if contents[place] in held} - {p for ps in kept.values() for p in ps}
-    if moved | copies:
+    holdout_contents = {contents[place] for places in holdout.values() for place in places}
+    copies = {place for place in parts.train if contents[place] in holdout_contents} - {
+        p for ps in holdout.values() for p in ps
+    }
+    if duplicates | copies:
         parts.notes.append(
-            f"{several(len(moved | copies), 'video')} left out: identical to videos of another part; `ssl-video check` "
-            "lists identical files"
+            f"{several(len(duplicates | copies), 'video')} left out: identical to videos of another part; "
+            "`ssl-video check` lists identical files"
         )
     return copies
 
@@ -240,12 +244,12 @@ def _of_several_classes(videos: VideoSet, contents: Sequence[str]) -> list[int]:
     return [place for place, content in enumerate(contents) if len(labels.get(content, ())) > 1]
 
 
-def _apart(videos: VideoSet, parts: _Parts, kept: dict[str, list[int]], *, by: By) -> list[int]:
+def _apart(videos: VideoSet, parts: _Parts, holdout: dict[str, list[int]], *, by: By) -> list[int]:
     """Return the unlabelled training videos, without those of a recording that is tested or validated on."""
     unlabelled = [place for place in parts.train if videos[place].label is None]
     if by != "group":
         return unlabelled
-    groups = {videos[place].group for places in kept.values() for place in places} - {None}
+    groups = {videos[place].group for places in holdout.values() for place in places} - {None}
     near = [place for place in unlabelled if videos[place].group in groups]
     if near:
         parts.notes.append(
@@ -263,56 +267,56 @@ class _Parts(NamedTuple):
     validation: list[int]
     test: list[int]
     is_official: bool
-    listed: list[int] | None
+    labelled: list[int] | None
     """Positions of the videos that a list declares labelled."""
     notes: list[str]
 
 
 def _parts(videos: VideoSet, train_list: Path | None, test_list: Path | None, labelled_list: Path | None) -> _Parts:
-    notes, named, listed = list(videos.notes), dict[int, str](), None
+    notes, list_classes, labelled = list(videos.notes), dict[int, str](), None
     if train_list is None and test_list is not None:
         raise UserError("test_list was given without train_list; expected both, or HMDB-51's folder as train_list")
     places = range(len(videos))
-    held: dict[str, list[int]] = {}
+    holdout: dict[str, list[int]] = {}
     if train_list is not None:
         official = read_list(train_list, videos)
-        train, held["test"], held["validation"] = official.places, official.test, []
-        named |= official.classes
+        train, holdout["test"], holdout["validation"] = official.places, official.test, []
+        list_classes |= official.classes
         if test_list is not None:
-            tested = read_list(test_list, videos)
-            held["test"] = tested.places
-            named |= tested.classes
+            official_test = read_list(test_list, videos)
+            holdout["test"] = official_test.places
+            list_classes |= official_test.classes
     else:
         for part in ("validation", "test"):
-            given = [place for place in places if videos[place].part == part]
-            held[part] = [place for place in given if videos[place].label is not None]
-            if given:
-                left = len(given) - len(held[part])
-                without = f", {several(left, 'video')} without a class left out" if left else ""
-                notes.append(f"the part {part} of the data is kept: {several(len(held[part]), 'video')}{without}")
+            part_places = [place for place in places if videos[place].part == part]
+            holdout[part] = [place for place in part_places if videos[place].label is not None]
+            if part_places:
+                unlabelled = len(part_places) - len(holdout[part])
+                without = f", {several(unlabelled, 'video')} without a class left out" if unlabelled else ""
+                notes.append(f"the part {part} of the data is kept: {several(len(holdout[part]), 'video')}{without}")
         train = [place for place in places if videos[place].part in (None, "train")]
-        named_parts = [video.part for video in videos.videos if video.part is not None]
-        other = most_first(Counter(part for part in named_parts if part not in PARTS))
-        if other:
-            told = ", ".join(f"{name} {count}" for name, count in other.items())
-            notes.append(f"{several(sum(other.values()), 'video')} of other parts left out: {told}")
+        part_names = [video.part for video in videos.videos if video.part is not None]
+        other_parts = most_first(Counter(part for part in part_names if part not in PARTS))
+        if other_parts:
+            counts = ", ".join(f"{name} {count}" for name, count in other_parts.items())
+            notes.append(f"{several(sum(other_parts.values()), 'video')} of other parts left out: {counts}")
     if labelled_list is not None:
-        found = read_list(labelled_list, videos)
-        named |= found.classes
-        learned = set(train)
-        listed = [place for place in found.places if place in learned]
-        if len(listed) < len(found.places):
+        label_list = read_list(labelled_list, videos)
+        list_classes |= label_list.classes
+        train_places = set(train)
+        labelled = [place for place in label_list.places if place in train_places]
+        if len(labelled) < len(label_list.places):
             raise UserError(
-                f"{labelled_list}: {len(found.places) - len(listed)} of its videos are in the validation or test part; "
-                "expected training videos"
+                f"{labelled_list}: {len(label_list.places) - len(labelled)} of its videos are in the validation or "
+                "test part; expected training videos"
             )
     if not train:
-        found_parts = some_of(sorted({video.part for video in videos.videos if video.part is not None}))
-        raise UserError(f"{videos.name}: found the parts {found_parts} and no training part; expected a part train")
+        parts_text = some_of(sorted({video.part for video in videos.videos if video.part is not None}))
+        raise UserError(f"{videos.name}: found the parts {parts_text} and no training part; expected a part train")
     contradictions = [
-        f"{video.key} ({named[place]} in the list, {video.label} in the data)"
+        f"{video.key} ({list_classes[place]} in the list, {video.label} in the data)"
         for place, video in enumerate(videos.videos)
-        if video.label is not None and place in named and _differ(video, named[place])
+        if video.label is not None and place in list_classes and _differ(video, list_classes[place])
     ]
     if contradictions:
         notes.append(
@@ -320,28 +324,34 @@ def _parts(videos: VideoSet, train_list: Path | None, test_list: Path | None, la
             f"in the data is used: {some_of(contradictions, 3)}"
         )
     # A flat folder states no classes, but the lists do.
-    relabelled = [
-        video if video.label is not None else dataclasses.replace(video, label=named.get(place))
+    labelled_videos = [
+        video if video.label is not None else dataclasses.replace(video, label=list_classes.get(place))
         for place, video in enumerate(videos.videos)
     ]
-    if listed is not None and any(relabelled[place].label is None for place in listed):
+    if labelled is not None and any(labelled_videos[place].label is None for place in labelled):
         raise UserError(
             f"{labelled_list}: neither this list nor the data state the classes of its videos; expected lines "
             "`path label`"
         )
     is_official = train_list is not None
     return _Parts(
-        VideoSet(videos.name, relabelled), train, held["validation"], held["test"], is_official, listed, notes
+        VideoSet(videos.name, labelled_videos),
+        train,
+        holdout["validation"],
+        holdout["test"],
+        is_official,
+        labelled,
+        notes,
     )
 
 
-def _differ(video: Video, listed: str) -> bool:
+def _differ(video: Video, list_label: str) -> bool:
     """Return whether a list contradicts the class of a video in the data, in more than the spelling."""
     label = str(video.label)
-    is_number = listed.isdecimal() and not label.isdecimal()  # the list numbers classes that the data name
-    is_folder = listed == Path(video.key).parent.name  # the data are a table with classes, whatever the folder is
-    ours, theirs = (re.sub(r"[\W_]", "", normalize("NFKC", name)).casefold() for name in (label, listed))
-    return not is_number and not is_folder and ours != theirs
+    is_number = list_label.isdecimal() and not label.isdecimal()  # the list numbers classes that the data name
+    is_folder = list_label == Path(video.key).parent.name  # the data are a table with classes, whatever the folder is
+    data_name, list_name = (re.sub(r"[\W_]", "", normalize("NFKC", name)).casefold() for name in (label, list_label))
+    return not is_number and not is_folder and data_name != list_name
 
 
 def _readable(parts: _Parts) -> _Parts:
@@ -360,21 +370,21 @@ def _readable(parts: _Parts) -> _Parts:
             f"{videos.name}: none of its {several(len(videos), 'video')} can be read; the first: {videos[place].key} "
             f"{reason}{''.join(f'; {note}' for note in parts.notes)}"
         )
-    kept = [place for place in range(len(videos)) if place not in bad]
-    number = {place: count for count, place in enumerate(kept)}
-    rest = VideoSet(videos.name, [videos[place] for place in kept])
-    named = some_of([f"{videos[place].key} {reason}" for place, reason in bad.items()], 3)
-    note = f"{several(len(bad), 'video')} left out, because they cannot be read: {named}"
-    lost = [label for label in videos.classes if label not in rest.classes]
-    if lost:
-        note += f"; no videos remain of {several(len(lost), 'class', 'classes')}: {some_of(lost, 3)}"
-    train, validation, test, listed = (
+    readable_places = [place for place in range(len(videos)) if place not in bad]
+    number = {place: count for count, place in enumerate(readable_places)}
+    readable_videos = VideoSet(videos.name, [videos[place] for place in readable_places])
+    examples = some_of([f"{videos[place].key} {reason}" for place, reason in bad.items()], 3)
+    note = f"{several(len(bad), 'video')} left out, because they cannot be read: {examples}"
+    lost_classes = [label for label in videos.classes if label not in readable_videos.classes]
+    if lost_classes:
+        note += f"; no videos remain of {several(len(lost_classes), 'class', 'classes')}: {some_of(lost_classes, 3)}"
+    train, validation, test, labelled = (
         [number[place] for place in places or () if place in number]
-        for places in (parts.train, parts.validation, parts.test, parts.listed)
+        for places in (parts.train, parts.validation, parts.test, parts.labelled)
     )
     return parts._replace(
-        videos=rest, train=train, validation=validation, test=test,
-        listed=None if parts.listed is None else listed, notes=[*parts.notes, note],
+        videos=readable_videos, train=train, validation=validation, test=test,
+        labelled=None if parts.labelled is None else labelled, notes=[*parts.notes, note],
     )  # fmt: skip
 
 

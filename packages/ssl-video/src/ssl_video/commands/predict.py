@@ -77,25 +77,25 @@ def predict(
         Paths of the files and numbers of videos.
     """
     recognizer = load_recognizer(model, device=device, network=network)
-    classes, learned = recognizer.recipe.classes, recognizer.recipe.views
-    wanted = sampling.views_of(learned, default=learned[:1])
+    classes, model_views = recognizer.recipe.classes, recognizer.recipe.views
+    views = sampling.views_of(model_views, default=model_views[:1])
     if not 1 <= top <= len(classes) or sheet < 0:
         raise UserError(f"predict can list 1 to {len(classes)} classes of this model; got top={top}, sheet={sheet}")
     check_reader(read.reader)
     picture = out.with_suffix(".png") if sheet and out.name else None  # Path(".") has no name, and is refused below
-    stored = open_flow(read.flow_cache, method=recognizer.recipe.flow, views=wanted)
+    flow_cache = open_flow(read.flow_cache, method=recognizer.recipe.flow, views=views)
     videos = open_videos(data)
-    planned = Outputs(
+    outputs = Outputs(
         [out, picture] if picture else [out], command="ssl-video predict",
         inputs=[data, *(video.path for video in videos.videos), *run_files(model)],
         overwrite=overwrite,
     )  # fmt: skip
-    needed = len(videos) * (_ROW + _CELL * 2 * top) + (_THUMBNAIL * min(sheet, len(videos)) if picture else 0)
-    check_space(out.parent, needed, what=f"the rows of {len(videos):,} videos", files=2)
-    shown = spread(len(videos), sheet)
+    space = len(videos) * (_ROW + _CELL * 2 * top) + (_THUMBNAIL * min(sheet, len(videos)) if picture else 0)
+    check_space(out.parent, space, what=f"the rows of {len(videos):,} videos", files=2)
+    sheet_places = spread(len(videos), sheet)
     thumbnails: list[Thumbnail] = []
     unreadable = 0
-    with planned:
+    with outputs:
         out.parent.mkdir(parents=True, exist_ok=True)
         with open_atomic(out) as raw:
             file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
@@ -105,23 +105,23 @@ def predict(
                 ["path", *(f"{name}{rank}" for rank in ranks for name in ("class", "probability")), "error"]
             )
             results = classify_all(
-                recognizer, videos.videos, views=wanted, sampling=sampling, flow=stored, reader=read.reader
+                recognizer, videos.videos, views=views, sampling=sampling, flow=flow_cache, reader=read.reader
             )
-            tracked = track(videos.videos, total=len(videos), what=videos.name)
-            for place, (video, result) in enumerate(zip(tracked, results, strict=True)):
-                is_lost = not isinstance(result, UserError) and bool(result.isnan().any(dim=1).all())
-                found = _no_sound(video) if is_lost else result
-                if isinstance(found, UserError):
+            progress = track(videos.videos, total=len(videos), what=videos.name)
+            for place, (video, result) in enumerate(zip(progress, results, strict=True)):
+                lacks_views = not isinstance(result, UserError) and bool(result.isnan().any(dim=1).all())
+                outcome = _no_sound(video) if lacks_views else result
+                if isinstance(outcome, UserError):
                     unreadable += 1
-                    writer.writerow([safe_cell(video.key, path=True), *[""] * (2 * top), safe_cell(str(found))])
+                    writer.writerow([safe_cell(video.key, path=True), *[""] * (2 * top), safe_cell(str(outcome))])
                     continue
                 # Not topk, which ranks equal probabilities in any order, unlike the argmax of `evaluate`.
-                probabilities, order = (x[:top] for x in fused(found[None])[0].sort(descending=True, stable=True))
-                ranked = list(zip(order.tolist(), probabilities.tolist(), strict=True))
-                cells = (cell for c, p in ranked for cell in (safe_cell(classes[c]), float(f"{p:.6g}")))
+                probabilities, order = (x[:top] for x in fused(outcome[None])[0].sort(descending=True, stable=True))
+                ranking = list(zip(order.tolist(), probabilities.tolist(), strict=True))
+                cells = (cell for c, p in ranking for cell in (safe_cell(classes[c]), float(f"{p:.6g}")))
                 writer.writerow([safe_cell(video.key, path=True), *cells, ""])
-                if place in shown:
-                    label, share = classes[ranked[0][0]], ranked[0][1]
+                if place in sheet_places:
+                    label, share = classes[ranking[0][0]], ranking[0][1]
                     thumbnails.append(Thumbnail(video.path, f"{label} {100 * share:.0f} %", Path(video.key).name))
             file.detach()  # flushes, and leaves the file beneath open
         if picture and thumbnails:

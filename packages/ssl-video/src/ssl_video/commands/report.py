@@ -54,10 +54,10 @@ def report(
     if clips < 1:
         raise UserError(f"report needs clips >= 1, got {clips}")
     target = run / "report.html" if out is None else out
-    planned = Outputs([target], command="ssl-video report", inputs=run_files(run), overwrite=overwrite)
+    outputs = Outputs([target], command="ssl-video report", inputs=run_files(run), overwrite=overwrite)
     with showing(Path(run)):
         text = _document(Path(run), data=data, split=split, clips=clips, seed=seed, network=network)
-    with planned:
+    with outputs:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, text.encode())
     return target
@@ -69,16 +69,16 @@ def _document(run: Path, *, data: str | None, split: Path | None, clips: int, se
     if "inputs" not in config or "network" not in config:
         raise UserError(f"{run}: is not a run folder of `ssl-video train`")
     recognizer = load_recognizer(run, device="cpu", network=network) if (run / "model/model.json").is_file() else None
-    found, notes = sections.read_evaluations(
+    evaluations, notes = sections.read_evaluations(
         run, model_hash=None if recognizer is None else module_hash(recognizer.network)
     )
     parts = [
-        sections.header(record, card=None if recognizer is None else recognizer.card, evaluations=found),
+        sections.header(record, card=None if recognizer is None else recognizer.card, evaluations=evaluations),
         page.warnings(notes),
         sections.training(record),
-        *(sections.evaluation(entry) for entry in found),
+        *(sections.evaluation(entry) for entry in evaluations),
     ]
-    if not found:
+    if not evaluations:
         parts.append(
             sections.missing(
                 "Evaluation", "Not evaluated yet: run `ssl-video evaluate` to test it on the held-out videos."
@@ -90,8 +90,8 @@ def _document(run: Path, *, data: str | None, split: Path | None, clips: int, se
         try:
             videos = open_videos(data or str(config["data"]))
             file = split or Path(str(config["split"]))
-            learned = videos.subset(select(videos, read_split(file).train, file=file))
-            sheet = view_sheet(learned, recognizer.recipe, config, clips=clips, seed=seed)
+            train_videos = videos.subset(select(videos, read_split(file).train, file=file))
+            sheet = view_sheet(train_videos, recognizer.recipe, config, clips=clips, seed=seed)
             text = (
                 "Top rows: weak augmentation, from which pseudo-labels are made. Bottom rows: strong augmentation, for "
                 "which the network learns them."

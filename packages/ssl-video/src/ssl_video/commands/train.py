@@ -102,11 +102,11 @@ def train(
         inputs = replace(inputs, views=inputs.views[:1])
     config = dict(locals())
     views, steps = inputs.views, training.steps
-    found = _open(data, split, pseudo, validate=training.validate_every > 0)
-    labelled, learned, validated, truth = found.labelled, found.learned, found.validated, found.truth
+    videos = _open(data, split, pseudo, validate=training.validate_every > 0)
+    labelled, unlabelled, validation, truth = videos.labelled, videos.unlabelled, videos.validation, videos.truth
     check_clip(network, frames=clip.frames, size=inputs.image_size)
-    stored, frames = _caches(read, inputs, (labelled, learned))
-    described = Recipe(network, labelled.classes, clip, inputs.image_size, views, inputs.flow, inputs.tg_gain)
+    flow_cache, frames = _caches(read, inputs, (labelled, unlabelled))
+    model_recipe = Recipe(network, labelled.classes, clip, inputs.image_size, views, inputs.flow, inputs.tg_gain)
     with Run(out, config=config, command="ssl-video train", options=run, free=_FREE) as r:
         try:
             augment = make_augment(inputs, weak, strong)
@@ -117,25 +117,25 @@ def train(
                 pseudo, strong, labelled, method=method, views=len(views), steps=None if init else steps, say=say
             )
             mvpl = _method(
-                net, pseudo, described, training=training, ema=optimizer.ema, seed=r.seed("targets"), say=say
+                net, pseudo, model_recipe, training=training, ema=optimizer.ema, seed=r.seed("targets"), say=say
             )
         except ValueError as error:
             raise UserError(str(error)) from error
 
         def clips(of: VideoSet, log: str, *, by_class: bool) -> ClipDataset:
             return ClipDataset(
-                of, clip, following=needs_following(views, stored), audio="audio" in views, flow=stored, frames=frames,
-                reader=read.reader, max_bad=read.max_bad, log=r.out / log, by_class=by_class,
+                of, clip, following=needs_following(views, flow_cache), audio="audio" in views, flow=flow_cache,
+                frames=frames, reader=read.reader, max_bad=read.max_bad, log=r.out / log, by_class=by_class,
             )  # fmt: skip
 
-        known = clips(labelled, "bad_labelled.jsonl", by_class=True)
-        unknown = clips(learned, "bad_files.jsonl", by_class=False)
+        labelled_clips = clips(labelled, "bad_labelled.jsonl", by_class=True)
+        unlabelled_clips = clips(unlabelled, "bad_files.jsonl", by_class=False)
         feed = Feed(
-            r, known, None if method == "supervised" else unknown, augment,
+            r, labelled_clips, None if method == "supervised" else unlabelled_clips, augment,
             batch_size=training.batch_size, mu=training.mu, total_steps=steps, first_unlabelled=mvpl.warmup_steps,
         )  # fmt: skip
         peak = optimizer.peak(feed.clips)
-        wrapped, optim = r.setup(mvpl, build_optimizer(mvpl.network, optimizer, lr=peak))
+        model, optim = r.setup(mvpl, build_optimizer(mvpl.network, optimizer, lr=peak))
         schedule = WarmupCosine(
             optim,
             peak_lr=peak,
@@ -144,24 +144,24 @@ def train(
             total_steps=steps,
         )
         r.track(
-            model=mvpl, optimizer=optim, schedule=schedule, split=Unchanged(found.digest, _OTHER_SPLIT.format(split))
+            model=mvpl, optimizer=optim, schedule=schedule, split=Unchanged(videos.digest, _OTHER_SPLIT.format(split))
         )
-        r.say(f"{len(labelled)} labelled of {len(learned)} videos, {feed.clips} clips per step, {steps} steps")
+        r.say(f"{len(labelled)} labelled of {len(unlabelled)} videos, {feed.clips} clips per step, {steps} steps")
 
-        def tested(count: int) -> Recognizer:
+        def make_recognizer(count: int) -> Recognizer:
             size_, seed = max(feed.batch_size, 16), r.seed("recalibrate")
             return Recognizer(
                 make_tested(
-                    mvpl.tested, described, unknown, weak=weak, count=count, batch_size=size_, seed=seed,
+                    mvpl.tested, model_recipe, unlabelled_clips, weak=weak, count=count, batch_size=size_, seed=seed,
                     device=r.device,
                 ),
-                described, r.device, {},
+                model_recipe, r.device, {},
             )  # fmt: skip
 
-        unread: set[str] = set()
+        unreadable: set[str] = set()
         for step in r.steps(steps, samples_per_step=feed.clips):
             batch = feed.batch(step)
-            losses = wrapped(
+            losses = model(
                 batch.labelled, batch.labels, batch.weak or None, batch.strong or None,
                 step=step, present=batch.present, labelled_present=batch.labelled_present,
                 truth=truth[batch.unlabelled.cpu()].to(r.device) if truth is not None and batch.weak else None,
@@ -171,29 +171,29 @@ def train(
             r.fabric.backward(losses.loss)
             if optimizer.clip_gradients:
                 with _finite(step, losses.loss):
-                    r.fabric.clip_gradients(wrapped, optim, max_norm=optimizer.clip_gradients)
+                    r.fabric.clip_gradients(model, optim, max_norm=optimizer.clip_gradients)
             lr = optim.param_groups[0]["lr"]
             optim.step()
             schedule.step()
             mvpl.update()
             r.log(**losses.scalars(), lr=lr)
-            if validated is not None and training.validates(step):
+            if validation is not None and training.validates(step):
                 r.record(
                     validation_accuracy=_accuracy(
-                        tested(min(training.recalibrate, 64)),
-                        validated,
+                        make_recognizer(min(training.recalibrate, 64)),
+                        validation,
                         max_bad=read.max_bad,
-                        skipped=unread,
+                        unreadable=unreadable,
                         say=r.say,
                     )
                 )
-        final = tested(training.recalibrate).network
-        _say_cache(frames, (labelled, learned), say=r.say)  # after recalibration, which reads further videos
-        seen = {video.path: video for of in (labelled, learned) for video in of.videos}.values()
+        final = make_recognizer(training.recalibrate).network
+        _say_cache(frames, (labelled, unlabelled), say=r.say)  # after recalibration, which reads further videos
+        seen = {video.path: video for of in (labelled, unlabelled) for video in of.videos}.values()
         return save_recognizer(
-            r, final, described, learned_from=seen,
+            r, final, model_recipe, learned_from=seen,
             about={
-                "method": method, "steps": steps, "split": found.digest, "labelled": len(labelled), "bn": training.bn,
+                "method": method, "steps": steps, "split": videos.digest, "labelled": len(labelled), "bn": training.bn,
             },
         )  # fmt: skip
 
@@ -220,42 +220,42 @@ _OTHER_SPLIT = "{}: is not the split that this run was started with; resume with
 
 class _Videos(NamedTuple):
     labelled: VideoSet
-    learned: VideoSet
-    validated: VideoSet | None
+    unlabelled: VideoSet
+    validation: VideoSet | None
     truth: Tensor | None
     digest: str
 
 
 def _open(data: str, split: Path, pseudo: PseudoOptions, *, validate: bool) -> _Videos:
-    chosen, videos = read_split(split), open_videos(data)
-    labelled = select_labelled(videos, chosen.labelled, chosen.classes, file=split)
-    validated = select_labelled(videos, chosen.validation, chosen.classes, file=split) if chosen.validation else None
-    if validate and validated is None:
+    lists, videos = read_split(split), open_videos(data)
+    labelled = select_labelled(videos, lists.labelled, lists.classes, file=split)
+    validation = select_labelled(videos, lists.validation, lists.classes, file=split) if lists.validation else None
+    if validate and validation is None:
         raise UserError(
             f"{split}: --validate-every was given, but the split has no validation videos; make one that has some "
             "(ssl-video make-splits --validation-fraction 0.1)"
         )
-    learned = videos.subset(select(videos, chosen.train, file=split))
+    unlabelled = videos.subset(select(videos, lists.train, file=split))
     if pseudo.exclude_labelled:
         few = {video.key for video in labelled.videos}
-        learned = learned.subset(i for i, video in enumerate(learned.videos) if video.key not in few)
-    number = {name: place for place, name in enumerate(chosen.classes)}
-    truth = torch.tensor([number.get(str(video.label), -1) for video in learned.videos]) if pseudo.diagnose else None
-    return _Videos(labelled, learned, validated, truth, chosen.digest)
+        unlabelled = unlabelled.subset(i for i, video in enumerate(unlabelled.videos) if video.key not in few)
+    number = {name: place for place, name in enumerate(lists.classes)}
+    truth = torch.tensor([number.get(str(video.label), -1) for video in unlabelled.videos]) if pseudo.diagnose else None
+    return _Videos(labelled, unlabelled, validation, truth, lists.digest)
 
 
 def _caches(
     read: TrainingReadOptions, inputs: InputOptions, videos: Sequence[VideoSet]
 ) -> tuple[FlowCache | None, FrameCache | None]:
-    stored = open_flow(read.flow_cache, method=inputs.flow, views=inputs.views, of=videos, max_bad=read.max_bad)
+    flow_cache = open_flow(read.flow_cache, method=inputs.flow, views=inputs.views, of=videos, max_bad=read.max_bad)
     if read.cache is None:
-        return stored, None
+        return flow_cache, None
     folder = read.cache.resolve()
-    if any(folder in video.path.resolve().parents for part in videos for video in part.videos):
+    if any(folder in video.path.resolve().parents for video_set in videos for video in video_set.videos):
         raise UserError(
             f"{read.cache} contains the videos; choose another folder for their frames, such as {folder.name}-frames"
         )
-    return stored, FrameCache(read.cache, limit=round(read.cache_size * GB))
+    return flow_cache, FrameCache(read.cache, limit=round(read.cache_size * GB))
 
 
 def _say_cache(frames: FrameCache | None, videos: Sequence[VideoSet], *, say: Callable[[str], None]) -> None:
@@ -284,9 +284,9 @@ def _method(
     seed: int,
     say: Callable[[str], None],
 ) -> MultiviewPseudoLabel:
-    with warnings.catch_warnings(record=True) as noted:
+    with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        made = MultiviewPseudoLabel(
+        method = MultiviewPseudoLabel(
             network,
             classes=len(recipe.classes),
             views=recipe.views,
@@ -310,9 +310,9 @@ def _method(
             mean=recipe.network.mean,
             std=recipe.network.std,
         )
-    for note in noted:
+    for note in notes:
         say(f"note: {note.message}")
-    return made
+    return method
 
 
 def _settle(
@@ -346,15 +346,15 @@ def _say_directed(
             f"pseudo.directed names {', '.join(unknown)}; expected some of the {len(classes)} classes: "
             f"{', '.join(classes)}"
         )
-    reordering = [name for name in strong.temporal if name in REORDERING]
-    if reordering and pseudo.directed:
+    operations = [name for name in strong.temporal if name in REORDERING]
+    if operations and pseudo.directed:
         say(
-            f"note: {' and '.join(reordering)} of frames: pseudo-labels of {', '.join(pseudo.directed)} are ignored on "
+            f"note: {' and '.join(operations)} of frames: pseudo-labels of {', '.join(pseudo.directed)} are ignored on "
             "reordered clips"
         )
-    elif reordering:
+    elif operations:
         say(
-            f"note: {' and '.join(reordering)} of frames treats all {len(classes)} classes as independent of the order "
+            f"note: {' and '.join(operations)} of frames treats all {len(classes)} classes as independent of the order "
             "of frames; name the classes that direction defines (such as opening and closing) with --pseudo.directed"
         )
 
@@ -394,14 +394,14 @@ def _quietly(_: str) -> None:
 
 
 def _accuracy(
-    recognizer: Recognizer, videos: VideoSet, *, max_bad: float, skipped: set[str], say: Callable[[str], None]
+    recognizer: Recognizer, videos: VideoSet, *, max_bad: float, unreadable: set[str], say: Callable[[str], None]
 ) -> float:
     """Return the accuracy on the videos that can be read; report those that cannot, once each."""
     first = recognizer.recipe.views[:1]
     results = classify_all(recognizer, videos.videos, views=first, sampling=SamplingOptions(clips=1, crops=1))
-    found = keep_readable(videos.videos, results, total=len(videos), max_bad=max_bad)
-    for key, reason in found.skipped.items():
-        if key not in skipped:
-            skipped.add(key)
+    predictions = keep_readable(videos.videos, results, total=len(videos), max_bad=max_bad)
+    for key, reason in predictions.skipped.items():
+        if key not in unreadable:
+            unreadable.add(key)
             say(f"skipped in validation: {reason}")
-    return score_view(found.probabilities[:, 0], videos.labels()[found.places]).top1 / 100
+    return score_view(predictions.probabilities[:, 0], videos.labels()[predictions.places]).top1 / 100

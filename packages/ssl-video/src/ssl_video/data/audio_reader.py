@@ -44,21 +44,21 @@ def _read(path: str | Path, start: float, duration: float, rate: int, *, search:
         streams = list(container.streams.audio)
         if not streams:
             return None
-        known = [stream for stream in streams if stream.codec_context is not None]
-        if not known:
+        candidates = [stream for stream in streams if stream.codec_context is not None]
+        if not candidates:
             raise UserError(
                 f"{path}: its sound is in the codec {unknown_codec(container, 'Audio')}, which this FFmpeg cannot "
                 "decode; convert it, or leave out the view audio"
             )
-        stream = max(known, key=is_default)
+        stream = max(candidates, key=is_default)
         base = float(stream.time_base or 0)
         if container.streams.video:
             index = index_video(path)
             far = [jump for jump in index.jumps if index.clock[jump] < index.clock[jump - 1] - _BACK]
-            begin, part = index.on_clock(start), sum(jump <= index.frames_at([start])[0] for jump in far)
+            begin, recording = index.on_clock(start), sum(jump <= index.frames_at([start])[0] for jump in far)
             can_seek = not far
         else:
-            begin, part, can_seek = start + float(stream.start_time or 0) * base, 0, True
+            begin, recording, can_seek = start + float(stream.start_time or 0) * base, 0, True
         if (
             search
             and can_seek
@@ -68,16 +68,16 @@ def _read(path: str | Path, start: float, duration: float, rate: int, *, search:
         ):
             return _read(path, start, duration, rate, search=False)
         track = _Track(round(duration * rate), begin, rate)
-        before, passed = -np.inf, 0
+        before, current = -np.inf, 0
         for frame in decoded(container, stream):
             time = frame.time
             if time is not None:
                 went_back = time < before - _BACK
-                passed += went_back
-                if went_back and passed > part:
+                current += went_back
+                if went_back and current > recording:
                     track.continue_at(time)  # the recording after the one in which the clip starts
                 before = time
-            if passed >= part:
+            if current >= recording:
                 track.add(frame, time)
             if track.is_full:
                 break
@@ -93,7 +93,7 @@ class _Track:
         self._resampler: Any = None
         self._kind: Any = None
         self._place = 0  # position of the next resampled sample
-        self._due = begin  # time of the next frame if there is no gap
+        self._next_time = begin  # time of the next frame if there is no gap
 
     @property
     def is_full(self) -> bool:
@@ -105,21 +105,21 @@ class _Track:
         if frame.sample_rate < _SLOWEST:
             raise ValueError(f"it states {frame.sample_rate} samples per second, expected at least {_SLOWEST}")
         kind = frame.format.name, frame.layout.name, frame.sample_rate
-        gap = time is not None and abs(time - self._due) > _JITTER
+        gap = time is not None and abs(time - self._next_time) > _JITTER
         if self._resampler is None or kind != self._kind or gap:
             self._flush()
             if time is not None:
-                self._due = time
-            self._place = round((self._due - self._begin) * self._rate)
+                self._next_time = time
+            self._place = round((self._next_time - self._begin) * self._rate)
             self._resampler, self._kind = av.AudioResampler(format="fltp", rate=self._rate), kind
-        for part in self._resampler.resample(frame):
-            self._put(part)
-        self._due += frame.samples / frame.sample_rate
+        for block in self._resampler.resample(frame):
+            self._put(block)
+        self._next_time += frame.samples / frame.sample_rate
 
     def continue_at(self, time: float) -> None:
         """Continue although the clock jumps to another value."""
-        self._begin += time - self._due
-        self._due = time
+        self._begin += time - self._next_time
+        self._next_time = time
 
     def finish(self) -> NDArray[np.float32]:
         """Return all samples."""
@@ -128,12 +128,12 @@ class _Track:
 
     def _flush(self) -> None:
         if self._resampler is not None:
-            for part in self._resampler.resample(None):
-                self._put(part)
+            for block in self._resampler.resample(None):
+                self._put(block)
             self._resampler = None
 
-    def _put(self, part: Any) -> None:
-        samples = part.to_ndarray().mean(axis=0)  # FFmpeg's own mix to mono is 3 dB louder
+    def _put(self, block: Any) -> None:
+        samples = block.to_ndarray().mean(axis=0)  # FFmpeg's own mix to mono is 3 dB louder
         place = self._place
         low, high = max(0, place), min(len(self._result), place + len(samples))
         if low < high:

@@ -63,8 +63,8 @@ def examine(videos: VideoSet, *, decode: bool = True) -> tuple[list[Facts], list
     av.logging.set_level(av.logging.ERROR)
     try:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            looked = pool.map(lambda video: look_at(video, decode=decode), videos.videos)
-            facts = list(track(looked, total=len(videos), what=f"checking {videos.name}"))
+            results = pool.map(lambda video: look_at(video, decode=decode), videos.videos)
+            facts = list(track(results, total=len(videos), what=f"checking {videos.name}"))
     finally:
         av.logging.set_level(level)
     findings = [*_broken(facts), *_twice(facts), *_same_pictures(facts), *_few(videos), *_peculiar(facts)]
@@ -89,11 +89,11 @@ def look_at(video: Video, *, decode: bool) -> Facts:
         return Facts(video, problem=f"cannot be read ({error.strerror})")
     problem = None
     if decoding is not None and decoding.missing:
-        lost = decoding.missing
-        which = f"frame {lost[0]}" if len(lost) == 1 else f"{len(lost)} frames (the first is frame {lost[0]})"
+        gaps = decoding.missing
+        which = f"frame {gaps[0]}" if len(gaps) == 1 else f"{len(gaps)} frames (the first is frame {gaps[0]})"
         problem = f"{which} of {len(index)} cannot be decoded"
-        if lost == list(range(lost[0], len(index))):
-            problem = f"ends early, after {lost[0]} of {len(index)} frames"
+        if gaps == list(range(gaps[0], len(index))):
+            problem = f"ends early, after {gaps[0]} of {len(index)} frames"
     return Facts(video, index, decoding, digest, problem, sound_problem)
 
 
@@ -120,7 +120,7 @@ def _broken(facts: Sequence[Facts]) -> Iterator[Finding]:
     silent = [Item([fact.video.key], fact.sound_problem) for fact in facts if fact.sound_problem is not None]
     if silent:
         yield Finding("warning", "sound", f"{several(len(silent), 'video')} with sound that cannot be read", silent)
-    patched = [
+    damage = [
         Item(
             [fact.video.key],
             _damage(fact.decoding),
@@ -128,15 +128,13 @@ def _broken(facts: Sequence[Facts]) -> Iterator[Finding]:
         for fact in facts
         if fact.problem is None and fact.decoding and (fact.decoding.concealed or fact.decoding.complaint)
     ]
-    if patched:
-        yield Finding("note", "damaged", f"{several(len(patched), 'video')} damaged but decoded", patched)
+    if damage:
+        yield Finding("note", "damaged", f"{several(len(damage), 'video')} damaged but decoded", damage)
 
 
 def _damage(decoding: Decoding) -> str:
-    concealed = f"{several(decoding.concealed, 'damaged frame')} concealed" if decoding.concealed else ""
-    return (
-        f"{concealed} ({decoding.complaint})" if concealed and decoding.complaint else concealed or decoding.complaint
-    )
+    text = f"{several(decoding.concealed, 'damaged frame')} concealed" if decoding.concealed else ""
+    return f"{text} ({decoding.complaint})" if text and decoding.complaint else text or decoding.complaint
 
 
 def _twice(facts: Sequence[Facts]) -> Iterator[Finding]:
@@ -189,7 +187,7 @@ def _peculiar(facts: Sequence[Facts]) -> Iterator[Finding]:
     def those(holds: Callable[[VideoIndex], object]) -> list[Facts]:
         return [fact for fact, index in good if holds(index)]
 
-    for kind, found, what in (
+    for kind, matches, detail in (
         (
             "shortened",
             those(lambda index: index.stated),
@@ -217,6 +215,6 @@ def _peculiar(facts: Sequence[Facts]) -> Iterator[Finding]:
         ("short", those(lambda index: index.duration < _SHORT), "shorter than a clip of 8 x 8 frames (2.13 s)"),
         ("still", those(lambda index: len(index) < 2), "with a single frame: there is no motion"),
     ):
-        if found:
-            keys = [fact.video.key for fact in found]
-            yield Finding("note", kind, f"{several(len(keys), 'video')} {what}", [Item(keys)])
+        if matches:
+            keys = [fact.video.key for fact in matches]
+            yield Finding("note", kind, f"{several(len(keys), 'video')} {detail}", [Item(keys)])

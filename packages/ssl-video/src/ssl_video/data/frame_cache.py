@@ -55,8 +55,8 @@ class FrameCache:
 
     def __init__(self, folder: Path, *, limit: int = 20 * GB) -> None:
         self.folder, self.limit = folder, limit
-        self._used, self._written = -1, 0
-        self._refused: set[Path] = set()
+        self._used_bytes, self._written_bytes = -1, 0
+        self._rejects: set[Path] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
@@ -91,24 +91,24 @@ class FrameCache:
         """
         shape = (3, index.height, index.width)
         file = self.file(path)
-        found = _read(file, len(index), shape, frames)
-        if found is not None or file in self._refused:
-            return found
+        pictures = _read(file, len(index), shape, frames)
+        if pictures is not None or file in self._rejects:
+            return pictures
         if self._store(path, file, len(index), shape):
-            found = _read(file, len(index), shape, frames)
-        if found is None:
-            self._refused.add(file)
-        return found
+            pictures = _read(file, len(index), shape, frames)
+        if pictures is None:
+            self._rejects.add(file)
+        return pictures
 
     def summary(self, videos: Iterable[VideoSet]) -> str:
         """Return a sentence on the size of the cache, and how many of these videos are not stored."""
-        places = {video.path for part in videos for video in part.videos}
-        lacking = sum(not self._has(path) for path in places)
+        places = {video.path for video_set in videos for video in video_set.videos}
+        missing = sum(not self._has(path) for path in places)
         text = f"cache {self.folder}: {size(self._measure())} of at most {size(self.limit)}"
-        if not lacking:
+        if not missing:
             return f"{text}, all {several(len(places), 'video')}"
         return (
-            f"{text}; {lacking} of {several(len(places), 'video')} not stored: they were not read, are damaged, take "
+            f"{text}; {missing} of {several(len(places), 'video')} not stored: they were not read, are damaged, take "
             f"more than {size(self.limit // _SHARE)} each, or did not fit"
         )
 
@@ -119,8 +119,8 @@ class FrameCache:
             return False
 
     def _store(self, path: str | Path, file: Path, count: int, shape: tuple[int, ...]) -> bool:
-        needed = count * int(np.prod(shape))
-        if needed > self.limit // _SHARE or not self._has_space(needed):
+        space = count * int(np.prod(shape))
+        if space > self.limit // _SHARE or not self._has_space(space):
             return False
         try:
             with open_atomic(file) as out:
@@ -130,20 +130,20 @@ class FrameCache:
         except UserError:  # the frames that can be decoded are read as without a cache
             return False
         except OSError:  # the disk is full, or the folder has gone
-            self._used = self.limit
+            self._used_bytes = self.limit
             return False
-        self._used += needed
-        self._written += needed
+        self._used_bytes += space
+        self._written_bytes += space
         return True
 
-    def _has_space(self, needed: int) -> bool:
-        if self._used < 0 or self._written > self.limit // _SCANS:
-            self._used, self._written = self._measure(), 0
+    def _has_space(self, space: int) -> bool:
+        if self._used_bytes < 0 or self._written_bytes > self.limit // _SCANS:
+            self._used_bytes, self._written_bytes = self._measure(), 0
         try:
             free = shutil.disk_usage(self.folder).free
         except OSError:
             return False
-        return self._used + needed <= self.limit and free - needed >= _RESERVE
+        return self._used_bytes + space <= self.limit and free - space >= _RESERVE
 
     def _measure(self) -> int:
         """Return the size of the stored frames, also of those that other processes write."""
@@ -183,15 +183,15 @@ def _read(file: Path, count: int, shape: tuple[int, ...], frames: Sequence[int])
     header, each = _header(count, shape), int(np.prod(shape))
     pictures = np.empty((len(frames), *shape), np.uint8)
     try:
-        with file.open("rb", buffering=0) as stored:
-            if stored.seek(0, os.SEEK_END) != len(header) + count * each:
+        with file.open("rb", buffering=0) as stream:
+            if stream.seek(0, os.SEEK_END) != len(header) + count * each:
                 return None
-            stored.seek(0)
-            if stored.read(len(header)) != header:
+            stream.seek(0)
+            if stream.read(len(header)) != header:
                 return None
             for picture, number in zip(pictures, frames, strict=True):
-                stored.seek(len(header) + number * each)
-                if stored.readinto(picture.data) != each:
+                stream.seek(len(header) + number * each)
+                if stream.readinto(picture.data) != each:
                     return None
     except OSError:
         return None

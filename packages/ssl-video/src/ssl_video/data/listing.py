@@ -53,7 +53,7 @@ _COLUMNS = {
     "split": ("split", "part", "subset"),
     "group": ("group",),
 }
-_MOMENTS = {f"{word}{unit}" for word in ("start", "end") for unit in ("", "_time", "_frame", "_sec", "_seconds")}
+_MOMENTS = {f"{edge}{unit}" for edge in ("start", "end") for unit in ("", "_time", "_frame", "_sec", "_seconds")}
 """Columns of lists of segments, which are not cut out of their videos."""
 _PARTS_ELSEWHERE = {"set", "partition", "phase", "fold", "is_train", "is_training", "is_val", "is_valid", "is_test"}
 _KINETICS = {"youtube_id", "time_start", "time_end"}
@@ -116,59 +116,59 @@ def open_videos(data: str | Path, *, part: str | None = None) -> VideoSet:
     elif place.suffix.lower() in _PICTURES:
         raise UserError(f"{place}: found a picture, expected videos; {_NO_PICTURES}")
     else:
-        videos = _located(place, list(_in_list(place, notes)), notes)
+        videos = _locate(place, list(_in_list(place, notes)), notes)
     labels = {video.label for video in videos if video.label is not None}
     notes += [*joined_names(labels), *similar_names(labels)]
     if part is not None:
         there = most_first(Counter(video.part for video in videos if video.part is not None))
-        wanted = canonical_part(part)
-        if wanted not in there:
-            found = f"the parts {', '.join(there)}" if there else "classes and no parts such as train and test"
-            raise UserError(f"{place}: found {found}; expected one of them, not part {part!r}")
-        videos = [video for video in videos if video.part == wanted]
+        part_name = canonical_part(part)
+        if part_name not in there:
+            contents = f"the parts {', '.join(there)}" if there else "classes and no parts such as train and test"
+            raise UserError(f"{place}: found {contents}; expected one of them, not part {part!r}")
+        videos = [video for video in videos if video.part == part_name]
     return VideoSet(str(data), videos, notes=notes)
 
 
 def group_of(key: str) -> str | None:
     """Return the group in the name of a UCF-101 clip, or None: ``Diving/g03`` for ``Diving/v_Diving_g03_c02.avi``."""
-    found = _UCF_GROUP.search(Path(key).name)
-    return f"{Path(key).parent.name}/{found[1]}" if found else None
+    match = _UCF_GROUP.search(Path(key).name)
+    return f"{Path(key).parent.name}/{match[1]}" if match else None
 
 
 def _in_folder(root: Path, notes: list[str]) -> list[Video]:
-    files, endings = [], Counter[str]()
+    files, suffixes = [], Counter[str]()
     for path in _walk(root, (root.resolve(),)):
         if path.suffix.lower() in SUFFIXES:
             files.append(path.relative_to(root))
         else:
-            endings[path.suffix.lower() or "no suffix"] += 1
-    pictures = sum(count for ending, count in endings.items() if ending in _PICTURES)
-    if not files and 2 * pictures > sum(endings.values()):
+            suffixes[path.suffix.lower() or "no suffix"] += 1
+    pictures = sum(count for suffix, count in suffixes.items() if suffix in _PICTURES)
+    if not files and 2 * pictures > sum(suffixes.values()):
         raise UserError(f"{root}: found {several(pictures, 'picture')} and no videos; {_NO_PICTURES}")
-    if endings:
-        told = ", ".join(f"{ending} {count}" for ending, count in most_first(endings).items())
-        notes.append(f"{several(sum(endings.values()), 'file')} with other suffixes left out: {told}")
-    depth = _wrapped(root, files)
+    if suffixes:
+        counts = ", ".join(f"{suffix} {count}" for suffix, count in most_first(suffixes).items())
+        notes.append(f"{several(sum(suffixes.values()), 'file')} with other suffixes left out: {counts}")
+    depth = _wrapper_depth(root, files)
     if depth:
         notes.append(f"the videos are in {'/'.join(files[0].parts[:depth])}, which is opened instead")
     inside = [file.relative_to(*file.parts[:depth]) if depth else file for file in files]
     parts = _folders_of_parts(root, inside, notes)
-    videos, left_out = [], Counter[str]()
+    videos, other_folders = [], Counter[str]()
     for file, within in zip(files, inside, strict=True):
         key, folders, part = file.as_posix(), within.parts[:-1], None
         if parts and folders:
             part = parts.get(folders[0])
             if part is None and folders[0].lower() not in _UNLABELLED:
-                left_out[folders[0]] += 1
+                other_folders[folders[0]] += 1
                 continue
             folders = folders[1:] if part else ()
         label = _label(folders[0]) if folders else None
         videos.append(Video(key, root / file, label, group_of(key), part))
-    if left_out:
-        told = ", ".join(f"{name} {count}" for name, count in most_first(left_out).items())
+    if other_folders:
+        counts = ", ".join(f"{name} {count}" for name, count in most_first(other_folders).items())
         notes.append(
-            f"{several(sum(left_out.values()), 'video')} in folders beside {', '.join(sorted(parts))} left out: "
-            f"{told}; name a folder unlabelled to train on its videos"
+            f"{several(sum(other_folders.values()), 'video')} in folders beside {', '.join(sorted(parts))} left out: "
+            f"{counts}; name a folder unlabelled to train on its videos"
         )
     beside = sum(video.part is None for video in videos)
     if parts and beside:
@@ -176,7 +176,7 @@ def _in_folder(root: Path, notes: list[str]) -> list[Video]:
     return videos
 
 
-def _wrapped(root: Path, files: Sequence[Path]) -> int:
+def _wrapper_depth(root: Path, files: Sequence[Path]) -> int:
     """Return the number of folders around the parts or classes that hold nothing else, as in an unpacked archive."""
     depth = 0
     while True:
@@ -243,7 +243,7 @@ def _in_list(file: Path, notes: list[str]) -> Iterator[Video]:
         yield from _in_table(file, table, notes)
 
 
-def _located(file: Path, videos: list[Video], notes: list[str]) -> list[Video]:
+def _locate(file: Path, videos: list[Video], notes: list[str]) -> list[Video]:
     """Find the videos of a list of which none lies where it says, relative to the list.
 
     Other programs take paths as relative to their working directory or to a folder that is given elsewhere.
@@ -262,17 +262,17 @@ def _located(file: Path, videos: list[Video], notes: list[str]) -> list[Video]:
         by_name.setdefault(path.name, []).append(path)
         if path.suffix.lower() in SUFFIXES:
             by_name.setdefault(path.stem, []).append(path)  # for lists without suffixes
-    slashed = [root / video.key.lstrip("/") for video in videos]
-    working = [Path(video.key) for video in videos]
-    named = [found[0] if len(found := by_name.get(path.name, [])) == 1 else path for path in working]
+    root_paths = [root / video.key.lstrip("/") for video in videos]
+    working_paths = [Path(video.key) for video in videos]
+    name_paths = [matches[0] if len(matches := by_name.get(path.name, [])) == 1 else path for path in working_paths]
     for paths, where in (
-        (slashed, f"in {root}, although their paths start with a slash"),
-        (working, "relative to the working directory"),
-        (named, f"below {root} by their file names, which are unique there"),
+        (root_paths, f"in {root}, although their paths start with a slash"),
+        (working_paths, "relative to the working directory"),
+        (name_paths, f"below {root} by their file names, which are unique there"),
     ):
         if any(map(os.path.exists, paths)):
             notes.append(f"the videos of the list were found {where}")
-            keys = [video.key.lstrip("/") if paths is slashed else video.key for video in videos]
+            keys = [video.key.lstrip("/") if paths is root_paths else video.key for video in videos]
             return [
                 dataclasses.replace(video, key=key, path=path)
                 for video, key, path in zip(videos, keys, paths, strict=True)
@@ -293,30 +293,30 @@ def read_lines(file: Path) -> list[tuple[str, str | None]]:
     """
     entries, lines = [], []
     for number, line in enumerate(_text(file).split("\n"), start=1):
-        found = _LINE.fullmatch(line.strip())
-        if not line.strip() or (not found and line.lstrip().startswith("#")):
+        match = _LINE.fullmatch(line.strip())
+        if not line.strip() or (not match and line.lstrip().startswith("#")):
             continue
-        if not found:
+        if not match:
             raise UserError(
                 f"{file}, line {number}: found {line.strip()[:80]!r}; expected a video and its label, for example "
                 "`diving/1.mp4 diving`; or a header with the column `path`"
             )
-        label = found["label"]
+        label = match["label"]
         if label is not None and _NUMBERS.fullmatch(label):
             raise UserError(
                 f"{file}, line {number}: found the numbers {label} after a video; expected one label. Lists with the "
                 "number of frames or with several labels are not read; write `path label`, or a CSV file"
             )
-        others = []
-        if label is not None and (mark := _MARK.search(found["space"])):
-            label, *others = next(csv.reader([label], delimiter=mark[0], skipinitialspace=True))
-        if any(others) or (label is not None and _COLUMN.match(label)):
+        extras = []
+        if label is not None and (mark := _MARK.search(match["space"])):
+            label, *extras = next(csv.reader([label], delimiter=mark[0], skipinitialspace=True))
+        if any(extras) or (label is not None and _COLUMN.match(label)):
             raise UserError(
-                f"{file}, line {number}: found several columns after a video ({found['label'][:80]}), and no header "
+                f"{file}, line {number}: found several columns after a video ({match['label'][:80]}), and no header "
                 "that names them; expected one label. Add a first line with their names, such as "
                 "`path,start,end,class`, or quotes around a label"
             )
-        path = local_path(found["path"].strip('"'), file.parent)
+        path = local_path(match["path"].strip('"'), file.parent)
         lines.append((number, path))
         entries.append((path, "" if label is None else label.strip('"')))
     check_local(file, lines)
@@ -352,9 +352,9 @@ def read_table(file: Path, notes: list[str] | None = None) -> list[dict[str, str
 
 def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
     text = _text(file)
-    before, text, stated = _without_preamble(text)
+    before, text, separator = _without_preamble(text)
     first = text.partition("\n")[0]
-    for delimiter in stated or (",", ";", "\t"):
+    for delimiter in separator or (",", ";", "\t"):
         names = column_names(next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), []))
         if set(names) >= _KINETICS or set(names) & set(_COLUMNS["path"]):
             break
@@ -364,12 +364,12 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
     next(reader)
     lines = [(before + reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     names = with_row_numbers(names, [row for _, row in lines])
-    wanted: Mapping[str, Sequence[str]] = _COLUMNS
+    columns: Mapping[str, Sequence[str]] = _COLUMNS
     if set(names) >= _KINETICS:
-        wanted = {"class": ("label",), "split": ("split",)}
-    places, ignored = find_columns(file, names, wanted)
-    notes += ignored
-    notes += _unused(names, places)
+        columns = {"class": ("label",), "split": ("split",)}
+    places, column_notes = find_columns(file, names, columns)
+    notes += column_notes
+    notes += _unused_columns(names, places)
     ours = {names[place]: name for name, place in places.items()}
     rows, paths = [], []
     for number, row in lines:
@@ -393,11 +393,11 @@ def _read_table(file: Path, notes: list[str]) -> list[dict[str, str]] | None:
     return [{**row, "class": label} if "class" in row else row for row, label in zip(rows, labels, strict=True)]
 
 
-def _unused(names: Sequence[str], places: Mapping[str, int]) -> Iterator[str]:
+def _unused_columns(names: Sequence[str], places: Mapping[str, int]) -> Iterator[str]:
     """Yield sentences on columns that are not used although they may matter."""
     if not set(places) & {"class", "split"} and len(names) > 1:
-        others = some_of([name for name in names if name not in _COLUMNS["path"]])
-        yield f"no column is used as the class ({others} found; expected class or label)"
+        other_names = some_of([name for name in names if name not in _COLUMNS["path"]])
+        yield f"no column is used as the class ({other_names} found; expected class or label)"
     moments = [name for name in names if name in _MOMENTS]
     if moments:
         yield f"the columns {some_of(moments)} are not used: the class of a row applies to its whole video"
@@ -414,8 +414,8 @@ def _without_preamble(text: str) -> tuple[int, str, str]:
     """
     lines, separator = text.split("\n"), ""
     for number, line in enumerate(lines):
-        if stated := stated_separator(line):
-            separator = stated
+        if mark := stated_separator(line):
+            separator = mark
         elif line.strip() and (not line.lstrip().startswith("#") or _LINE.fullmatch(line.strip())):
             return number, "\n".join(lines[number:]), separator
     return 0, text, separator
@@ -434,10 +434,11 @@ def _text(file: Path) -> str:
 
 
 def _in_table(file: Path, rows: Sequence[Mapping[str, str]], notes: list[str]) -> Iterator[Video]:
-    unnamed = [row["class"] for row in rows if row.get("class") and is_missing(row["class"])]
-    if unnamed:
+    missing_classes = [row["class"] for row in rows if row.get("class") and is_missing(row["class"])]
+    if missing_classes:
         notes.append(
-            f"{several(len(unnamed), 'video')} with the class {unnamed[0]}, a missing value, used as unlabelled"
+            f"{several(len(missing_classes), 'video')} with the class {missing_classes[0]}, a missing value, "
+            "used as unlabelled"
         )
     for row in rows:
         path, part = Path(row["path"]), plain_cell(row.get("split") or "") or None
@@ -454,33 +455,33 @@ def _in_kinetics(file: Path, rows: Sequence[Mapping[str, str]], notes: list[str]
     root, there = file.parent, _by_name(file.parent)
     if not there:  # lists in a folder `annotations` beside the videos
         root, there = root.parent, _by_name(root.parent)
-    gone = 0
+    missing = 0
     for row in rows:
         part, label = row.get("split", ""), row.get("class", "")
-        found = there.get(kinetics_name(row) or "", [])
-        if not found:
-            gone += 1
+        candidates = there.get(kinetics_name(row) or "", [])
+        if not candidates:
+            missing += 1
             continue
         # The same clip may lie in several folders.
         near = {label, label.replace(" ", "_"), part, canonical_part(part)}
-        path = max(found, key=lambda path: len(near & set(path.relative_to(root).parts)))
+        path = max(candidates, key=lambda path: len(near & set(path.relative_to(root).parts)))
         key = path.relative_to(root).as_posix()
         yield Video(key, path, _label(label), row["youtube_id"], canonical_part(part) if part else None)
-    if rows and gone == len(rows):
+    if rows and missing == len(rows):
         raise UserError(
-            f"{file}: found none of the {several(gone, 'video')} in the list below {root}; expected files such as "
+            f"{file}: found none of the {several(missing, 'video')} in the list below {root}; expected files such as "
             f"{kinetics_name(rows[0]) or rows[0]['youtube_id']}.mp4. Move the list to the folder of the videos"
         )
-    if gone:
-        notes.append(f"{gone} of the {several(len(rows), 'video')} in the list are missing")
+    if missing:
+        notes.append(f"{missing} of the {several(len(rows), 'video')} in the list are missing")
 
 
 def _by_name(root: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+    paths: dict[str, list[Path]] = {}
     for path in _walk(root, (root.resolve(),)):
         if path.suffix.lower() in SUFFIXES:
-            found.setdefault(path.stem, []).append(path)
-    return found
+            paths.setdefault(path.stem, []).append(path)
+    return paths
 
 
 def kinetics_name(row: Mapping[str, str]) -> str | None:

@@ -54,8 +54,8 @@ def read_list(path: Path, videos: VideoSet) -> OfficialList:
     if table is None:
         entries = [_of_line(name, label) for name, label in read_lines(path)]
     elif table and "youtube_id" in table[0]:
-        named = [(kinetics_name(row), row.get("class")) for row in table]
-        entries = [_Entry(f"{name}.mp4", label) for name, label in named if name is not None]
+        pairs = [(kinetics_name(row), row.get("class")) for row in table]
+        entries = [_Entry(f"{name}.mp4", label) for name, label in pairs if name is not None]
         entries = [entry for entry in entries if videos.place(entry.name) is not None]
     else:
         entries = [_Entry(row["path"], row.get("class") or None) for row in table]
@@ -71,13 +71,13 @@ def _of_line(name: str, label: str | None) -> _Entry:
 
 def _hmdb(path: Path, videos: VideoSet) -> OfficialList:
     folder = path if path.is_dir() else path.parent
-    found = [(file, match) for file in sorted(folder.iterdir()) if (match := _HMDB.fullmatch(file.name))]
-    if not found:
+    files = [(file, match) for file in sorted(folder.iterdir()) if (match := _HMDB.fullmatch(file.name))]
+    if not files:
         raise UserError(f"{path}: found no files such as brush_hair_test_split1.txt; expected HMDB-51's lists")
-    named = _HMDB.fullmatch(path.name)
-    split = named["split"] if named else min(match["split"] for _, match in found)
+    name_match = _HMDB.fullmatch(path.name)
+    split = name_match["split"] if name_match else min(match["split"] for _, match in files)
     kinds: dict[str, list[_Entry]] = {"1": [], "2": [], "0": []}
-    for file, match in found:
+    for file, match in files:
         if match["split"] == split:
             for line in filter(str.strip, read_text(file, expected="HMDB-51's lists").split("\n")):
                 name, _, kind = line.strip().rpartition(" ")
@@ -101,8 +101,8 @@ def _places(entries: Sequence[_Entry], path: Path, videos: VideoSet) -> list[int
             f"{path}: {len(missing)} of its {len(entries)} videos are missing or ambiguous in {videos.name} ({some}), "
             f"whose videos have names such as {videos[0].key}"
         )
-    found = [place for place in places if place is not None]
-    twice = [videos[place].key for place, count in Counter(found).items() if count > 1]
+    positions = [place for place in places if place is not None]
+    twice = [videos[place].key for place, count in Counter(positions).items() if count > 1]
     if twice:
         raise UserError(f"{path}: lists {some_of(twice, 3)} more than once; expected every video once")
-    return found
+    return positions

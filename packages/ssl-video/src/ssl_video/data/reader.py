@@ -130,47 +130,47 @@ def read_clip(
     index = index_video(path)
     if index.stated:
         _say_cut(str(path), round(index.duration, 2), round(index.stated, 2))
-    wanted = index.frames_at(spec.times(start))
+    frame_numbers = index.frames_at(spec.times(start))
     after: list[int] = []
     if following or flow is not None:
-        wanted = [min(frame, max(0, len(index) - 2)) for frame in wanted]
+        frame_numbers = [min(frame, max(0, len(index) - 2)) for frame in frame_numbers]
     if following:
-        after = [min(frame + 1, len(index) - 1) for frame in wanted]
-    pictures = None if frames is None else frames.read(path, index, [*wanted, *after])
+        after = [min(frame + 1, len(index) - 1) for frame in frame_numbers]
+    pictures = None if frames is None else frames.read(path, index, [*frame_numbers, *after])
     if pictures is None:
-        pictures = _decode(path, [*wanted, *after], index, reader)
-    shown = torch.from_numpy(pictures)[None]
+        pictures = _decode(path, [*frame_numbers, *after], index, reader)
+    clip = torch.from_numpy(pictures)[None]
     samples, has_audio = None, None
     if audio:
-        found = read_audio(path, start, spec.duration) if index.has_audio else None
-        has_audio = torch.tensor([found is not None])
-        samples = torch.zeros(1, round(spec.duration * 16000)) if found is None else torch.from_numpy(found)[None]
+        sound = read_audio(path, start, spec.duration) if index.has_audio else None
+        has_audio = torch.tensor([sound is not None])
+        samples = torch.zeros(1, round(spec.duration * 16000)) if sound is None else torch.from_numpy(sound)[None]
     return Clips(
-        shown[:, : len(wanted)],
-        shown[:, len(wanted) :] if following else None,
+        clip[:, : len(frame_numbers)],
+        clip[:, len(frame_numbers) :] if following else None,
         samples,
         has_audio,
-        None if flow is None else flow.read(path, wanted)[None],
+        None if flow is None else flow.read(path, frame_numbers)[None],
     )
 
 
 @functools.lru_cache(maxsize=10_000)
-def _say_cut(path: str, duration: float, stated: float) -> None:
+def _say_cut(path: str, duration: float, full_duration: float) -> None:
     """Report a file without its end, once."""
     worker = get_worker_info()
     if worker is None or worker.id == 0:  # every loader process reads every video sooner or later
-        text = f"note: {path}: ends after {duration:g} s of the {stated:g} s that it states; the rest is missing"
+        text = f"note: {path}: ends after {duration:g} s of the {full_duration:g} s that it states; the rest is missing"
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _decode(path: str | Path, frames: Sequence[int], index: VideoIndex, reader: ReaderName) -> Picture:
     """Decode frames of a video, which may repeat, uint8 ``[T, 3, H, W]``."""
-    needed, found = sorted(set(frames)), None
+    frame_numbers, pictures = sorted(set(frames)), None
     if reader == "torchcodec":
-        found = torchcodec_reader.decode(path, needed, index)
-    if found is None:
-        found = read_frames(path, needed)
-    return np.ascontiguousarray(np.stack([found[frame] for frame in frames]).transpose(0, 3, 1, 2))
+        pictures = torchcodec_reader.decode(path, frame_numbers, index)
+    if pictures is None:
+        pictures = read_frames(path, frame_numbers)
+    return np.ascontiguousarray(np.stack([pictures[frame] for frame in frames]).transpose(0, 3, 1, 2))
 
 
 def read_frames(path: str | Path, frames: list[int]) -> dict[int, Picture]:
@@ -182,20 +182,20 @@ def read_frames(path: str | Path, frames: list[int]) -> dict[int, Picture]:
         UserError: The file cannot be read, or ends before one of them.
     """
     index = index_video(path)
-    wanted = set(frames)
+    frame_numbers = set(frames)
     for lead in _LEADS if len(index.ticks) else ():
-        found = _from_key_frame(path, index, wanted, lead)
-        if len(found) == len(wanted):
-            return found
-    found = {}
+        pictures = _from_key_frame(path, index, frame_numbers, lead)
+        if len(pictures) == len(frame_numbers):
+            return pictures
+    pictures = {}
     with contextlib.closing(_walk(path, index)) as walk:
         for number, frame in walk:
-            if number in wanted and number not in found:
-                found[number] = _picture(frame, index, path)
-                if len(found) == len(wanted):
-                    return found
-    missing = min(wanted - set(found))
-    raise _lost(path, missing, index)
+            if number in frame_numbers and number not in pictures:
+                pictures[number] = _picture(frame, index, path)
+                if len(pictures) == len(frame_numbers):
+                    return pictures
+    missing = min(frame_numbers - set(pictures))
+    raise _missing_frame(path, missing, index)
 
 
 def every_frame(path: str | Path, *, intact: bool = False) -> Iterator[Picture]:
@@ -209,18 +209,18 @@ def every_frame(path: str | Path, *, intact: bool = False) -> Iterator[Picture]:
         UserError: The file cannot be read, or a frame is missing.
     """
     index = index_video(path)
-    expected = 0
+    next_number = 0
     early: dict[int, Picture] = {}  # from damaged streams, the decoder returns some frames in another order
     for number, frame in _walk(path, index):
         if len(early) > _REORDERED or (intact and frame.is_corrupt):
             break
-        if number >= expected:
+        if number >= next_number:
             early.setdefault(number, _picture(frame, index, path))
-        while expected in early:
-            yield early.pop(expected)
-            expected += 1
-    if expected < len(index):
-        raise _lost(path, expected, index)
+        while next_number in early:
+            yield early.pop(next_number)
+            next_number += 1
+    if next_number < len(index):
+        raise _missing_frame(path, next_number, index)
 
 
 class Decoding(NamedTuple):
@@ -250,7 +250,7 @@ def decode_all(path: str | Path) -> Decoding:
     index = index_video(path)
     there: set[int] = set()
     concealed, sizes, kinds, marks = 0, {}, set(), list[int]()
-    with av.logging.Capture(local=True) as logged:
+    with av.logging.Capture(local=True) as log:
         for number, frame in _walk(path, index):
             there.add(number)
             concealed += bool(frame.is_corrupt)
@@ -261,9 +261,7 @@ def decode_all(path: str | Path) -> Decoding:
                 kinds.add(kind)
                 _picture(frame, index, path)
     harmless = ("mmco", "co located POCs")  # reported where an open group of pictures was cut
-    complaints = [
-        text.strip() for level, _, text in logged if level <= av.logging.ERROR and not text.startswith(harmless)
-    ]
+    complaints = [text.strip() for level, _, text in log if level <= av.logging.ERROR and not text.startswith(harmless)]
     missing = [number for number in range(len(index)) if number not in there]
     pictures = hashlib.sha256(repr((list(sizes), marks)).encode()).hexdigest() if len(set(marks)) >= _TELLING else ""
     return Decoding(missing, concealed, list(sizes), complaints[0] if complaints else "", pictures)
@@ -280,7 +278,7 @@ def _mark(frame: Any) -> int:
     return zlib.crc32(rows[::8, : plane.width].tobytes())
 
 
-def _lost(path: str | Path, frame: int, index: VideoIndex) -> UserError:
+def _missing_frame(path: str | Path, frame: int, index: VideoIndex) -> UserError:
     return UserError(
         f"{path}: frame {frame} of {len(index)} cannot be decoded; the file is damaged or truncated. "
         "`ssl-video check` finds all such files"
@@ -296,10 +294,10 @@ def _walk(path: str | Path, index: VideoIndex) -> Generator[tuple[int, Any], Non
                 yield number, frame
 
 
-def _from_key_frame(path: str | Path, index: VideoIndex, wanted: set[int], lead: float) -> dict[int, Picture]:
+def _from_key_frame(path: str | Path, index: VideoIndex, frame_numbers: set[int], lead: float) -> dict[int, Picture]:
     """Decode the wanted frames from the last key frame at least `lead` seconds before them; fewer if that fails."""
-    found: dict[int, Picture] = {}
-    first, last = int(index.ticks[min(wanted)]), int(index.ticks[max(wanted)])
+    pictures: dict[int, Picture] = {}
+    first, last = int(index.ticks[min(frame_numbers)]), int(index.ticks[max(frame_numbers)])
     with open_video(path) as (container, stream):
         target = first - round(lead / float(stream.time_base))
         # AVI and MOV state a palette before the first picture: pictures after a seek would have no colours.
@@ -307,18 +305,18 @@ def _from_key_frame(path: str | Path, index: VideoIndex, wanted: set[int], lead:
             return {}
         if not seek(container, stream, target):
             return {}
-        reached = False
+        has_started = False
         for frame in decoded(container, stream):
             # Frames decoded or shown before the first key frame may lack the frames that they refer to.
-            reached = reached or (bool(frame.key_frame) and frame.pts is not None and frame.pts <= first)
-            if not reached or (frame.pts is not None and frame.pts > last):
+            has_started = has_started or (bool(frame.key_frame) and frame.pts is not None and frame.pts <= first)
+            if not has_started or (frame.pts is not None and frame.pts > last):
                 break
             number = index.number(frame.pts, -1)
-            if number in wanted and number not in found:
-                found[number] = _picture(frame, index, path)
-                if len(found) == len(wanted):
+            if number in frame_numbers and number not in pictures:
+                pictures[number] = _picture(frame, index, path)
+                if len(pictures) == len(frame_numbers):
                     break
-    return found
+    return pictures
 
 
 _DIRECT = frozenset({"yuv420p", "yuvj420p"})
@@ -348,32 +346,32 @@ def _picture(frame: Any, index: VideoIndex, path: str | Path) -> Picture:
     is_scaled = (frame.width, frame.height) != index.stored_size
     is_direct = not is_scaled and frame.format.name in _DIRECT and not getattr(frame, "interlaced_frame", False)
     try:
-        picture = _reformatted(frame) if is_direct else _filtered(frame, *index.stored_size)
+        picture = _reformat(frame) if is_direct else _filter(frame, *index.stored_size)
     except Exception as error:  # of many kinds, as in `open_file`
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
         matrix = int(frame.colorspace)
         name = _MATRICES.get(matrix)
-        stated = f"colour matrix {matrix} ({name})" if name else f"colour matrix {matrix}"
+        colours = f"colour matrix {matrix} ({name})" if name else f"colour matrix {matrix}"
         remedy = "to BT.709, for example with FFmpeg's filter zscale" if name else "to H.264 in yuv420p"
         raise UserError(
-            f"{path}: its colours cannot be converted to RGB ({text}; pixel format {frame.format.name}, {stated}); "
+            f"{path}: its colours cannot be converted to RGB ({text}; pixel format {frame.format.name}, {colours}); "
             f"convert it {remedy}, or remove it"
         ) from error
     return _as_displayed(picture, index.orientation)
 
 
-def _reformatted(frame: Any) -> Picture:
+def _reformat(frame: Any) -> Picture:
     options = {"format": "rgb24", "interpolation": "BICUBIC"}
     try:
         # PyAV's default is one thread per core, which takes twenty times as long for a small frame.
-        converted = frame.reformat(**options, threads=1)
+        rgb = frame.reformat(**options, threads=1)
     except TypeError:  # before PyAV 16 the argument did not exist
-        converted = frame.reformat(**options)
-    picture: Picture = converted.to_ndarray()
+        rgb = frame.reformat(**options)
+    picture: Picture = rgb.to_ndarray()
     return picture
 
 
-def _filtered(frame: Any, width: int, height: int) -> Picture:
+def _filter(frame: Any, width: int, height: int) -> Picture:
     """Convert a frame to RGB with the filter of the ffmpeg program.
 
     `reformat` places the colours of 4:2:0 pictures differently where it interpolates them: with more than 8 bits, in
@@ -387,13 +385,13 @@ def _filtered(frame: Any, width: int, height: int) -> Picture:
     )
     last: Any = source
     for name, options in (("scale", f"{width}:{height}"), ("format", "rgb24"), ("buffersink", None)):
-        following = graph.add(name, options)
-        last.link_to(following)
-        last = following
+        node = graph.add(name, options)
+        last.link_to(node)
+        last = node
     graph.configure()
     source.push(frame)
-    pulled: Any = last.pull()
-    picture: Picture = pulled.to_ndarray()
+    output: Any = last.pull()
+    picture: Picture = output.to_ndarray()
     return picture
 
 
@@ -411,8 +409,8 @@ def resize_short(frames: Tensor, short: int) -> Tensor:
         return frames
     from torchvision.transforms.v2 import functional as V  # noqa: PLC0415 - heavy
 
-    resized: Tensor = V.resize(frames, list(size), antialias=True)
-    return resized
+    result: Tensor = V.resize(frames, list(size), antialias=True)
+    return result
 
 
 def short_size(height: int, width: int, short: int) -> tuple[int, int]:
@@ -464,7 +462,7 @@ class ClipDataset(Dataset[Sample]):
         check_reader(reader)
         self.videos, self.spec, self.following, self.audio, self.flow = videos, spec, following, audio, flow
         self.frames, self.reader = frames, reader
-        self._allowed, self._log, self._by_class = allowed_bad(max_bad, len(videos)), log, by_class
+        self._bad_limit, self._log, self._by_class = allowed_bad(max_bad, len(videos)), log, by_class
         self._bad: set[int] = set()
 
     def __len__(self) -> int:
@@ -506,19 +504,19 @@ class ClipDataset(Dataset[Sample]):
         return itertools.filterfalse(lambda place: self._by_class and self.videos[place].label != label, places)
 
     def _note(self, index: int, reason: str) -> None:
-        bad = self._listed() | self._bad | {index}
-        if len(bad) > self._allowed:
+        bad = self._logged_indices() | self._bad | {index}
+        if len(bad) > self._bad_limit:
             raise UserError(
-                f"{reason}\n{len(bad)} of {len(self)} videos cannot be read, and {self._allowed} may be skipped; "
+                f"{reason}\n{len(bad)} of {len(self)} videos cannot be read, and {self._bad_limit} may be skipped; "
                 "`ssl-video check` lists all of them. Repair or remove them, or allow more (--max-bad)"
             )
-        if self._log is not None and index not in self._listed():
+        if self._log is not None and index not in self._logged_indices():
             record = {"index": index, "path": str(self.videos[index].path), "reason": reason}
             append_line(self._log, json.dumps(record))
         print(f"skipped: {reason}", file=sys.stderr, flush=True)  # noqa: T201
         self._bad.add(index)
 
-    def _listed(self) -> set[int]:
+    def _logged_indices(self) -> set[int]:
         if self._log is None or not self._log.is_file():
             return set()
         records = read_json_lines(self._log)

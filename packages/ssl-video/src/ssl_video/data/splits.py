@@ -60,22 +60,22 @@ class Split:
         Raises:
             UserError: A video is in two parts, a labelled video is not in train, or a label is not a class.
         """
-        held = {"validation": {key for key, _ in self.validation}, "test": {key for key, _ in self.test}}
-        parts = {"train": set(self.train), **held}
+        holdout = {"validation": {key for key, _ in self.validation}, "test": {key for key, _ in self.test}}
+        parts = {"train": set(self.train), **holdout}
         for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
-            shared = sorted(parts[first] & parts[second])
-            if shared:
+            overlap = sorted(parts[first] & parts[second])
+            if overlap:
                 raise UserError(
-                    f"{name}: {several(len(shared), 'video')} in {first} and also in {second} ({some_of(shared)})"
+                    f"{name}: {several(len(overlap), 'video')} in {first} and also in {second} ({some_of(overlap)})"
                 )
         strangers = sorted({key for key, _ in self.labelled} - parts["train"])
         if strangers:
             raise UserError(f"{name}: {several(len(strangers), 'labelled video')} not in train ({some_of(strangers)})")
-        for listed in (self.labelled, self.validation, self.test):
-            keys = [key for key, _ in listed]
+        for entries in (self.labelled, self.validation, self.test):
+            keys = [key for key, _ in entries]
             if len(set(keys)) < len(keys):
                 raise UserError(f"{name}: lists a video twice")
-            unknown = sorted({label for _, label in listed} - set(self.classes))
+            unknown = sorted({label for _, label in entries} - set(self.classes))
             if unknown:
                 raise UserError(f"{name}: names classes that it does not list ({some_of(unknown)})")
         if not self.train or not self.labelled:
@@ -147,9 +147,9 @@ def select(videos: VideoSet, keys: Iterable[str], *, file: str | Path) -> list[i
     Raises:
         UserError: Some are missing.
     """
-    listed = list(keys)
-    places = [videos.place(key) for key in listed]
-    missing = [key for key, place in zip(listed, places, strict=True) if place is None]
+    key_list = list(keys)
+    places = [videos.place(key) for key in key_list]
+    missing = [key for key, place in zip(key_list, places, strict=True) if place is None]
     if missing:
         raise UserError(
             f"{file}: lists {several(len(missing), 'video')} not in {videos.name} ({some_of(missing)}), whose videos "
@@ -171,12 +171,12 @@ def select_labelled(videos: VideoSet, listed: Labelled, classes: Sequence[str], 
                 f"{file}: lists {key} in class {label}, but in {videos.name} it has class {videos[place].label}; make "
                 "the file again for these data"
             )
-    chosen = videos.subset(places)
-    return VideoSet(videos.name, chosen.videos, classes=classes)
+    subset = videos.subset(places)
+    return VideoSet(videos.name, subset.videos, classes=classes)
 
 
-def _pairs(listed: Iterable[Sequence[str]]) -> Labelled:
-    return tuple((str(key), str(label)) for key, label in listed)
+def _pairs(rows: Iterable[Sequence[str]]) -> Labelled:
+    return tuple((str(key), str(label)) for key, label in rows)
 
 
 By = Literal["clip", "group", "block"]
@@ -199,13 +199,13 @@ def groups_by_class(videos: VideoSet, *, by: By, blocks: int = 10) -> dict[str, 
     members: dict[str, list[int]] = defaultdict(list)
     for place, video in enumerate(videos.videos):
         members[str(video.label)].append(place)
-    found: dict[str, Groups] = {}
+    by_class: dict[str, Groups] = {}
     for label, places in sorted(members.items()):
         groups: Groups = defaultdict(list)
         for number, place in enumerate(places):
             groups[_group(videos, place, by, number * blocks // len(places))].append(place)
-        found[label] = dict(groups)
-    return found
+        by_class[label] = dict(groups)
+    return by_class
 
 
 def hold_out(
@@ -227,24 +227,24 @@ def hold_out(
     out: set[tuple[str, str]] = set()
     for label, groups in classes.items():
         names = list(groups)
-        order = names[::-1] if by == "block" else _shuffled(names, derive(seed, purpose, label))
-        wanted = Fraction(repr(share)) * sum(map(len, groups.values()))
+        order = names[::-1] if by == "block" else _permute(names, derive(seed, purpose, label))
+        target = Fraction(repr(share)) * sum(map(len, groups.values()))
         count = sum(len(groups[name]) for name in names if (_owner(by, label), name) in out)
         for name in order:
-            if count < wanted and (_owner(by, label), name) not in out:
+            if count < target and (_owner(by, label), name) not in out:
                 out.add((_owner(by, label), name))
                 count += len(groups[name])
     stays: dict[str, Groups] = {}
-    taken: list[int] = []
+    holdout: list[int] = []
     for label, groups in classes.items():
         stays[label] = {name: places for name, places in groups.items() if (_owner(by, label), name) not in out}
-        taken += [place for name, places in groups.items() if name not in stays[label] for place in places]
+        holdout += [place for name, places in groups.items() if name not in stays[label] for place in places]
         if not stays[label]:
             raise UserError(
                 f"class {label} has {len(groups)} {by}(s), and all of them would be held out for {purpose}; expected "
                 "at least one more for training. Split by clip or block, or leave the part out (0)"
             )
-    return stays, sorted(taken)
+    return stays, sorted(holdout)
 
 
 def _owner(by: By, label: str) -> str:
@@ -257,14 +257,14 @@ def ranked(classes: Mapping[str, Groups], *, seed: int) -> dict[str, list[int]]:
 
     The first k make up the selection of k videos, so that a smaller selection is part of a larger one.
     """
-    found = {}
+    order = {}
     for label, groups in classes.items():
-        found[label] = [
+        order[label] = [
             place
-            for name in _shuffled(list(groups), derive(seed, "labels", label))
-            for place in _shuffled(groups[name], derive(seed, "within", label, name))
+            for name in _permute(list(groups), derive(seed, "labels", label))
+            for place in _permute(groups[name], derive(seed, "within", label, name))
         ]
-    return found
+    return order
 
 
 def first_of_each(order: Mapping[str, list[int]], *, fraction: float | None = None, count: int = 0) -> list[int]:
@@ -273,13 +273,13 @@ def first_of_each(order: Mapping[str, list[int]], *, fraction: float | None = No
     Raises:
         UserError: A class has fewer than `count`.
     """
-    chosen: list[int] = []
+    selection: list[int] = []
     for label, places in order.items():
         number = count if fraction is None else max(1, round(Fraction(repr(fraction)) * len(places)))
         if number > len(places):
             raise UserError(f"class {label} has {several(len(places), 'training video')}; expected at least {number}")
-        chosen += places[:number]
-    return sorted(chosen)
+        selection += places[:number]
+    return sorted(selection)
 
 
 def _group(videos: VideoSet, place: int, by: By, block: int) -> str:
@@ -296,6 +296,6 @@ def _group(videos: VideoSet, place: int, by: By, block: int) -> str:
     return video.group
 
 
-def _shuffled(items: Iterable[_T], seed: int) -> list[_T]:
-    listed = list(items)
-    return [listed[i] for i in permutation(seed, len(listed)).tolist()]
+def _permute(items: Iterable[_T], seed: int) -> list[_T]:
+    values = list(items)
+    return [values[i] for i in permutation(seed, len(values)).tolist()]

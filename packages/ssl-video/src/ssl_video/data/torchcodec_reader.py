@@ -41,17 +41,17 @@ def decode(path: str | Path, frames: list[int], index: VideoIndex) -> dict[int, 
     """
     create = _decoder()
     plain = index.bits == 8 and index.orientation == Orientation() and not index.interlaced and index.matrix != _RGB
-    timed = len(index.ticks) and not index.skipped
-    if not (plain and timed and index.codec in _CODECS and set(index.container.split(",")) & _CONTAINERS):
+    has_times = len(index.ticks) and not index.skipped
+    if not (plain and has_times and index.codec in _CODECS and set(index.container.split(",")) & _CONTAINERS):
         return None
     try:
         with native_reader(path):
             decoder = create(str(path), stream_index=index.stream, dimension_order="NHWC", num_ffmpeg_threads=1)
             if len(decoder) != len(index):
                 return None
-            found = decoder.get_frames_at(frames)
-        pictures: NDArray[np.uint8] = found.data.numpy()
-        moments: NDArray[np.float64] = found.pts_seconds.numpy()
+            batch = decoder.get_frames_at(frames)
+        pictures: NDArray[np.uint8] = batch.data.numpy()
+        moments: NDArray[np.float64] = batch.pts_seconds.numpy()
     except (RuntimeError, ValueError, IndexError):
         return None
     late = np.abs(moments - index.clock[frames])

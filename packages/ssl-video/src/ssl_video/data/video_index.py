@@ -137,8 +137,8 @@ class VideoIndex:
 
     def frames_at(self, times: list[float]) -> list[int]:
         """Return the frame shown at each of these times; the first or last frame outside the video."""
-        found = np.searchsorted(self.times, np.asarray(times) + _TOLERANCE, side="right") - 1
-        places: list[int] = found.clip(0, len(self) - 1).tolist()
+        indices = np.searchsorted(self.times, np.asarray(times) + _TOLERANCE, side="right") - 1
+        places: list[int] = indices.clip(0, len(self) - 1).tolist()
         return places
 
     def on_clock(self, time: float) -> float:
@@ -282,15 +282,17 @@ def _video_stream(container: Any, path: str | Path) -> Any:
     streams = list(container.streams.video)
     videos = [stream for stream in streams if not int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE]
     if not videos:
-        found = "a cover picture and no video" if streams else "no video stream"
-        raise UserError(f"{path}: found {found}; expected a video file")
-    known = [stream for stream in videos if stream.codec_context is not None]
-    if not known:
+        contents = "a cover picture and no video" if streams else "no video stream"
+        raise UserError(f"{path}: found {contents}; expected a video file")
+    candidates = [stream for stream in videos if stream.codec_context is not None]
+    if not candidates:
         raise UserError(
             f"{path}: its video is in the codec {unknown_codec(container, 'Video')}, which this FFmpeg cannot decode "
             "(encrypted, or too new); convert it to H.264, or remove it"
         )
-    return max(known, key=lambda stream: (is_default(stream), stream.codec_context.width * stream.codec_context.height))
+    return max(
+        candidates, key=lambda stream: (is_default(stream), stream.codec_context.width * stream.codec_context.height)
+    )
 
 
 def unknown_codec(container: Any, kind: Literal["Video", "Audio"]) -> str:
@@ -301,8 +303,8 @@ def unknown_codec(container: Any, kind: Literal["Video", "Audio"]) -> str:
         description = container.dumps_format()
     finally:
         av.logging.set_level(level)
-    found = re.search(rf"{kind}: none \((.{{1,40}}?) / 0x", description)
-    return repr(found[1]) if found else "of an unknown name"
+    match = re.search(rf"{kind}: none \((.{{1,40}}?) / 0x", description)
+    return repr(match[1]) if match else "of an unknown name"
 
 
 def is_default(stream: Any) -> bool:
@@ -310,7 +312,7 @@ def is_default(stream: Any) -> bool:
     return bool(int(getattr(stream, "disposition", 0)) & _DEFAULT)
 
 
-class _Listed(NamedTuple):
+class _PacketTimes(NamedTuple):
     """Timestamps of a packet that holds a picture."""
 
     pts: int | None
@@ -318,8 +320,8 @@ class _Listed(NamedTuple):
 
 
 @functools.lru_cache(maxsize=20_000)
-def _index(path: str, changed: int, size: int) -> VideoIndex:
-    index = _indexed(path)
+def _index(path: str, mtime: int, size: int) -> VideoIndex:
+    index = _build_index(path)
     if index.stated and _ends_before(index.duration, index.stated):
         with open_video(path) as (container, _):
             if _ends_before(_end(container), index.stated):
@@ -340,8 +342,8 @@ def _stated_duration(container: Any, stream: Any) -> float:
     return shorter if shorter < math.inf else 0.0
 
 
-def _ends_before(end: float, stated: float) -> bool:
-    return end < (1 - _CUT_SHARE) * stated and stated - end > _CUT_SECONDS
+def _ends_before(end: float, duration: float) -> bool:
+    return end < (1 - _CUT_SHARE) * duration and duration - end > _CUT_SECONDS
 
 
 def _end(container: Any) -> float:
@@ -356,33 +358,33 @@ def _end(container: Any) -> float:
     return last
 
 
-def _indexed(path: str) -> VideoIndex:
-    listed: list[_Listed] = []
+def _build_index(path: str) -> VideoIndex:
+    packets: list[_PacketTimes] = []
     first: Any = None
     last_duration, smallest = 0, sys.maxsize
     with open_video(path) as (container, stream):
         for packet in _packets(container, stream):
             if packet.size and not packet.is_discard and not _is_invisible(packet, stream):
-                listed.append(_Listed(packet.pts, packet.dts))
+                packets.append(_PacketTimes(packet.pts, packet.dts))
                 last_duration, smallest = packet.duration or last_duration, min(smallest, packet.size)
             if first is None:
                 first = next(iter(_frames(packet)), None)
-        if not listed:
+        if not packets:
             raise UserError(f"{path}: found a video stream without frames; the file is damaged or empty")
         if first is None:
-            raise UserError(f"{path}: none of its {len(listed)} frames can be decoded; the file is damaged")
+            raise UserError(f"{path}: none of its {len(packets)} frames can be decoded; the file is damaged")
         orientation, tilt = _orientation(first)
-        size_shown = (first.height, first.width) if orientation.transpose else (first.width, first.height)
+        display_size = (first.height, first.width) if orientation.transpose else (first.width, first.height)
         index = VideoIndex(
             times=np.zeros(0),
             ticks=np.zeros(0, np.int64),
             duration=0.0,
-            width=size_shown[0],
-            height=size_shown[1],
+            width=display_size[0],
+            height=display_size[1],
             codec=stream.codec_context.name,
             has_audio=bool(container.streams.audio),
             stream=stream.index,
-            bits=max((part.bits for part in first.format.components), default=8),
+            bits=max((component.bits for component in first.format.components), default=8),
             orientation=orientation,
             container=container.format.name,
             interlaced=bool(getattr(first, "interlaced_frame", False)),
@@ -394,60 +396,62 @@ def _indexed(path: str) -> VideoIndex:
         rate = float(stream.guessed_rate or stream.average_rate or _USUAL_RATE)
         begin = first.pts
         reorders = bool(stream.codec_context.has_b_frames)
-    if base > 0 and begin is not None and _tell_times(listed):
-        known = np.sort(np.array([entry.pts for entry in listed], dtype=np.int64))
+    if base > 0 and begin is not None and _tell_times(packets):
+        ticks = np.sort(np.array([entry.pts for entry in packets], dtype=np.int64))
         # Xvid packs two pictures into a packet, and a packet without one follows: the times are in no order at all.
         is_packed = index.codec == "mpeg4" and smallest <= _PLACEHOLDER
-        if not reorders or (_is_reordered(listed) and not is_packed) or not _is_decoding_order(path):
-            known = _without_lost(path, known, begin, base) if reorders else known
-            return _timed(index, known[known >= begin], base, last_duration, skipped=int((known < begin).sum()))
+        if not reorders or (_is_reordered(packets) and not is_packed) or not _is_decoding_order(path):
+            ticks = _without_lost(path, ticks, begin, base) if reorders else ticks
+            return _with_times(index, ticks[ticks >= begin], base, last_duration, skipped=int((ticks < begin).sum()))
     with open_video(path) as (container, stream):
         order = [frame.pts for frame in decoded(container, stream)]
-    known = np.array([tick for tick in order if tick is not None], dtype=np.int64)
-    if len(known) == len(order) and base > 0:
-        steps = np.diff(known)
+    ticks = np.array([tick for tick in order if tick is not None], dtype=np.int64)
+    if len(ticks) == len(order) and base > 0:
+        steps = np.diff(ticks)
         if (steps > 0).all():
-            return _timed(index, known, base, last_duration, skipped=max(0, len(listed) - len(order)))
+            return _with_times(index, ticks, base, last_duration, skipped=max(0, len(packets) - len(order)))
         if (steps >= 0).all() and (steps > 0).any():
-            return _repeating(index, known, base)
-        if _goes_back([entry.dts for entry in listed]) or (steps <= 0).mean() <= _FAKE_SHARE:
-            return _joined(index, known, base, rate)
+            return _with_repeats(index, ticks, base)
+        if _goes_back([entry.dts for entry in packets]) or (steps <= 0).mean() <= _FAKE_SHARE:
+            return _with_jumps(index, ticks, base, rate)
     times = np.arange(len(order)) / rate
     return dataclasses.replace(index, times=times, duration=float(times[-1]) + 1 / rate)
 
 
-def _timed(index: VideoIndex, ticks: NDArray[np.int64], base: float, last_duration: int, *, skipped: int) -> VideoIndex:
+def _with_times(
+    index: VideoIndex, ticks: NDArray[np.int64], base: float, last_duration: int, *, skipped: int
+) -> VideoIndex:
     """Complete the index of a file whose frames have ascending times."""
     steps = np.diff(ticks) * base
     if set(index.container.split(",")) & _BROADCAST:
         # In a broadcast, a clock that jumps ahead means another recording, not a pause, as in the ffmpeg program.
         steps = np.where(steps > _LONGEST_PAUSE, np.median(steps) if len(steps) else 0.0, steps)
     times: Seconds = np.concatenate([[0.0], np.cumsum(steps)])
-    shown = last_duration * base or (float(np.median(steps)) if len(steps) else 1 / _USUAL_RATE)
+    last_step = last_duration * base or (float(np.median(steps)) if len(steps) else 1 / _USUAL_RATE)
     return dataclasses.replace(
         index,
         times=times,
         ticks=ticks,
         clock=ticks.astype(np.float64) * base,
-        duration=float(times[-1]) + shown,
+        duration=float(times[-1]) + last_step,
         skipped=skipped,
     )
 
 
-def _repeating(index: VideoIndex, ticks: NDArray[np.int64], base: float) -> VideoIndex:
+def _with_repeats(index: VideoIndex, ticks: NDArray[np.int64], base: float) -> VideoIndex:
     """Complete the index of a file with more frames than times, such as 2,000 per second in Matroska's milliseconds.
 
     Frames with the same time are spread evenly up to the next time.
     """
-    known, first = np.unique(ticks, return_index=True)
-    usual = (known[-1] - known[0]) / first[-1]
-    places, moments = [*first, len(ticks)], [*known, known[-1] + usual * (len(ticks) - first[-1])]
-    *times, end = ((np.interp(np.arange(len(ticks) + 1), places, moments) - known[0]) * base).tolist()
+    distinct, first = np.unique(ticks, return_index=True)
+    usual = (distinct[-1] - distinct[0]) / first[-1]
+    places, moments = [*first, len(ticks)], [*distinct, distinct[-1] + usual * (len(ticks) - first[-1])]
+    *times, end = ((np.interp(np.arange(len(ticks) + 1), places, moments) - distinct[0]) * base).tolist()
     clock = ticks.astype(np.float64) * base
     return dataclasses.replace(index, times=np.array(times), duration=float(end), clock=clock)
 
 
-def _joined(index: VideoIndex, ticks: NDArray[np.int64], base: float, rate: float) -> VideoIndex:
+def _with_jumps(index: VideoIndex, ticks: NDArray[np.int64], base: float, rate: float) -> VideoIndex:
     """Complete the index of joined streams: each continues where the one before it ends."""
     steps = np.diff(ticks)
     usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1 / (rate * base)
@@ -461,15 +465,15 @@ def _joined(index: VideoIndex, ticks: NDArray[np.int64], base: float, rate: floa
     )
 
 
-def _tell_times(listed: list[_Listed]) -> bool:
+def _tell_times(packets: list[_PacketTimes]) -> bool:
     """Whether every packet has a time of its own, and none goes back."""
-    known = {entry.pts for entry in listed if entry.pts is not None}
-    return len(known) == len(listed) and not _goes_back([entry.dts for entry in listed])
+    times = {entry.pts for entry in packets if entry.pts is not None}
+    return len(times) == len(packets) and not _goes_back([entry.dts for entry in packets])
 
 
-def _is_reordered(listed: list[_Listed]) -> bool:
+def _is_reordered(packets: list[_PacketTimes]) -> bool:
     """Whether the order of display differs from the order in the file."""
-    return _goes_back([entry.pts for entry in listed])
+    return _goes_back([entry.pts for entry in packets])
 
 
 def _is_decoding_order(path: str) -> bool:
@@ -497,8 +501,8 @@ def _without_lost(path: str, ticks: NDArray[np.int64], begin: int, base: float) 
 
 
 def _goes_back(ticks: list[int | None]) -> bool:
-    known = [tick for tick in ticks if tick is not None]
-    return any(b < a for a, b in itertools.pairwise(known))
+    values = [tick for tick in ticks if tick is not None]
+    return any(b < a for a, b in itertools.pairwise(values))
 
 
 def _is_invisible(packet: Any, stream: Any) -> bool:
@@ -509,13 +513,13 @@ def _is_invisible(packet: Any, stream: Any) -> bool:
 def _orientation(frame: Any) -> tuple[Orientation, float]:
     """Return the orientation that a frame states, and the angle in degrees that it leaves out."""
     try:
-        everything = frame.side_data
+        entries = frame.side_data
     except ValueError:  # PyAV cannot list data without a name in its table, such as EXIF and the views of spatial video
-        unnamed: Any = object.__new__(SideDataType)
-        unnamed._name_, unnamed._value_ = "UNNAMED", -1
-        SideDataType._missing_ = classmethod(lambda _, value: unnamed)  # type: ignore[method-assign,assignment]
-        everything = frame.side_data
-    for data in everything:
+        placeholder: Any = object.__new__(SideDataType)
+        placeholder._name_, placeholder._value_ = "UNNAMED", -1
+        SideDataType._missing_ = classmethod(lambda _, value: placeholder)  # type: ignore[method-assign,assignment]
+        entries = frame.side_data
+    for data in entries:
         if data.type.name == "DISPLAYMATRIX":
             return Orientation.of_matrix(bytes(data)), tilt_of_matrix(bytes(data))
     return Orientation(), 0.0

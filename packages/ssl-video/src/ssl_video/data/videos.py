@@ -22,8 +22,8 @@ from contrastive_core.training.names import check_labels
 from contrastive_core.training.split_names import canonical_split
 
 SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in (
+    f".{suffix}"
+    for suffix in (
         *("3g2", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "gif", "h264", "hevc", "ivf", "m2ts", "m2v", "m4v"),
         *("mjpeg", "mjpg", "mkv", "mov", "mp4", "mpe", "mpeg", "mpg", "mts", "mxf", "nut", "ogm", "ogv", "qt", "rm"),
         *("rmvb", "ts", "vob", "webm", "wmv", "y4m"),
@@ -79,7 +79,7 @@ def digest_of(path: str | Path) -> str:
 
 
 @functools.lru_cache(maxsize=300_000)
-def _digest(path: str, changed: int, size: int) -> str:
+def _digest(path: str, mtime: int, size: int) -> str:
     return sha256(Path(path))
 
 
@@ -154,15 +154,15 @@ class VideoSet:
         self.name, self.notes = name, tuple(notes)
         self.videos = tuple(sorted(videos, key=lambda video: video.key))
         if not self.videos:
-            others = "".join(f" ({note})" for note in self.notes)
+            note_text = "".join(f" ({note})" for note in self.notes)
             suffixes = ", ".join(sorted(SUFFIXES))
-            raise UserError(f"{name}: found no videos{others}; expected files with one of the suffixes {suffixes}")
+            raise UserError(f"{name}: found no videos{note_text}; expected files with one of the suffixes {suffixes}")
         check_labels((video.key for video in self.videos), what="video", source=name)
         # Lists and file systems may write accents differently.
         self._places = {normalize("NFC", video.key): place for place, video in enumerate(self.videos)}
         if len(self._places) < len(self.videos):
-            composed = sorted(normalize("NFC", video.key) for video in self.videos)
-            twice = next(a for a, b in itertools.pairwise(composed) if a == b)
+            keys = sorted(normalize("NFC", video.key) for video in self.videos)
+            twice = next(a for a, b in itertools.pairwise(keys) if a == b)
             raise UserError(f"{name}: lists {twice} twice; expected every video once")
         self.classes = tuple(
             _in_order({video.label for video in self.videos if video.label}) if classes is None else classes

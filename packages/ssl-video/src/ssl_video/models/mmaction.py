@@ -67,8 +67,8 @@ _X3D_BLOCK = (
 )
 # Names in mmaction2's MViT -> names in torchvision's.
 _MVIT_NAMES = tuple(
-    (re.compile(theirs), ours)
-    for theirs, ours in (
+    (re.compile(source), target)
+    for source, target in (
         (r"^cls_token$", "pos_encoding.class_token"),
         (r"^patch_embed\.projection\.", "conv_proj."),
         (r"\.attn\.proj\.", ".attn.project.0."),
@@ -182,15 +182,17 @@ def translate(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, he
     if "pos_encoding.class_token" in expected:
         return {_mvit_name(name): t.flatten() if name == "cls_token" else t for name, t in plain.items()}
     if "conv1_s.conv.weight" in plain:
-        return {_x3d_name(name): _fitting(t, expected.get(_x3d_name(name))) for name, t in _without_norm(plain).items()}
-    stages = sorted({(part[1], int(part[2])) for name in expected if (part := _STAGE.match(name))})
-    found = {_resnet_name(name, stages, head): tensor for name, tensor in plain.items()}
-    if "slow_path.conv1.conv.weight" in plain and f"{head}weight" in found:
+        return {
+            _x3d_name(name): _fit_shape(t, expected.get(_x3d_name(name))) for name, t in _without_norm(plain).items()
+        }
+    stages = sorted({(match[1], int(match[2])) for name in expected if (match := _STAGE.match(name))})
+    tensors = {_resnet_name(name, stages, head): tensor for name, tensor in plain.items()}
+    if "slow_path.conv1.conv.weight" in plain and f"{head}weight" in tensors:
         # The classifier sees the fast pathway first in mmaction2, the slow one first in PyTorchVideo.
-        weight = found[f"{head}weight"]
+        weight = tensors[f"{head}weight"]
         fast = weight.shape[1] // 9  # an eighth of the channels of the slow one
-        found[f"{head}weight"] = weight.roll(-fast, dims=1)
-    return found
+        tensors[f"{head}weight"] = weight.roll(-fast, dims=1)
+    return tensors
 
 
 def _resnet_name(name: str, stages: list[tuple[str, int]], head: str) -> str:
@@ -202,22 +204,22 @@ def _resnet_name(name: str, stages: list[tuple[str, int]], head: str) -> str:
     lateral = re.fullmatch(r"slow_path\.(?:conv1|layer(\d))_lateral\.conv\.(.+)", name)
     if lateral:
         return f"{room}.{lateral[1] or 0}.multipathway_fusion.conv_fast_to_slow.{lateral[2]}"
-    path, rest = "", name
+    path, suffix = "", name
     for number, prefix in enumerate(("slow_path.", "fast_path.")):
         if name.startswith(prefix):
-            path, rest = f"multipathway_blocks.{number}.", name.removeprefix(prefix)
-    layer = _LAYER.match(rest)
+            path, suffix = f"multipathway_blocks.{number}.", name.removeprefix(prefix)
+    layer = _LAYER.match(suffix)
     if layer and int(layer[1]) <= len(stages):
         block = f"{room}.{stages[int(layer[1]) - 1][1]}.{path}res_blocks.{layer[2]}."
-        return _replaced(rest[layer.end() :], _BLOCK, block) or name
-    return _replaced(rest, _STEM, f"{room}.0.{path}") or name
+        return _replace_prefix(suffix[layer.end() :], _BLOCK, block) or name
+    return _replace_prefix(suffix, _STEM, f"{room}.0.{path}") or name
 
 
 def _x3d_name(name: str) -> str:
     layer = _LAYER.match(name)
     if layer:
-        return _replaced(name[layer.end() :], _X3D_BLOCK, f"blocks.{layer[1]}.res_blocks.{layer[2]}.") or name
-    return _replaced(name, _X3D, "") or name
+        return _replace_prefix(name[layer.end() :], _X3D_BLOCK, f"blocks.{layer[1]}.res_blocks.{layer[2]}.") or name
+    return _replace_prefix(name, _X3D, "") or name
 
 
 def _mvit_name(name: str) -> str:
@@ -226,17 +228,17 @@ def _mvit_name(name: str) -> str:
     return name
 
 
-def _replaced(name: str, parts: Iterable[tuple[str, str]], prefix: str) -> str | None:
-    for theirs, ours in parts:
-        if name.startswith(theirs):
-            return f"{prefix}{ours}{name.removeprefix(theirs)}"
+def _replace_prefix(name: str, pairs: Iterable[tuple[str, str]], prefix: str) -> str | None:
+    for source, target in pairs:
+        if name.startswith(source):
+            return f"{prefix}{target}{name.removeprefix(source)}"
     return None
 
 
-def _fitting(tensor: Tensor, expected: Tensor | None) -> Tensor:
+def _fit_shape(tensor: Tensor, reference: Tensor | None) -> Tensor:
     """Give the weights of a linear layer the shape of a convolution of size 1."""
-    if expected is not None and tensor.ndim == 2 and expected.ndim == 5 and tensor.numel() == expected.numel():
-        return tensor.reshape(expected.shape)
+    if reference is not None and tensor.ndim == 2 and reference.ndim == 5 and tensor.numel() == reference.numel():
+        return tensor.reshape(reference.shape)
     return tensor
 
 
@@ -245,14 +247,14 @@ def _without_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     shortcut, last = "layer1.0.downsample.", "layer1.0.conv3.bn."
     norm = {name: state.get(f"{shortcut}bn.{name}") for name in ("weight", "bias", "running_mean", "running_var")}
     weight, bias, mean, variance = norm.values()
-    found = {name: tensor for name, tensor in state.items() if not name.startswith(f"{shortcut}bn.")}
+    tensors = {name: tensor for name, tensor in state.items() if not name.startswith(f"{shortcut}bn.")}
     if weight is None or bias is None or mean is None or variance is None:
-        return found
+        return tensors
     scale = weight.double() / (variance.double() + 1e-5).sqrt()
-    filters, shift = found[f"{shortcut}conv.weight"], found[f"{last}bias"]
-    found[f"{shortcut}conv.weight"] = (filters.double() * scale[:, None, None, None, None]).to(filters.dtype)
-    found[f"{last}bias"] = (shift.double() + bias.double() - mean.double() * scale).to(shift.dtype)
-    return found
+    filters, shift = tensors[f"{shortcut}conv.weight"], tensors[f"{last}bias"]
+    tensors[f"{shortcut}conv.weight"] = (filters.double() * scale[:, None, None, None, None]).to(filters.dtype)
+    tensors[f"{last}bias"] = (shift.double() + bias.double() - mean.double() * scale).to(shift.dtype)
+    return tensors
 
 
 def _plain(name: str) -> str:
@@ -267,9 +269,9 @@ def _blocks(names: Iterable[str]) -> tuple[int, ...]:
     """Return the number of blocks of every layer."""
     numbers: dict[int, int] = {}
     for name in names:
-        found = _LAYER.match(name)
-        if found:
-            numbers[int(found[1])] = max(numbers.get(int(found[1]), 0), int(found[2]) + 1)
+        match = _LAYER.match(name)
+        if match:
+            numbers[int(match[1])] = max(numbers.get(int(match[1]), 0), int(match[2]) + 1)
     return tuple(numbers[layer] for layer in sorted(numbers))
 
 

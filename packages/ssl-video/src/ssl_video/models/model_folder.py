@@ -72,8 +72,8 @@ class Recognizer:
 
         Videos are identified by content, whatever their name or folder.
         """
-        known = self.card.get("learned_from")
-        seen = {mark for mark in known if isinstance(mark, str)} if isinstance(known, list) else set()
+        entries = self.card.get("learned_from")
+        seen = {mark for mark in entries if isinstance(mark, str)} if isinstance(entries, list) else set()
         return [video for video, mark in _marks(videos) if mark in seen]
 
     @torch.no_grad()
@@ -83,9 +83,9 @@ class Recognizer:
             options = self.recipe.network
             logits = logits_in(self.network(normalize(pictures.to(self.device), mean=options.mean, std=options.std)))
         if logits is None or logits.shape != (len(pictures), len(self.recipe.classes)):
-            found = "no logits" if logits is None else f"logits {list(logits.shape)}"
+            description = "no logits" if logits is None else f"logits {list(logits.shape)}"
             raise UserError(
-                f"network {options.name} returns {found}; expected [{len(pictures)}, {len(self.recipe.classes)}]"
+                f"network {options.name} returns {description}; expected [{len(pictures)}, {len(self.recipe.classes)}]"
             )
         if are_probabilities(logits):
             raise UserError(
@@ -160,4 +160,4 @@ def _marks(videos: Iterable[Video]) -> list[tuple[Video, str]]:
             return None
 
     with ThreadPoolExecutor() as pool:
-        return [found for found in pool.map(mark, videos) if found is not None]
+        return [pair for pair in pool.map(mark, videos) if pair is not None]

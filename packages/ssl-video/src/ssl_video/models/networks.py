@@ -157,31 +157,31 @@ def check_clip(options: NetworkOptions, *, frames: int, size: int) -> None:
     Raises:
         UserError: The network does not accept such clips.
     """
-    expected = _FIXED.get(options.name)
-    if expected is not None and (frames, size) != expected:
+    shape = _FIXED.get(options.name)
+    if shape is not None and (frames, size) != shape:
         raise UserError(
             f"network {options.name} got clips of {frames} frames at {size} pixels, but it has one embedding for each "
-            f"position in {expected[0]} frames at {expected[1]} pixels; set clip.frames to {expected[0]} and "
-            f"image_size to {expected[1]}"
+            f"position in {shape[0]} frames at {shape[1]} pixels; set clip.frames to {shape[0]} and "
+            f"image_size to {shape[1]}"
         )
 
 
 def last_layer(network: nn.Module) -> str:
     """Return the name of the linear layer that computes the logits, such as ``fc.``: the last one of the network."""
-    names = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     return f"{names[-1]}." if names else "fc."
 
 
 def logits_in(output: object) -> Tensor | None:
     """Return the logits in the output of a network: a tensor, the first entry of a tuple or list, or ``logits``."""
-    found: object = output
+    logits: object = output
     if isinstance(output, Mapping):
-        found = output.get("logits")
+        logits = output.get("logits")
     elif isinstance(output, tuple | list):
-        found = output[0] if output else None
+        logits = output[0] if output else None
     elif not isinstance(output, Tensor):
-        found = getattr(output, "logits", None)
-    return found if isinstance(found, Tensor) else None
+        logits = getattr(output, "logits", None)
+    return logits if isinstance(logits, Tensor) else None
 
 
 _ONE = 1e-3  # tolerance for the sum of a row of probabilities, in half precision
@@ -246,19 +246,19 @@ def _x3d(options: NetworkOptions, classes: int) -> nn.Module:
         input_crop_size=side,
         head_activation=None,  # by default it returns probabilities in both modes
     )
-    for part in network.modules():
-        if isinstance(part, nn.Module) and type(part).__name__ == "ProjectedPool":
-            part.pool = nn.AdaptiveAvgPool3d(1)
+    for module in network.modules():
+        if isinstance(module, nn.Module) and type(module).__name__ == "ProjectedPool":
+            module.pool = nn.AdaptiveAvgPool3d(1)
     return network
 
 
 def _slowfast(options: NetworkOptions, classes: int) -> nn.Module:
     from pytorchvideo.models.hub import slowfast_r50  # noqa: PLC0415 - heavy
 
-    made = slowfast_r50(
+    network = slowfast_r50(
         pretrained=False, model_num_class=classes, dropout_rate=options.dropout, head_pool=nn.AdaptiveAvgPool3d
     )
-    return SlowFast(made.blocks)
+    return SlowFast(network.blocks)
 
 
 def _slowfast_mm(options: NetworkOptions, classes: int) -> nn.Module:
@@ -274,21 +274,21 @@ def _slowfast_mm(options: NetworkOptions, classes: int) -> nn.Module:
         norm=None,
         activation=None,
     )
-    made = slowfast_r50(
+    network = slowfast_r50(
         pretrained=False,
         model_num_class=classes,
         dropout_rate=options.dropout,
         head_pool=nn.AdaptiveAvgPool3d,
         fusion_builder=lateral.create_module,
     )
-    return SlowFast(made.blocks)
+    return SlowFast(network.blocks)
 
 
 def _i3d_mm(options: NetworkOptions, classes: int) -> nn.Module:
     """Build I3D as in mmaction2, whose stem and first pooling halve the number of frames."""
     from pytorchvideo.models.resnet import create_resnet  # noqa: PLC0415 - heavy
 
-    made = create_resnet(
+    network = create_resnet(
         model_depth=50,
         model_num_class=classes,
         dropout_rate=options.dropout,
@@ -304,7 +304,7 @@ def _i3d_mm(options: NetworkOptions, classes: int) -> nn.Module:
         ),
         head_pool=_global_pool,
     )
-    return I3D(made.blocks)
+    return I3D(network.blocks)
 
 
 def _csn_mm(options: NetworkOptions, classes: int) -> nn.Module:
@@ -318,9 +318,9 @@ def _csn_mm(options: NetworkOptions, classes: int) -> nn.Module:
         stem_pool=nn.MaxPool3d,
         head_pool=_global_pool,
     )
-    for part in network.modules():
-        if isinstance(part, nn.BatchNorm3d):
-            part.eps = 1e-3
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = 1e-3
     return network
 
 
@@ -437,11 +437,11 @@ class SmallSlow(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        for part in self.modules():
-            if isinstance(part, nn.Conv3d):
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(part, _Block):
-                nn.init.zeros_(part.norm2.weight)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, _Block):
+                nn.init.zeros_(module.norm2.weight)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 
@@ -496,8 +496,8 @@ class ViewBatchNorm(nn.Module):
                 f"a batch norm got {len(x)} rows for {clips} clips, so that the view of each row is unknown; expected "
                 "one row per clip. Use bn=joint for networks that classify frames"
             )
-        parts = torch.split(x, [rows for _, rows in self.layout])
-        return torch.cat([self.norms[view](part) for (view, _), part in zip(self.layout, parts, strict=True)])
+        batches = torch.split(x, [rows for _, rows in self.layout])
+        return torch.cat([self.norms[view](batch) for (view, _), batch in zip(self.layout, batches, strict=True)])
 
     def of(self, view: str | None) -> nn.Module:
         """Return the batch norm of a view; None: the first one.
@@ -521,7 +521,7 @@ def split_batchnorm(network: nn.Module, views: Sequence[str]) -> nn.Module:
     """
     if isinstance(network, _BatchNorm):
         raise ValueError("split_batchnorm got a batch norm; expected a network that contains some")
-    split_norms = [part for part in network.modules() if isinstance(part, ViewBatchNorm)]
+    split_norms = [module for module in network.modules() if isinstance(module, ViewBatchNorm)]
     for norm in split_norms:
         if tuple(norm.norms) != tuple(views):  # the first one is that of a plain call
             raise ValueError(
@@ -529,13 +529,13 @@ def split_batchnorm(network: nn.Module, views: Sequence[str]) -> nn.Module:
                 f"{', '.join(views)}. Join it first: ssl_video.models.networks.join_batchnorm(network, "
                 f"{next(iter(norm.norms))!r})"
             )
-    split_already = {part for norm in split_norms for part in norm.modules()}
-    made: dict[nn.Module, ViewBatchNorm] = {}
-    for parent in [part for part in network.modules() if part not in split_already]:
+    split_already = {module for norm in split_norms for module in norm.modules()}
+    replacements: dict[nn.Module, ViewBatchNorm] = {}
+    for parent in [module for module in network.modules() if module not in split_already]:
         for name, child in parent._modules.items():  # a norm that is used twice stays one
             if isinstance(child, _BatchNorm) and not isinstance(child, LazyModuleMixin):
-                made.setdefault(child, ViewBatchNorm(child, views))
-                setattr(parent, name, made[child])
+                replacements.setdefault(child, ViewBatchNorm(child, views))
+                setattr(parent, name, replacements[child])
     return network
 
 
@@ -556,7 +556,7 @@ def join_batchnorm(network: nn.Module, view: str) -> nn.Module:
 def views_in_batch(network: nn.Module, layout: Layout) -> Iterator[None]:
     """State the views of the rows of a batch, in order: ``[("rgb", 4), ("tg", 4)]``."""
     layout = [(view, rows) for view, rows in layout if rows]
-    norms = [part for part in network.modules() if isinstance(part, ViewBatchNorm)]
+    norms = [module for module in network.modules() if isinstance(module, ViewBatchNorm)]
     for norm in norms:
         norm.layout = layout
     try:
@@ -574,7 +574,7 @@ def views_in_backward(network: nn.Module, layout: Layout, logits: Tensor) -> Non
         layout: Views of the rows, as for `views_in_batch`.
         logits: Output of the network for this batch.
     """
-    norms = [part for part in network.modules() if isinstance(part, ViewBatchNorm)]
+    norms = [module for module in network.modules() if isinstance(module, ViewBatchNorm)]
     if not norms or not logits.requires_grad:
         return
 
@@ -597,7 +597,7 @@ def labelling(network: nn.Module) -> Iterator[None]:
     Batch norm uses the statistics of the batch and does not update its own. Everything else is in evaluation mode, so
     that dropout is off, also that of attention and of functions. No gradient is kept.
     """
-    norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.training]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
     with _normalising_by_batch(network, norms):
         yield
 
@@ -609,20 +609,20 @@ def _normalising_by_batch(network: nn.Module, norms: Sequence[_BatchNorm]) -> It
     The modes are set one by one: layers such as those of LoRA merge their weights in `eval`, and would stay merged, and
     untrained, if only the mode were restored.
     """
-    modes = [(part, part.training) for part in network.modules()]
-    kept = [(norm, norm.track_running_stats) for norm in norms]
+    modes = [(module, module.training) for module in network.modules()]
+    tracking = [(norm, norm.track_running_stats) for norm in norms]
     try:
-        for part, _ in modes:
-            part.training = False
+        for module, _ in modes:
+            module.training = False
         for norm in norms:
             norm.training, norm.track_running_stats = True, False
         with torch.no_grad():
             yield
     finally:
-        for norm, tracked in kept:
-            norm.track_running_stats = tracked
-        for part, mode in modes:
-            part.training = mode
+        for norm, tracks in tracking:
+            norm.track_running_stats = tracks
+        for module, mode in modes:
+            module.training = mode
 
 
 def _twin(norm: _BatchNorm) -> _BatchNorm:
@@ -633,10 +633,10 @@ def _twin(norm: _BatchNorm) -> _BatchNorm:
 
 def _share_parameters(norm: Any, _: object) -> None:
     """Share parameters again, which `load_state_dict(assign=True)` and `to_empty` replace in every norm."""
-    first, *others = norm.norms.values()
-    for other in others:
+    first, *twins = norm.norms.values()
+    for twin in twins:
         for name, parameter in first.named_parameters(recurse=False):
-            setattr(other, name, parameter)
+            setattr(twin, name, parameter)
 
 
 @dataclass
@@ -668,8 +668,8 @@ def recalibrate_bn(network: nn.Module, batches: Iterable[Tensor], *, view: str |
     norms = list(_norms(network, view))
     if not norms:
         return 0
-    found: dict[_BatchNorm, _Moments] = {}
-    handles = [norm.register_forward_pre_hook(_observer(found)) for norm in norms]
+    moments_by_norm: dict[_BatchNorm, _Moments] = {}
+    handles = [norm.register_forward_pre_hook(_observer(moments_by_norm)) for norm in norms]
     clips = 0
     try:
         with _normalising_by_batch(network, norms):
@@ -682,33 +682,33 @@ def recalibrate_bn(network: nn.Module, batches: Iterable[Tensor], *, view: str |
             handle.remove()
     if not clips:
         raise UserError("batch norm cannot be recalibrated without clips; give some, or skip the recalibration")
-    for norm, moments in found.items():
+    for norm, moments in moments_by_norm.items():
         _set(norm, moments)
     return clips
 
 
 def _norms(network: nn.Module, view: str | None) -> Iterable[_BatchNorm]:
     inside: set[nn.Module] = set()
-    for part in network.modules():
-        if isinstance(part, ViewBatchNorm):
-            inside.update(part.norms.values())
-            norm = part.of(view)
+    for module in network.modules():
+        if isinstance(module, ViewBatchNorm):
+            inside.update(module.norms.values())
+            norm = module.of(view)
             if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
                 yield norm
-        elif isinstance(part, _BatchNorm) and part not in inside and part.running_mean is not None:
-            yield part
+        elif isinstance(module, _BatchNorm) and module not in inside and module.running_mean is not None:
+            yield module
 
 
-def _observer(found: dict[_BatchNorm, _Moments]) -> Callable[[nn.Module, Any], None]:
+def _observer(moments_by_norm: dict[_BatchNorm, _Moments]) -> Callable[[nn.Module, Any], None]:
     def observe(norm: nn.Module, inputs: Any) -> None:
         if not isinstance(norm, _BatchNorm):
             return
         x = inputs[0].detach().double()
         variance, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
         count = x.numel() / x.shape[1]
-        before = found.get(norm)
+        before = moments_by_norm.get(norm)
         if before is None:
-            found[norm] = _Moments(count, mean, variance)
+            moments_by_norm[norm] = _Moments(count, mean, variance)
             return
         # Variance of the union, from the variances within the parts and between their means (Chan et al. 1979).
         total = before.count + count
@@ -716,7 +716,7 @@ def _observer(found: dict[_BatchNorm, _Moments]) -> Callable[[nn.Module, Any], N
         spread = before.count * (before.variance + (before.mean - joint) ** 2) + count * (
             variance + (mean - joint) ** 2
         )
-        found[norm] = _Moments(total, joint, spread / total)
+        moments_by_norm[norm] = _Moments(total, joint, spread / total)
 
     return observe
 

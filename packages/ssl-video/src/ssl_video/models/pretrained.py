@@ -29,8 +29,8 @@ _STEM = (("blocks.0.conv.", "conv1."), ("blocks.0.norm.", "bn1."))
 _LAYER = re.compile(r"layer(\d)\.(\d+)\.(.+)")
 # Names in torchvision's MViT -> names in PyTorchVideo's.
 _MVIT = tuple(
-    (re.compile(theirs), ours)
-    for theirs, ours in (
+    (re.compile(source), target)
+    for source, target in (
         (r"^conv_proj\.", "patch_embed.patch_model."),
         (r"^pos_encoding\.class_token$", "cls_positional_encoding.cls_token"),
         (r"^pos_encoding\.(spatial|temporal)_pos$", r"cls_positional_encoding.pos_embed_\1"),
@@ -78,45 +78,47 @@ def begin_from(network: nn.Module, init: Path) -> str:
         UserError: There are no such weights, or they belong to another network; the network is left unchanged.
     """
     if init.is_dir():
-        opened = load_recognizer(init, device="cpu")
-        given = dict(join_batchnorm(opened.network, opened.recipe.views[0]).state_dict())
+        recognizer = load_recognizer(init, device="cpu")
+        source = dict(join_batchnorm(recognizer.network, recognizer.recipe.views[0]).state_dict())
     else:
-        given = read_state_dict(init)
-    expected = network.state_dict()
+        source = read_state_dict(init)
+    state = network.state_dict()
     head = last_layer(network)
-    trunk = [name for name in expected if not name.startswith(head) and not name.endswith("num_batches_tracked")]
-    theirs = None if all(name in given for name in trunk) else recognize(given)
-    if theirs and not theirs.fits:
+    trunk = [name for name in state if not name.startswith(head) and not name.endswith("num_batches_tracked")]
+    mmaction_network = None if all(name in source for name in trunk) else recognize(source)
+    if mmaction_network and not mmaction_network.fits:
         raise UserError(
-            f"{init} contains {theirs.name} of mmaction2, which fits none of the networks of ssl-video: "
-            f"{theirs.reason}. Choose other weights, or let mmaction2 build the network, with --network.name "
+            f"{init} contains {mmaction_network.name} of mmaction2, which fits none of the networks of ssl-video: "
+            f"{mmaction_network.reason}. Choose other weights, or let mmaction2 build the network, with --network.name "
             f"package.module:function ({_PAGE} shows how)"
         )
-    if theirs:
-        given = translate(given, expected, head=head)
-    elif "cls_positional_encoding.cls_token" in expected:
-        given = _pytorchvideo_mvit(given, expected)
-    found = {_our_name(name, expected): tensor for name, tensor in given.items()}
-    found = {name: _inflated(tensor, expected.get(name)) for name, tensor in found.items()}
-    taken = {
-        name: found[name] for name, tensor in expected.items() if name in found and found[name].shape == tensor.shape
+    if mmaction_network:
+        source = translate(source, state, head=head)
+    elif "cls_positional_encoding.cls_token" in state:
+        source = _pytorchvideo_mvit(source, state)
+    tensors = {_our_name(name, state): tensor for name, tensor in source.items()}
+    tensors = {name: _inflate(tensor, state.get(name)) for name, tensor in tensors.items()}
+    matches = {
+        name: tensors[name] for name, tensor in state.items() if name in tensors and tensors[name].shape == tensor.shape
     }
-    missing = [name for name in trunk if name not in taken]
-    unused = [name for name in found if name not in taken and not name.startswith((head, *_HEADS))]
+    missing = [name for name in trunk if name not in matches]
+    unused = [name for name in tensors if name not in matches and not name.startswith((head, *_HEADS))]
     if missing:
-        name = next((name for name in missing if name in found), missing[0])
-        detail = f"{name} {list(expected[name].shape)} is missing"
-        if name in found:
-            detail = f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
+        name = next((name for name in missing if name in tensors), missing[0])
+        detail = f"{name} {list(state[name].shape)} is missing"
+        if name in tensors:
+            detail = f"{name} is {list(tensors[name].shape)}, expected {list(state[name].shape)}"
         fits = ""
-        if any(name.startswith("s1.pathway0_stem.") for name in given):
+        if any(name.startswith("s1.pathway0_stem.") for name in source):
             fits = (
                 ". The names are those of PySlowFast; PyTorchVideo publishes such weights with the names that are read"
             )
-        if theirs:
-            fits = f". It contains {theirs.name} of mmaction2, which fits --network.name {theirs.fits}"
+        if mmaction_network:
+            fits = (
+                f". It contains {mmaction_network.name} of mmaction2, which fits --network.name {mmaction_network.fits}"
+            )
         raise UserError(
-            f"{init}: {len(missing)} of the {len(expected)} tensors of the network are missing from it or have another "
+            f"{init}: {len(missing)} of the {len(state)} tensors of the network are missing from it or have another "
             f"shape ({detail}); expected weights of the same network, see --network.name and --network.width{fits}"
         )
     places = {_place(name) for name in trunk}
@@ -128,12 +130,12 @@ def begin_from(network: nn.Module, init: Path) -> str:
             f"{init}: its network has layers that the given network does not have ({some_of(further, 3)}), so it is a "
             "deeper or another one; expected weights of the same network, see --network.name"
         )
-    network.load_state_dict({**expected, **taken})
-    kept = any(name.startswith(head) for name in taken)
-    told = f"initialised from {init}: {len(taken)} of {len(expected)} tensors"
-    if not kept:
-        told += "; the last layer is new, because the classes differ"
-    return f"{told}; {len(unused)} tensors of the file are not used ({unused[0]})" if unused else told
+    network.load_state_dict({**state, **matches})
+    has_head = any(name.startswith(head) for name in matches)
+    text = f"initialised from {init}: {len(matches)} of {len(state)} tensors"
+    if not has_head:
+        text += "; the last layer is new, because the classes differ"
+    return f"{text}; {len(unused)} tensors of the file are not used ({unused[0]})" if unused else text
 
 
 def _place(name: str) -> str:
@@ -141,45 +143,45 @@ def _place(name: str) -> str:
     return ".".join(name.split(".")[:2])
 
 
-def _our_name(name: str, expected: dict[str, Tensor]) -> str:
+def _our_name(name: str, state: dict[str, Tensor]) -> str:
     """Return the name of a tensor in our networks."""
-    if name in expected:
+    if name in state:
         return name
     plain = name.removeprefix("backbone.")
     layer = _LAYER.fullmatch(plain)
     if layer:
-        for ours, theirs in _BLOCK:
-            if layer[3].startswith(theirs):
-                candidate = f"blocks.{layer[1]}.res_blocks.{layer[2]}.{ours}{layer[3].removeprefix(theirs)}"
-                if candidate in expected:
+        for target, source in _BLOCK:
+            if layer[3].startswith(source):
+                candidate = f"blocks.{layer[1]}.res_blocks.{layer[2]}.{target}{layer[3].removeprefix(source)}"
+                if candidate in state:
                     return candidate
-    for ours, theirs in _STEM:
-        if plain.startswith(theirs) and f"{ours}{plain.removeprefix(theirs)}" in expected:
-            return f"{ours}{plain.removeprefix(theirs)}"
+    for target, source in _STEM:
+        if plain.startswith(source) and f"{target}{plain.removeprefix(source)}" in state:
+            return f"{target}{plain.removeprefix(source)}"
     return name
 
 
-def _pytorchvideo_mvit(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def _pytorchvideo_mvit(source: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename torchvision's MViT weights to PyTorchVideo's names, whose queries, keys and values are separate."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in given.items():
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in source.items():
         new = name
-        for pattern, ours in _MVIT:
-            new = pattern.sub(ours, new)
+        for pattern, target in _MVIT:
+            new = pattern.sub(target, new)
         if ".attn.qkv." in new:
-            for part, third in zip("qkv", tensor.chunk(3), strict=True):
-                found[new.replace(".qkv.", f".{part}.")] = third
-        elif new in expected and tensor.numel() == expected[new].numel():
-            found[new] = tensor.reshape(expected[new].shape)
+            for letter, third in zip("qkv", tensor.chunk(3), strict=True):
+                tensors[new.replace(".qkv.", f".{letter}.")] = third
+        elif new in state and tensor.numel() == state[new].numel():
+            tensors[new] = tensor.reshape(state[new].shape)
         else:
-            found[new] = tensor
-    return found
+            tensors[new] = tensor
+    return tensors
 
 
-def _inflated(tensor: Tensor, expected: Tensor | None) -> Tensor:
+def _inflate(tensor: Tensor, reference: Tensor | None) -> Tensor:
     """Turn a 2-D filter into the middle frame of a 3-D filter."""
-    if expected is None or tensor.ndim != 4 or expected.ndim != 5:
+    if reference is None or tensor.ndim != 4 or reference.ndim != 5:
         return tensor
-    result = tensor.new_zeros(*tensor.shape[:2], expected.shape[2], *tensor.shape[2:])
-    result[:, :, expected.shape[2] // 2] = tensor
+    result = tensor.new_zeros(*tensor.shape[:2], reference.shape[2], *tensor.shape[2:])
+    result[:, :, reference.shape[2] // 2] = tensor
     return result

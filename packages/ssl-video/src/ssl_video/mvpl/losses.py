@@ -64,10 +64,10 @@ def make_targets(
     if kind == "self":
         return Targets(probabilities, there)
     if kind == "aggregated":
-        given = logits if fuse_by == "logits" else probabilities
-        fused = fuse(given, weights=weights, kind=fuse_by, present=present)
-        counted = there if weights is None else there & (weights > 0)[:, None]
-        return Targets(fused.expand_as(probabilities), counted.any(dim=0).expand_as(there))
+        predictions = logits if fuse_by == "logits" else probabilities
+        fusion = fuse(predictions, weights=weights, kind=fuse_by, present=present)
+        usable = there if weights is None else there & (weights > 0)[:, None]
+        return Targets(fusion.expand_as(probabilities), usable.any(dim=0).expand_as(there))
     if kind in ("random", "cross"):
         if sources is None or len(sources) != len(logits):
             raise ValueError(f"targets of kind {kind!r} need a source for each of the {len(logits)} views")
@@ -157,19 +157,19 @@ def pseudo_label_loss(
         share: Share of a clip that remains ``[M, N]``; needed with `partners`.
     """
     m, n, k = logits.shape
-    learned = targets.probabilities.reshape(m * n, k)
-    labels, confidence, sure = (part.view(m, n) for part in hard_labels(learned, threshold=threshold))
+    flat_targets = targets.probabilities.reshape(m * n, k)
+    labels, confidence, sure = (value.view(m, n) for value in hard_labels(flat_targets, threshold=threshold))
     there = _there(present, confidence)
     mask = sure & targets.usable & (there > 0)
     counts = mask.to(confidence.dtype) if weights is None else mask * weights
     target = labels
     if soft:
         # Unused targets may not be distributions at all.
-        target = sharpen(learned.where(mask.view(-1, 1), 1 / k), temperature=temperature).view(m, n, k)
+        target = sharpen(flat_targets.where(mask.view(-1, 1), 1 / k), temperature=temperature).view(m, n, k)
     losses = counts * _cross_entropy(logits, target)
     if partners is not None and share is not None:
-        others = counts[:, partners] * _cross_entropy(logits, target[:, partners])
-        losses = share * losses + (1 - share) * others
+        partner_losses = counts[:, partners] * _cross_entropy(logits, target[:, partners])
+        losses = share * losses + (1 - share) * partner_losses
     return PseudoLabelLoss(_mean_over_clips(losses, there), mask, labels, confidence)
 
 
@@ -191,9 +191,9 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy ``[M, N]`` of logits ``[M, N, K]`` with classes ``[M, N]`` or distributions ``[M, N, K]``."""
     m, n, k = logits.shape
     flat = full(logits).reshape(m * n, k)
-    expected = target.reshape(m * n) if target.ndim == 2 else target.reshape(m * n, k).to(flat.dtype)
+    flat_target = target.reshape(m * n) if target.ndim == 2 else target.reshape(m * n, k).to(flat.dtype)
     # By default, -100 is ignored: the loss of such a label would be 0.
-    return F.cross_entropy(flat, expected, reduction="none", ignore_index=_NO_CLASS).view(m, n)
+    return F.cross_entropy(flat, flat_target, reduction="none", ignore_index=_NO_CLASS).view(m, n)
 
 
 def _there(present: Tensor | None, like: Tensor) -> Tensor:

@@ -59,10 +59,10 @@ class Losses(NamedTuple):
 
     def scalars(self) -> dict[str, Tensor]:
         """Return the numbers by name, for a log."""
-        named = {"loss": self.loss, "supervised": self.supervised, "unlabelled": self.unlabelled}
+        values = {"loss": self.loss, "supervised": self.supervised, "unlabelled": self.unlabelled}
         if self.feature_distance is not None:
-            named["feature_distance"] = self.feature_distance
-        return named | (self.diagnostics.scalars() if self.diagnostics is not None else {})
+            values["feature_distance"] = self.feature_distance
+        return values | (self.diagnostics.scalars() if self.diagnostics is not None else {})
 
 
 class MultiviewPseudoLabel(nn.Module):
@@ -165,7 +165,7 @@ class MultiviewPseudoLabel(nn.Module):
         self.soft, self.temperature, self.unlabelled_weight = soft, temperature, unlabelled_weight
         self.warmup_steps, self.weak_batch, self.seed = warmup_steps, weak_batch, seed
         self.mean, self.std, self.classes = mean, std, classes
-        self._looked_at_pictures, self._looked_at_logits, self._looked_at_labels = False, False, False
+        self._has_checked_scale, self._has_checked_logits, self._has_checked_modes = False, False, False
         self.network = split_batchnorm(network, self.views) if bn == "split" else network
         self.weights = ViewWeights(fusion, self.views)
         self.alignment = DistributionAlignment(classes) if align else None
@@ -256,20 +256,20 @@ class MultiviewPseudoLabel(nn.Module):
                 f"{'strong' if weak is None else 'weak'} clips were given alone; expected weak and strong ones, or "
                 "neither in steps with labels only"
             )
-        known = self._present(labelled, labelled_present)
+        labelled_presence = self._present(labelled, labelled_present)
         device = labelled[self.views[0]].device
-        there = known.to(device, non_blocking=True)
-        labels = self._checked_labels(labels, there)
-        if not self._looked_at_pictures:
-            self._looked_at_pictures = True
+        there = labelled_presence.to(device, non_blocking=True)
+        labels = self._check_labels(labels, there)
+        if not self._has_checked_scale:
+            self._has_checked_scale = True
             for batch in (labelled, weak, strong):
                 check_scale(batch or {})
         if weak is None or strong is None or number < self.warmup_steps:
-            logits, distance = self._trained(labelled, known)
+            logits, distance = self._logits_and_distance(labelled, labelled_presence)
             supervised = self._learn_labels(logits, labels, there)
             return self._total(supervised, torch.zeros_like(supervised), None, distance)
-        known_too = self._present(weak, present)
-        there_too = known_too.to(device, non_blocking=True)
+        presence = self._present(weak, present)
+        there_too = presence.to(device, non_blocking=True)
         if there_too.shape != self._present(strong, present).shape:
             raise ValueError("weak and strong clips differ in number; expected the same clips, augmented twice")
         true_classes = _one_per_clip(truth, there_too, name="truth")
@@ -283,16 +283,21 @@ class MultiviewPseudoLabel(nn.Module):
         if self.weak_batch == "separate":
             labeller = self.network if self.teacher == "network" else self.tested
             with labelling(labeller):
-                weak_logits = self._classify(labeller, weak, known_too)
-            both, distance = self._trained(_stack(self.views, labelled, strong), torch.cat([known, known_too], dim=1))
+                weak_logits = self._classify(labeller, weak, presence)
+            both, distance = self._logits_and_distance(
+                _stack(self.views, labelled, strong), torch.cat([labelled_presence, presence], dim=1)
+            )
             few_logits, strong_logits = both[:, : len(labels)], both[:, len(labels) :]
         else:
-            present_in_all = torch.cat([known, known_too, known_too], dim=1)
-            everything, distance = self._trained(_stack(self.views, labelled, weak, strong), present_in_all)
-            few_logits, others = everything[:, : len(labels)], everything[:, len(labels) :]
-            weak_logits, strong_logits = others.detach().chunk(2, dim=1)[0], others.chunk(2, dim=1)[1]
-        if not self._looked_at_labels and self.weak_batch == "separate":
-            self._looked_at_labels = True
+            present_in_all = torch.cat([labelled_presence, presence, presence], dim=1)
+            all_logits, distance = self._logits_and_distance(_stack(self.views, labelled, weak, strong), present_in_all)
+            few_logits, unlabelled_logits = all_logits[:, : len(labels)], all_logits[:, len(labels) :]
+            weak_logits, strong_logits = (
+                unlabelled_logits.detach().chunk(2, dim=1)[0],
+                unlabelled_logits.chunk(2, dim=1)[1],
+            )
+        if not self._has_checked_modes and self.weak_batch == "separate":
+            self._has_checked_modes = True
             check_same_in_evaluation(weak_logits[there_too], both[torch.cat([there, there_too], dim=1)])
         supervised = self._learn_labels(few_logits, labels, there)
         targets = self._targets(weak_logits, there_too, number)
@@ -311,19 +316,19 @@ class MultiviewPseudoLabel(nn.Module):
             partners=None if mixing is None else mixing.partners.to(device, non_blocking=True),
             share=share,
         )
-        found = diagnose(
+        diagnostics = diagnose(
             weak_logits, unlabelled, present=there_too, usable=targets.usable, views=self.views, truth=true_classes
         )
-        return self._total(supervised, unlabelled.loss, found, distance)
+        return self._total(supervised, unlabelled.loss, diagnostics, distance)
 
     def _total(
-        self, supervised: Tensor, unlabelled: Tensor, found: Diagnostics | None, distance: Tensor | None
+        self, supervised: Tensor, unlabelled: Tensor, diagnostics: Diagnostics | None, distance: Tensor | None
     ) -> Losses:
-        loss = supervised if found is None else supervised + self.unlabelled_weight * unlabelled
+        loss = supervised if diagnostics is None else supervised + self.unlabelled_weight * unlabelled
         if distance is None:
-            return Losses(loss, supervised.detach(), unlabelled.detach(), found)
+            return Losses(loss, supervised.detach(), unlabelled.detach(), diagnostics)
         loss = loss + self.agreement_weight * distance
-        return Losses(loss, supervised.detach(), unlabelled.detach(), found, distance.detach())
+        return Losses(loss, supervised.detach(), unlabelled.detach(), diagnostics, distance.detach())
 
     def update(self) -> None:
         """Update the moving average, if there is one; call it after each step of the optimiser."""
@@ -362,7 +367,7 @@ class MultiviewPseudoLabel(nn.Module):
         directed = torch.isin(targets.probabilities.argmax(dim=-1), classes)
         return targets._replace(usable=targets.usable & ~(directed & reordered))
 
-    def _trained(self, pictures: Pictures, present: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _logits_and_distance(self, pictures: Pictures, present: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the logits of the clips to train on, and the distance of their features if it is used."""
         if not self._head:
             return self._classify(self.network, pictures, present), None
@@ -394,31 +399,31 @@ class MultiviewPseudoLabel(nn.Module):
                 self.alignment.count(labels)
         return loss
 
-    def _checked_labels(self, labels: Tensor | Sequence[int], present: Tensor) -> Tensor:
+    def _check_labels(self, labels: Tensor | Sequence[int], present: Tensor) -> Tensor:
         try:
-            given = torch.as_tensor(labels, device=present.device)
+            tensor = torch.as_tensor(labels, device=present.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"labels are no numbers ({error}); expected integers [{present.shape[1]}]") from error
-        if not given.numel():  # an empty list becomes float32
-            given = given.long()
-        if given.is_floating_point() or given.shape != present.shape[1:]:
+        if not tensor.numel():  # an empty list becomes float32
+            tensor = tensor.long()
+        if tensor.is_floating_point() or tensor.shape != present.shape[1:]:
             raise ValueError(
-                f"labels are {given.dtype} {list(given.shape)}; expected integers [{present.shape[1]}], one per clip"
+                f"labels are {tensor.dtype} {list(tensor.shape)}; expected integers [{present.shape[1]}], one per clip"
             )
         # On other devices, reading the values would wait for the device; the loss rejects wrong ones itself.
-        if free_to_read(given) and len(given) and not (given.min() >= 0 and given.max() < self.classes):
+        if free_to_read(tensor) and len(tensor) and not (tensor.min() >= 0 and tensor.max() < self.classes):
             raise ValueError(
-                f"labels range from {given.min()} to {given.max()}; expected classes from 0 to {self.classes - 1}"
+                f"labels range from {tensor.min()} to {tensor.max()}; expected classes from 0 to {self.classes - 1}"
             )
-        return given.long()
+        return tensor.long()
 
     def _logits(self, output: Any, clips: int) -> Tensor:
         """Return the logits in the output of the network; the first ones with a gradient are checked."""
-        found = logits_of(output, clips=clips, classes=self.classes)
-        if found.requires_grad and not self._looked_at_logits:
-            self._looked_at_logits = True
-            check_unbounded(found)
-        return found
+        logits = logits_of(output, clips=clips, classes=self.classes)
+        if logits.requires_grad and not self._has_checked_logits:
+            self._has_checked_logits = True
+            check_unbounded(logits)
+        return logits
 
     def _present(self, pictures: Pictures, present: Pictures | None) -> Tensor:
         """Which clips have which view, bool [M, N] on the host, where the size of a selection is known."""
@@ -429,16 +434,16 @@ class MultiviewPseudoLabel(nn.Module):
         for view in self.views:
             shape = pictures[view].shape
             if len(shape) != 5 or shape[2] != 3 or shape != first:
-                others = "" if view == self.views[0] else f", as many and as large as those of {self.views[0]}"
+                size_text = "" if view == self.views[0] else f", as many and as large as those of {self.views[0]}"
                 raise ValueError(
-                    f"pictures of {view} are {list(shape)}; expected [N, T, 3, H, W], frames before channels{others}"
+                    f"pictures of {view} are {list(shape)}; expected [N, T, 3, H, W], frames before channels{size_text}"
                 )
-        given = {} if present is None else present
-        strange = sorted(set(given) - set(pictures))
+        masks = {} if present is None else present
+        strange = sorted(set(masks) - set(pictures))
         if strange:
             raise ValueError(f"present names {', '.join(strange)}; expected views among {', '.join(pictures)}")
         rows = [
-            torch.as_tensor(given[view]).to("cpu", torch.bool) if view in given else torch.ones(first[0]).bool()
+            torch.as_tensor(masks[view]).to("cpu", torch.bool) if view in masks else torch.ones(first[0]).bool()
             for view in self.views
         ]
         for view, row in zip(self.views, rows, strict=True):
@@ -450,23 +455,23 @@ class MultiviewPseudoLabel(nn.Module):
         """Return logits ``[M, N, K]`` of all views in one pass; zeros for missing views."""
         if not present.any():
             return torch.zeros(*present.shape, self.classes, device=pictures[self.views[0]].device)
-        device, everything = pictures[self.views[0]].device, bool(present.all())
+        device, is_complete = pictures[self.views[0]].device, bool(present.all())
         rows = [row.nonzero().flatten().to(device, non_blocking=True) for row in present]
-        parts = [
+        batches = [
             normalize(
-                _at_least_float32(pictures[view] if everything else pictures[view][chosen]),
+                _at_least_float32(pictures[view] if is_complete else pictures[view][indices]),
                 mean=self.mean, std=self.std,
             ).to(_precision(network))
-            for view, chosen in zip(self.views, rows, strict=True)
+            for view, indices in zip(self.views, rows, strict=True)
         ]  # fmt: skip
-        layout = [(view, len(part)) for view, part in zip(self.views, parts, strict=True)]
+        layout = [(view, len(batch)) for view, batch in zip(self.views, batches, strict=True)]
         with views_in_batch(network, layout):
-            logits = self._logits(network(torch.cat(parts)), sum(map(len, parts)))
+            logits = self._logits(network(torch.cat(batches)), sum(map(len, batches)))
         views_in_backward(network, layout, logits)
-        if everything:
+        if is_complete:
             return logits.view(*present.shape, -1)
         full = logits.new_zeros(present.numel(), logits.shape[-1])
-        places = torch.cat([chosen + view * present.shape[1] for view, chosen in enumerate(rows)])
+        places = torch.cat([indices + view * present.shape[1] for view, indices in enumerate(rows)])
         return full.index_copy(0, places, logits).view(*present.shape, -1)
 
 
@@ -487,8 +492,8 @@ def _agreeing_layer(network: nn.Module, views: Sequence[str]) -> tuple[nn.Module
 
 def _why_not(inputs: Sequence[Tensor], clips: int, logits: Tensor) -> str | None:
     """Explain why the inputs of a layer cannot be compared as features of the clips; None if they can."""
-    if [len(given) for given in inputs] != [clips]:
-        shapes = ", ".join(str(list(given.shape)) for given in inputs) or "nothing"
+    if [len(tensor) for tensor in inputs] != [clips]:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs) or "nothing"
         return f"the last linear layer was given {shapes} for {clips} clips; expected features [{clips}, ..., D], once"
     if logits.requires_grad and not inputs[0].requires_grad:
         return (
@@ -498,20 +503,22 @@ def _why_not(inputs: Sequence[Tensor], clips: int, logits: Tensor) -> str | None
     return None
 
 
-def _one_per_clip(given: Tensor | Sequence[int] | None, present: Tensor, *, name: str) -> Tensor | None:
-    if given is None:
+def _one_per_clip(values: Tensor | Sequence[int] | None, present: Tensor, *, name: str) -> Tensor | None:
+    if values is None:
         return None
-    found = torch.as_tensor(given).to(present.device, non_blocking=True)
-    if found.shape != present.shape[1:]:
-        raise ValueError(f"{name} is {list(found.shape)}; expected [{present.shape[1]}], one value per unlabelled clip")
-    return found
+    tensor = torch.as_tensor(values).to(present.device, non_blocking=True)
+    if tensor.shape != present.shape[1:]:
+        raise ValueError(
+            f"{name} is {list(tensor.shape)}; expected [{present.shape[1]}], one value per unlabelled clip"
+        )
+    return tensor
 
 
 @contextmanager
 def _inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the inputs of a layer within the context."""
     inputs: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    handle = layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     try:
         yield inputs
     finally:
@@ -538,16 +545,16 @@ def check_scale(pictures: Pictures) -> None:
 def _stack(views: Sequence[str], *batches: Pictures) -> dict[str, Tensor]:
     sizes = {tuple(batch[views[0]].shape[1:]) for batch in batches}
     if len(sizes) > 1:
-        found = " and ".join(str(list(size)) for size in sorted(sizes))
+        shapes = " and ".join(str(list(size)) for size in sorted(sizes))
         raise ValueError(
-            f"labelled and unlabelled clips are {found}; expected clips of one length and size, because they pass the "
+            f"labelled and unlabelled clips are {shapes}; expected clips of one length and size, because they pass the "
             "network in one batch"
         )
     return {view: torch.cat([batch[view] for batch in batches]) for view in views}
 
 
 def _check(*, classes: int, threshold: float, target: str, temperature: float, ema_decay: float) -> None:
-    for name, value, holds, expected in (
+    for name, value, holds, condition in (
         ("classes", classes, classes >= 2, "at least 2"),
         ("threshold", threshold, 0 <= threshold <= 1, "a probability"),
         ("target", target, target in TARGETS, f"one of {', '.join(TARGETS)}"),
@@ -555,7 +562,7 @@ def _check(*, classes: int, threshold: float, target: str, temperature: float, e
         ("ema_decay", ema_decay, 0 <= ema_decay < 1, "at least 0 and less than 1"),
     ):
         if not holds:
-            raise ValueError(f"{name} is {value}; expected {expected}")
+            raise ValueError(f"{name} is {value}; expected {condition}")
 
 
 def _warn_of_low(threshold: float, classes: int) -> None:

@@ -42,10 +42,10 @@ def draw_mix(clips: int, *, height: int, width: int, alpha: float, seed: int, st
     for Action Recognition", CVPR 2023, section 3.3, for one mask over all frames (of random patches in that paper).
     """
     draws = np.random.Generator(np.random.PCG64(derive(seed, "mix", step)))
-    own = torch.from_numpy(draws.beta(alpha, alpha, clips))
+    own_share = torch.from_numpy(draws.beta(alpha, alpha, clips))
     down, across = (torch.from_numpy(draws.random(clips)) for _ in range(2))
     shift = int(draws.integers(1, clips)) if clips > 1 else 0
-    side = (1 - own).sqrt() if clips > 1 else torch.zeros_like(own)
+    side = (1 - own_share).sqrt() if clips > 1 else torch.zeros_like(own_share)
     high, wide = (side * height).round().long(), (side * width).round().long()
     top = (down * (height - high + 1)).long().clamp(max=height)
     left = (across * (width - wide + 1)).long().clamp(max=width)

@@ -33,15 +33,15 @@ def logits_of(output: Any, *, clips: int, classes: int) -> Tensor:
     Raises:
         NetworkOutputError: There are none, or they have another shape.
     """
-    found = logits_in(output)
-    if found is None:
+    logits = logits_in(output)
+    if logits is None:
         entries = f" with the entries {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
         raise NetworkOutputError(
-            f"the network returned a {type(output).__name__}{entries}, without logits; {_expected(clips, classes)}"
+            f"the network returned a {type(output).__name__}{entries}, without logits; {_shape_text(clips, classes)}"
         )
-    if found.shape != (clips, classes):
-        raise NetworkOutputError(f"the network returned {list(found.shape)}; {_expected(clips, classes)}")
-    return found
+    if logits.shape != (clips, classes):
+        raise NetworkOutputError(f"the network returned {list(logits.shape)}; {_shape_text(clips, classes)}")
+    return logits
 
 
 def check_unbounded(logits: Tensor) -> None:
@@ -59,20 +59,20 @@ def check_unbounded(logits: Tensor) -> None:
     if last in _BOUNDED:
         raise NetworkOutputError(
             f"the network ends in a {_BOUNDED[last]}, so that its output lies between 0 and 1; "
-            f"{_expected(clips, classes)}. Remove its last activation (for PyTorchVideo's X3D: head_activation=None)"
+            f"{_shape_text(clips, classes)}. Remove its last activation (for PyTorchVideo's X3D: head_activation=None)"
         )
     if last.startswith(_LINEAR):
         return
     if are_probabilities(logits):
         raise NetworkOutputError(
-            f"the network returned probabilities: every row sums to 1; {_expected(clips, classes)}. Remove its last "
+            f"the network returned probabilities: every row sums to 1; {_shape_text(clips, classes)}. Remove its last "
             "softmax (for PyTorchVideo's X3D: head_activation=None)"
         )
     values = logits.detach().float()
     if values.numel() >= _MANY and classes >= _MANY_CLASSES and (values >= 0).all() and (values <= 1).all():
         raise NetworkOutputError(
             f"the network returned {values.numel()} values between 0 and 1, as after a sigmoid; "
-            f"{_expected(clips, classes)}. Remove its last activation"
+            f"{_shape_text(clips, classes)}. Remove its last activation"
         )
 
 
@@ -93,7 +93,7 @@ def check_same_in_evaluation(labelling: Tensor, training: Tensor) -> None:
         )
 
 
-def _expected(clips: int, classes: int) -> str:
+def _shape_text(clips: int, classes: int) -> str:
     return f"expected logits [{clips}, {classes}] for classes={classes}"
 
 

@@ -25,8 +25,8 @@ class _Averages(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Averages:
         def move(value: Tensor) -> Tensor:
-            moved = fn(value)
-            return value.to(moved.device) if moved.dtype.itemsize < value.dtype.itemsize else moved
+            result = fn(value)
+            return value.to(result.device) if result.dtype.itemsize < value.dtype.itemsize else result
 
         super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -93,8 +93,8 @@ class ViewWeights(_Averages):
         total, count = _over_processes(torch.stack([losses.nan_to_num(0, 0, 0) * count, count])).unbind()
         seen = count > 0
         now = total / count.clamp(min=torch.finfo(count.dtype).tiny)
-        others = now.sum() / seen.sum().clamp(min=1)
-        now = torch.where(seen, now, torch.where(self.steps > 0, self._means(), others))
+        mean = now.sum() / seen.sum().clamp(min=1)
+        now = torch.where(seen, now, torch.where(self.steps > 0, self._means(), mean))
         self.losses.lerp_(now, (1 - _DECAY) * seen.any().to(now.dtype))
         self.steps += seen.any()
 
@@ -118,15 +118,15 @@ class DistributionAlignment(_Averages):
     def forward(self, probabilities: Tensor, usable: Tensor) -> Tensor:
         """Align targets ``[M, N, K]``; those that are not `usable` ``[M, N]`` do not enter the running mean."""
         share = self.labels / self.labels.sum()
-        aligned = probabilities * (share / self.mean.clamp(min=1e-6)).to(probabilities.dtype)
-        aligned = aligned / aligned.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(aligned.dtype).tiny)
+        result = probabilities * (share / self.mean.clamp(min=1e-6)).to(probabilities.dtype)
+        result = result / result.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(result.dtype).tiny)
         if self.training:
             # Sums rather than a selection, whose size must be read from the device.
             total = torch.where(usable[..., None], probabilities, 0).to(self.mean.dtype).sum(dim=(0, 1))
             total, count = _over_processes(total), _over_processes(usable.sum().to(self.mean.dtype))
             step = (1 - _DECAY) * (count > 0).to(self.mean.dtype)
             self.mean.lerp_(total / count.clamp(min=torch.finfo(self.mean.dtype).tiny), step)
-        return aligned
+        return result
 
     @torch.no_grad()
     def count(self, labels: Tensor) -> None:
@@ -214,9 +214,9 @@ def _mean_of_usable(sums: Tensor, usable: Tensor, *, decay: float) -> tuple[Tens
     All over the targets of all processes; without usable ones the share is 0. No branch depends on values: every
     process takes part in the exchange, and none waits for its device.
     """
-    found = _over_processes(torch.cat([sums, usable.sum()[None].to(sums.dtype)])) * world_size()
-    count = found[-1]
-    return found[:-1] / count.clamp(min=1), (1 - decay) * (count > 0).to(sums.dtype), count
+    totals = _over_processes(torch.cat([sums, usable.sum()[None].to(sums.dtype)])) * world_size()
+    count = totals[-1]
+    return totals[:-1] / count.clamp(min=1), (1 - decay) * (count > 0).to(sums.dtype), count
 
 
 def _over_processes(value: Tensor) -> Tensor:
@@ -248,10 +248,10 @@ class Diagnostics(NamedTuple):
 
     def scalars(self) -> dict[str, Tensor]:
         """Return the numbers by name, for a log."""
-        named = {"coverage": self.coverage, "confidence": self.confidence, "agreement": self.agreement}
+        values = {"coverage": self.coverage, "confidence": self.confidence, "agreement": self.agreement}
         if self.accuracy is not None and self.accuracy_all is not None:
-            named |= {"pseudo_accuracy": self.accuracy, "pseudo_accuracy_all": self.accuracy_all}
-        return named | {f"pseudo_accuracy_{view}": value for view, value in self.accuracy_by_view.items()}
+            values |= {"pseudo_accuracy": self.accuracy, "pseudo_accuracy_all": self.accuracy_all}
+        return values | {f"pseudo_accuracy_{view}": value for view, value in self.accuracy_by_view.items()}
 
 
 @torch.no_grad()
@@ -275,31 +275,31 @@ def diagnose(
         truth: Classes int64 ``[N]``, -1 if unknown; those are ignored.
     """
     m, _, k = logits.shape
-    there, made = present.to(logits.dtype), (present & usable).to(logits.dtype)
-    predicted = logits.argmax(dim=-1)
+    there, targets = present.to(logits.dtype), (present & usable).to(logits.dtype)
+    predictions = logits.argmax(dim=-1)
     both = present[:, None] & present[None, :]
     first, second = torch.triu_indices(m, m, offset=1, device=logits.device).unbind()
     pairs = both[first, second]
-    same = (predicted[first] == predicted[second]) & pairs
+    same = (predictions[first] == predictions[second]) & pairs
     agreement = same.sum() / pairs.sum().clamp(min=1) if m > 1 else logits.new_ones(())
-    counted = found.mask.to(logits.dtype)
+    weights = found.mask.to(logits.dtype)
     histogram = logits.new_zeros(k, dtype=torch.float32)
-    histogram.index_add_(0, found.labels.flatten(), counted.flatten().float())
+    histogram.index_add_(0, found.labels.flatten(), weights.flatten().float())
     result = Diagnostics(
-        coverage=counted.sum() / there.sum().clamp(min=1),
-        confidence=torch.where(made > 0, found.confidence, 0).sum() / made.sum().clamp(min=1),
+        coverage=weights.sum() / there.sum().clamp(min=1),
+        confidence=torch.where(targets > 0, found.confidence, 0).sum() / targets.sum().clamp(min=1),
         agreement=agreement,
         histogram=histogram,
     )
     if truth is None:
         return result
-    known = (truth >= 0).to(logits.dtype)
-    there, made, counted = there * known, made * known, counted * known
+    has_truth = (truth >= 0).to(logits.dtype)
+    there, targets, weights = there * has_truth, targets * has_truth, weights * has_truth
     right = (found.labels == truth).to(logits.dtype)
-    alone = (predicted == truth).to(logits.dtype)
+    alone = (predictions == truth).to(logits.dtype)
     return result._replace(
         # NaN if no pseudo-label with a known class is used.
-        accuracy=(right * counted).sum() / counted.sum(),
-        accuracy_all=(right * made).sum() / made.sum(),
+        accuracy=(right * weights).sum() / weights.sum(),
+        accuracy_all=(right * targets).sum() / targets.sum(),
         accuracy_by_view={view: (alone[v] * there[v]).sum() / there[v].sum() for v, view in enumerate(views)},
     )

@@ -130,15 +130,15 @@ class FlowCache:
         Raises:
             UserError: More videos lack flow.
         """
-        for part in videos:
+        for video_set in videos:
             with ThreadPoolExecutor() as pool:
-                there = list(pool.map(self._has, part.videos))
-            lacking = [video for video, has in zip(part.videos, there, strict=True) if not has]
-            if len(lacking) > allowed_bad(max_bad, len(part)):
+                there = list(pool.map(self._has, video_set.videos))
+            missing = [video for video, has in zip(video_set.videos, there, strict=True) if not has]
+            if len(missing) > allowed_bad(max_bad, len(video_set)):
                 raise UserError(
-                    f"{self.folder}: {len(lacking)} of the {len(part)} videos have no flow there ({lacking[0].key}); "
-                    "they are new, have changed, or cannot be read. Run `ssl-video flow` on this folder again: it "
-                    "computes the missing flow and lists unreadable videos; see also --max-bad"
+                    f"{self.folder}: {len(missing)} of the {len(video_set)} videos have no flow there "
+                    f"({missing[0].key}); they are new, have changed, or cannot be read. Run `ssl-video flow` on this "
+                    "folder again: it computes the missing flow and lists unreadable videos; see also --max-bad"
                 )
 
     def _has(self, video: Video) -> bool:
@@ -158,16 +158,16 @@ class FlowCache:
         """
         file = self.file(path)
         try:
-            with file.open("rb", buffering=0) as stored:
-                state = os.fstat(stored.fileno())
+            with file.open("rb", buffering=0) as stream:
+                state = os.fstat(stream.fileno())
                 key = (str(file), state.st_mtime_ns, state.st_size)
                 if key not in self._headers:
                     self._headers[key] = self._read_header(path, file)
                 start, shape = self._headers[key]
-                found = np.empty((len(frames), *shape), self.settings.dtype)
-                for flow, number in zip(found, frames, strict=True):
-                    stored.seek(start + number * flow.nbytes)
-                    if stored.readinto(flow.data) != flow.nbytes:
+                flows = np.empty((len(frames), *shape), self.settings.dtype)
+                for flow, number in zip(flows, frames, strict=True):
+                    stream.seek(start + number * flow.nbytes)
+                    if stream.readinto(flow.data) != flow.nbytes:
                         raise UserError(f"{file}: ends before frame {number}; delete it and run `ssl-video flow` again")
         except FileNotFoundError as error:
             raise UserError(
@@ -176,19 +176,19 @@ class FlowCache:
             ) from error
         except OSError as error:
             raise UserError(f"{file}: cannot be read as flow ({error.strerror}); check its permissions") from error
-        return self.settings.decode(found)
+        return self.settings.decode(flows)
 
     def _read_header(self, path: str | Path, file: Path) -> tuple[int, tuple[int, ...]]:
         """Check a file of flow, and return the position of its numbers and the shape of the flow of a frame."""
         with reading(file, "cannot be read as flow", "delete it and run `ssl-video flow` again"):
-            stored = np.load(file, mmap_mode="r", allow_pickle=False)
-        expected = max(1, len(index_video(path)) - 1)
-        if stored.dtype != self.settings.dtype or stored.ndim != 4 or len(stored) != expected or stored.shape[1] != 2:
+            values = np.load(file, mmap_mode="r", allow_pickle=False)
+        count = max(1, len(index_video(path)) - 1)
+        if values.dtype != self.settings.dtype or values.ndim != 4 or len(values) != count or values.shape[1] != 2:
             raise UserError(
-                f"{file}: found {stored.dtype} {stored.shape}, expected {self.settings.dtype} ({expected}, 2, h, w); "
+                f"{file}: found {values.dtype} {values.shape}, expected {self.settings.dtype} ({count}, 2, h, w); "
                 "delete it and run `ssl-video flow` again"
             )
-        return stored.offset, stored.shape[1:]
+        return values.offset, values.shape[1:]
 
 
 def open_flow(

@@ -92,12 +92,12 @@ def store(cache: FlowCache, work: Work, *, method: str, device: torch.device) ->
     work.file.parent.mkdir(exist_ok=True)
     with open_atomic(work.file) as file:
         for number, flow in enumerate(_flows(path, cache.settings, method, device)):
-            stored = cache.settings.encode(flow)
+            values = cache.settings.encode(flow)
             if not number:
-                shape = (count, *stored.shape[1:])
-                descr = np.lib.format.dtype_to_descr(stored.dtype)
+                shape = (count, *values.shape[1:])
+                descr = np.lib.format.dtype_to_descr(values.dtype)
                 np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-            file.write(stored.tobytes())
+            file.write(values.tobytes())
 
 
 def store_all(

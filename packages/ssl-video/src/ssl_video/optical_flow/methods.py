@@ -90,10 +90,10 @@ def _on_gray(cv2: Any, make: Callable[[], Callable[[Gray, Gray, None], Any]]) ->
         with _one_thread(cv2):
             calc = make()
             # None: DIS would start its search at the displacements in a given output array.
-            found = np.empty((len(before), 2, height, width), np.float32)
-            for into, a, b in zip(found, _gray(before, pad), _gray(after, pad), strict=True):
+            displacements = np.empty((len(before), 2, height, width), np.float32)
+            for into, a, b in zip(displacements, _gray(before, pad), _gray(after, pad), strict=True):
                 into[:] = calc(a, b, None)[:height, :width].transpose(2, 0, 1)
-        return torch.from_numpy(found).to(before.device)
+        return torch.from_numpy(displacements).to(before.device)
 
     return flow
 
@@ -157,8 +157,8 @@ def _raft_flow(network: nn.Module) -> FlowMethod:
             F.interpolate(x.to(torch.float32) / 127.5 - 1, size=size, mode="bilinear", align_corners=False)
             for x in (before, after)
         )
-        found = network(a, b)[-1]
-        found = F.interpolate(found, size=(height, width), mode="bilinear", align_corners=False)
-        return torch.stack([found[:, 0] * (width / size[1]), found[:, 1] * (height / size[0])], 1)
+        displacements = network(a, b)[-1]
+        displacements = F.interpolate(displacements, size=(height, width), mode="bilinear", align_corners=False)
+        return torch.stack([displacements[:, 0] * (width / size[1]), displacements[:, 1] * (height / size[0])], 1)
 
     return flow

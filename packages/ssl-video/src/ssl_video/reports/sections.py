@@ -36,22 +36,22 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
     """Return the title, a summary and the headline numbers."""
     config = record.config
     views = ", ".join(VIEW_NAMES.get(view, view) for view in config["inputs"]["views"])
-    known = "a few labelled videos" if card is None else f"{card['labelled']} labelled videos"
+    data_text = "a few labelled videos" if card is None else f"{card['labelled']} labelled videos"
     if config["method"] != "supervised":
-        known += f" and {'other videos' if card is None else len(card['learned_from'])} whose labels were not used"
+        data_text += f" and {'other videos' if card is None else len(card['learned_from'])} whose labels were not used"
     size = config["inputs"]["image_size"]
     text = (
-        f"An action recognition network trained on {known}. Views: {views}; clips of "
+        f"An action recognition network trained on {data_text}. Views: {views}; clips of "
         f"{config['clip']['frames']} frames, {size} × {size} pixels; seed "
         f"{config['run']['seed']}."
     )
     numbers: dict[str, str] = {}
-    for found in evaluations:
-        head = found["views"][found["headline"]]
-        name = VIEW_NAMES.get(found["headline"], found["headline"])
-        numbers[f"top-1, {found['part']}, {name}"] = f"{head['top1']:.1f} %"
-        if "fused" in found["views"]:
-            numbers[f"top-1, {found['part']}, all views"] = f"{found['views']['fused']['top1']:.1f} %"
+    for result in evaluations:
+        head = result["views"][result["headline"]]
+        name = VIEW_NAMES.get(result["headline"], result["headline"])
+        numbers[f"top-1, {result['part']}, {name}"] = f"{head['top1']:.1f} %"
+        if "fused" in result["views"]:
+            numbers[f"top-1, {result['part']}, all views"] = f"{result['views']['fused']['top1']:.1f} %"
     if evaluations:
         numbers["chance"] = f"{100 / sum(share is not None for share in evaluations[0]['per_class']):.3g} %"
     if record.records:
@@ -62,8 +62,8 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
     if record.seconds:
         numbers["training time"] = duration(record.seconds)
     if card is None:
-        done = int(record.records[-1]["step"]) + 1 if record.records else 0
-        text += f" Training has not ended: {done} of {config['training']['steps']} steps are done."
+        step_count = int(record.records[-1]["step"]) + 1 if record.records else 0
+        text += f" Training has not ended: {step_count} of {config['training']['steps']} steps are done."
     return f"<header>\n<h1>{escape(title(config))}</h1>\n{page.paragraph(text)}\n{page.facts(numbers)}\n</header>"
 
 
@@ -73,7 +73,7 @@ def training(record: RunRecord) -> str:
     Panels without recorded numbers are omitted.
     """
     views = {f"pseudo_accuracy_{view}": VIEW_NAMES.get(view, view) for view in record.config["inputs"]["views"]}
-    recorded = {name for line in record.records for name in line}
+    names = {name for line in record.records for name in line}
     losses = {"supervised": "labels", "unlabelled": "pseudo-labels", "feature_distance": "distance of features"}
     if record.config["method"] == "supervised":
         del losses["unlabelled"]
@@ -94,46 +94,46 @@ def training(record: RunRecord) -> str:
             ]
         )
         right = "Correct: share of the pseudo-labels that match the class of the video."
-        if "pseudo_accuracy" not in recorded:
+        if "pseudo_accuracy" not in names:
             right = "The accuracy of pseudo-labels is recorded with `--diagnose`, if the labels are known."
         text = page.paragraph(
             "By step. Pseudo-labels: share that is confident enough to be used, and mean confidence. Views that agree: "
             f"share of pairs of views with the same prediction for a clip. {right}"
         )
         rows.append([Panel("Views alone, on unlabelled clips", views, share=True)])
-    rows = [[panel for panel in row if recorded & {*panel.lines}] for row in rows]
+    rows = [[panel for panel in row if names & {*panel.lines}] for row in rows]
     figures = [training_curves(record.records, row, name=f"training{i}") for i, row in enumerate(rows) if row]
     return page.section("Training", text, *figures)
 
 
-def evaluation(found: Mapping[str, Any]) -> str:
+def evaluation(result: Mapping[str, Any]) -> str:
     """Show the result of `evaluate` on one part of the split."""
-    names = list(found["views"])
-    has_top5 = found["views"][names[0]]["top5"] is not None
+    names = list(result["views"])
+    has_top5 = result["views"][names[0]]["top5"] is not None
     columns = ("top1", "top5", "mean_per_class") if has_top5 else ("top1", "mean_per_class")
     rows = [
         [
-            VIEW_NAMES.get(view, view) + (" (headline)" if view == found["headline"] else ""),
+            VIEW_NAMES.get(view, view) + (" (headline)" if view == result["headline"] else ""),
             *("no videos" if score[name] is None else f"{score[name]:.2f} %" for name in columns),
             str(score["videos"]),
         ]
-        for view, score in found["views"].items()
+        for view, score in result["views"].items()
     ]
     head = ["view", "top-1", *(["top-5"] if has_top5 else []), "mean per class", "videos"]
-    figure = confusion_figure(found["confusion"], found["classes"])
+    figure = confusion_figure(result["confusion"], result["classes"])
     classes = [
         [name, "no videos" if share is None else f"{share:.1f} %"]
-        for name, share in zip(found["classes"], found["per_class"], strict=True)
+        for name, share in zip(result["classes"], result["per_class"], strict=True)
     ]
-    skipped = [f"{key}: {reason}" for key, reason in found["skipped"].items()]
+    problems = [f"{key}: {reason}" for key, reason in result["skipped"].items()]
     return page.section(
-        f"Evaluation: {found['part']}",
-        page.paragraph(f"{found['clips']} clips × {found['crops']} crops per video, mean probabilities."),
+        f"Evaluation: {result['part']}",
+        page.paragraph(f"{result['clips']} clips × {result['crops']} crops per video, mean probabilities."),
         page.warnings(
-            [f"{several(len(skipped), 'video')} could not be read: {'; '.join(skipped[:3])}"] if skipped else []
+            [f"{several(len(problems), 'video')} could not be read: {'; '.join(problems[:3])}"] if problems else []
         ),
         page.table(head, rows, kind="scores"),
-        page.figure(to_inline_svg(figure, name=f"confusion-{found['part']}", label="Confusion")),
+        page.figure(to_inline_svg(figure, name=f"confusion-{result['part']}", label="Confusion")),
         page.table(["class", "accuracy"], classes, kind="numbers"),
     )
 
@@ -155,7 +155,7 @@ def read_evaluations(folder: Path, *, model_hash: str | None) -> tuple[list[dict
     Raises:
         UserError: A file is damaged.
     """
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     notes: list[str] = []
     for file in sorted((folder / "evaluation").glob("*.json")):
         content = read_json(file)
@@ -166,5 +166,5 @@ def read_evaluations(folder: Path, *, model_hash: str | None) -> tuple[list[dict
         if model_hash is not None and of != model_hash:
             notes.append(f"{file.name} was computed with other weights than the model in the folder, and is left out")
         else:
-            found.append({**content, "part": part})
-    return sorted(found, key=lambda entry: str(entry["part"])), notes
+            results.append({**content, "part": part})
+    return sorted(results, key=lambda entry: str(entry["part"])), notes

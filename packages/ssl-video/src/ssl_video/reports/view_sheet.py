@@ -30,8 +30,8 @@ def view_sheet(videos: VideoSet, recipe: Recipe, config: Mapping[str, Any], *, c
     """
     views = recipe.views
     folder = config["read"]["flow_cache"]
-    stored = open_flow(None if folder is None else Path(str(folder)), method=recipe.flow, views=views)
-    data = ClipDataset(videos, recipe.clip, following=True, audio="audio" in views, flow=stored)
+    flow_cache = open_flow(None if folder is None else Path(str(folder)), method=recipe.flow, views=views)
+    data = ClipDataset(videos, recipe.clip, following=True, audio="audio" in views, flow=flow_cache)
     places = torch.linspace(0, len(videos) - 1, min(clips, len(videos))).round().long()
     augment = ClipAugment(
         recipe.size,

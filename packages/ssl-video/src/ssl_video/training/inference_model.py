@@ -85,20 +85,20 @@ def recalibrate_views(
             turns = torch.arange(count) // len(clips)
             order = permutation(derive(seed, "order"), len(clips))[places]
             for ids, passes in zip(torch.split(order, batch_size), torch.split(turns, batch_size), strict=True):
-                heard, drawn = [], []
+                samples, sample_ids = [], []
                 for index, turn in zip(ids.tolist(), passes.tolist(), strict=True):
                     try:
                         clip = clips.clip(index, seed=derive(seed, "recalibrate", turn)).clip
                     except UserError:  # an unreadable file must not cost the trained network
                         continue
                     if view != "audio" or clip.has_audio is None or clip.has_audio.all():
-                        heard.append(clip)
-                        drawn.append(index + len(clips) * turn)
-                if heard:
-                    pictures = one.weak(heard, seed=seed, ids=torch.tensor(drawn))[view]
+                        samples.append(clip)
+                        sample_ids.append(index + len(clips) * turn)
+                if samples:
+                    pictures = one.weak(samples, seed=seed, ids=torch.tensor(sample_ids))[view]
                     yield normalize(pictures.to(device), mean=mean, std=std)
 
-        found = batches()
-        first = next(found, None)
+        batch_iterator = batches()
+        first = next(batch_iterator, None)
         if first is not None:
-            recalibrate_bn(network, itertools.chain([first], found), view=view)
+            recalibrate_bn(network, itertools.chain([first], batch_iterator), view=view)

@@ -122,10 +122,10 @@ class Feed:
 
     def batch(self, step: int) -> StepBatch:
         """Return the clips of this step, on the run's device."""
-        found = next(self._loader.at(step, pin_memory=self._device.type == "cuda"))
+        batch = next(self._loader.at(step, pin_memory=self._device.type == "cuda"))
         # The masks stay on the host, which has to know how many clips they select.
         stay = {"present", "labelled_present"}
-        return StepBatch(*(x if name in stay else _to(x, self._device) for name, x in found._asdict().items()))
+        return StepBatch(*(x if name in stay else _to(x, self._device) for name, x in batch._asdict().items()))
 
 
 class _Steps(Dataset[StepBatch | UserError]):
@@ -156,16 +156,16 @@ class _Steps(Dataset[StepBatch | UserError]):
         ids = self.few.at(step)
         seed = derive(self.seed, "labelled", step)
         clips, _ = _read(self.labelled, ids, seed)
-        known, there = self.augment.weak(clips, seed=seed, ids=ids), self._present(clips)
+        labelled, there = self.augment.weak(clips, seed=seed, ids=ids), self._present(clips)
         labels = self.labels[ids]
         if self.unlabelled is None or self.many is None or step < self.first_unlabelled:
-            return StepBatch(known, labels, {}, {}, {}, there, ids[:0], ids[:0].bool())
+            return StepBatch(labelled, labels, {}, {}, {}, there, ids[:0], ids[:0].bool())
         ids = self.many.at(step)
         seed = derive(self.seed, "unlabelled", step)
         clips, videos = _read(self.unlabelled, ids, seed)
         weak, strong = self.augment.weak_and_strong(clips, seed=seed, ids=ids)
         reordered = self.augment.reordered(seed=seed, ids=ids)
-        return StepBatch(known, labels, weak, strong, self._present(clips), there, videos, reordered)
+        return StepBatch(labelled, labels, weak, strong, self._present(clips), there, videos, reordered)
 
     def _present(self, clips: Sequence[Clips]) -> Pictures:
         if "audio" not in self.augment.views:
@@ -178,7 +178,7 @@ def _read(data: ClipSource, ids: Tensor, seed: int) -> tuple[list[Clips], Tensor
     return [sample.clip for sample in samples], torch.tensor([sample.video for sample in samples])
 
 
-def _to(part: Any, device: torch.device) -> Any:
-    if isinstance(part, dict):
-        return {name: _to(value, device) for name, value in part.items()}
-    return part.to(device, non_blocking=True)
+def _to(item: Any, device: torch.device) -> Any:
+    if isinstance(item, dict):
+        return {name: _to(value, device) for name, value in item.items()}
+    return item.to(device, non_blocking=True)

@@ -98,9 +98,10 @@ def hashes() -> str:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         subprocess.run([*command, "--report", str(report), "--requirement", str(CONSTRAINTS)], check=True)
-        found = json.loads(report.read_text(encoding="utf-8"))["install"]
+        distributions = json.loads(report.read_text(encoding="utf-8"))["install"]
     lines = [
-        f"{each['metadata']['name']}=={each['metadata']['version']} --hash=sha256:{_sha256(each)}" for each in found
+        f"{each['metadata']['name']}=={each['metadata']['version']} --hash=sha256:{_sha256(each)}"
+        for each in distributions
     ]
     head = [
         f"# For {system()}; written by `python -m tools.dependencies hashes` from tools/constraints.txt.",
@@ -109,8 +110,8 @@ def hashes() -> str:
     return "\n".join([*head, *sorted(lines, key=str.lower), ""])
 
 
-def _sha256(installed: dict[str, Any]) -> str:
-    return str(installed["download_info"]["archive_info"]["hashes"]["sha256"])
+def _sha256(distribution: dict[str, Any]) -> str:
+    return str(distribution["download_info"]["archive_info"]["hashes"]["sha256"])
 
 
 def requirements(project: dict[str, Any], extras: Iterable[str] = ()) -> list[Requirement]:
@@ -120,34 +121,34 @@ def requirements(project: dict[str, Any], extras: Iterable[str] = ()) -> list[Re
     return [Requirement(line) for line in lines]
 
 
-def closure(wanted: Iterable[Requirement]) -> set[str]:
+def closure(roots: Iterable[Requirement]) -> set[str]:
     """Return the canonical names of all distributions that requirements install, directly or indirectly."""
     members = {
         canonicalize_name(project["name"]): project
         for project in (tomllib.loads(file.read_text(encoding="utf-8"))["project"] for file in PROJECTS)
     }
-    found: set[str] = set()
+    names: set[str] = set()
     seen: set[tuple[str, str]] = set()
-    left = [(requirement, "") for requirement in wanted]
-    while left:
-        requirement, extra = left.pop()
+    stack = [(requirement, "") for requirement in roots]
+    while stack:
+        requirement, extra = stack.pop()
         name = canonicalize_name(requirement.name)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
             continue
-        for own in (*requirement.extras, ""):
-            if (name, own) in seen:
+        for feature in (*requirement.extras, ""):
+            if (name, feature) in seen:
                 continue
-            seen.add((name, own))
+            seen.add((name, feature))
             if name in members:
-                more = requirements(members[name], [own] if own else [])
+                more = requirements(members[name], [feature] if feature else [])
             else:
                 try:
                     more = [Requirement(line) for line in importlib.metadata.distribution(name).requires or ()]
                 except importlib.metadata.PackageNotFoundError:
                     continue
-                found.add(name)
-            left += [(each, own) for each in more]
-    return found
+                names.add(name)
+            stack += [(each, feature) for each in more]
+    return names
 
 
 def licences() -> str:
@@ -189,11 +190,11 @@ def licence(name: str) -> str:
     metadata: Any = importlib.metadata.metadata(name)
     if expression := metadata.get("License-Expression"):
         return str(expression)
-    stated = [
+    classifiers = [
         line.rpartition(" :: ")[2] for line in metadata.get_all("Classifier") or () if line.startswith("License ::")
     ]
-    if stated := [each for each in stated if each not in ("OSI Approved", "Other/Proprietary License")]:
-        return ", ".join(stated)
+    if classifiers := [each for each in classifiers if each not in ("OSI Approved", "Other/Proprietary License")]:
+        return ", ".join(classifiers)
     lines = [line.strip() for line in (metadata.get("License") or "").splitlines() if line.strip()]
     return lines[0][:80].replace("|", "/") if lines else "not stated"
 
@@ -208,27 +209,27 @@ def advisories() -> list[str]:
             return [unknown.format(_last_line(error.stderr) or f"{AUDIT} cannot be installed")]
         command = [str(python), "-m", "pip_audit", "--requirement", str(HASHES), "--no-deps", "--disable-pip"]
         command += ["--format", "json", "--progress-spinner", "off", "--timeout", "30"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        process = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     try:
-        audited = json.loads(done.stdout)["dependencies"]
+        entries = json.loads(process.stdout)["dependencies"]
     except (ValueError, KeyError):
-        return [unknown.format(_last_line(done.stderr) or f"exit status {done.returncode}")]
-    return of_audit(audited)
+        return [unknown.format(_last_line(process.stderr) or f"exit status {process.returncode}")]
+    return of_audit(entries)
 
 
-def of_audit(audited: Sequence[dict[str, Any]]) -> list[str]:
+def of_audit(entries: Sequence[dict[str, Any]]) -> list[str]:
     """Describe the entries of pip-audit's report, with a line for each problem that is not accepted."""
-    skipped = [each for each in audited if "skip_reason" in each]
-    found = []
-    if skipped:
-        names = ", ".join(each["name"] for each in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        found.append(f"the index has no advisories for {len(skipped)} distributions ({names})")
-    for each in audited:
-        for known in each.get("vulns", ()):
-            if known["id"] not in ACCEPTED:
-                fixed = ", ".join(known["fix_versions"]) or "no version yet"
-                found.append(f"{each['name']} {each['version']}: {known['id']}, fixed in {fixed}")
-    return found
+    unknown = [each for each in entries if "skip_reason" in each]
+    problems = []
+    if unknown:
+        names = ", ".join(each["name"] for each in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        problems.append(f"the index has no advisories for {len(unknown)} distributions ({names})")
+    for each in entries:
+        for advisory in each.get("vulns", ()):
+            if advisory["id"] not in ACCEPTED:
+                fix_versions = ", ".join(advisory["fix_versions"]) or "no version yet"
+                problems.append(f"{each['name']} {each['version']}: {advisory['id']}, fixed in {fix_versions}")
+    return problems
 
 
 def tool(requirement: str, folder: Path) -> Path:
@@ -251,15 +252,15 @@ def _last_line(text: str | None) -> str:
 
 def oldest(env: Path, tests: Sequence[str]) -> int:
     """Install the oldest versions that the packages accept into a new environment and run tests with them."""
-    pinned = env.with_name(f"{env.name}.txt")
-    members = [word for file in PROJECTS for word in ("--no-emit-package", file.parent.name)]
+    pins = env.with_name(f"{env.name}.txt")
+    members = [argument for file in PROJECTS for argument in ("--no-emit-package", file.parent.name)]
     python = env / ("Scripts" if os.name == "nt" else "bin") / "python"
     with tempfile.TemporaryDirectory() as folder:
         uv = [str(tool(RESOLVER, Path(folder))), "-m", "uv"]
         resolve = [*uv, "pip", "compile", "--quiet", "--resolution", "lowest-direct", "--all-extras", *members]
-        subprocess.run([*resolve, *map(str, PROJECTS), "--output-file", str(pinned)], check=True)
+        subprocess.run([*resolve, *map(str, PROJECTS), "--output-file", str(pins)], check=True)
         subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(env)], check=True)
-        install = [*uv, "pip", "install", "--quiet", "--python", str(python), "--requirement", str(pinned)]
+        install = [*uv, "pip", "install", "--quiet", "--python", str(python), "--requirement", str(pins)]
         subprocess.run([*install, *TEST_TOOLS], check=True)
     sources = os.pathsep.join(str(file.parent / "src") for file in PROJECTS)
     command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", *tests]

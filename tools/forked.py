@@ -29,7 +29,7 @@ class Forked:
         set_forkserver_preload(list(modules))
 
     def run(
-        self, module: str, words: Sequence[str], log: Path, *, seconds: float | None = None, **environment: str
+        self, module: str, arguments: Sequence[str], log: Path, *, seconds: float | None = None, **environment: str
     ) -> int | None:
         """Run `python -m module words...` and append its output to the log.
 
@@ -37,7 +37,7 @@ class Forked:
             Exit status, negative for a signal; None if the time limit was exceeded and the process was killed together
             with its children.
         """
-        process = self._context.Process(target=_main, args=(module, list(words), str(log), environment))
+        process = self._context.Process(target=_main, args=(module, list(arguments), str(log), environment))
         process.start()
         process.join(seconds)
         if process.exitcode is None and process.pid is not None:
@@ -51,12 +51,12 @@ class Forked:
         return process.exitcode
 
 
-def _main(module: str, words: list[str], log: str, environment: Mapping[str, str]) -> None:
+def _main(module: str, arguments: list[str], log: str, environment: Mapping[str, str]) -> None:
     os.setsid()
     os.environ.update(environment)
     with open(log, "ab") as file:  # noqa: PTH123 - only the descriptor is used
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
-    sys.argv[1:] = words
+    sys.argv[1:] = arguments
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -148,19 +148,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     there = sorted(path.parent.name for path in PACKAGES.glob("*/pyproject.toml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", nargs="*", help=f"any of {', '.join(there)}; all when left out")
-    chosen = parser.parse_args(argv).packages or there
-    if unknown := [name for name in chosen if name not in there]:
+    packages = parser.parse_args(argv).packages or there
+    if unknown := [name for name in packages if name not in there]:
         parser.error(f"unknown package {unknown[0]!r}; expected some of {', '.join(there)}")
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="isolation-") as folder:
         environment = Environment(Path(folder))
-        for package in chosen:
-            started = time.monotonic()
-            found = check(package, environment)
+        for package in packages:
+            begin = time.monotonic()
+            package_problems = check(package, environment)
             print(
-                f"{package}: {'NOT isolated' if found else 'isolated'}, {time.monotonic() - started:.0f} s", flush=True
+                f"{package}: {'NOT isolated' if package_problems else 'isolated'}, {time.monotonic() - begin:.0f} s",
+                flush=True,
             )
-            problems += found
+            problems += package_problems
     print("\n".join(problems), end="\n" if problems else "", file=sys.stderr)
     return int(bool(problems))
 
@@ -179,16 +180,16 @@ class Environment:
     def wheel(self, package: str) -> Path:
         return self.core if package == CORE else build(package, self.folder / "dist", "wheel")[0]
 
-    def install(self, *wanted: str) -> None:
-        self.pip("install", "--constraint", str(ROOT / "tools" / "constraints.txt"), *wanted)
+    def install(self, *specifiers: str) -> None:
+        self.pip("install", "--constraint", str(ROOT / "tools" / "constraints.txt"), *specifiers)
 
     def remove_all_but_the_core(self) -> None:
-        if added := sorted(self.distributions() - self.base):
-            self.pip("uninstall", "--yes", *added)
+        if extras := sorted(self.distributions() - self.base):
+            self.pip("uninstall", "--yes", *extras)
 
     def distributions(self) -> frozenset[str]:
-        listed = subprocess.run([self.python, "-I", "-c", LIST], capture_output=True, text=True, check=True)
-        return frozenset(json.loads(listed.stdout))
+        process = subprocess.run([self.python, "-I", "-c", LIST], capture_output=True, text=True, check=True)
+        return frozenset(json.loads(process.stdout))
 
     def pip(self, *arguments: str) -> None:
         command = [str(self.python), "-m", "pip", arguments[0], "--quiet", *arguments[1:]]
@@ -224,31 +225,37 @@ def of_wheel(package: str, wheel: Path) -> list[str]:
         "changelog": top_entry(package)[0],
     }
     problems = [] if len(set(versions.values())) == 1 else [f"versions differ: {versions}"]
-    wanted = [f"{module}/py.typed", f"{Path(info).parent}/licenses/LICENSE"]
-    problems += [f"the wheel lacks {name}" for name in wanted if name not in names]
+    expected_files = [f"{module}/py.typed", f"{Path(info).parent}/licenses/LICENSE"]
+    problems += [f"the wheel lacks {name}" for name in expected_files if name not in names]
     strangers = [name for name in names if not name.startswith((f"{module}/", f"{module}-"))]
     return problems + [f"the wheel contains {name}, which is outside its package" for name in strangers]
 
 
 def of_environment(python: Path, install: str) -> list[str]:
-    wanted = INSTALLS[install]
+    installation = INSTALLS[install]
     with tempfile.TemporaryDirectory() as elsewhere:  # prevents imports from the checkout
-        probe = attempt([str(python), "-I", "-c", PROBE, " ".join(wanted.skip), *wanted.modules], elsewhere)
-        words = [line.split() for line in (*wanted.commands, "python -m pip check")]
-        tries = [probe, *(attempt([str(python.with_name(word)), *rest], elsewhere) for word, *rest in words)]
-        tries.append(attempt([str(python), "-I", "-c", wanted.use], elsewhere))
+        probe = attempt([str(python), "-I", "-c", PROBE, " ".join(installation.skip), *installation.modules], elsewhere)
+        commands = [line.split() for line in (*installation.commands, "python -m pip check")]
+        tries = [
+            probe,
+            *(attempt([str(python.with_name(program)), *arguments], elsewhere) for program, *arguments in commands),
+        ]
+        tries.append(attempt([str(python), "-I", "-c", installation.use], elsewhere))
     problems = [problem for _, problem in tries if problem]
-    installed = set(json.loads(probe[0].splitlines()[-1])) if not probe[1] else set()
-    problems += [f"{library} is installed, which it has no use for" for library in sorted(installed & absent(install))]
-    problems += [f"{library} is missing" for library in sorted(wanted.libraries - installed) if installed]
+    libraries = set(json.loads(probe[0].splitlines()[-1])) if not probe[1] else set()
+    problems += [f"{library} is installed, which it has no use for" for library in sorted(libraries & absent(install))]
+    problems += [f"{library} is missing" for library in sorted(installation.libraries - libraries) if libraries]
     return problems
 
 
 def attempt(command: list[str], folder: str) -> tuple[str, str]:
     """Return the standard output of a command, and a problem to report if it failed."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     name = " ".join([Path(command[0]).name, *command[1:]]).partition("\n")[0]
-    return done.stdout, f"`{name}` ended with status {done.returncode}:\n{done.stderr}" if done.returncode else ""
+    return (
+        process.stdout,
+        f"`{name}` ended with status {process.returncode}:\n{process.stderr}" if process.returncode else "",
+    )
 
 
 if __name__ == "__main__":

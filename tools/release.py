@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def disagreements(tag: str) -> list[str]:
     """Return all reasons why this tag cannot be released, or an empty list if it can."""
     package, _, version = tag.rpartition("-v")
-    known = sorted(path.parent.name for path in PACKAGES.glob("*/pyproject.toml"))
-    if package not in known or not re.fullmatch(r"\d+\.\d+\.\d+", version):
-        return [f"expected PACKAGE-vX.Y.Z with PACKAGE one of {', '.join(known)}"]
+    packages = sorted(path.parent.name for path in PACKAGES.glob("*/pyproject.toml"))
+    if package not in packages or not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        return [f"expected PACKAGE-vX.Y.Z with PACKAGE one of {', '.join(packages)}"]
     entry, date = top_entry(package)
     problems = []
     if declared_version(package) != version:
@@ -56,10 +56,10 @@ def disagreements(tag: str) -> list[str]:
         problems.append(f"the top entry of CHANGELOG.md is {entry}; write one for {version}")
     elif not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
         problems.append(f"the top entry of CHANGELOG.md is {version} - {date}; replace {date!r} by the release date")
-    asked = [(sibling, requirement) for sibling in known for requirement in requirements(sibling)]
+    pairs = [(sibling, requirement) for sibling in packages for requirement in requirements(sibling)]
     return problems + [
         f"{sibling} requires {requirement}, which excludes {version}; widen its range"
-        for sibling, requirement in asked
+        for sibling, requirement in pairs
         if requirement.name == package and not requirement.specifier.contains(version)
     ]
 
@@ -70,19 +70,19 @@ def version_file(package: str) -> Path:
 
 def declared_version(package: str) -> str:
     """Read `__version__` of a package without importing it."""
-    found = re.search(r'^__version__ = "(.+)"$', (ROOT / version_file(package)).read_text(), re.MULTILINE)
-    if not found:
+    match = re.search(r'^__version__ = "(.+)"$', (ROOT / version_file(package)).read_text(), re.MULTILINE)
+    if not match:
         raise ValueError(f'{version_file(package)}: expected a line __version__ = "X.Y.Z"')
-    return found[1]
+    return match[1]
 
 
 def top_entry(package: str) -> tuple[str, str]:
     """Return version and date (or "unreleased") of the newest entry in the changelog of a package."""
     changelog = PACKAGES / package / "CHANGELOG.md"
-    found = re.search(r"^## (\S+) - (\S+)$", changelog.read_text(), re.MULTILINE)
-    if not found:
+    match = re.search(r"^## (\S+) - (\S+)$", changelog.read_text(), re.MULTILINE)
+    if not match:
         raise ValueError(f"packages/{package}/CHANGELOG.md: expected an entry '## X.Y.Z - YYYY-MM-DD'")
-    return found[1], found[2]
+    return match[1], match[2]
 
 
 def requirements(package: str) -> list[Requirement]:
@@ -98,8 +98,8 @@ def build(package: str, out: Path, *targets: str) -> list[Path]:
     Wheels are always pure: a wheel with a compiled library would support only this kind of machine, and users can build
     the library with one command.
     """
-    chosen = [word for target in targets for word in ("--target", target)]
-    command = [sys.executable, "-m", "hatchling", "build", *chosen, "--directory", str(out.resolve())]
+    flags = [argument for target in targets for argument in ("--target", target)]
+    command = [sys.executable, "-m", "hatchling", "build", *flags, "--directory", str(out.resolve())]
     environment = {**os.environ, "CONTRASTIVE_CORE_EXT": "0"}
     subprocess.run(command, cwd=PACKAGES / package, env=environment, check=True)
     return sorted(out.glob(f"{package.replace('-', '_')}-{declared_version(package)}[.-]*"))

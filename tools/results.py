@@ -69,11 +69,11 @@ def write_result(path: Path, result: Mapping[str, object]) -> None:
 
 
 def _commit() -> str:
-    copied = ROOT / "COMMIT"  # in a copy without history, as written by tools.gpu.pack
-    if copied.is_file():
-        return copied.read_text().strip()
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return found.stdout.strip()
+    commit_file = ROOT / "COMMIT"  # in a copy without history, as written by tools.gpu.pack
+    if commit_file.is_file():
+        return commit_file.read_text().strip()
+    process = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return process.stdout.strip()
 
 
 def _cpu() -> str:
@@ -127,14 +127,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for page in pages():
         text = page.read_text(encoding="utf-8")
         try:
-            wanted = filled(text, page)
+            new_text = filled(text, page)
         except (OSError, KeyError, TypeError, ValueError) as error:
             problems.append(f"{page.relative_to(ROOT)}: {type(error).__name__}: {error}")
             continue
-        if wanted != text and arguments.check:
+        if new_text != text and arguments.check:
             problems.append(f"{page.relative_to(ROOT)}: a table differs from its file; run `tools/run results-table`")
-        elif wanted != text:
-            page.write_text(wanted, encoding="utf-8")
+        elif new_text != text:
+            page.write_text(new_text, encoding="utf-8")
             print(f"wrote {page.relative_to(ROOT)}")
     print("\n".join(problems), end="\n" if problems else "", file=sys.stderr)
     return int(bool(problems))
@@ -142,8 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def pages() -> list[Path]:
     """Return the Markdown files of the repository that git lists."""
-    listed = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+    process = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [path for name in process.stdout.split("\0") if name and (path := ROOT / name).is_file()]
 
 
 def files() -> list[Path]:
@@ -154,28 +154,28 @@ def files() -> list[Path]:
 def filled(text: str, page: Path) -> str:
     """Return the text of a page with every marked table regenerated."""
 
-    def fill(marked: re.Match[str]) -> str:
-        path = ROOT / RESULTS / f"{marked[2]}.json"
-        options = json.loads(marked[3]) if marked[3] else {}
+    def fill(match: re.Match[str]) -> str:
+        path = ROOT / RESULTS / f"{match[2]}.json"
+        options = json.loads(match[3]) if match[3] else {}
         stage = options.pop("gpu_stage", None)
         if stage and not path.is_file():
             return (
-                f"{marked[1]}Not run on a GPU yet; `python -m tools.gpu.run --stages {stage}` measures it.\n{marked[5]}"
+                f"{match[1]}Not run on a GPU yet; `python -m tools.gpu.run --stages {stage}` measures it.\n{match[5]}"
             )
         result = read(path)
-        part = selected(result, **options) if options else result
-        return f"{marked[1]}{render(part, link(path, page))}{marked[5]}"
+        selection = selected(result, **options) if options else result
+        return f"{match[1]}{render(selection, link(path, page))}{match[5]}"
 
-    def fill_headline(marked: re.Match[str]) -> str:
-        return f"{marked[1]}{headline(marked[2])}{marked[4]}"
+    def fill_headline(match: re.Match[str]) -> str:
+        return f"{match[1]}{headline(match[2])}{match[4]}"
 
     return HEADLINE.sub(fill_headline, MARKED.sub(fill, text))
 
 
 def read(path: Path) -> dict[str, Any]:
     """Read the contents of a results file."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def selected(
@@ -189,19 +189,19 @@ def selected(
         columns: Names of the selected columns; all columns if None.
     """
     table = result["table"]
-    chosen = table["rows"] if rows is None else [row_of(result, cells) for cells in rows]
+    selection = table["rows"] if rows is None else [row_of(result, cells) for cells in rows]
     places = range(len(table["columns"])) if columns is None else [table["columns"].index(name) for name in columns]
     names = [table["columns"][place] for place in places]
-    part = {"columns": names, "rows": [[row[place] for place in places] for row in chosen]}
-    return {**result, "table": part, "notes": []}
+    new_table = {"columns": names, "rows": [[row[place] for place in places] for row in selection]}
+    return {**result, "table": new_table, "notes": []}
 
 
 def row_of(result: Mapping[str, Any], cells: Sequence[object]) -> list[Any]:
     """Return the only row that begins with these cells."""
-    found = [row for row in result["table"]["rows"] if row[: len(cells)] == list(cells)]
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} rows of {result['name']} begin with {list(cells)}, expected one")
-    row: list[Any] = found[0]
+    matches = [row for row in result["table"]["rows"] if row[: len(cells)] == list(cells)]
+    if len(matches) != 1:
+        raise ValueError(f"{len(matches)} rows of {result['name']} begin with {list(cells)}, expected one")
+    row: list[Any] = matches[0]
     return row
 
 
@@ -251,10 +251,10 @@ def render(result: Mapping[str, Any], source: str) -> str:
 
 def folded(notes: Sequence[str]) -> list[str]:
     """Return the notes as paragraphs; long ones, except for the first, in a part of the page that the reader opens."""
-    first, rest = notes[:1], notes[1:]
-    if sum(map(len, rest)) <= FOLD:
+    first, remainder = notes[:1], notes[1:]
+    if sum(map(len, remainder)) <= FOLD:
         return [*notes]
-    return [*first, "<details>\n<summary>Conditions, runs and choice of settings</summary>", *rest, "</details>"]
+    return [*first, "<details>\n<summary>Conditions, runs and choice of settings</summary>", *remainder, "</details>"]
 
 
 def aligned(column: Sequence[object]) -> list[str]:

@@ -39,27 +39,30 @@ Way = Callable[[Path], AbstractContextManager[Callable[[], object]]]
 
 def follow(call: Callable[[], object]) -> tuple[set[str], set[str]]:
     """Run a call and return the files that transform the value, and the other files whose functions ran."""
-    handing, running = set(), set()
+    transform_files, active_files = set(), set()
 
-    def hook(frame: FrameType, event: str, returned: object) -> None:
+    def hook(frame: FrameType, event: str, result: object) -> None:
         file = frame.f_code.co_filename
         # A comprehension belongs to its function, although it has a separate frame before Python 3.12.
         if not file.startswith(PACKAGES) or frame.f_code.co_name in _PARTS:
             return
-        running.add(file)
-        if event == "return" and (new := set(_values(returned))):
-            given = {
-                value for name, held in frame.f_locals.items() if name in _arguments(frame) for value in _values(held)
+        active_files.add(file)
+        if event == "return" and (new := set(_values(result))):
+            inputs = {
+                value
+                for name, variable in frame.f_locals.items()
+                if name in _arguments(frame)
+                for value in _values(variable)
             }
-            if new - given:
-                handing.add(file)
+            if new - inputs:
+                transform_files.add(file)
 
     sys.setprofile(hook)
     try:
         call()
     finally:
         sys.setprofile(None)
-    return handing, running - handing
+    return transform_files, active_files - transform_files
 
 
 def _arguments(frame: FrameType) -> tuple[str, ...]:
@@ -67,23 +70,23 @@ def _arguments(frame: FrameType) -> tuple[str, ...]:
     return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
-def _values(found: object, depth: int = 2) -> Iterator[int]:
+def _values(node: object, depth: int = 2) -> Iterator[int]:
     """Yield the identities of the arrays in an object, except small arrays without gradient such as affine matrices."""
-    if isinstance(found, torch.Tensor):
-        if found.numel() > _SMALL or found.requires_grad:
-            yield id(found)
-    elif isinstance(found, np.ndarray):
-        if found.size > _SMALL:
-            yield id(found)
-    elif depth and isinstance(found, Mapping):
-        for value in found.values():
+    if isinstance(node, torch.Tensor):
+        if node.numel() > _SMALL or node.requires_grad:
+            yield id(node)
+    elif isinstance(node, np.ndarray):
+        if node.size > _SMALL:
+            yield id(node)
+    elif depth and isinstance(node, Mapping):
+        for value in node.values():
             yield from _values(value, depth - 1)
-    elif depth and isinstance(found, Sequence) and not isinstance(found, str | bytes):
-        for value in found[:8]:
+    elif depth and isinstance(node, Sequence) and not isinstance(node, str | bytes):
+        for value in node[:8]:
             yield from _values(value, depth - 1)
-    elif depth and is_dataclass(found) and not isinstance(found, type):
-        for field in fields(found):
-            yield from _values(getattr(found, field.name, None), depth - 1)
+    elif depth and is_dataclass(node) and not isinstance(node, type):
+        for field in fields(node):
+            yield from _values(getattr(node, field.name, None), depth - 1)
 
 
 @contextlib.contextmanager
@@ -143,8 +146,8 @@ def mask(folder: Path) -> Iterator[Callable[[], object]]:
 
     def call() -> None:
         volume = read_volume(ImageFile(folder / "image.nii.gz"))
-        found = segment(volume, model.network, model.preprocessing, refinement=model.refinement)
-        write_mask(found.classes, volume, folder / "mask.nii.gz", model.labels)
+        segmentation = segment(volume, model.network, model.preprocessing, refinement=model.refinement)
+        write_mask(segmentation.classes, volume, folder / "mask.nii.gz", model.labels)
 
     yield call
 
@@ -164,24 +167,24 @@ def selftraining(folder: Path) -> Iterator[Callable[[], object]]:
     from ssl_medseg.training.slices import AugmentOptions
 
     _segmenter(folder / "model")
-    found = load_segmenter(folder / "model", device="cpu")
+    segmenter = load_segmenter(folder / "model", device="cpu")
     toy_case = _of_tests("toy_cases").toy_case
     cases = [toy_case("a"), toy_case("b")]
     data = TrainingData(
-        labels=found.labels, preprocessing=found.preprocessing, labelled=cases[:1], unlabelled=cases[1:]
+        labels=segmenter.labels, preprocessing=segmenter.preprocessing, labelled=cases[:1], unlabelled=cases[1:]
     )
     with Run(folder / "run", config={}, command="ways", options=RunOptions(device="cpu")) as run:
         pool = Pool(run, data, PseudoLabelOptions(guard="off"))
         student = Student(
-            run, found, reuse="whole", embedding=0, norm="apart", lr=1e-3, weight_decay=0.0, schedule="constant",
+            run, segmenter, reuse="whole", embedding=0, norm="apart", lr=1e-3, weight_decay=0.0, schedule="constant",
             cycle=4, decay=0.0, steps=4,
         )  # fmt: skip
-        criterion = segmentation_loss("dice", classes=len(found.labels))
+        criterion = segmentation_loss("dice", classes=len(segmenter.labels))
 
         def call() -> None:
             pool.refresh(student.network, BestWeights(), step=0, made_by="", score=None)
             term = PseudoTerm(
-                run, pool, classes=len(found.labels), batch_size=2, augment=AugmentOptions(kind="paper"),
+                run, pool, classes=len(segmenter.labels), batch_size=2, augment=AugmentOptions(kind="paper"),
                 criterion=criterion, weight=1.0,
             )  # fmt: skip
             images = term.images(0)
@@ -211,8 +214,8 @@ def clip(folder: Path) -> Iterator[Callable[[], object]]:
         method = MultiviewPseudoLabel(network, classes=len(clips.videos.classes), threshold=0.5, bn="split")
 
         def call() -> None:
-            found = feed.batch(0)
-            method(found.labelled, found.labels, found.weak, found.strong, step=0).loss.backward()
+            step_batch = feed.batch(0)
+            method(step_batch.labelled, step_batch.labels, step_batch.weak, step_batch.strong, step=0).loss.backward()
 
         for _ in run.steps(1):
             yield call
@@ -242,11 +245,14 @@ def main() -> None:
     for name in parser.parse_args().ways:
         with tempfile.TemporaryDirectory() as folder, WAYS[name](Path(folder)) as call:
             call()  # caches and lazy imports
-            handing, helping = follow(call)
+            transform_files, helper_files = follow(call)
         print(f"{name}: {WAYS[name].__doc__}")
-        for what, files in ((f"transform the value ({BEFORE[name]} before)", handing), ("only help", helping)):
+        for role, files in (
+            (f"transform the value ({BEFORE[name]} before)", transform_files),
+            ("only help", helper_files),
+        ):
             lines = sum(len(Path(file).read_text(encoding="utf-8").splitlines()) for file in files)
-            print(f"  {len(files)} files, {lines} lines, {what}")
+            print(f"  {len(files)} files, {lines} lines, {role}")
             for file in sorted(files):
                 print(f"    {file.split('/src/')[1]}")
 

@@ -54,7 +54,9 @@ def _outcomes(read: Callable[[Path], Any], folder: Path, cases: range, **more: A
         is_valid = (root / "x").read_bytes() == bytes(range(100))
         return "good" if is_valid else str(read(root))
 
-    return {n: found.word for n, found in Corpus(Format("x", _example, either, **more), folder).attempt(cases, 0)}
+    return {
+        n: outcome.verdict for n, outcome in Corpus(Format("x", _example, either, **more), folder).attempt(cases, 0)
+    }
 
 
 @pytest.mark.parametrize("word", list(READERS))

@@ -147,7 +147,7 @@ def test_stages_of_the_file_are_known_and_flags_reach_the_segmentation(tmp_path:
     assert [stage.name for stage in stages] == ["acdc"]
     session = run.Session(tmp_path, tmp_path, device="cpu", data=tmp_path, budget=1)
     session.more = {"{acdc}": ["--method", "pseudo"]}
-    assert session._extended(["run", "{acdc}", "last"]) == ["run", "--method", "pseudo", "last"]
+    assert session._expand(["run", "{acdc}", "last"]) == ["run", "--method", "pseudo", "last"]
     with pytest.raises(SystemExit, match=r"no stage nothing; .* has .*acdc"):
         run.read_stages(run.STAGES, ["nothing"], rehearse=False)
 

@@ -16,15 +16,15 @@ from tools.studies.ucf101_linear import flow_histogram, predict
 
 def test_the_commands_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
     jobs = {job.name: job for job in Study(Path("data"), Path("runs"), draws=(0,)).jobs()}
-    for method, chosen in METHODS.items():
-        assert main([*jobs[f"10percent-{method}-draw0"].words, "--print_config"]) == 0
+    for method, expected in METHODS.items():
+        assert main([*jobs[f"10percent-{method}-draw0"].arguments, "--print_config"]) == 0
         settings = yaml.safe_load(capsys.readouterr().out)
-        clips = settings["training"]["batch_size"] * (1 if chosen.supervised else 1 + settings["training"]["mu"])
+        clips = settings["training"]["batch_size"] * (1 if expected.supervised else 1 + settings["training"]["mu"])
         assert settings["optimizer"]["lr"] * clips / 40 == pytest.approx(0.3, rel=1e-3), method
-        assert (settings["method"] == "supervised") == chosen.supervised
+        assert (settings["method"] == "supervised") == expected.supervised
         if settings["recipe"] == "strong":
             views = settings["inputs"]["views"][: 1 if settings["method"] == "fixmatch" else None]
-            assert tuple(views) == chosen.views, method
+            assert tuple(views) == expected.views, method
 
 
 def test_equal_compute_by_hand() -> None:
@@ -71,20 +71,20 @@ def test_steps_without_pseudo_labels_have_no_accuracy(tmp_path: Path) -> None:
 def test_flow_histograms_count_place_speed_and_direction() -> None:
     flow = torch.zeros(1, 2, 8, 8)
     flow[0, 0, :4, :4] = 3.0  # the upper left quarter moves right, fast; the rest is still
-    found = flow_histogram(flow).view(4, 4, 4, 8)
+    histogram = flow_histogram(flow).view(4, 4, 4, 8)
     for row in range(4):
         for column in range(4):
             expected = torch.zeros(4, 8)
             expected[3 if row < 2 and column < 2 else 0, 0] = 1 / 16
-            assert torch.equal(found[row, column], expected)
+            assert torch.equal(histogram[row, column], expected)
 
 
 def test_a_linear_classifier_finds_what_is_linear() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(60, 5, generator=generator)
     labels = (x @ torch.randn(5, 3, generator=generator)).argmax(dim=1)
-    (found,) = predict(x, labels, [x], classes=3, decay=1e-6)
-    assert (found == labels).float().mean() > 0.95
+    (predictions,) = predict(x, labels, [x], classes=3, decay=1e-6)
+    assert (predictions == labels).float().mean() > 0.95
 
 
 def test_earlier_results_are_kept_and_repeated_runs_replace_them(tmp_path: Path) -> None:
@@ -102,12 +102,12 @@ def test_earlier_results_are_kept_and_repeated_runs_replace_them(tmp_path: Path)
         (path / "evaluation" / "test.json").write_text(json.dumps({"views": {"rgb": {"top1": top1}}}))
         (path / "metrics.jsonl").write_text(json.dumps({"step": STEPS, "coverage": 0.6, "pseudo_accuracy": 0.8}))
     write(study, study.jobs(), out, None)
-    found = json.loads(out.read_text())
-    assert found["top1"]["10"]["labels"] == {"0": {"rgb": 41.0}}
-    rows = {row[1]: row for row in found["table"]["rows"]}
+    results = json.loads(out.read_text())
+    assert results["top1"]["10"]["labels"] == {"0": {"rgb": 41.0}}
+    rows = {row[1]: row for row in results["table"]["rows"]}
     assert rows["MvPL, fixed threshold"] == [
         10, "MvPL, fixed threshold", 3, "50.0 ± 6.0", "+3.0", None, None, "80", "60",
     ]  # fmt: skip
-    assert found["seeds"] == [0, 1, 2]
-    assert found["notes"] == ["written by hand"]
-    assert found["config"]["commands"][0] == "old"
+    assert results["seeds"] == [0, 1, 2]
+    assert results["notes"] == ["written by hand"]
+    assert results["config"]["commands"][0] == "old"

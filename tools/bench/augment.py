@@ -98,7 +98,7 @@ def measure(size: int, folder: Path | None, rounds: int | None) -> list[dict[str
         cell["images_per_s_best"] = count / min(times)
         if LIGHTLY in seconds and name != LIGHTLY:
             pairs = zip(seconds[LIGHTLY], times, strict=True)
-            cell["ratio"] = statistics.median(theirs / ours for theirs, ours in pairs)
+            cell["ratio"] = statistics.median(peer / ours for peer, ours in pairs)
         cells.append(cell)
     return cells
 
@@ -211,8 +211,8 @@ def read(folder: Path | None, count: int, side: int) -> list[Image.Image]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
     if len(paths) < count:
         raise SystemExit(f"{folder}: found {len(paths)} .jpg and .png images, expected at least {count}")
-    chosen = paths[:: len(paths) // count][:count]
-    return [Image.open(path).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for path in chosen]
+    selection = paths[:: len(paths) // count][:count]
+    return [Image.open(path).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for path in selection]
 
 
 def as_tensor(picture: Image.Image) -> Tensor:

@@ -74,37 +74,37 @@ def compare_compiled(arguments: argparse.Namespace) -> dict[str, float | None]:
         network.zero_grad()
 
     eager, compiled = partial(step, network), partial(step, torch.compile(network))
-    compiling = seconds_of(compiled)
+    compile_seconds = seconds_of(compiled)
     eager()
     pairs = [(seconds_of(eager), seconds_of(compiled)) for _ in range(arguments.steps)]
     before, after = (statistics.median(each) for each in zip(*pairs, strict=True))
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         eager()
-    events = profiled.key_averages()
+    events = profiler.key_averages()
     convolutions = sum(event.self_cpu_time_total for event in events if "convolution" in event.key)
     return {
-        "compile_seconds": compiling,
+        "compile_seconds": compile_seconds,
         "eager_step_seconds": before,
         "compiled_step_seconds": after,
         "speedup": statistics.median(first / second for first, second in pairs),
         "share_of_convolutions": convolutions / sum(event.self_cpu_time_total for event in events),
-        "steps_to_pay_back": compiling / (before - after) if before > after else None,
+        "steps_to_pay_back": compile_seconds / (before - after) if before > after else None,
     }
 
 
-def write(out: Path, measured: dict[str, float | None], arguments: argparse.Namespace) -> None:
+def write(out: Path, measurement: dict[str, float | None], arguments: argparse.Namespace) -> None:
     """Add the measurement for this size to the file."""
     rows = json.loads(out.read_text())["table"]["rows"] if out.exists() else []
-    pays = measured["steps_to_pay_back"]
+    pays = measurement["steps_to_pay_back"]
     channels = "all channels" if arguments.width == 1 else f"{arguments.width:.0%} of the channels"
     row = [
         f"{arguments.image_size} px, {channels}, batch {arguments.batch_size}",
-        round(measured["eager_step_seconds"] or 0, 3),
-        round(measured["compiled_step_seconds"] or 0, 3),
-        round(measured["speedup"] or 0, 2),
-        round(measured["compile_seconds"] or 0),
+        round(measurement["eager_step_seconds"] or 0, 3),
+        round(measurement["compiled_step_seconds"] or 0, 3),
+        round(measurement["speedup"] or 0, 2),
+        round(measurement["compile_seconds"] or 0),
         "never" if pays is None else round(pays),
-        round(100 * (measured["share_of_convolutions"] or 0)),
+        round(100 * (measurement["share_of_convolutions"] or 0)),
     ]
     columns = ["network", "eager, s", "compiled, s", "speed-up", "compiling, s", "pays after, steps", "convolutions, %"]
     write_result(
@@ -137,10 +137,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.compile:
-        measured = compare_compiled(arguments)
-        print(json.dumps(measured))
+        measurement = compare_compiled(arguments)
+        print(json.dumps(measurement))
         if arguments.out:
-            write(arguments.out, measured, arguments)
+            write(arguments.out, measurement, arguments)
         return
     step = training_step(arguments)
     step()

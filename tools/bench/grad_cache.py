@@ -41,13 +41,13 @@ def main() -> None:
         return
     rows: list[list[object]] = []
     for batch in arguments.batches:
-        whole = cell(batch, batch, arguments.repeats)
+        baseline = cell(batch, batch, arguments.repeats)
         for chunk in [batch, *sorted((c for c in arguments.chunks if c < batch), reverse=True)]:
-            found = whole if chunk == batch else cell(batch, chunk, arguments.repeats)
-            if not math.isclose(found["gradient_norm"], whole["gradient_norm"], rel_tol=1e-4):
-                raise SystemExit(f"the gradient of {batch} views in chunks of {chunk} differs: {found} and {whole}")
-            seconds, mb = found["cpu_s"], found["extra_mb"]
-            rows.append([batch, chunk, round(mb), round(seconds, 2), round(seconds / whole["cpu_s"], 2)])
+            result = baseline if chunk == batch else cell(batch, chunk, arguments.repeats)
+            if not math.isclose(result["gradient_norm"], baseline["gradient_norm"], rel_tol=1e-4):
+                raise SystemExit(f"the gradient of {batch} views in chunks of {chunk} differs: {result} and {baseline}")
+            seconds, mb = result["cpu_s"], result["extra_mb"]
+            rows.append([batch, chunk, round(mb), round(seconds, 2), round(seconds / baseline["cpu_s"], 2)])
             print(*rows[-1], sep="\t", flush=True)
     if arguments.out:
         columns = ["views", "at a time", "peak memory, MB", "step, s", "times whole"]
@@ -75,11 +75,11 @@ def cell(batch: int, chunk: int, repeats: int) -> dict[str, float]:
     """Measure one cell in a fresh process."""
     command = [sys.executable, "-m", "tools.bench.grad_cache", "--cell", str(batch), str(chunk)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--repeats", str(repeats)], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    return result
 
 
 def measure(batch: int, chunk: int, *, repeats: int) -> dict[str, float]:

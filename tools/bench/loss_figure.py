@@ -21,16 +21,16 @@ def curves(path: Path) -> dict[str, list[tuple[int, float, float]]]:
     result = read(path)
     columns = result["table"]["columns"]
     sizes = sorted({row[0] for row in result["table"]["rows"]})
-    found: dict[str, list[tuple[int, float, float]]] = {name: [] for name in NAMES}
+    points: dict[str, list[tuple[int, float, float]]] = {name: [] for name in NAMES}
     for size in sizes:
         row = row_of(result, [size, DIM, THREADS])
         cells = {name: row[columns.index(name)] for name in NAMES}
         seconds, megabytes = (float(number) for number in re.findall(r"([\d.]+) (?:s|MB)", cells["nt_xent"]))
-        found["nt_xent"].append((size, seconds, megabytes))
+        points["nt_xent"].append((size, seconds, megabytes))
         for name in list(NAMES)[1:]:
             time, memory = (float(number) for number in re.findall(r"([\d.]+)x", cells[name]))
-            found[name].append((size, seconds * time, megabytes * memory))
-    return found
+            points[name].append((size, seconds * time, megabytes * memory))
+    return points
 
 
 def main() -> None:

@@ -90,27 +90,27 @@ def main() -> int:
             arguments.threads, arguments.dtypes, arguments.dims, arguments.sizes, arguments.methods
         )
     ]  # fmt: skip
-    measured: dict[Key, list[Result]] = {key: [] for key in keys}
+    results_of: dict[Key, list[Result]] = {key: [] for key in keys}
     for number, key in itertools.product(range(arguments.rounds), keys):
         threads, dtype, dim, rows, method = key
-        smaller = [measured[threads, dtype, dim, size, method] for size in arguments.sizes if size <= rows]
+        smaller = [results_of[threads, dtype, dim, size, method] for size in arguments.sizes if size <= rows]
         if any("skipped" in result for results in smaller for result in results):
             continue
-        if any(result["wall_s"] > arguments.long for result in measured[key]):
+        if any(result["wall_s"] > arguments.long for result in results_of[key]):
             continue
         result = run_cell(arguments, method=method, rows=rows, dim=dim, threads=threads, dtype=dtype)
-        measured[key].append(result)
+        results_of[key].append(result)
         note = result.get("skipped") or f"{result['wall_s']:.4f} s wall, {result['extra_mb']:.0f} MB"
-        spent = time.monotonic() - start
-        print(f"{spent:4.0f} s, round {number + 1}: N={rows} D={dim} {dtype} threads={threads} {method}: {note}",
+        elapsed = time.monotonic() - start
+        print(f"{elapsed:4.0f} s, round {number + 1}: N={rows} D={dim} {dtype} threads={threads} {method}: {note}",
               file=sys.stderr, flush=True)  # fmt: skip
-    merged = {key: merge(results) for key, results in measured.items()}
-    check_agreement(merged)
-    result = as_result(merged, arguments)
+    medians = {key: merge(results) for key, results in results_of.items()}
+    check_agreement(medians)
+    result = as_result(medians, arguments)
     print(render(result, f"{arguments.out or 'bench_losses.json'}"))
     if arguments.out:
         write_result(arguments.out, result)
-    return int(any("failed" in f"{found.get('skipped')}" for found in merged.values()))
+    return int(any("failed" in f"{cell.get('skipped')}" for cell in medians.values()))
 
 
 def parse() -> argparse.Namespace:
@@ -184,17 +184,17 @@ def merge(results: list[Result]) -> Result:
     return {name: how.get(name, statistics.median)([result[name] for result in results]) for name in results[0]}
 
 
-def check_agreement(merged: Mapping[Key, Result]) -> None:
+def check_agreement(medians: Mapping[Key, Result]) -> None:
     """Mark the results whose loss or gradient differs from ours."""
-    for (threads, dtype, dim, rows, _), result in merged.items():
-        ours = merged.get((threads, dtype, dim, rows, OURS), {})
+    for (threads, dtype, dim, rows, _), result in medians.items():
+        ours = medians.get((threads, dtype, dim, rows, OURS), {})
         if "loss" in result and "loss" in ours:
             pairs = [(result[name], ours[name]) for name in ("loss", "gradient_norm")]
             limit = 1e-4 if dtype == "float32" else 1e-2
-            result["agrees"] = all(math.isclose(theirs, mine, rel_tol=limit) for theirs, mine in pairs)
+            result["agrees"] = all(math.isclose(value, reference, rel_tol=limit) for value, reference in pairs)
 
 
-def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> dict[str, object]:
+def as_result(medians: Mapping[Key, Result], arguments: argparse.Namespace) -> dict[str, object]:
     """Return the content of the results file, with all cells and a table with a row for every size."""
     names = ("threads", "dtype", "dim", "rows", "method")
     on_cuda = arguments.device == "cuda"
@@ -207,13 +207,13 @@ def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> di
     for threads, dtype, dim, size in itertools.product(
         arguments.threads, arguments.dtypes, arguments.dims, arguments.sizes
     ):
-        ours = merged.get((threads, dtype, dim, size, OURS), {"skipped": "not requested"})
-        cells = [merged[threads, dtype, dim, size, method] for method in arguments.methods]
+        ours = medians.get((threads, dtype, dim, size, OURS), {"skipped": "not requested"})
+        cells = [medians[threads, dtype, dim, size, method] for method in arguments.methods]
         row = [size, dim, dtype if on_cuda else threads]
         row += [multiple(cell, ours, clock_of(threads, arguments)) for cell in cells]
         clock, limit = clock_of(threads, arguments), limits[threads]
         rows.append([*row, *(limit.shares(size, dim, dtype, ours[clock]) if clock in ours else ["-", "-"])])
-    missing = {f"{cell['skipped']}" for cell in merged.values() if "not installed" in cell.get("skipped", "")}
+    reasons = {f"{cell['skipped']}" for cell in medians.values() if "not installed" in cell.get("skipped", "")}
     return {
         "name": arguments.out.stem if arguments.out else "bench_losses",
         **provenance(),
@@ -254,21 +254,21 @@ def as_result(merged: Mapping[Key, Result], arguments: argparse.Namespace) -> di
                 else "device seconds. "
             )
             + f"A dash means that more than {arguments.limit_gb:g} GB or {arguments.timeout:g} s would be needed"
-            + "".join(f", or {reason}" for reason in sorted(missing))
+            + "".join(f", or {reason}" for reason in sorted(reasons))
             + ".",
         ],
-        "cells": [{**dict(zip(names, key, strict=True)), **result} for key, result in merged.items()],
+        "cells": [{**dict(zip(names, key, strict=True)), **result} for key, result in medians.items()],
     }
 
 
-def multiple(theirs: Result, ours: Result, clock: str) -> str:
+def multiple(peer: Result, ours: Result, clock: str) -> str:
     """Format a cell of the table: "5.70x [29.8x]", or "1.51 s [104 MB]" for nt_xent."""
-    if "skipped" in theirs or "skipped" in ours:
+    if "skipped" in peer or "skipped" in ours:
         return "-"
-    if theirs is ours:
+    if peer is ours:
         return f"{ours[clock]:.3g} s [{ours['extra_mb']:.0f} MB]"
-    ratio = f"{theirs[clock] / ours[clock]:.2f}x [{theirs['extra_mb'] / max(ours['extra_mb'], 0.1):.1f}x]"
-    return ratio if theirs.get("agrees", True) else f"{ratio} (another value!)"
+    ratio = f"{peer[clock] / ours[clock]:.2f}x [{peer['extra_mb'] / max(ours['extra_mb'], 0.1):.1f}x]"
+    return ratio if peer.get("agrees", True) else f"{ratio} (another value!)"
 
 
 def clock_of(threads: int, arguments: argparse.Namespace) -> str:

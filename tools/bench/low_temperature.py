@@ -32,9 +32,9 @@ def rows(count: int, dim: int, noise: float) -> Tensor:
     return F.normalize(torch.cat([a, a + noise * torch.randn(a.shape, generator=generator)]))
 
 
-def backward(z: Tensor, temperature: float, part: float) -> tuple[float, Tensor]:
+def backward(z: Tensor, temperature: float, share: float) -> tuple[float, Tensor]:
     """Return CPU seconds and gradient when entries up to this share of the precision are omitted."""
-    library.set_up(part_omitted=part)
+    library.set_up(part_omitted=share)
     z = z.clone().requires_grad_()
     loss = self_lse(z, scale=1 / temperature, max_norm=1.0).mean()
     begun = time.process_time()
@@ -57,9 +57,9 @@ def main() -> None:
         ):
             z = rows(count, arguments.dim, noise)
             runs = [(backward(z, temperature, 0.0), backward(z, temperature, 0.5)) for _ in range(arguments.repeats)]
-            whole, less = (min(run[i][0] for run in runs) for i in range(2))
+            full, less = (min(run[i][0] for run in runs) for i in range(2))
             change = (runs[0][0][1] - runs[0][1][1]).norm().item() * temperature * count**0.5
-            table.append([name, count, temperature, f"{whole:.4f}", f"{less / whole:.2f}x", f"{change:.0e}"])
+            table.append([name, count, temperature, f"{full:.4f}", f"{less / full:.2f}x", f"{change:.0e}"])
     library.set_up()
     columns = ["embeddings", "N", "temperature", "everything, s", "without negligible entries", "change"]
     result = {

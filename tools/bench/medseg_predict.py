@@ -109,8 +109,8 @@ def monai_script(network: nn.Module, p: Preprocessing, batch_size: int) -> Conte
 
 def nnunet(network: nn.Module, p: Preprocessing) -> Contestant:
     """Return a function that segments one image with nnU-Net's predictor and the same network."""
-    found = nnunet_predictor.predictor(network, LABELS, size=p.size[0], spacing=p.spacing or (1.0, 1.0))
-    return partial(nnunet_predictor.predict, found)
+    predictor = nnunet_predictor.predictor(network, LABELS, size=p.size[0], spacing=p.spacing or (1.0, 1.0))
+    return partial(nnunet_predictor.predict, predictor)
 
 
 def in_bfloat16(run: Contestant) -> Contestant:
@@ -158,9 +158,9 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, float], float]:
                 run(image, masks[name])
                 if number:
                     seconds[name].append(time.perf_counter() - begun)
-            first, *others = (np.asarray(nibabel.load(mask).dataobj) for mask in list(masks.values())[:count])
-            equal += [float((first == other).mean()) for other in others]
-    return {name: statistics.median(found) for name, found in seconds.items()}, min(equal)
+            first, *peers = (np.asarray(nibabel.load(mask).dataobj) for mask in list(masks.values())[:count])
+            equal += [float((first == peer).mean()) for peer in peers]
+    return {name: statistics.median(times) for name, times in seconds.items()}, min(equal)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -175,15 +175,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="results file")
     arguments = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
-    found, equal = measure(arguments)
-    found = dict(sorted(found.items(), key=lambda pair: not pair[0].startswith("predict")))
-    for name, seconds in found.items():
-        print(f"{name:27} {seconds:7.3f} s per volume, {seconds / found['predict']:5.2f} of predict's")
+    medians, equal = measure(arguments)
+    medians = dict(sorted(medians.items(), key=lambda pair: not pair[0].startswith("predict")))
+    for name, seconds in medians.items():
+        print(f"{name:27} {seconds:7.3f} s per volume, {seconds / medians['predict']:5.2f} of predict's")
     imports = {name: seconds_to_import(code) for name, code in IMPORTS.items()}
     for name, seconds in imports.items():
         print(f"{name:18} {seconds:7.3f} s to import")
     print(f"equal voxels {equal:.4f}")
-    nnunet_words = (
+    nnunet_text = (
         "nnU-Net's predictor processes one slice at a time, without mirroring, and resamples with cubic splines. "
     )
     if arguments.out is not None:
@@ -200,8 +200,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "columns": ["program", "s per volume", "of predict's"],
                     "rows": [
                         [f"ssl-medseg {name}" if name.startswith("predict") else name, round(value, 3),
-                         round(value / found["predict"], 2)]
-                        for name, value in found.items()
+                         round(value / medians["predict"], 2)]
+                        for name, value in medians.items()
                     ],
                 },
                 "notes": [
@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{arguments.width} and slices of {arguments.size} x {arguments.size} pixels, "
                     f"{arguments.threads or 'all'} thread(s). "
                     "The MONAI script uses SliceInferer and the transforms of MONAI's tutorials. "
-                    f"{nnunet_words if arguments.nnunet else ''}In float32, {equal:.2%} of the voxels are equal"
+                    f"{nnunet_text if arguments.nnunet else ''}In float32, {equal:.2%} of the voxels are equal"
                     f"{', except for nnU-Net' if arguments.nnunet else ''}. Importing, once per process, takes "
                     + " and ".join(f"{seconds:.1f} s ({name})" for name, seconds in imports.items())
                     + "."

@@ -70,8 +70,8 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
-            found: Tensor = self.network(x)
-        return found.float()
+            output: Tensor = self.network(x)
+        return output.float()
 
 
 def ours(run: Run, slices: SliceSet, *, width: int, batch_size: int, loading: bool) -> Step:
@@ -184,9 +184,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         for name, precision in OURS:
             for loading in (True, False):
                 options = RunOptions(device="cpu", precision=precision, threads=arguments.threads, progress=False)
-                what = name if loading else f"{name}, one fixed batch"
-                with Run(Path(folder) / what, config={}, command="bench", options=options) as run:
-                    steps[what] = ours(run, slices, loading=loading, **same)
+                program = name if loading else f"{name}, one fixed batch"
+                with Run(Path(folder) / program, config={}, command="bench", options=options) as run:
+                    steps[program] = ours(run, slices, loading=loading, **same)
         for end, mixed in (("", False), (", bfloat16", True)):
             steps[f"MONAI script{end}"] = monai_script(copy.deepcopy(slices), mixed=mixed, **same)
             if arguments.nnunet is not None:
@@ -204,7 +204,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
                 if turn:  # the first round prepares kernels
                     seconds[name].append(time.perf_counter() - begun)
     slices_seen = arguments.steps * arguments.batch_size
-    return {name: slices_seen / statistics.median(found) for name, found in seconds.items()}
+    return {name: slices_seen / statistics.median(times) for name, times in seconds.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -34,22 +34,24 @@ def predictor(
         plans = importlib.import_module("nnunetv2.utilities.plans_handling.plans_handler").PlansManager(
             _plans(size, spacing, batch_size)
         )
-        found = inference.nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+        nnunet_predictor = inference.nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     dataset = {
         "channel_names": {"0": "MRI"},
         "labels": {name: place for place, name in enumerate(labels.names)},
         "file_ending": ".nii.gz",
     }
     configuration = plans.get_configuration("2d")
-    found.manual_initialization(network, plans, configuration, [network.state_dict()], dataset, "nnUNetTrainer", None)
-    return found
+    nnunet_predictor.manual_initialization(
+        network, plans, configuration, [network.state_dict()], dataset, "nnUNetTrainer", None
+    )
+    return nnunet_predictor
 
 
-def predict(found: Any, image: Path, mask: Path) -> None:
+def predict(nnunet_predictor: Any, image: Path, mask: Path) -> None:
     """Segment an image file and write its mask."""
     name = str(mask).removesuffix(".nii.gz")
     with contextlib.redirect_stdout(io.StringIO()):
-        found.predict_from_files_sequential([[str(image)]], [name], save_probabilities=False, overwrite=True)
+        nnunet_predictor.predict_from_files_sequential([[str(image)]], [name], save_probabilities=False, overwrite=True)
 
 
 def _plans(size: int, spacing: tuple[float, float], batch_size: int) -> dict[str, Any]:

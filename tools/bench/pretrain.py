@@ -74,8 +74,8 @@ def network(precision: str, arguments: argparse.Namespace) -> float:
 
 def _run(command: list[object], threads: int) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    words = [str(part) for part in command]
-    return subprocess.run(words, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    arguments = [str(argument) for argument in command]
+    return subprocess.run(arguments, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
 
 
 def main() -> None:
@@ -98,8 +98,8 @@ def main() -> None:
             (place / "images" / "train" / label.name).mkdir(parents=True)
             for image in sorted(label.iterdir())[:per_class]:
                 (place / "images" / "train" / label.name / image.name).symlink_to(image)
-        chosen = arguments.only.split(",") if arguments.only else CONTESTANTS
-        contestants = [name for name in chosen if arguments.source or not name.startswith("solo-learn")]
+        names = arguments.only.split(",") if arguments.only else CONTESTANTS
+        contestants = [name for name in names if arguments.source or not name.startswith("solo-learn")]
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
         for number, name in itertools.product(range(arguments.rounds), contestants):
             library, precision = name.split()

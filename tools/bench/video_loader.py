@@ -69,12 +69,12 @@ def bare(videos: VideoSet) -> Contestant:
             room = max(0.0, (stream.duration or 0) * base - SPEC.duration)
             start = room * np.random.default_rng(number).random()
             container.seek(int(start / base), stream=stream)
-            wanted = SPEC.times(start)
+            moments = SPEC.times(start)
             pictures: list[Any] = []
             for frame in container.decode(stream):
-                if (frame.time or 0) >= wanted[len(pictures)] - 1e-3:
+                if (frame.time or 0) >= moments[len(pictures)] - 1e-3:
                     pictures.append(frame.reformat(format="rgb24", threads=1).to_ndarray())
-                    if len(pictures) == len(wanted):
+                    if len(pictures) == len(moments):
                         break
             return torch.from_numpy(np.stack(pictures))
 
@@ -132,7 +132,7 @@ def measure(videos: VideoSet, scratch: Path, *, clips: int, rounds: int) -> dict
             read(number * clips + place)
         if number:  # the first round loads the files into memory and indexes them
             seconds[name].append((time.perf_counter() - begun) / clips)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -149,12 +149,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         sets = generated(Path(scratch), arguments.seconds)
         for folder in arguments.videos:
             sets[folder.parent.name if folder.name == "train" else folder.name] = open_videos(folder)
-        left_out = {}
+        omissions = {}
         for name, videos in sets.items():
-            common, left_out[name] = readable_by_all(videos)
+            common, omissions[name] = readable_by_all(videos)
             seconds = measure(common, Path(scratch), clips=arguments.count, rounds=arguments.rounds)
-            for contestant, found in seconds.items():
-                rows.append([name, contestant, _three(1e3 * found), _three(1 / found), _three(seconds[PEER] / found)])
+            for contestant, per_clip in seconds.items():
+                rows.append(
+                    [name, contestant, _three(1e3 * per_clip), _three(1 / per_clip), _three(seconds[PEER] / per_clip)]
+                )
                 print(*rows[-1], sep="\t", flush=True)
     if arguments.out:
         config = {"frames": SPEC.frames, "stride": SPEC.stride, "count": arguments.count, "rounds": arguments.rounds}
@@ -162,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.out,
             {
                 "name": arguments.out.stem, **provenance(), "seeds": [0],
-                "config": {**config, "threads": 1, "left_out": left_out},
+                "config": {**config, "threads": 1, "left_out": omissions},
                 "table": {"columns": ["videos", "reader", "ms/clip", "clips/s", "times PyTorchVideo"], "rows": rows},
                 "notes": [
                     "One process and one thread; a clip has 8 frames of a window of 64 frames at 30 frames per second, "

@@ -54,12 +54,12 @@ def contestant(
     classes = len(data.videos.classes)
     network = build_network(NetworkOptions("small_slow", width=arguments.width, dropout=0.0), classes)
     method = MultiviewPseudoLabel(network, classes=classes, views=views, threshold=0.6, bn="split")
-    wrapped, optimizer = run.setup(method, build_optimizer(network, OptimizerOptions(), lr=1e-3))
+    model, optimizer = run.setup(method, build_optimizer(network, OptimizerOptions(), lr=1e-3))
     fixed = None if loading else feed.batch(0)
 
     def step(number: int) -> None:
         batch = fixed or feed.batch(number)
-        losses = wrapped(batch.labelled, batch.labels, batch.weak, batch.strong, step=number)
+        losses = model(batch.labelled, batch.labels, batch.weak, batch.strong, step=number)
         optimizer.zero_grad()
         run.fabric.backward(losses.loss)
         optimizer.step()
@@ -77,9 +77,9 @@ def contestants(
     for name in (FIXED, *LOADING):
         if name == FLOW_CACHED and "flow" not in views:
             continue
-        stored = FlowCache.open(folder / "flow", method="dis") if name == FLOW_CACHED else None
+        flow_cache = FlowCache.open(folder / "flow", method="dis") if name == FLOW_CACHED else None
         data = ClipDataset(
-            videos, spec, following=needs_following(views, stored), flow=stored,
+            videos, spec, following=needs_following(views, flow_cache), flow=flow_cache,
             frames=frames if name in (CACHED, FLOW_CACHED) else None,
         )  # fmt: skip
         for place in range(len(videos)):  # fills the cache, and indexes the videos
@@ -106,7 +106,7 @@ def measure(steps: dict[str, Callable[[int], None]], videos: int, arguments: arg
                 begun = time.perf_counter()
                 _advance(step, number, name, _STEPS)
                 seconds[name].append((time.perf_counter() - begun) / _STEPS)
-    return {name: clips / statistics.median(found) for name, found in seconds.items()}
+    return {name: clips / statistics.median(times) for name, times in seconds.items()}
 
 
 def _advance(step: Callable[[int], None], number: dict[str, int], name: str, times: int) -> None:
@@ -118,9 +118,9 @@ def _advance(step: Callable[[int], None], number: dict[str, int], name: str, tim
 def table(speeds: Iterable[tuple[str, dict[str, float]]]) -> list[list[object]]:
     """Return the rows of the published table: views, way of loading, clips per second, share of the fixed batch."""
     return [
-        [views, name, round(speed, 1), round(speed / found[FIXED], 2)]
-        for views, found in speeds
-        for name, speed in found.items()
+        [views, name, round(speed, 1), round(speed / by_loading[FIXED], 2)]
+        for views, by_loading in speeds
+        for name, speed in by_loading.items()
     ]
 
 

@@ -83,23 +83,23 @@ def link_pages(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = site_links(source[0], path, path)
 
 
-def link_included(app: Sphinx, included: Path, page: str, content: list[str]) -> None:
+def link_included(app: Sphinx, file: Path, page: str, content: list[str]) -> None:
     """Convert the links of an included README to links of the page that includes it."""
-    content[0] = site_links(content[0], Path(app.srcdir, included), Path(app.env.doc2path(app.env.docname)))
+    content[0] = site_links(content[0], Path(app.srcdir, file), Path(app.env.doc2path(app.env.docname)))
 
 
-def site_links(text: str, written_in: Path, shown_in: Path) -> str:
+def site_links(text: str, source: Path, page: Path) -> str:
     """Convert links between files of the repository to links between pages of the site.
 
     A README is the first page of its folder, and a changelog is a page of the reference. A link to any other file is
     replaced by its text.
     """
 
-    def link(found: re.Match[str]) -> str:
-        target, _, anchor = found[3].partition("#")
+    def link(match: re.Match[str]) -> str:
+        target, _, anchor = match[3].partition("#")
         if not target or "://" in target or target.startswith("mailto:"):
-            return found[0]
-        path = Path(os.path.normpath(written_in.parent / target))
+            return match[0]
+        path = Path(os.path.normpath(source.parent / target))
         if path.is_relative_to(ROOT / "packages"):
             folder = ROOT / "docs" / path.relative_to(ROOT / "packages").parts[0]
             path = {"README.md": folder / "index.md", "CHANGELOG.md": folder / "reference/changelog.md"}.get(
@@ -107,9 +107,9 @@ def site_links(text: str, written_in: Path, shown_in: Path) -> str:
             )
         path = path.with_name("index.md") if path == ROOT / "docs" / "README.md" else path
         if not path.is_relative_to(ROOT / "docs") or path.is_dir():
-            return found[2]
-        relative = Path(os.path.relpath(path, shown_in.parent)).as_posix()
-        return f"{found[1]}[{found[2]}]({relative}{'#' * bool(anchor)}{anchor})"
+            return match[2]
+        relative = Path(os.path.relpath(path, page.parent)).as_posix()
+        return f"{match[1]}[{match[2]}]({relative}{'#' * bool(anchor)}{anchor})"
 
     return LINK.sub(link, text)
 
@@ -125,5 +125,5 @@ def keep_formulas(*arguments: object) -> None:
 
 
 def _toctree(pages: list[str]) -> str:
-    listed = "\n".join(pages)
-    return f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```"
+    entries = "\n".join(pages)
+    return f"```{{toctree}}\n:maxdepth: 1\n\n{entries}\n```"

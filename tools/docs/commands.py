@@ -30,8 +30,8 @@ def page(prog: str, name: str, verb: Verb) -> str:
     groups: dict[str, list[Flag]] = {}
     for group, flag in _flags(function, flags):
         groups.setdefault(group, []).append(flag)
-    for group, found in groups.items():
-        parts += [f"## {group}", _table(found)]
+    for group, group_flags in groups.items():
+        parts += [f"## {group}", _table(group_flags)]
     parts.append(f"In Python: `{prog.replace('-', '_')}.{attribute}`, with the same arguments.")
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -75,10 +75,10 @@ def _written(flags: Flags, key: str, kind: Any) -> str:
     return f"`--[no-]{name}`" if kind is bool else f"`--{name} {placeholder(kind)}`"
 
 
-def _texts(documented: Any) -> dict[str, str]:
+def _texts(target: Any) -> dict[str, str]:
     """Return the text of every argument or attribute in a docstring, each in one line."""
-    found = parse(inspect.getdoc(documented) or "").params
-    return {each.arg_name: " ".join((each.description or "").split()) for each in found}
+    parameters = parse(inspect.getdoc(target) or "").params
+    return {each.arg_name: " ".join((each.description or "").split()) for each in parameters}
 
 
 def _sentence(text: str) -> str:
@@ -95,6 +95,6 @@ def _plain(value: Any) -> str:
     return str(value) if str(value) else "none"
 
 
-def _table(found: list[Flag]) -> str:
-    rows = [" | ".join(cell.replace("|", r"\|") for cell in flag) for flag in found]
+def _table(flags: list[Flag]) -> str:
+    rows = [" | ".join(cell.replace("|", r"\|") for cell in flag) for flag in flags]
     return "\n".join(["| flag | default | |", "|---|---|---|", *(f"| {row} |" for row in rows)])

@@ -40,22 +40,22 @@ def pages(package: str) -> dict[str, str]:
     A name that several folders export has its entry on the page of the folder that defines it.
     """
     root = importlib.import_module(package)
-    names = sorted(found.name for found in pkgutil.iter_modules(root.__path__))
+    names = sorted(info.name for info in pkgutil.iter_modules(root.__path__))
     sections = [f"{package}.{name}" for name in names if not name.startswith("_") and name not in NOT_API]
-    found = {section: public(root, section) for section in sections}
-    pages_of = {id_: section for section, entries in found.items() for id_ in entries}
+    entries_of = {section: public(root, section) for section in sections}
+    pages_of = {id_: section for section, entries in entries_of.items() for id_ in entries}
     pages_of |= {
-        id_: section for section, entries in found.items() for id_, each in entries.items() if each.is_defined_here
+        id_: section for section, entries in entries_of.items() for id_, each in entries.items() if each.is_defined_here
     }
-    written = {}
-    for section, entries in found.items():
-        if kept := [each for id_, each in entries.items() if pages_of[id_] == section]:
-            written[section.rpartition(".")[2]] = page(section, kept)
-    rest = [name for name in getattr(root, "__all__", ()) if not _is_in(getattr(root, name), sections)]
-    if rest:  # commands as functions, and names that a private module defines
-        others = [_entry(f"{package}.{name}", getattr(root, name), package) for name in rest]
-        written[package] = page(package, [each for each in others if each])
-    return written
+    texts = {}
+    for section, entries in entries_of.items():
+        if section_entries := [each for id_, each in entries.items() if pages_of[id_] == section]:
+            texts[section.rpartition(".")[2]] = page(section, section_entries)
+    root_names = [name for name in getattr(root, "__all__", ()) if not _is_in(getattr(root, name), sections)]
+    if root_names:  # commands as functions, and names that a private module defines
+        root_entries = [_entry(f"{package}.{name}", getattr(root, name), package) for name in root_names]
+        texts[package] = page(package, [each for each in root_entries if each])
+    return texts
 
 
 def page(section: str, entries: list[Entry]) -> str:
@@ -78,7 +78,7 @@ def public(root: ModuleType, section: str) -> dict[int, Entry]:
 
     These are the names in `__all__`, or the names of all modules in the folder if it has no `__all__`.
     """
-    found: dict[int, Entry] = {}
+    entries: dict[int, Entry] = {}
     module = importlib.import_module(section)
     at_root = {id(getattr(root, name)): name for name in getattr(root, "__all__", ())}
     for place in [module] if hasattr(module, "__all__") else [module, *_below(module)]:
@@ -86,15 +86,15 @@ def public(root: ModuleType, section: str) -> dict[int, Entry]:
             value = getattr(place, name)
             path = f"{root.__name__}.{at_root[id(value)]}" if id(value) in at_root else f"{place.__name__}.{name}"
             entry = _entry(path, value, section)
-            if entry is not None and id(value) not in found:
-                found[id(value)] = entry
+            if entry is not None and id(value) not in entries:
+                entries[id(value)] = entry
     for name in getattr(root, "__all__", ()):
         value = getattr(root, name)
-        if id(value) not in found and _is_in(value, [section]):
+        if id(value) not in entries and _is_in(value, [section]):
             entry = _entry(f"{root.__name__}.{name}", value, section)
             if entry is not None:
-                found[id(value)] = entry
-    return found
+                entries[id(value)] = entry
+    return entries
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -116,27 +116,27 @@ def _entry(path: str, value: object, section: str) -> Entry | None:
         return None
     if not (inspect.isclass(value) or inspect.isroutine(value)):
         return Entry(path, section, "data", "")
-    defined = str(getattr(value, "__module__", section))
+    origin = str(getattr(value, "__module__", section))
     doc = inspect.getdoc(value) if value.__doc__ else None
     if doc is None:
         return None
     summary = " ".join(doc.partition("\n\n")[0].split())
     kind = "class" if inspect.isclass(value) else "function"
-    here = defined == section or defined.startswith(f"{section}.")
-    is_foreign = defined.partition(".")[0] != path.partition(".")[0]
-    target = f"{defined}.{getattr(value, '__qualname__', '')}" if is_foreign else None
-    return Entry(path, defined if here else section, kind, summary, here, target)
+    here = origin == section or origin.startswith(f"{section}.")
+    is_foreign = origin.partition(".")[0] != path.partition(".")[0]
+    target = f"{origin}.{getattr(value, '__qualname__', '')}" if is_foreign else None
+    return Entry(path, origin if here else section, kind, summary, here, target)
 
 
 def _below(module: ModuleType) -> Iterator[ModuleType]:
-    for found in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{module.__name__}."):
-        if not any(part.startswith("_") for part in found.name.split(".")):
-            yield importlib.import_module(found.name)
+    for info in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{module.__name__}."):
+        if not any(part.startswith("_") for part in info.name.split(".")):
+            yield importlib.import_module(info.name)
 
 
 def _is_in(value: object, sections: list[str]) -> bool:
-    defined = str(getattr(value, "__module__", ""))
-    return any(defined == section or defined.startswith(f"{section}.") for section in sections)
+    origin = str(getattr(value, "__module__", ""))
+    return any(origin == section or origin.startswith(f"{section}.") for section in sections)
 
 
 def _directive(entry: Entry) -> str:

@@ -62,8 +62,8 @@ def main(argv: list[str]) -> int:
         return try_one(options.package or list(PACKAGES), options.only, options.case, options.seed, options.keep)
     log = Log(options.log, seed=options.seed)
     with ThreadPoolExecutor(options.jobs) as pool:
-        done = pool.map(lambda package: run(package, options, log), options.package or list(PACKAGES))
-        problems = [problem for each in done for problem in each]
+        results = pool.map(lambda package: run(package, options, log), options.package or list(PACKAGES))
+        problems = [problem for each in results for problem in each]
     if options.only and not log.counts:
         problems.append(f"--only: there is no format {options.only!r}")
     print(summary(log.counts))
@@ -121,9 +121,9 @@ class Log:
 
 def run(package: str, options: argparse.Namespace, log: Log) -> list[str]:
     """Try the formats of a package in a separate server, and return problems of the server itself."""
-    start = {name: found.total() for name, found in log.counts.items()}
-    wanted = {"package": package, "seed": options.seed, "only": options.only, "cases": options.cases, "start": start}
-    request = json.dumps(wanted)
+    start = {name: outcomes.total() for name, outcomes in log.counts.items()}
+    settings = {"package": package, "seed": options.seed, "only": options.only, "cases": options.cases, "start": start}
+    request = json.dumps(settings)
     command = [sys.executable, "-m", "tools.fuzz.server", request]
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **_ONE_THREAD}, stdout=subprocess.PIPE) as server:
         for record in _records(server):
@@ -150,16 +150,21 @@ def try_one(packages: list[str], name: str, number: int, seed: int, keep: Path |
             print(f"{name} {example}: damaged {file.name}, {file.stat().st_size:,} bytes")
             if keep is not None:
                 shutil.copytree(place, keep, dirs_exist_ok=True)
-            found = isolate({0: lambda: corpus.kind.read(place)})[0]
-        print(f"{found.word}\n{found.detail}\n{found.seconds:.2f} s, {found.megabytes:.0f} MB")
+            outcome = isolate({0: lambda: corpus.kind.read(place)})[0]
+        print(f"{outcome.verdict}\n{outcome.detail}\n{outcome.seconds:.2f} s, {outcome.megabytes:.0f} MB")
     return 0
 
 
 def summary(counts: Mapping[str, Counter[str]]) -> str:
     """Return the counts of every format, one per line, and their sum."""
-    lines = [f"{name}: " + ", ".join(f"{n} {word}" for word, n in found.items()) for name, found in counts.items()]
-    total = sum((found for found in counts.values()), Counter[str]())
-    return "\n".join([*lines, f"{total.total():,} cases: " + ", ".join(f"{n:,} {word}" for word, n in total.items())])
+    lines = [
+        f"{name}: " + ", ".join(f"{n} {verdict}" for verdict, n in outcomes.items())
+        for name, outcomes in counts.items()
+    ]
+    total = sum((outcomes for outcomes in counts.values()), Counter[str]())
+    return "\n".join(
+        [*lines, f"{total.total():,} cases: " + ", ".join(f"{n:,} {verdict}" for verdict, n in total.items())]
+    )
 
 
 def result(log: Log, options: argparse.Namespace) -> dict[str, Any]:
@@ -168,23 +173,25 @@ def result(log: Log, options: argparse.Namespace) -> dict[str, Any]:
     silent = 0
     for package, title in PACKAGES.items():
         for name, kind in load_formats(package).items():
-            found = log.counts.get(name)
-            if not found:
+            outcomes = log.counts.get(name)
+            if not outcomes:
                 continue
-            bad = sum(count for word, count in found.items() if word not in HARMLESS)
+            bad = sum(count for verdict, count in outcomes.items() if verdict not in HARMLESS)
             protection = "made to fit" if kind.sign else "yes" if kind.has_checksum else "no"
-            rows.append([title, name, protection, found.total(), found[REFUSED], found[SAME], found[OTHER], bad])
-            silent += found[OTHER]
+            rows.append(
+                [title, name, protection, outcomes.total(), outcomes[REFUSED], outcomes[SAME], outcomes[OTHER], bad]
+            )
+            silent += outcomes[OTHER]
     total = sum(row[3] for row in rows)
-    words = Counter(record["word"] for record in log.failures)
-    failures = ", ".join(f"{count} {word}" for word, count in words.items()) or "none"
+    verdicts = Counter(record["word"] for record in log.failures)
+    failures = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) or "none"
     sums = [sum(row[at] for row in rows) for at in range(3, 8)]
     return {
         "name": "fuzz",
         **log.head,
         "seeds": [options.seed],
         "config": {"cases of each format": options.cases, "limit": "10 s and 2 GB for each case"},
-        "failures": dict(words),
+        "failures": dict(verdicts),
         "slowest_seconds": log.slowest,
         "largest_megabytes": log.largest,
         "table": {

@@ -56,39 +56,39 @@ def _read_model(root: Path) -> str:
 _CONFIG = {"lr": 0.1, "encoder": {"name": "resnet18", "widths": [1, 2, 3]}, "seed": 3, "flag": True, "out": None}
 
 
-def _tracked() -> dict[str, Any]:
+def _new_objects() -> dict[str, Any]:
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     return {"net": net, "optimizer": torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)}
 
 
 def _make_checkpoints(root: Path, _: str) -> list[Path]:
     torch.manual_seed(0)
-    tracked = _tracked()
-    snapshots = _snapshots(root, tracked)
+    objects = _new_objects()
+    snapshots = _snapshots(root, objects)
     for step in (1, 2):
-        tracked["net"](torch.randn(4, 3)).sum().backward()
-        tracked["optimizer"].step()
+        objects["net"](torch.randn(4, 3)).sum().backward()
+        objects["optimizer"].step()
         snapshots.save(Position(step=step))
-        (root / f"state-{step}").write_text(_state(tracked))
+        (root / f"state-{step}").write_text(_state(objects))
     return sorted((root / "checkpoints" / "step-000002").iterdir())
 
 
-def _state(tracked: dict[str, Any]) -> str:
-    return digest({name: thing.state_dict() for name, thing in tracked.items()})
+def _state(objects: dict[str, Any]) -> str:
+    return digest({name: value.state_dict() for name, value in objects.items()})
 
 
-def _snapshots(root: Path, tracked: dict[str, Any]) -> Snapshots:
+def _snapshots(root: Path, objects: dict[str, Any]) -> Snapshots:
     snapshots = Snapshots(root / "checkpoints", keep=2)
-    for name, thing in tracked.items():
-        snapshots.track(name, thing)
+    for name, value in objects.items():
+        snapshots.track(name, value)
     return snapshots
 
 
 def _read_checkpoint(root: Path) -> str:
     """Read the newest checkpoint; if it is damaged, the previous one must be restored unchanged."""
-    tracked = _tracked()
-    position = _snapshots(root, tracked).restore(Processes(rank=0, world_size=1), say=lambda _: None)
-    state = _state(tracked)
+    objects = _new_objects()
+    position = _snapshots(root, objects).restore(Processes(rank=0, world_size=1), say=lambda _: None)
+    state = _state(objects)
     if position.step == 1 and state == (root / "state-1").read_text():
         raise UserError(f"{root}: the newest checkpoint is damaged")
     return digest(state, vars(position))

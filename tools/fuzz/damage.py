@@ -89,10 +89,10 @@ def damage(content: bytes, kind: Kind, draw: random.Random, *, other: bytes = b"
     """
     structured = _STRUCTURED.get(kind)
     if structured is not None and _is_text(content) and draw.random() < 0.75:
-        changed = structured(content, draw) if content.strip() else content
+        document = structured(content, draw) if content.strip() else content
         if draw.random() < 0.9:
-            return changed
-        content = changed
+            return document
+        content = document
     return _damage_bytes(content, draw, other, header)
 
 
@@ -104,35 +104,35 @@ def _is_text(content: bytes) -> bool:
 
 def _damage_bytes(content: bytes, draw: random.Random, other: bytes, header: int) -> bytes:
     """Make one to four changes to bits, bytes and numbers, or remove, duplicate, insert and exchange parts."""
-    made = bytearray(content)
+    result = bytearray(content)
     for _ in range(draw.randint(1, 4)):
-        reach = min(len(made), header) if draw.random() < 0.5 else len(made)
+        reach = min(len(result), header) if draw.random() < 0.5 else len(result)
         place = draw.randrange(reach + 1)
         kind = draw.choice(("bit", "byte", "number", "number", "cut", "remove", "double", "token", "splice", "zero"))
-        if kind == "bit" and place < len(made):
-            made[place] ^= 1 << draw.randrange(8)
-        elif kind == "byte" and place < len(made):
-            made[place] = draw.choice((0, 255, 127, 128, draw.randrange(256)))
+        if kind == "bit" and place < len(result):
+            result[place] ^= 1 << draw.randrange(8)
+        elif kind == "byte" and place < len(result):
+            result[place] = draw.choice((0, 255, 127, 128, draw.randrange(256)))
         elif kind == "number":
-            stored = _number(draw)
-            place -= place % len(stored) if draw.random() < 0.7 else 0
-            made[place : place + len(stored)] = stored[: max(0, len(made) - place)]
+            number = _number(draw)
+            place -= place % len(number) if draw.random() < 0.7 else 0
+            result[place : place + len(number)] = number[: max(0, len(result) - place)]
         elif kind == "cut":
-            del made[draw.randrange(len(made) + 1) :]
+            del result[draw.randrange(len(result) + 1) :]
         elif kind == "remove":
-            del made[place : place + draw.randint(1, 64)]
+            del result[place : place + draw.randint(1, 64)]
         elif kind == "double":
-            made[place:place] = made[place : place + draw.choice((1, 4, 64, 4096))]
+            result[place:place] = result[place : place + draw.choice((1, 4, 64, 4096))]
         elif kind == "token":
-            made[place:place] = draw.choice(_TOKENS)
+            result[place:place] = draw.choice(_TOKENS)
         elif kind == "splice" and other:
             start = draw.randrange(len(other))
             piece = other[start : start + draw.choice((8, 64, 1024))]
-            made[place : place + draw.choice((0, len(piece)))] = piece
+            result[place : place + draw.choice((0, len(piece)))] = piece
         elif kind == "zero":
             length = draw.randint(1, 256)
-            made[place : place + length] = bytes(min(length, len(made) - place))
-    return bytes(made)
+            result[place : place + length] = bytes(min(length, len(result) - place))
+    return bytes(result)
 
 
 def _number(draw: random.Random) -> bytes:
@@ -157,10 +157,10 @@ def _damage_lines(content: bytes, draw: random.Random) -> bytes:
         at = draw.randrange(len(lines))
         key, sign, value = lines[at].partition(b"=" if b"=" in lines[at] else b":")
         action = draw.choice(("value", "value", "value", "number", "number", "remove", "double", "move"))
-        words = value.split()
-        if action == "number" and words:
-            words[draw.randrange(len(words))] = str(draw.choice((*_INTEGERS, *_FLOATS))).encode()
-            lines[at] = key + sign + b" " + b" ".join(words)
+        fields = value.split()
+        if action == "number" and fields:
+            fields[draw.randrange(len(fields))] = str(draw.choice((*_INTEGERS, *_FLOATS))).encode()
+            lines[at] = key + sign + b" " + b" ".join(fields)
         elif action == "value":
             lines[at] = key + sign + b" " + str(draw.choice(_VALUES)).encode("utf-8", "replace")[:4000]
         elif action == "remove" and len(lines) > 1:
@@ -176,9 +176,9 @@ def _damage_json(content: bytes, draw: random.Random) -> bytes:
     lines = content.decode().splitlines()
     if len(lines) > 1 and all(line[:1] == "{" and line[-1:] == "}" for line in lines):  # JSON lines
         at = draw.randrange(len(lines))
-        lines[at] = json.dumps(_changed(json.loads(lines[at]), draw))
+        lines[at] = json.dumps(_change_document(json.loads(lines[at]), draw))
         return ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass")
-    return json.dumps(_changed(json.loads(content), draw)).encode("utf-8", "surrogatepass")
+    return json.dumps(_change_document(json.loads(content), draw)).encode("utf-8", "surrogatepass")
 
 
 def _damage_yaml(content: bytes, draw: random.Random) -> bytes:
@@ -186,10 +186,12 @@ def _damage_yaml(content: bytes, draw: random.Random) -> bytes:
         bomb = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
         tags = ("!!python/object/apply:os.abort []\n", "&x [*x]\n", "? [1, 2]\n: 3\n", "!!binary x\n", "2001-99-99\n")
         return draw.choice((b"a0: &a0 [1]\n" + bomb.encode(), *(b"k: " + tag.encode() + content for tag in tags)))
-    return yaml.safe_dump(_changed(yaml.safe_load(content), draw), allow_unicode=True).encode("utf-8", "replace")
+    return yaml.safe_dump(_change_document(yaml.safe_load(content), draw), allow_unicode=True).encode(
+        "utf-8", "replace"
+    )
 
 
-def _changed(document: Any, draw: random.Random) -> Any:
+def _change_document(document: Any, draw: random.Random) -> Any:
     """Return a document with one to three of its values replaced, removed, duplicated or renamed."""
     document = [document]
     for _ in range(draw.randint(1, 3)):
@@ -201,8 +203,8 @@ def _changed(document: Any, draw: random.Random) -> Any:
         elif action == "wrap":
             holder[key] = draw.choice(([holder[key]], {"x": holder[key]}, str(holder[key])))
         elif action == "neighbour":
-            other, name = draw.choice(places)
-            holder[key] = json.loads(json.dumps(other[name], default=str))
+            neighbour, name = draw.choice(places)
+            holder[key] = json.loads(json.dumps(neighbour[name], default=str))
         elif action == "double" and isinstance(holder, list) and holder is not document:
             holder.insert(key, copy.deepcopy(holder[key]))
         elif holder is not document:
@@ -215,11 +217,11 @@ def _changed(document: Any, draw: random.Random) -> Any:
 def _places(document: Any) -> list[tuple[Any, Any]]:
     """Return container and key of every value of a document."""
     keys = document.keys() if isinstance(document, dict) else range(len(document))
-    found = [(document, key) for key in keys]
-    for holder, key in list(found):
-        if isinstance(holder[key], (dict, list)) and len(found) < 2000:
-            found += _places(holder[key])
-    return found
+    places = [(document, key) for key in keys]
+    for holder, key in list(places):
+        if isinstance(holder[key], (dict, list)) and len(places) < 2000:
+            places += _places(holder[key])
+    return places
 
 
 def _damage_csv(content: bytes, draw: random.Random) -> bytes:
@@ -243,10 +245,10 @@ def _damage_csv(content: bytes, draw: random.Random) -> bytes:
         elif action == "column":
             first = draw.randrange(max(1, len(rows[0])))
             rows = [each[first:] + each[:first] for each in rows]
-    made = io.StringIO()
-    csv.writer(made, delimiter=draw.choice((delimiter, delimiter, delimiter, ";")), lineterminator="\n").writerows(rows)
+    out = io.StringIO()
+    csv.writer(out, delimiter=draw.choice((delimiter, delimiter, delimiter, ";")), lineterminator="\n").writerows(rows)
     encoding = draw.choice(("utf-8", "utf-8", "utf-8", "utf-16", "latin-1", "utf-8-sig"))
-    return made.getvalue().encode(encoding, "replace")
+    return out.getvalue().encode(encoding, "replace")
 
 
 _STRUCTURED: Mapping[str, Callable[[bytes, random.Random], bytes]] = {

@@ -38,17 +38,17 @@ class Format:
 
 def digest(*values: Any) -> str:
     """Return a hash of values by their text, and of arrays and tensors by type, shape and bytes."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for value in values:
-        found.update(_encoded(value))
-    return found.hexdigest()
+        hasher.update(_encode(value))
+    return hasher.hexdigest()
 
 
-def _encoded(value: Any) -> bytes:
+def _encode(value: Any) -> bytes:
     if isinstance(value, dict):
-        return b"".join(_encoded(part) for item in sorted(value.items(), key=repr) for part in item)
+        return b"".join(_encode(child) for item in sorted(value.items(), key=repr) for child in item)
     if isinstance(value, list | tuple):
-        return b"".join(map(_encoded, value)) + b"]"
+        return b"".join(map(_encode, value)) + b"]"
     if hasattr(value, "detach"):
         value = value.detach().float().numpy() if value.dtype.is_floating_point else value.detach().numpy()
     if hasattr(value, "tobytes") and hasattr(value, "shape"):

@@ -63,7 +63,7 @@ def _array(dtype: Any = np.int16) -> np.ndarray[Any, Any]:
     return np.arange(int(np.prod(_SHAPE))).reshape(_SHAPE).astype(dtype)
 
 
-def _make_nifti(ending: str) -> Callable[[Path, str], list[Path]]:
+def _make_nifti(suffix: str) -> Callable[[Path, str], list[Path]]:
     def make(root: Path, example: str) -> list[Path]:
         kind = nibabel.Nifti2Image if example == "version 2" else nibabel.Nifti1Image
         array = _array(np.float64 if example == "scaled" else np.uint8 if example == "label" else np.int16)
@@ -77,8 +77,8 @@ def _make_nifti(ending: str) -> Callable[[Path, str], list[Path]]:
         image.header.set_xyzt_units("mm")
         image.set_sform(_AFFINE, 1)
         image.set_qform(_AFFINE, 1)
-        nibabel.save(image, root / f"x{ending}")
-        return [root / f"x{ending}"]
+        nibabel.save(image, root / f"x{suffix}")
+        return [root / f"x{suffix}"]
 
     return make
 
@@ -101,8 +101,8 @@ def _make_itk(root: Path, example: str) -> list[Path]:
     image: Any = SimpleITK.GetImageFromArray(_array())
     image.SetSpacing((1.0, 1.5, 3.0))
     image.SetOrigin((4.0, -5.0, 6.5))
-    ending, _, compressed = example.partition(" ")
-    SimpleITK.WriteImage(image, str(root / f"x{ending}"), bool(compressed))
+    suffix, _, compressed = example.partition(" ")
+    SimpleITK.WriteImage(image, str(root / f"x{suffix}"), bool(compressed))
     return sorted(root.iterdir())
 
 
@@ -150,8 +150,8 @@ def _make_series(root: Path, example: str) -> list[Path]:
     if example == "multi-frame":
         from highdicom.legacy import LegacyConvertedEnhancedMRImage
 
-        whole = LegacyConvertedEnhancedMRImage(slices, "1.2.9", 9, "1.2.10", 1)
-        whole.save_as(folder / "x.dcm")
+        volume = LegacyConvertedEnhancedMRImage(slices, "1.2.9", 9, "1.2.10", 1)
+        volume.save_as(folder / "x.dcm")
         return [folder / "x.dcm"]
     for z, dataset in enumerate(slices):
         if example == "big-endian":
@@ -245,13 +245,13 @@ def _make_channels(root: Path, _: str) -> list[Path]:
         (root / "data" / folder).mkdir(parents=True)
     shifted = _AFFINE.copy()
     shifted[0, 3] = 0.5
-    made = [root / "data" / "imagesTr" / f"case1_000{channel}.nii" for channel in range(2)]
-    for file, affine in zip(made, (_AFFINE, shifted), strict=True):
+    files = [root / "data" / "imagesTr" / f"case1_000{channel}.nii" for channel in range(2)]
+    for file, affine in zip(files, (_AFFINE, shifted), strict=True):
         nibabel.save(nibabel.Nifti1Image(_array(), affine), file)
     nibabel.save(nibabel.Nifti1Image(_array() % 2, _AFFINE), root / "data" / "labelsTr" / "case1.nii")
     card = {"channel_names": {"0": "T2", "1": "ADC"}, "labels": {"background": 0, "core": 1}, "numTraining": 1}
     (root / "data" / "dataset.json").write_text(json.dumps({**card, "file_ending": ".nii"}))
-    return [*made, root / "data" / "dataset.json"]
+    return [*files, root / "data" / "dataset.json"]
 
 
 def _read_channels(root: Path) -> str:
@@ -305,8 +305,8 @@ def _make_list(root: Path, example: str) -> list[Path]:
     if example == "nnunet":
         for image in images:
             image.rename(image.with_name(image.name.replace(".nii", "_0000.nii")))
-        named = {name: int(value) for value, name in content["labels"].items()}
-        cards = {"channel_names": {"0": "MRI"}, "labels": named, "numTraining": len(images), "file_ending": ".nii.gz"}
+        labels = {name: int(value) for value, name in content["labels"].items()}
+        cards = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": len(images), "file_ending": ".nii.gz"}
         (data / "dataset.json").write_text(json.dumps(cards, indent=1))
     return [data / "dataset.json"]
 
@@ -354,8 +354,8 @@ def _sign_split(root: Path) -> None:
 
     try:
         content = json.loads((root / "split.json").read_bytes())
-        listed = {part: [[str(name), str(patient)] for name, patient in content[part]] for part in PARTS}
-        content["sha256"] = _digest(listed)
+        parts = {part: [[str(name), str(patient)] for name, patient in content[part]] for part in PARTS}
+        content["sha256"] = _digest(parts)
         (root / "split.json").write_text(json.dumps(content))
     except (ValueError, TypeError, KeyError, RecursionError):
         return
@@ -374,8 +374,10 @@ def _make_segmenter(root: Path, example: str) -> list[Path]:
 
 
 def _read_segmenter(root: Path) -> str:
-    found = load_segmenter(root / "model", device="cpu")
-    return digest(found.network.state_dict(), str(found.labels), vars(found.preprocessing), vars(found.refinement))
+    segmenter = load_segmenter(root / "model", device="cpu")
+    return digest(
+        segmenter.network.state_dict(), str(segmenter.labels), vars(segmenter.preprocessing), vars(segmenter.refinement)
+    )
 
 
 def _make_predicted(root: Path, _: str) -> list[Path]:
@@ -390,8 +392,8 @@ def _make_predicted(root: Path, _: str) -> list[Path]:
 
 def _read_predicted(root: Path) -> str:
     cases = [Case(name, name, ImageFile(root / f"{name}.nii.gz"), None) for name in ("a", "b")]
-    found, left = find_masks(root / "masks", cases)
-    return digest({name: path.name for name, path in found.items()}, left)
+    masks, other_files = find_masks(root / "masks", cases)
+    return digest({name: path.name for name, path in masks.items()}, other_files)
 
 
 def _make_evaluation(root: Path, _: str) -> list[Path]:
@@ -403,8 +405,8 @@ def _make_evaluation(root: Path, _: str) -> list[Path]:
 
 def _make_rounds(root: Path, _: str) -> list[Path]:
     half = {"heart": 0.5}
-    found = Round(1, 3, "teacher", 2, 2, 8, 0.5, {"heart": 0.5}, half, half, {"heart": 0})
-    return [write_round(root, found)]
+    entry = Round(1, 3, "teacher", 2, 2, 8, 0.5, {"heart": 0.5}, half, half, {"heart": 0})
+    return [write_round(root, entry)]
 
 
 def _make_pseudo(root: Path, _: str) -> list[Path]:

@@ -50,13 +50,13 @@ class Outcome:
     """Outcome of one case.
 
     Attributes:
-        word: One of `HARMLESS`, or the kind of failure.
+        verdict: One of `HARMLESS`, or the kind of failure.
         detail: Message or traceback.
         seconds: Time of the case.
         megabytes: Largest resident memory.
     """
 
-    word: str
+    verdict: str
     detail: str = ""
     seconds: float = 0.0
     megabytes: float = 0.0
@@ -79,7 +79,7 @@ def isolate(calls: Mapping[int, Callable[[], str]], *, seconds: int = SECONDS) -
         os.close(read)
         _run_child(calls, write, seconds)
     os.close(write)
-    found: dict[int, Outcome] = {}
+    outcomes: dict[int, Outcome] = {}
     begun: int | None = None
     with os.fdopen(read, "rb") as pipe:
         for line in pipe:
@@ -87,16 +87,16 @@ def isolate(calls: Mapping[int, Callable[[], str]], *, seconds: int = SECONDS) -
             number = record.pop("number")
             begun = None if record else number
             if record:
-                found[number] = Outcome(**record)
+                outcomes[number] = Outcome(**record)
     _, status, _ = os.wait4(child, 0)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)  # processes that it has started
     if begun is not None:
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        word = f"crash ({signal.Signals(number).name if number else f'exit status {os.WEXITSTATUS(status)}'})"
+        verdict = f"crash ({signal.Signals(number).name if number else f'exit status {os.WEXITSTATUS(status)}'})"
         is_late = number in (signal.SIGALRM, signal.SIGXCPU)
-        found[begun] = Outcome(f"over {SECONDS} s" if is_late else word, "", float(seconds) if is_late else 0.0)
-    return found
+        outcomes[begun] = Outcome(f"over {SECONDS} s" if is_late else verdict, "", float(seconds) if is_late else 0.0)
+    return outcomes
 
 
 def _run_child(calls: Mapping[int, Callable[[], str]], write: int, seconds: int) -> NoReturn:
@@ -105,8 +105,10 @@ def _run_child(calls: Mapping[int, Callable[[], str]], write: int, seconds: int)
         signal.signal(late, signal.SIG_DFL)
     faulthandler.disable()
     # What the process has at its start comes from its parent, which may be large, and is not counted.
-    used, resident = (int(pages) * resource.getpagesize() for pages in Path("/proc/self/statm").read_text().split()[:2])
-    resource.setrlimit(resource.RLIMIT_AS, (used + _CEILING, used + _CEILING))
+    address_space, resident = (
+        int(pages) * resource.getpagesize() for pages in Path("/proc/self/statm").read_text().split()[:2]
+    )
+    resource.setrlimit(resource.RLIMIT_AS, (address_space + _CEILING, address_space + _CEILING))
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
@@ -118,13 +120,13 @@ def _run_child(calls: Mapping[int, Callable[[], str]], write: int, seconds: int)
             start = time.process_time()
             resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(start) + seconds, resource.RLIM_INFINITY))
             Path("/proc/self/clear_refs").write_text("5")  # the largest resident memory is counted from here on
-            word, detail = _call(call)
+            verdict, detail = _call(call)
             largest = _largest_memory()
             megabytes = largest / (1 << 20)
             if largest - resident > MEMORY:
-                word = "over 2 GB"
+                verdict = "over 2 GB"
             took = time.process_time() - start
-            record = {"number": number, "word": word, "detail": detail[:200_000], "seconds": took}
+            record = {"number": number, "verdict": verdict, "detail": detail[:200_000], "seconds": took}
             print(json.dumps({**record, "megabytes": megabytes}), file=pipe, flush=True)
     os._exit(0)
 
@@ -133,7 +135,7 @@ def _call(call: Callable[[], str]) -> tuple[str, str]:
     try:
         return "read", call()
     except UserError as error:
-        return "over 2 GB" if _lacked_memory(error) else REFUSED, str(error)
+        return "over 2 GB" if _is_memory_error(error) else REFUSED, str(error)
     except MemoryError:
         return "over 2 GB", traceback.format_exc()
     except BaseException:  # noqa: BLE001 - what is counted
@@ -147,7 +149,7 @@ def _largest_memory() -> int:
     return 0
 
 
-def _lacked_memory(error: BaseException | None) -> bool:
+def _is_memory_error(error: BaseException | None) -> bool:
     """Return whether an exception is caused by a failed allocation, which could succeed on a larger machine."""
     while error is not None:
         if isinstance(error, MemoryError) or "bad_alloc" in str(error) or "allocate" in str(error):
@@ -166,14 +168,14 @@ class Corpus:
         for number, example in enumerate(kind.examples):
             place = folder / f"example{number}"
             place.mkdir()
-            made = isolate({0: lambda: json.dumps([str(f) for f in kind.make(place, example)])}, seconds=300)[0]  # noqa: B023
-            if made.word != "read":
-                raise RuntimeError(f"{kind.name}, {example}: cannot be generated ({made.word})\n{made.detail}")
-            self.files[example] = [Path(name).relative_to(place) for name in json.loads(made.detail)]
-            found = isolate({0: lambda: kind.read(place)}, seconds=300)[0]  # noqa: B023
-            if found.word != "read":
-                raise RuntimeError(f"{kind.name}, {example}: cannot be read ({found.word})\n{found.detail}")
-            self.good[example] = found.detail
+            outcome = isolate({0: lambda: json.dumps([str(f) for f in kind.make(place, example)])}, seconds=300)[0]  # noqa: B023
+            if outcome.verdict != "read":
+                raise RuntimeError(f"{kind.name}, {example}: cannot be generated ({outcome.verdict})\n{outcome.detail}")
+            self.files[example] = [Path(name).relative_to(place) for name in json.loads(outcome.detail)]
+            reading = isolate({0: lambda: kind.read(place)}, seconds=300)[0]  # noqa: B023
+            if reading.verdict != "read":
+                raise RuntimeError(f"{kind.name}, {example}: cannot be read ({reading.verdict})\n{reading.detail}")
+            self.good[example] = reading.detail
 
     @contextmanager
     def case(self, number: int, seed: int) -> Iterator[tuple[Path, str, Path]]:
@@ -183,15 +185,15 @@ class Corpus:
         file = draw.choice(self.files[example])
         source = self._source(example)
         another = draw.choice(list(self.kind.examples))
-        other = (self._source(another) / draw.choice(self.files[another])).read_bytes()
+        donor = (self._source(another) / draw.choice(self.files[another])).read_bytes()
         content = (source / file).read_bytes()
         place = self.folder / f"case{number}"
         shutil.copytree(source, place)
         try:
-            changed = content
-            while changed == content:
-                changed = damage(content, self.kind.kind, draw, other=other, header=self.kind.header)
-            (place / file).write_bytes(changed)
+            damaged_content = content
+            while damaged_content == content:
+                damaged_content = damage(content, self.kind.kind, draw, other=donor, header=self.kind.header)
+            (place / file).write_bytes(damaged_content)
             if self.kind.sign is not None:
                 self.kind.sign(place)
             yield place, example, place / file
@@ -203,47 +205,47 @@ class Corpus:
 
     def attempt(self, numbers: Sequence[int], seed: int) -> Iterator[tuple[int, Outcome]]:
         """Read several damaged examples in one process, and try those that fail again in a separate process."""
-        left = list(numbers)
-        while left:
-            found = isolate({number: partial(self._judged, number, seed) for number in left})
-            for number, outcome in found.items():
-                left.remove(number)
-                judged = self._outcome(outcome)
-                if judged.word not in HARMLESS:
+        remaining = list(numbers)
+        while remaining:
+            outcomes = isolate({number: partial(self._judge, number, seed) for number in remaining})
+            for number, outcome in outcomes.items():
+                remaining.remove(number)
+                judgement = self._outcome(outcome)
+                if judgement.verdict not in HARMLESS:
                     shutil.rmtree(self.folder / f"case{number}", ignore_errors=True)
-                    alone = self._outcome(isolate({number: partial(self._judged, number, seed)})[number])
-                    if alone.word in HARMLESS and judged.word.startswith("over"):  # the machine was busy
-                        judged = alone
-                    elif alone.word in HARMLESS:
-                        judged = replace(judged, detail=f"(not when read alone)\n{judged.detail}")
+                    alone = self._outcome(isolate({number: partial(self._judge, number, seed)})[number])
+                    if alone.verdict in HARMLESS and judgement.verdict.startswith("over"):  # the machine was busy
+                        judgement = alone
+                    elif alone.verdict in HARMLESS:
+                        judgement = replace(judgement, detail=f"(not when read alone)\n{judgement.detail}")
                     shutil.rmtree(self.folder / f"case{number}", ignore_errors=True)
-                yield number, judged
+                yield number, judgement
 
-    def _judged(self, number: int, seed: int) -> str:
+    def _judge(self, number: int, seed: int) -> str:
         with self.case(number, seed) as (place, example, _):
-            word, detail = _call(lambda: self.kind.read(place))
-            return json.dumps(judge(word, detail, self.good[example], place, self.kind))
+            verdict, detail = _call(lambda: self.kind.read(place))
+            return json.dumps(judge(verdict, detail, self.good[example], place, self.kind))
 
     @staticmethod
-    def _outcome(found: Outcome) -> Outcome:
-        if found.word != "read":
-            return found
-        word, detail = json.loads(found.detail)
-        return replace(found, word=word, detail=detail)
+    def _outcome(outcome: Outcome) -> Outcome:
+        if outcome.verdict != "read":
+            return outcome
+        verdict, detail = json.loads(outcome.detail)
+        return replace(outcome, verdict=verdict, detail=detail)
 
 
-def judge(word: str, detail: str, good: str, place: Path, kind: Format) -> tuple[str, str]:
+def judge(verdict: str, detail: str, good: str, place: Path, kind: Format) -> tuple[str, str]:
     """Return the outcome of a case and its message from the behaviour of the reader."""
-    if word == "read":
+    if verdict == "read":
         return (SAME if detail == good else "silent difference" if kind.has_checksum else OTHER), ""
-    if word == REFUSED:
+    if verdict == REFUSED:
         if str(place) not in detail:
-            word = "error without the file"
+            verdict = "error without the file"
         elif len(detail) > _LONGEST:
-            word = "endless error"
+            verdict = "endless error"
         elif any(unicodedata.category(letter) == "Cc" and letter not in "\n\t" for letter in detail):
-            word = "error with control characters"
-    return word, detail
+            verdict = "error with control characters"
+    return verdict, detail
 
 
 def serve(package: str, *, seed: int, cases: int, only: str | None, start: Mapping[str, int]) -> None:
@@ -260,8 +262,8 @@ def serve(package: str, *, seed: int, cases: int, only: str | None, start: Mappi
     gc.collect()
     gc.freeze()
     # Use a folder in memory if there is one, because writers of checkpoints wait for the disk.
-    shared = Path("/dev/shm")  # noqa: S108
-    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=shared if os.access(shared, os.W_OK) else None) as folder:
+    memory = Path("/dev/shm")  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
         for name, kind in formats.items():
             first = start.get(name, 0)
             if only not in (None, name) or first >= cases:
@@ -274,20 +276,20 @@ def serve(package: str, *, seed: int, cases: int, only: str | None, start: Mappi
                 print(json.dumps(_record(name, first, Outcome("no valid example", str(error)))), flush=True)
                 continue
             for begin in range(first, cases, _TOGETHER):
-                for number, found in corpus.attempt(range(begin, min(begin + _TOGETHER, cases)), seed):
-                    print(json.dumps(_record(name, number, found)), flush=True)
+                for number, outcome in corpus.attempt(range(begin, min(begin + _TOGETHER, cases)), seed):
+                    print(json.dumps(_record(name, number, outcome)), flush=True)
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _record(name: str, number: int, found: Outcome) -> dict[str, object]:
+def _record(name: str, number: int, outcome: Outcome) -> dict[str, object]:
     record: dict[str, object] = {
         "format": name,
         "case": number,
-        "word": found.word,
-        "seconds": round(found.seconds, 3),
-        "megabytes": round(found.megabytes),
+        "word": outcome.verdict,
+        "seconds": round(outcome.seconds, 3),
+        "megabytes": round(outcome.megabytes),
     }
-    return record if found.word in HARMLESS else {**record, "detail": found.detail[-6000:]}
+    return record if outcome.verdict in HARMLESS else {**record, "detail": outcome.detail[-6000:]}
 
 
 if __name__ == "__main__":

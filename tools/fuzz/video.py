@@ -55,10 +55,10 @@ _SPEC = ClipSpec(frames=4, stride=2, fps=25)
 
 
 def _make_video(root: Path, example: str) -> list[Path]:
-    ending, codec, pixels, sound = _CODECS[example]
+    suffix, codec, pixels, sound = _CODECS[example]
     random = np.random.default_rng(0)
     size = (64, 64) if codec in ("libsvtav1", "libx265") else (32, 48)
-    with av.open(str(root / f"x{ending}"), "w") as container:
+    with av.open(str(root / f"x{suffix}"), "w") as container:
         stream: Any = container.add_stream(codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = *size, pixels
         stream.codec_context.gop_size = 6
@@ -77,7 +77,7 @@ def _make_video(root: Path, example: str) -> list[Path]:
         container.mux(stream.encode(None))
         if track is not None:
             _add_sound(container, track)
-    return [root / f"x{ending}"]
+    return [root / f"x{suffix}"]
 
 
 def _add_sound(container: av.container.OutputContainer, track: av.AudioStream) -> None:
@@ -88,8 +88,8 @@ def _add_sound(container: av.container.OutputContainer, track: av.AudioStream) -
     )
     frame = av.AudioFrame.from_ndarray(np.repeat(wave, 2)[None], format="s16", layout="stereo")
     frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-    for part in [*sampler.resample(frame), *sampler.resample(None)]:
-        container.mux(track.encode(part))
+    for block in [*sampler.resample(frame), *sampler.resample(None)]:
+        container.mux(track.encode(block))
     container.mux(track.encode(None))
 
 
@@ -188,9 +188,9 @@ def _make_recognizer(root: Path, _: str) -> list[Path]:
 
 
 def _read_recognizer(root: Path) -> str:
-    found = load_recognizer(root, device="cpu")
-    seen = found.learned_from([Video("x", root / "model" / "model.json")])
-    return digest(found.network.state_dict(), repr(found.recipe), len(seen))
+    recognizer = load_recognizer(root, device="cpu")
+    seen = recognizer.learned_from([Video("x", root / "model" / "model.json")])
+    return digest(recognizer.network.state_dict(), repr(recognizer.recipe), len(seen))
 
 
 def _make_weights(root: Path, example: str) -> list[Path]:

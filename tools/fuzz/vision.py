@@ -81,9 +81,9 @@ _SAVED: Mapping[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def _make_picture(root: Path, example: str) -> list[Path]:
-    ending, mode, options = _SAVED[example]
+    suffix, mode, options = _SAVED[example]
     (root / "class").mkdir()
-    file = root / "class" / f"x{ending}"
+    file = root / "class" / f"x{suffix}"
     _pixels(mode).save(file, **options)
     return [file]
 
@@ -176,8 +176,8 @@ def _make_encoder(root: Path, _: str) -> list[Path]:
 
 
 def _read_encoder(root: Path) -> str:
-    found = load_pretrained(str(root))
-    return digest(found.encoder.state_dict(), found.head and found.head.state_dict(), asdict(found.options))
+    model = load_pretrained(str(root))
+    return digest(model.encoder.state_dict(), model.head and model.head.state_dict(), asdict(model.options))
 
 
 def _make_classifier(root: Path, _: str) -> list[Path]:
@@ -189,8 +189,8 @@ def _make_classifier(root: Path, _: str) -> list[Path]:
 
 
 def _read_classifier(root: Path) -> str:
-    found = load_classifier(str(root))
-    return digest(found.model.state_dict(), found.classes, found.image_size, found.validated_on)
+    classifier = load_classifier(str(root))
+    return digest(classifier.model.state_dict(), classifier.classes, classifier.image_size, classifier.validated_on)
 
 
 def _encoder_state() -> dict[str, torch.Tensor]:
@@ -236,15 +236,15 @@ def _read_bundle(root: Path) -> str:
 
     (folder,) = root.iterdir()
     bundle = TensorBundle(folder)
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for name in sorted(bundle.entries):
         entry = bundle.entries[name]
         if entry.dtype == 7:
-            found[name] = bundle.string(name) if not entry.shape else entry
+            tensors[name] = bundle.string(name) if not entry.shape else entry
         elif not entry.partitioned:
-            found[name] = bundle.tensor(name)
+            tensors[name] = bundle.tensor(name)
     graph = ObjectGraph(bundle).nodes if KEY in bundle.entries else []
-    return digest(found, [vars(node) for node in graph])
+    return digest(tensors, [vars(node) for node in graph])
 
 
 def _sign_bundle(root: Path) -> None:
@@ -272,14 +272,14 @@ def _sign_bundle(root: Path) -> None:
 
 def _make_predictions(root: Path, _: str) -> list[Path]:
     scores = np.array([[0.25, 0.75], [0.5, 0.5], [1, 0]], dtype=np.float32)
-    made = make_predictions(scores, np.array([1, 0, 0]), paths=["a", "b", "c"], classes=["cat", "dog"])
-    write_predictions(root / "x.npz", made)
+    predictions = make_predictions(scores, np.array([1, 0, 0]), paths=["a", "b", "c"], classes=["cat", "dog"])
+    write_predictions(root / "x.npz", predictions)
     return [root / "x.npz"]
 
 
 def _read_predictions(root: Path) -> str:
-    found = read_predictions(root / "x.npz")
-    return digest(found.probabilities, found.labels, found.paths, found.classes)
+    predictions = read_predictions(root / "x.npz")
+    return digest(predictions.probabilities, predictions.labels, predictions.paths, predictions.classes)
 
 
 def _make_score(root: Path, _: str) -> list[Path]:
@@ -374,7 +374,7 @@ FORMATS = (
 
 
 def _some(root: Path) -> Any:
-    found = read_classifier_score(root / "x.json")
-    if found is None:
+    score = read_classifier_score(root / "x.json")
+    if score is None:
         raise UserError(f"{root}: another kind of file")
-    return found
+    return score

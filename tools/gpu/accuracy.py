@@ -29,7 +29,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 
 
-def _summed(lse: Tensor) -> Tensor:
+def _weighted_mean(lse: Tensor) -> Tensor:
     """Compute a scalar whose gradient differs between rows."""
     weights = torch.linspace(0.5, 1.5, len(lse), device=lse.device, dtype=torch.float64)
     return (lse.double().masked_fill(lse == -torch.inf, 0.0) * weights).mean()
@@ -38,7 +38,7 @@ def _summed(lse: Tensor) -> Tensor:
 def losses(rows: int, device: str) -> dict[str, Loss]:
     """Return functions of two views of unit rows [rows, D] and the temperature."""
     labels = torch.randint(0, 10, (2 * rows,), generator=torch.Generator().manual_seed(rows)).to(device)
-    ordered = labels.sort().values
+    sorted_labels = labels.sort().values
 
     return {
         "nt_xent": lambda a, b, t: nt_xent(a, b, temperature=t),
@@ -46,11 +46,13 @@ def losses(rows: int, device: str) -> dict[str, Loss]:
         "info_nce": lambda a, b, t: info_nce(a, b, temperature=t),
         "supcon": lambda a, b, t: supcon(torch.cat([a, b]), labels, temperature=t),
         "suncet": lambda a, b, t: suncet(torch.cat([a, b]), labels, temperature=t),
-        "self_lse": lambda a, b, t: _summed(self_lse(torch.cat([a, b]), scale=1 / t, skip=len(a), max_norm=1.01)),
-        "self_lse, other classes": lambda a, b, t: _summed(
-            self_lse(torch.cat([a, b]), scale=1 / t, classes=ordered, among="other", max_norm=1.01)
+        "self_lse": lambda a, b, t: _weighted_mean(
+            self_lse(torch.cat([a, b]), scale=1 / t, skip=len(a), max_norm=1.01)
         ),
-        "row_lse": lambda a, b, t: _summed(row_lse(a, b, scale=1 / t, self_offset=1)),
+        "self_lse, other classes": lambda a, b, t: _weighted_mean(
+            self_lse(torch.cat([a, b]), scale=1 / t, classes=sorted_labels, among="other", max_norm=1.01)
+        ),
+        "row_lse": lambda a, b, t: _weighted_mean(row_lse(a, b, scale=1 / t, self_offset=1)),
     }
 
 
@@ -86,16 +88,16 @@ def compare(device: str, sizes: tuple[tuple[int, int], ...]) -> list[dict[str, A
 
 def worst(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the largest errors by type, the cases in which they occur, and the number of failures."""
-    found: dict[str, Any] = {}
+    errors: dict[str, Any] = {}
     for name in DTYPES:
-        mine = [row for row in rows if row["dtype"] == name]
-        good = [row for row in mine if "failed" not in row]
-        found[name] = {"failed": len(mine) - len(good)}
+        cases = [row for row in rows if row["dtype"] == name]
+        good = [row for row in cases if "failed" not in row]
+        errors[name] = {"failed": len(cases) - len(good)}
         for key in ("value", "gradient"):
             if good:
                 # NaN would never compare as the largest error.
-                found[name][key] = max(good, key=lambda row: float("inf") if row[key] != row[key] else row[key])
-    return found
+                errors[name][key] = max(good, key=lambda row: float("inf") if row[key] != row[key] else row[key])
+    return errors
 
 
 def main() -> None:
@@ -106,13 +108,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     begun = time.monotonic()
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as records:
         warnings.simplefilter("always")
         sizes = tuple(size for size in SIZES if arguments.smallest <= size[0] <= arguments.largest)
         rows = compare(arguments.device, sizes)
     record = {
         "info": str(info()),
-        "warnings": sorted({f"{warning.message}" for warning in said}),
+        "warnings": sorted({f"{warning.message}" for warning in records}),
         "worst": worst(rows),
         "seconds": time.monotonic() - begun,
         "rows": rows,

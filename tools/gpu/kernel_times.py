@@ -26,14 +26,14 @@ def kernels(run: Callable[[], object], device: torch.device) -> list[dict[str, A
     """Return the kernels with the longest total time in the third of three runs."""
     run(), run()
     activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
-    with profile(activities=[activity]) as found:
+    with profile(activities=[activity]) as profiler:
         run()
         if device.type == "cuda":
             torch.cuda.synchronize()
     on_cuda = device.type == "cuda"
     events = [
         (event.self_device_time_total if on_cuda else event.self_cpu_time_total, event)
-        for event in found.key_averages()
+        for event in profiler.key_averages()
     ]
     events.sort(key=lambda pair: -pair[0])
     total = sum(time for time, _ in events)
@@ -65,8 +65,8 @@ def main() -> None:
     }
     record = {name: kernels(runs[name](), device) for name in arguments.only}
     arguments.out.write_text(json.dumps(record, indent=1))
-    for name, found in record.items():
-        print(name, *(f"{entry['us']:9.0f} us {entry['calls']:4d}  {entry['kernel']}" for entry in found), sep="\n")
+    for name, entries in record.items():
+        print(name, *(f"{entry['us']:9.0f} us {entry['calls']:4d}  {entry['kernel']}" for entry in entries), sep="\n")
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ def inputs(run: Path, steps: int) -> int:
 
 def score(model: Path, train: ImageSet, test: ImageSet, *, device: str, epochs: int) -> float:
     """Compute the top-1 accuracy of a linear classifier in percent."""
-    loaded = load_encoder(str(model), device=device)
-    features = extract(loaded, train, batch_size=2048)
+    encoder = load_encoder(str(model), device=device)
+    features = extract(encoder, train, batch_size=2048)
     classes = len(train.classes)
     labels = train.labels().to(features.device)
     classifier = fit_linear(
@@ -58,8 +58,8 @@ def score(model: Path, train: ImageSet, test: ImageSet, *, device: str, epochs: 
         batch_size=min(512, len(labels)), lr=0.1, seed=0,
     )  # fmt: skip
     with torch.no_grad():
-        found = classifier(extract(loaded, test, batch_size=2048)).argmax(1)
-    return float(100 * (found == test.labels().to(found.device)).float().mean())
+        predictions = classifier(extract(encoder, test, batch_size=2048)).argmax(1)
+    return float(100 * (predictions == test.labels().to(predictions.device)).float().mean())
 
 
 def decoded(data: str, part: str) -> ImageSet:

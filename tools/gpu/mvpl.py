@@ -48,13 +48,17 @@ class PackedClips:
         with (folder / "clips.csv").open(newline="") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: row["file"])
         classes = sorted({row["class"] for row in rows})
-        mine = [row for row in rows if row["part"] in parts]
+        rows_of_parts = [row for row in rows if row["part"] in parts]
         self.videos = VideoSet(
-            folder.name, (Video(row["file"], folder / row["file"], row["class"]) for row in mine), classes=classes
+            folder.name,
+            (Video(row["file"], folder / row["file"], row["class"]) for row in rows_of_parts),
+            classes=classes,
         )
-        self.spec, self._rates = spec, [float(row["fps"]) for row in mine]
+        self.spec, self._rates = spec, [float(row["fps"]) for row in rows_of_parts]
         with ThreadPoolExecutor() as pool:
-            self._frames = list(pool.map(lambda row: read_frames(folder / row["file"], int(row["frames"])), mine))
+            self._frames = list(
+                pool.map(lambda row: read_frames(folder / row["file"], int(row["frames"])), rows_of_parts)
+            )
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -71,8 +75,8 @@ class PackedClips:
 
     def _at(self, index: int, start: float) -> Clips:
         frames, rate = self._frames[index], self._rates[index]
-        wanted = (torch.tensor(self.spec.times(start)) * rate + 1e-6).long().clamp(max=max(0, len(frames) - 2))
-        return Clips(frames[wanted][None], frames[(wanted + 1).clamp(max=len(frames) - 1)][None])
+        frame_numbers = (torch.tensor(self.spec.times(start)) * rate + 1e-6).long().clamp(max=max(0, len(frames) - 2))
+        return Clips(frames[frame_numbers][None], frames[(frame_numbers + 1).clamp(max=len(frames) - 1)][None])
 
 
 def read_frames(file: Path, count: int) -> Tensor:
@@ -84,11 +88,11 @@ def read_frames(file: Path, count: int) -> Tensor:
 
 def accuracy(recognizer: Recognizer, clips: PackedClips, augment: ClipAugment) -> float:
     """Compute top-1 in percent on the frames of the centre crop of the middle clip of each test video."""
-    found = []
+    probabilities = []
     for first in range(0, len(clips), 32):
         middles = [clips.middle(index) for index in range(first, min(first + 32, len(clips)))]
-        found.append(recognizer.probabilities(augment.plain(middles)[0]["rgb"], "rgb"))
-    return 100 * top_k_accuracy(torch.cat(found), clips.videos.labels(), 1)
+        probabilities.append(recognizer.probabilities(augment.plain(middles)[0]["rgb"], "rgb"))
+    return 100 * top_k_accuracy(torch.cat(probabilities), clips.videos.labels(), 1)
 
 
 def main() -> None:
@@ -135,7 +139,7 @@ def main() -> None:
         )  # fmt: skip
         rates = OptimizerOptions()
         peak = rates.peak(feed.clips)
-        wrapped, optimizer = r.setup(mvpl, build_optimizer(mvpl.network, rates, lr=peak))
+        model, optimizer = r.setup(mvpl, build_optimizer(mvpl.network, rates, lr=peak))
         schedule = WarmupCosine(
             optimizer, peak_lr=peak, start_lr=peak / 10, warmup_steps=arguments.steps // 8, total_steps=arguments.steps
         )
@@ -143,10 +147,10 @@ def main() -> None:
         begun = time.monotonic()
         for step in r.steps(arguments.steps, samples_per_step=feed.clips):
             batch = feed.batch(step)
-            losses = wrapped(batch.labelled, batch.labels, batch.weak or None, batch.strong or None, step=step)
+            losses = model(batch.labelled, batch.labels, batch.weak or None, batch.strong or None, step=step)
             optimizer.zero_grad()
             r.fabric.backward(losses.loss)
-            r.fabric.clip_gradients(wrapped, optimizer, max_norm=rates.clip_gradients)
+            r.fabric.clip_gradients(model, optimizer, max_norm=rates.clip_gradients)
             optimizer.step()
             schedule.step()
             mvpl.update()
@@ -155,10 +159,10 @@ def main() -> None:
                 r.log(**losses.diagnostics.scalars())
             if (step + 1) % arguments.every == 0 or step + 1 == arguments.steps:
                 seconds = time.monotonic() - begun
-                kept = make_tested(
+                inference_network = make_tested(
                     mvpl.tested, recipe, unlabelled, weak=weak, count=64, batch_size=16, seed=0, device=r.device
                 )
-                top1 = accuracy(Recognizer(kept, recipe, r.device, {}), test, augment)
+                top1 = accuracy(Recognizer(inference_network, recipe, r.device, {}), test, augment)
                 record["curve"].append({"steps": step + 1, "seconds": round(seconds, 1), "top1": round(top1, 2)})
                 record["clips_per_second"] = round((step + 1) * feed.clips / seconds, 1)
                 arguments.out.write_text(json.dumps(record, indent=1))

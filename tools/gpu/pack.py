@@ -40,10 +40,10 @@ PLATFORMS = [f"--platform=manylinux_2_{minor}_x86_64" for minor in (28, 27, 17)]
 
 def copy_sources(into: Path) -> None:
     """Copy the files under version control in their present state, and write the commit."""
-    listed = subprocess.run(
+    names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", *SOURCES], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\n")
-    for name in filter(None, listed):
+    for name in filter(None, names):
         if (ROOT / name).is_file():
             target = into / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def download_wheels(into: Path, cache: Path) -> None:
     """Download the wheels of `wheels.txt`; wheels of an earlier call are taken from the cache."""
     shutil.rmtree(into, ignore_errors=True)
     lines = Path(__file__).with_name("wheels.txt").read_text().splitlines()
-    wanted = [line for line in lines if line[:1] != "#"]
+    requirements = [line for line in lines if line[:1] != "#"]
     if not cache.is_dir():
         pip = [
             sys.executable,
@@ -69,7 +69,7 @@ def download_wheels(into: Path, cache: Path) -> None:
             "--only-binary=:all:",
             "--python-version=3.12",
         ]
-        subprocess.run([*pip, "--implementation=cp", *PLATFORMS, "-d", str(cache), *wanted], check=True)
+        subprocess.run([*pip, "--implementation=cp", *PLATFORMS, "-d", str(cache), *requirements], check=True)
     shutil.copytree(cache, into)
 
 
@@ -105,20 +105,22 @@ def pack_clips(source: Path, into: Path, per_class: int) -> None:
     labels.
     """
     _, *lines = (source / "clips.csv").read_text().splitlines()
-    found: dict[str, list[str]] = {}
+    paths_by_class: dict[str, list[str]] = {}
     for line in lines:
         path, label, *_ = line.split(",")
-        found.setdefault(label, []).append(path)
-    tested = per_class // 4
+        paths_by_class.setdefault(label, []).append(path)
+    n_test = per_class // 4
     with tempfile.TemporaryDirectory() as scratch, tarfile.open(into / "clips.tar", "w") as archive:
         table = Path(scratch, "clips.csv")
         with table.open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["file", "class", "part", "frames", "fps"])
-            for label, paths in found.items():
-                known = max(2, (per_class - tested) // 5)
-                parts = ["labelled"] * known + ["unlabelled"] * (per_class - tested - known) + ["test"] * tested
-                for path, part in zip(paths[: per_class - tested] + paths[-tested:], parts, strict=True):
+            for label, paths in paths_by_class.items():
+                n_labelled = max(2, (per_class - n_test) // 5)
+                parts = (
+                    ["labelled"] * n_labelled + ["unlabelled"] * (per_class - n_test - n_labelled) + ["test"] * n_test
+                )
+                for path, part in zip(paths[: per_class - n_test] + paths[-n_test:], parts, strict=True):
                     name = f"{label}-{Path(path).stem}.jpg"
                     frames, fps = write_strip(source / path, Path(scratch, name))
                     rows.writerow([name, label, part, frames, fps])

@@ -19,10 +19,10 @@ Table = tuple[list[str], list[list[Any]]]
 
 
 def simclr(results: Mapping[str, Any]) -> Table:
-    found = results["network.json"]
+    result = results["network.json"]
     columns = ["batch", "images/s of the run", "images/s of the network alone", "share outside the network, %"]
-    speeds = [round(found[key]) for key in ("run_images_per_second", "images_per_second")]
-    return columns, [[found["batch"], *speeds, round(100 * found["share_outside_network"], 1)]]
+    speeds = [round(result[key]) for key in ("run_images_per_second", "images_per_second")]
+    return columns, [[result["batch"], *speeds, round(100 * result["share_outside_network"], 1)]]
 
 
 def suncet(results: Mapping[str, Any]) -> Table:
@@ -59,7 +59,7 @@ TABLES = {function.__name__: function for function in (simclr, suncet, mvpl, acd
 
 def publish(record: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write ``gpu_STAGE.json`` for every stage with results in a gpu.json."""
-    written = []
+    paths = []
     origin = json.loads(record["stages"]["prepare"]["provenance"]["said"].strip().splitlines()[-1])
     for name, table in TABLES.items():
         stage = record["stages"].get(name, {})
@@ -77,8 +77,8 @@ def publish(record: Mapping[str, Any], folder: Path) -> list[Path]:
             {"name": path.stem, **origin, "seeds": [0], "config": {"commands": commands},
              "table": {"columns": columns, "rows": rows}, "notes": []},
         )  # fmt: skip
-        written.append(path)
-    return written
+        paths.append(path)
+    return paths
 
 
 def main() -> None:

@@ -103,12 +103,12 @@ class Session:
             for number, command in enumerate(stage.commands, 1):
                 is_last = number == len(stage.commands)
                 names = {"python": sys.executable, "device": self.device, "data": self.data, "runs": self.work}
-                words = [word.format(work=folder, **names) for word in self._extended(command)]
-                print("$", *words, file=log, flush=True)
+                arguments = [argument.format(work=folder, **names) for argument in self._expand(command)]
+                print("$", *arguments, file=log, flush=True)
                 if stage.last and not is_last and any(c["status"] != 0 for c in stage.record["commands"]):
                     continue
-                status = self._wait(words, self._log(stage), deadline if is_last else deadline - stage.last)
-                stage.record["commands"].append({"line": " ".join(words[1:]), "status": status})
+                status = self._wait(arguments, self._log(stage), deadline if is_last else deadline - stage.last)
+                stage.record["commands"].append({"line": " ".join(arguments[1:]), "status": status})
                 if status != 0 and not stage.last:
                     break
         stage.record["seconds"] = round(time.monotonic() - begun, 1)
@@ -120,27 +120,32 @@ class Session:
         print(f"{time.monotonic() - self.begun:5.0f} s  {stage.name}: {ends}", flush=True)
         self.write()
 
-    def _extended(self, command: Sequence[str]) -> list[str]:
+    def _expand(self, command: Sequence[str]) -> list[str]:
         """Return the command with each `{NAME}` replaced by its arguments."""
-        return [part for word in command for part in (self.more.get(word, [word]))]
+        return [argument for entry in command for argument in (self.more.get(entry, [entry]))]
 
-    def _wait(self, words: Sequence[str], log: Path, deadline: float) -> int | str:
+    def _wait(self, command: Sequence[str], log: Path, deadline: float) -> int | str:
         """Run a command and return its exit status, or a description of what happened instead."""
-        left = deadline - time.monotonic()
-        if left < 0.1:
+        seconds = deadline - time.monotonic()
+        if seconds < 0.1:
             return "out of time"
-        if self.forked is not None and words[1:2] == ["-m"]:
-            status = self.forked.run(words[2], words[3:], log, seconds=left)
+        if self.forked is not None and command[1:2] == ["-m"]:
+            status = self.forked.run(command[2], command[3:], log, seconds=seconds)
             return "out of time" if status is None else status
         try:
             with log.open("ab") as file:
                 process = subprocess.Popen(
-                    words, cwd=ROOT, env=self.environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                    command,
+                    cwd=ROOT,
+                    env=self.environment,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
                 )
         except OSError as error:
             return f"did not start: {error}"
         try:
-            return process.wait(left)
+            return process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -165,8 +170,8 @@ class Session:
             with tarfile.open(beside, "w:gz") as archive:
                 for stage in self.stages:
                     for path in sorted((self.work / stage.name).rglob("*")):
-                        kept = path.suffix in (".json", ".jsonl", ".yaml", ".csv", ".html", ".txt")
-                        if kept and path.is_file() and path.stat().st_size <= LARGEST_FILE:
+                        is_report = path.suffix in (".json", ".jsonl", ".yaml", ".csv", ".html", ".txt")
+                        if is_report and path.is_file() and path.stat().st_size <= LARGEST_FILE:
                             archive.add(path, path.relative_to(self.work))
             beside.replace(self.out / "runs.tar.gz")
 
@@ -175,27 +180,27 @@ def machine() -> dict[str, str]:
     """Return the GPU and its driver as named by nvidia-smi, or an empty result without a GPU."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm", "--format=csv,noheader"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        output = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return {}
-    return dict(zip(("card", "driver", "memory", "clock"), said.split(", "), strict=False))
+    return dict(zip(("card", "driver", "memory", "clock"), output.split(", "), strict=False))
 
 
 def read_stages(path: Path, names: Sequence[str], *, rehearse: bool) -> list[Stage]:
     """Read all stages of a file, or the selected ones; in a rehearsal with the arguments that make them small."""
     stages = [Stage(**entry) for entry in yaml.safe_load(path.read_text())]
-    known = {stage.name for stage in stages}
-    if unknown := set(names) - known:
-        raise SystemExit(f"--stages: no stage {', '.join(sorted(unknown))}; {path} has {', '.join(sorted(known))}")
-    chosen = [stage for stage in stages if not names or stage.name in names]
+    all_names = {stage.name for stage in stages}
+    if unknown := set(names) - all_names:
+        raise SystemExit(f"--stages: no stage {', '.join(sorted(unknown))}; {path} has {', '.join(sorted(all_names))}")
+    selection = [stage for stage in stages if not names or stage.name in names]
     if not rehearse:
-        return chosen
-    for stage in chosen:
+        return selection
+    for stage in selection:
         stage.seconds *= _PATIENCE
         stage.last *= _PATIENCE
         for command, more in zip(stage.commands, stage.rehearse or [], strict=False):
             command.extend(more)
-    return [stage for stage in chosen if stage.rehearse is not None]
+    return [stage for stage in selection if stage.rehearse is not None]
 
 
 def prepare(session: Session) -> dict[str, Any]:
@@ -215,11 +220,11 @@ def prepare(session: Session) -> dict[str, Any]:
 
     def do(name: str) -> dict[str, Any]:
         begun = time.monotonic()
-        done = subprocess.run(
+        process = subprocess.run(
             jobs[name], cwd=ROOT, env=session.environment, capture_output=True, text=True, check=False
         )
-        said = f"{done.stdout}{done.stderr}"[-4000:]
-        return {"seconds": round(time.monotonic() - begun, 1), "status": done.returncode, "said": said}
+        output = f"{process.stdout}{process.stderr}"[-4000:]
+        return {"seconds": round(time.monotonic() - begun, 1), "status": process.returncode, "said": output}
 
     with ThreadPoolExecutor() as pool:
         return dict(zip(jobs, pool.map(do, jobs), strict=True))
@@ -271,8 +276,8 @@ def main() -> None:
         if group >= 0:
             with ThreadPoolExecutor() as pool:
                 list(pool.map(session.run, members))
-    if arguments.rehearse and (failed := failures(session.stages)):
-        raise SystemExit(f"failed: {', '.join(failed)}; see {arguments.out}/log.txt")
+    if arguments.rehearse and (failed_stages := failures(session.stages)):
+        raise SystemExit(f"failed: {', '.join(failed_stages)}; see {arguments.out}/log.txt")
 
 
 def failures(stages: Sequence[Stage]) -> list[str]:

@@ -25,12 +25,12 @@ PACKAGES = ("contrastive_core", "ssl_vision", "ssl_medseg", "ssl_video")
 OWN = (*PACKAGES, "tools/gpu")
 
 
-def run(package: str, words: list[str]) -> int:
+def run(package: str, arguments: list[str]) -> int:
     """Run the command line of a package, or a module as a program, and return the exit status."""
     if package in PACKAGES:
-        status: int = importlib.import_module(f"{package}.cli").main(words)
+        status: int = importlib.import_module(f"{package}.cli").main(arguments)
         return status
-    sys.argv[1:] = words
+    sys.argv[1:] = arguments
     importlib.import_module(package).main()
     return 0
 
@@ -40,25 +40,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="package and arguments of its command line")
     arguments = parser.parse_args()
-    package, *words = arguments.command
-    found: collections.Counter[str] = collections.Counter()
+    package, *argv = arguments.command
+    counts: collections.Counter[str] = collections.Counter()
     usual = warnings.showwarning
 
-    def count(message: Warning | str, *others: Any, **more: Any) -> None:
+    def count(message: Warning | str, *args: Any, **more: Any) -> None:
         if "synchronizing CUDA operation" not in str(message):
-            usual(message, *others, **more)
+            usual(message, *args, **more)
             return
-        own = [frame for frame in traceback.extract_stack() if any(f"/{name}/" in frame.filename for name in OWN)]
-        last = own[-1] if own else traceback.extract_stack()[-3]
-        found[f"{'/'.join(Path(last.filename).parts[-3:])}:{last.lineno} {last.line}"] += 1
+        frames = [frame for frame in traceback.extract_stack() if any(f"/{name}/" in frame.filename for name in OWN)]
+        last = frames[-1] if frames else traceback.extract_stack()[-3]
+        counts[f"{'/'.join(Path(last.filename).parts[-3:])}:{last.lineno} {last.line}"] += 1
 
     warnings.showwarning = count
     warnings.simplefilter("always")
     if torch.cuda.is_available():
         torch.cuda.set_sync_debug_mode("warn")
-    status = run(package, words)
-    arguments.out.write_text(json.dumps({"status": status, "waits": dict(found.most_common())}, indent=1))
-    print(json.dumps(dict(found.most_common(25)), indent=1))
+    status = run(package, argv)
+    arguments.out.write_text(json.dumps({"status": status, "waits": dict(counts.most_common())}, indent=1))
+    print(json.dumps(dict(counts.most_common(25)), indent=1))
     raise SystemExit(status)
 
 

@@ -48,7 +48,7 @@ class Method:
 
     Attributes:
         name: Name of the method.
-        words: Additional arguments of its command.
+        arguments: Additional arguments of its command.
         each: Number of slices per step.
         steps: Number of steps of training, or of all rounds together, after the first segmenter.
         kind: Kind of command: none for the first segmenter itself; a longer training on labels alone; `selftrain`; or
@@ -56,7 +56,7 @@ class Method:
     """
 
     name: str
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     each: int = 20
     steps: int = MORE
     kind: Literal["first", "train", "selftrain", "parent"] = "selftrain"
@@ -108,18 +108,18 @@ class Study:
         cells = [(count, draw) for draw in range(1, self.draws + 1) for count in COUNTS[:2]]
         cells += [(8, draw) for draw in range(1, 4)]
         main = [method for method in self.methods if method in MAIN]
-        rest = [method for method in self.methods if method not in MAIN]
+        other_methods = [method for method in self.methods if method not in MAIN]
         return [
             self.splits(),
             *(job for cell in cells for job in self.cell(*cell, main)),
             *(job for draw in (1, 2, 3) for job in self.upper(draw)),
-            *(job for cell in cells for job in self.cell(*cell, rest)[1:]),
+            *(job for cell in cells for job in self.cell(*cell, other_methods)[1:]),
         ]
 
     def splits(self) -> Job:
         """Return the job that draws labelled, validation, test and unlabelled patients."""
         out, table = self.runs / "splits", self.data / "split.csv"
-        words = (
+        arguments = (
             "make-splits",
             str(self.data),
             str(out),
@@ -130,7 +130,9 @@ class Study:
             "--n-validation",
             "2",
         )
-        return self._job("splits", (*words, "--table", str(table), "--table_test", "[val]"), out / "all-labelled.json")
+        return self._job(
+            "splits", (*arguments, "--table", str(table), "--table_test", "[val]"), out / "all-labelled.json"
+        )
 
     def cell(self, count: int, draw: int, methods: Sequence[str]) -> list[Job]:
         """Return the jobs of the first segmenter and of the methods with a number of labelled patients."""
@@ -144,7 +146,7 @@ class Study:
     def upper(self, seed: int) -> list[Job]:
         """Return the jobs that train on all labels except those of validation and test, as long as on labels alone."""
         out, split = self.runs / f"all-seed{seed}", self.runs / "splits" / "all-labelled.json"
-        words = (
+        arguments = (
             "train",
             str(self.data),
             str(out),
@@ -155,10 +157,10 @@ class Study:
             *PAPER,
             *NETWORK,
         )
-        job = self._job(out.name, (*words, *self._shared(seed)), out / "model" / "model.json", "splits")
-        return [job, self._tested(out)]
+        job = self._job(out.name, (*arguments, *self._flags(seed)), out / "model" / "model.json", "splits")
+        return [job, self._test(out)]
 
-    def train(self, name: str, count: int, draw: int, steps: int, *words: str) -> Job:
+    def train(self, name: str, count: int, draw: int, steps: int, *arguments: str) -> Job:
         """Return the job that trains on the labels alone."""
         out = self.out(name, count, draw)
         command = (
@@ -170,9 +172,9 @@ class Study:
             "--steps",
             str(steps),
             *PAPER,
-            *words,
+            *arguments,
         )
-        return self._job(out.name, (*command, *self._shared(draw)), out / "model" / "model.json", "splits")
+        return self._job(out.name, (*command, *self._flags(draw)), out / "model" / "model.json", "splits")
 
     def more(self, method: str, count: int, draw: int) -> list[Job]:
         """Return the job that trains on the labels alone for more steps."""
@@ -184,28 +186,28 @@ class Study:
         stages = ("--global_steps", str(MORE // 2), "--local_steps", str(MORE // 2))
         split = str(self.split(count, draw))
         command = ("pretrain", str(self.data), str(out), "--split", split, *stages, *NETWORK)
-        trunk = self._job(out.name, (*command, *self._shared(draw)), out / "model" / "model.json", "splits")
+        trunk = self._job(out.name, (*command, *self._flags(draw)), out / "model" / "model.json", "splits")
         return [trunk, self.train(method, count, draw, FIRST, "--init", str(out))]
 
     def go_on(self, method: str, count: int, draw: int) -> list[Job]:
         """Return the job of self-training with the unlabelled patients, starting from the first segmenter."""
-        out, first, found = self.out(method, count, draw), self.out("first", count, draw), METHODS[method]
+        out, first, settings = self.out(method, count, draw), self.out("first", count, draw), METHODS[method]
         rounds = 1 if method == "teacher" else ROUNDS
-        words = (
+        arguments = (
             *("selftrain", str(first), str(self.data), str(out), "--split", str(self.split(count, draw))),
-            *(*PAPER, *found.words),
-            *("--rounds", str(rounds), "--steps", str(found.steps // rounds), "--reuse", "whole"),
+            *(*PAPER, *settings.arguments),
+            *("--rounds", str(rounds), "--steps", str(settings.steps // rounds), "--reuse", "whole"),
             *("--pseudo.guard", "warn", "--score_withheld"),
         )
-        return [self._job(out.name, (*words, *self._shared(draw)), out / "model" / "model.json", first.name)]
+        return [self._job(out.name, (*arguments, *self._flags(draw)), out / "model" / "model.json", first.name)]
 
     def test(self, method: str, count: int, draw: int) -> Job:
         """Return the job that scores the test patients."""
-        return self._tested(self.out(method, count, draw))
+        return self._test(self.out(method, count, draw))
 
-    def _tested(self, out: Path) -> Job:
-        words = ("evaluate", str(out), str(self.data), "--name", "test", "--pictures", "false", "--device", "cpu")
-        return self._job(f"{out.name}-test", words, out / "evaluation" / "test.json", out.name)
+    def _test(self, out: Path) -> Job:
+        arguments = ("evaluate", str(out), str(self.data), "--name", "test", "--pictures", "false", "--device", "cpu")
+        return self._job(f"{out.name}-test", arguments, out / "evaluation" / "test.json", out.name)
 
     def out(self, method: str, count: int, draw: int) -> Path:
         """Return the folder of a run."""
@@ -217,34 +219,34 @@ class Study:
 
     def scores(self, count: int) -> Scores:
         """Return the scores of all finished tests."""
-        found: Scores = {}
+        scores: Scores = {}
         for method in self.methods:
             for draw in range(1, self.draws + 1):
-                _read(self.out(method, count, draw), found.setdefault(method, {}), draw)
-        return {method: values for method, values in found.items() if values}
+                _read(self.out(method, count, draw), scores.setdefault(method, {}), draw)
+        return {method: values for method, values in scores.items() if values}
 
     def upper_scores(self) -> dict[int, float]:
         """Return the scores with all labels."""
-        found: dict[int, float] = {}
+        scores: dict[int, float] = {}
         for seed in (1, 2, 3):
-            _read(self.runs / f"all-seed{seed}", found, seed)
-        return found
+            _read(self.runs / f"all-seed{seed}", scores, seed)
+        return scores
 
     def pseudo_dice(self, method: str, count: int) -> list[list[float]]:
         """Return the Dice of the pseudo-labels with the withheld true labels, by round, of every finished draw."""
-        found = []
+        dice = []
         for draw in range(1, self.draws + 1):
             rounds = sorted((self.out(method, count, draw) / "rounds").glob("round-*.json"))
             withheld = [json.loads(path.read_text())["withheld"] for path in rounds]
             if withheld and None not in withheld:
-                found.append([entry["mean"] for entry in withheld])
-        return found
+                dice.append([entry["mean"] for entry in withheld])
+        return dice
 
-    def _shared(self, draw: int) -> tuple[str, ...]:
+    def _flags(self, draw: int) -> tuple[str, ...]:
         return ("--cache", str(self.runs / "cache"), "--seed", str(draw), *CPU)
 
-    def _job(self, name: str, words: Sequence[str], result: Path, *after: str) -> Job:
-        return Job(name, tuple(words), result, after, program="ssl-medseg")
+    def _job(self, name: str, arguments: Sequence[str], result: Path, *after: str) -> Job:
+        return Job(name, tuple(arguments), result, after, program="ssl-medseg")
 
 
 def _read(run: Path, into: dict[int, float], number: int) -> None:
@@ -262,7 +264,7 @@ def ceiling(model: Path, data: Path, split: Path) -> float:
         split: Split file with the test cases.
     """
     segmenter, dataset = load_segmenter(str(model), device="cpu"), open_dataset(data)
-    found = []
+    dice = []
     for case in dataset.select(read_split(split, dataset).test):
         if case.label is None:
             raise ValueError(f"{data}: the test case {case.name} has no label")
@@ -273,16 +275,18 @@ def ceiling(model: Path, data: Path, split: Path) -> float:
         back = to_voxels(shares, geometry).argmax(dim=1)
         truth = torch.from_numpy(np.ascontiguousarray(geometry.to_slices(classes)))
         for structure in range(1, len(segmenter.labels)):
-            one, other = back == structure, truth == structure
-            if other.any():
-                found.append(2 * (one & other).sum().item() / (one.sum() + other.sum()).item())
-    return statistics.mean(found)
+            prediction, target = back == structure, truth == structure
+            if target.any():
+                dice.append(2 * (prediction & target).sum().item() / (prediction.sum() + target.sum()).item())
+    return statistics.mean(dice)
 
 
 def paired(scores: Scores, method: str, baseline: str) -> list[float]:
     """Return the differences in the draws that both methods have."""
-    mine, theirs = scores.get(method, {}), scores.get(baseline, {})
-    return [mine[draw] - theirs[draw] for draw in sorted(mine.keys() & theirs.keys())]
+    method_scores, baseline_scores = scores.get(method, {}), scores.get(baseline, {})
+    return [
+        method_scores[draw] - baseline_scores[draw] for draw in sorted(method_scores.keys() & baseline_scores.keys())
+    ]
 
 
 def rows(study: Study) -> list[list[object]]:
@@ -290,8 +294,8 @@ def rows(study: Study) -> list[list[object]]:
     lines: list[list[object]] = []
     for count in sorted(COUNTS):
         scores = study.scores(count)
-        for method, found in scores.items():
-            values = list(found.values())
+        for method, runs in scores.items():
+            values = list(runs.values())
             differences = paired(scores, method, "pseudo") if method != "pseudo" else []
             pseudo = [entry[-1] for entry in study.pseudo_dice(method, count)]
             lines.append(
@@ -318,17 +322,17 @@ COMPARED = (
 
 def claims(scores: Scores, count: int) -> str:
     """Describe paired differences with their standard errors over draws."""
-    said = []
+    sentences = []
     for method, baseline in COMPARED:
         values = paired(scores, method, baseline)
         if len(values) > 1:
             error = statistics.stdev(values) / len(values) ** 0.5
             better = sum(value > 0 for value in values)
-            said.append(
+            sentences.append(
                 f"{METHODS[method].name} minus {METHODS[baseline].name} {statistics.mean(values):+.3f} ± {error:.3f} "
                 f"({better} of {len(values)} draws better)"
             )
-    return f"Mean differences and their standard errors, {count} labelled: {'; '.join(said)}." if said else ""
+    return f"Mean differences and their standard errors, {count} labelled: {'; '.join(sentences)}." if sentences else ""
 
 
 def _signed(values: Sequence[float]) -> str:

@@ -70,8 +70,8 @@ def as_model_folder(weights: Path, encoder: str) -> Path:
 
 def score(model: str, data: str, linear_epochs: int) -> tuple[float, float]:
     """Compute linear and kNN accuracy in percent, from features of whole images that are computed only once."""
-    loaded = load_encoder(model)
-    train, test = (labelled_features(loaded, data, split=split, batch_size=512) for split in ("train", "test"))
+    encoder = load_encoder(model)
+    train, test = (labelled_features(encoder, data, split=split, batch_size=512) for split in ("train", "test"))
     width, classes = train.features.shape[1], len(train.classes)
     source = Cached(train.features)
     with torch.no_grad():
@@ -105,8 +105,8 @@ def main() -> None:
         models[f"ssl-vision, {epoch} epochs" if epoch else "untrained network"] = str(folder)
     models[f"ssl-vision, {config['training']['epochs']} epochs"] = str(arguments.run)
     for peer, encoder in PEERS.items():
-        trained = getattr(arguments, peer)
-        for weights in sorted(trained.glob("encoder-epoch-*.safetensors") if trained else ()):
+        peer_folder = getattr(arguments, peer)
+        for weights in sorted(peer_folder.glob("encoder-epoch-*.safetensors") if peer_folder else ()):
             epoch = int(weights.stem.removeprefix("encoder-epoch-"))
             if epoch:
                 models[f"{peer}, {epoch} epochs"] = str(as_model_folder(weights, encoder))

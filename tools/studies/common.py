@@ -32,14 +32,14 @@ class Job:
 
     Args:
         name: Unique name of the job and its log.
-        words: Arguments of the program.
+        arguments: Arguments of the program.
         result: File that exists when the job is done.
         after: Names of the jobs whose results the job needs.
         program: Program to run.
     """
 
     name: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     result: Path
     after: tuple[str, ...] = ()
     program: str = "ssl-vision"
@@ -47,12 +47,12 @@ class Job:
     @property
     def line(self) -> str:
         """Command line of the job."""
-        return f"{self.program} {shlex.join(self.words)}"
+        return f"{self.program} {shlex.join(self.arguments)}"
 
     @property
     def resuming(self) -> tuple[str, ...]:
         """Arguments of the program, with which a killed training continues."""
-        return (*self.words, "--resume") if self.words[0] in _TRAINING else self.words
+        return (*self.arguments, "--resume") if self.arguments[0] in _TRAINING else self.arguments
 
 
 def run_all(
@@ -77,24 +77,24 @@ def run_all(
         Names of the jobs without a result, which have failed, wait for a failed job, or are out of time.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    waiting = [job for job in jobs if not job.result.exists()]
-    done = {job.name for job in jobs if job.result.exists()}
-    failed: set[str] = set()
-    running: dict[Future[bool], Job] = {}
+    backlog = [job for job in jobs if not job.result.exists()]
+    successes = {job.name for job in jobs if job.result.exists()}
+    failures: set[str] = set()
+    futures: dict[Future[bool], Job] = {}
     lock = threading.Lock()
     with ThreadPoolExecutor(workers) as pool:
         while True:
-            ready = [job for job in waiting if done.issuperset(job.after)]
+            ready = [job for job in backlog if successes.issuperset(job.after)]
             if deadline is not None and time.monotonic() > deadline:
                 ready = []
-            for job in ready[: workers - len(running)]:
-                waiting.remove(job)
-                running[pool.submit(_run, job, logs, lock, call or start)] = job
-            if not running:
-                return sorted(failed | {job.name for job in waiting})
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                job = running.pop(future)
-                (done if future.result() else failed).add(job.name)
+            for job in ready[: workers - len(futures)]:
+                backlog.remove(job)
+                futures[pool.submit(_run, job, logs, lock, call or start)] = job
+            if not futures:
+                return sorted(failures | {job.name for job in backlog})
+            for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                job = futures.pop(future)
+                (successes if future.result() else failures).add(job.name)
 
 
 def start(job: Job, log: Path) -> int:
@@ -132,8 +132,8 @@ def _run(job: Job, logs: Path, lock: threading.Lock, call: Callable[[Job, Path],
     good = status == 0 and job.result.exists()
     if not good:
         with lock:
-            ended = "out of time" if status is None else f"FAILED with status {status}"
-            print(f"{job.name}: {ended}; see {log}", file=sys.stderr, flush=True)
+            reason = "out of time" if status is None else f"FAILED with status {status}"
+            print(f"{job.name}: {reason}; see {log}", file=sys.stderr, flush=True)
     return good
 
 
@@ -178,8 +178,8 @@ class Place:
     def labels(self) -> Job:
         """Return the job that draws labelled images for every seed, and 2,500 images for choosing settings."""
         counts = f"[{', '.join(map(str, PER_CLASS.values()))}]"
-        words = ("make-splits", str(self.data), str(self.runs / "labels"), "--per_class", counts, "--fractions", "[]")
-        return Job("labels", (*words, "--validation-fraction", "0.1"), self.runs / "labels" / "validation.json")
+        command = ("make-splits", str(self.data), str(self.runs / "labels"), "--per_class", counts, "--fractions", "[]")
+        return Job("labels", (*command, "--validation-fraction", "0.1"), self.runs / "labels" / "validation.json")
 
     def label_file(self, percent: int, seed: int) -> Path:
         """Return the label file of a seed."""
@@ -188,7 +188,7 @@ class Place:
     def pretraining(self, encoder: str, seed: int) -> Job:
         """Return the job that pre-trains an encoder by SimCLR for 8 epochs (397,312 views), saved every 2 epochs."""
         name = f"{encoder}-s{seed}"
-        words = (
+        arguments = (
             *(
                 "pretrain",
                 str(self.data),
@@ -199,31 +199,31 @@ class Place:
             ),
             *("--epochs", "8", "--save_every", "2", "--seed", str(seed)),
         )
-        return Job(name, words, self.model(name))
+        return Job(name, arguments, self.model(name))
 
     def finetuning(self, name: str, model: Path, percent: int, seed: int, *, after: str, layer: int = 0) -> list[Job]:
         """Return the jobs that fine-tune a model on the labels of a seed and test it."""
-        words = (
+        arguments = (
             *("finetune", str(model), str(self.data), str(self.runs / name), *TRAIN, "--epochs", EPOCHS[percent]),
             *("--optimizer.lr", "0.1", "--from_layer", str(layer)),
             *("--labels", str(self.label_file(percent, seed)), "--seed", str(seed)),
         )
-        return [Job(name, words, self.model(name), ("labels", after)), self.test(name)]
+        return [Job(name, arguments, self.model(name), ("labels", after)), self.test(name)]
 
     def supervised(self, encoder: str, percent: int, seed: int) -> list[Job]:
         """Return the jobs that train the same network from scratch, on the labels alone, and test it."""
         name = f"supervised-{encoder}-{percent}-s{seed}"
-        words = (
+        arguments = (
             *("finetune", "none", str(self.data), str(self.runs / name), "--config", "supervised", *TRAIN),
             *("--encoder.width_multiplier", str(ENCODERS[encoder]), "--epochs", EPOCHS_FROM_SCRATCH[percent]),
             *("--labels", str(self.label_file(percent, seed)), "--seed", str(seed)),
         )
-        return [Job(name, words, self.model(name), ("labels",)), self.test(name)]
+        return [Job(name, arguments, self.model(name), ("labels",)), self.test(name)]
 
     def test(self, name: str) -> Job:
         """Return the job that scores a classifier on the test images."""
-        words = ("evaluate", str(self.runs / name), str(self.data), "--name", "test")
-        return Job(f"{name}-test", words, self._scores(name), (name,))
+        arguments = ("evaluate", str(self.runs / name), str(self.data), "--name", "test")
+        return Job(f"{name}-test", arguments, self._scores(name), (name,))
 
     def model(self, name: str) -> Path:
         """Return the file that exists when a run has ended."""

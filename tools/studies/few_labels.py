@@ -32,22 +32,22 @@ def study(data: Path, runs: Path) -> list[Job]:
         *("pretrain", str(data), str(encoder), "--config", "simclr-cifar10-cpu", "--encoder.width_multiplier", "0.125"),
         *("--head.layers", "3", "--epochs", "32", "--optimizer.warmup_epochs", "4", "--threads", "1", "--seed", "0"),
     )
-    splits = ("make-splits", str(data), str(labels), "--fractions", "[]", "--per_class", f"[{_listed()}]")
+    splits = ("make-splits", str(data), str(labels), "--fractions", "[]", "--per_class", f"[{_counts()}]")
     jobs = [
         Job("encoder", pretraining, encoder / "model" / "model.json"),
         Job("labels", (*splits, "--draws", str(len(DRAWS))), labels / _label_file(PER_CLASS[0], 0)),
     ]
     for per_class, draw in itertools.product(PER_CLASS, DRAWS):
         out = runs / _name(per_class, draw)
-        words = (
+        arguments = (
             *("few-labels", str(encoder), str(data), str(out), "--labels", str(labels / _label_file(per_class, draw))),
             *("--precision", "bf16-mixed", "--seed", str(draw)),
         )
-        jobs.append(Job(out.name, words, out / "few-labels.json", ("encoder", "labels")))
+        jobs.append(Job(out.name, arguments, out / "few-labels.json", ("encoder", "labels")))
     return jobs
 
 
-def _listed() -> str:
+def _counts() -> str:
     return ", ".join(map(str, PER_CLASS))
 
 
@@ -59,14 +59,14 @@ def _name(per_class: int, draw: int) -> str:
     return f"{per_class * CLASSES}-labels-draw{draw}"
 
 
-def summarise(found: Mapping[int, list[dict[str, Any]]]) -> list[list[object]]:
+def summarise(results: Mapping[int, list[dict[str, Any]]]) -> list[list[object]]:
     """Return the rows of the table: test accuracy of every method, of the recommended method, and of the best method.
 
     Args:
-        found: Results of `few-labels` for every draw, by number of labels.
+        results: Results of `few-labels` for every draw, by number of labels.
     """
     rows: list[list[object]] = []
-    for labels, draws in found.items():
+    for labels, draws in results.items():
         tests = [{c["method"]: float(c["test"]) for c in draw["candidates"]} for draw in draws]
         recommended = [test[draw["recommended"]] for test, draw in zip(tests, draws, strict=True)]
         rows.append(
@@ -82,7 +82,7 @@ def summarise(found: Mapping[int, list[dict[str, Any]]]) -> list[list[object]]:
     return rows
 
 
-def notes(found: Mapping[int, list[dict[str, Any]]]) -> list[str]:
+def notes(results: Mapping[int, list[dict[str, Any]]]) -> list[str]:
     """Describe how fine-tuning compares with the linear classifier, and the recommended with the best method."""
     sentences = [
         "Top-1 % on 10,000 test images: mean and standard deviation over draws of the labelled images. One "
@@ -90,7 +90,7 @@ def notes(found: Mapping[int, list[dict[str, Any]]]) -> list[str]:
         "training images) at 32 px. Every setting and the recommendation come from cross-validation on the labelled "
         "images."
     ]
-    for labels, draws in found.items():
+    for labels, draws in results.items():
         tests = [{c["method"]: float(c["test"]) for c in draw["candidates"]} for draw in draws]
         gains = [test["finetune"] - test["linear"] for test in tests]
         losses = [max(test.values()) - test[draw["recommended"]] for test, draw in zip(tests, draws, strict=True)]
@@ -108,13 +108,13 @@ def main() -> None:
     arguments = parse(__doc__)
     jobs = study(half_of(arguments.data, arguments.runs / "data"), arguments.runs)
     missing = run_all(jobs, logs=arguments.runs / "logs", workers=arguments.workers)
-    found: dict[int, list[dict[str, Any]]] = {}
+    results: dict[int, list[dict[str, Any]]] = {}
     for per_class in PER_CLASS:
         files = [arguments.runs / _name(per_class, draw) / "few-labels.json" for draw in DRAWS]
-        done = [json.loads(file.read_text()) for file in files if file.is_file()]
-        if done:
-            found[per_class * CLASSES] = done
-    if missing and not found:
+        draws = [json.loads(file.read_text()) for file in files if file.is_file()]
+        if draws:
+            results[per_class * CLASSES] = draws
+    if missing and not results:
         raise SystemExit(f"no results were written, because these jobs failed: {', '.join(missing)}")
     columns = ["labels", "draws", *METHODS.values(), "recommended", "best on the test images", "recommended by draw"]
     write_result(
@@ -124,9 +124,9 @@ def main() -> None:
             **provenance(),
             "seeds": list(DRAWS),
             "config": {"commands": [job.line for job in jobs]},
-            "table": {"columns": columns, "rows": summarise(found)},
-            "notes": notes(found),
-            "draws": found,
+            "table": {"columns": columns, "rows": summarise(results)},
+            "notes": notes(results),
+            "draws": results,
         },
     )
     if missing:

@@ -30,7 +30,7 @@ _NAME = "Dataset001_Few"
 def prepare(data: Path, split: dict[str, Any], out: Path) -> dict[str, Any]:
     """Write the labelled cases in the layout of nnU-Net, and return the content of its dataset.json."""
     raw = out / "raw" / _NAME
-    described = json.loads((data / "dataset.json").read_text())
+    description = json.loads((data / "dataset.json").read_text())
     cases = [case for case, _ in split["labelled"]]
     for folder in ("imagesTr", "labelsTr"):
         (raw / folder).mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def prepare(data: Path, split: dict[str, Any], out: Path) -> dict[str, Any]:
         shutil.copy(data / "labelsTr" / f"{case}.nii.gz", raw / "labelsTr" / f"{case}.nii.gz")
     content = {
         "channel_names": {"0": "MRI"},
-        "labels": {name: int(value) for value, name in described["labels"].items()},
+        "labels": {name: int(value) for value, name in description["labels"].items()},
         "numTraining": len(cases),
         "file_ending": ".nii.gz",
     }
@@ -72,20 +72,20 @@ def train(folder: Path, dataset: dict[str, Any], cases: list[str], *, seconds: f
     (folder / "splits_final.json").write_text(json.dumps([{"train": cases, "val": cases}]))
     trainer = nnUNetTrainer(plans, "2d", 0, dataset, device=torch.device("cpu"))
     trainer.on_train_start()
-    begun, step, used = time.process_time(), 0, 0.0
-    while (used := time.process_time() - begun) < seconds:
+    begun, step, elapsed = time.process_time(), 0, 0.0
+    while (elapsed := time.process_time() - begun) < seconds:
         for group in trainer.optimizer.param_groups:
-            group["lr"] = trainer.initial_lr * (1 - used / seconds) ** 0.9
+            group["lr"] = trainer.initial_lr * (1 - elapsed / seconds) ** 0.9
         trainer.network.train()
         loss = float(trainer.train_step(next(trainer.dataloader_train))["loss"])
         step += 1
         if step % every == 0:
-            print(f"step {step}  loss {loss:.3f}  {used:.0f} of {seconds:.0f} CPU s", flush=True)
+            print(f"step {step}  loss {loss:.3f}  {elapsed:.0f} of {seconds:.0f} CPU s", flush=True)
     trainer.set_deep_supervision_enabled(False)
     configuration = plans["configurations"]["2d"]
     print(
-        f"{step} steps of {configuration['batch_size']} slices of {configuration['patch_size']} pixels in {used:.0f} "
-        "CPU s",
+        f"{step} steps of {configuration['batch_size']} slices of {configuration['patch_size']} pixels in "
+        f"{elapsed:.0f} CPU s",
         flush=True,
     )
     return trainer

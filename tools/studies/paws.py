@@ -55,13 +55,15 @@ def train(method: Method, pixels: Tensor, labels: Tensor, labelled: Tensor, *, s
             z_a, z_b = model(view_a, view_b)
             loss = nt_xent(z_a, z_b, temperature=TEMPERATURE)
         else:
-            known = labelled[supports.at(step).samples]
-            third = augment(pixels[known], seed=derive(seed, "labelled", step), ids=known)
+            support_ids = labelled[supports.at(step).samples]
+            third = augment(pixels[support_ids], seed=derive(seed, "labelled", step), ids=support_ids)
             z_a, z_b, z = model(view_a, view_b, third)
             if method == "PAWS":
-                loss = torch.stack(paws(z_a, z_b, z, labels[known])).sum()
+                loss = torch.stack(paws(z_a, z_b, z, labels[support_ids])).sum()
             else:
-                loss = nt_xent(z_a, z_b, temperature=TEMPERATURE) + suncet(z, labels[known], temperature=TEMPERATURE)
+                loss = nt_xent(z_a, z_b, temperature=TEMPERATURE) + suncet(
+                    z, labels[support_ids], temperature=TEMPERATURE
+                )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -82,8 +84,8 @@ def score(model: SimCLR | None, train_set: tuple[Tensor, Tensor], test_set: tupl
     x, queries = features(train_set[0]), features(test_set[0])
     with torch.enable_grad():
         classifier = choose_logistic(x, train_set[1], 10).fit.classifier
-    answers = {"linear": classifier(queries), "neighbour": knn_scores(queries, x, train_set[1], num_classes=10, k=1)}
-    return {name: 100 * float((found.argmax(dim=1) == test_set[1]).float().mean()) for name, found in answers.items()}
+    outputs = {"linear": classifier(queries), "neighbour": knn_scores(queries, x, train_set[1], num_classes=10, k=1)}
+    return {name: 100 * float((logits.argmax(dim=1) == test_set[1]).float().mean()) for name, logits in outputs.items()}
 
 
 def main() -> None:
@@ -92,22 +94,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    images, tested = open_images("digits"), open_images("digits", split="test")
+    images, test_images = open_images("digits"), open_images("digits", split="test")
     pixels, labels = in_memory(images), images.labels()
-    test_set = in_memory(tested), tested.labels()
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("raw pixels", *METHODS)}
+    test_set = in_memory(test_images), test_images.labels()
+    accuracies: dict[str, list[dict[str, float]]] = {name: [] for name in ("raw pixels", *METHODS)}
     for seed in SEEDS:
         labelled = choose_per_class(labels, images.classes, PER_CLASS, seed=derive(seed, "labels"))
         train_set = pixels[labelled], labels[labelled]
-        found["raw pixels"].append(score(None, train_set, test_set))
+        accuracies["raw pixels"].append(score(None, train_set, test_set))
         for method in METHODS:
             model = train(method, pixels, labels, labelled, steps=arguments.steps, seed=seed)
-            found[method].append(score(model, train_set, test_set))
-            print(method, seed, found[method][-1], flush=True)
+            accuracies[method].append(score(model, train_set, test_set))
+            print(method, seed, accuracies[method][-1], flush=True)
     kinds = ("linear", "neighbour")
-    rows = [[name, *(mean_and_spread([run[kind] for run in runs]) for kind in kinds)] for name, runs in found.items()]
+    rows = [
+        [name, *(mean_and_spread([run[kind] for run in runs]) for kind in kinds)] for name, runs in accuracies.items()
+    ]
     gains = {
-        kind: [ours[kind] - theirs[kind] for ours, theirs in zip(found["PAWS"], found["SimCLR + SuNCEt"], strict=True)]
+        kind: [
+            ours[kind] - peer[kind]
+            for ours, peer in zip(accuracies["PAWS"], accuracies["SimCLR + SuNCEt"], strict=True)
+        ]
         for kind in kinds
     }
     write_result(
@@ -128,7 +135,7 @@ def main() -> None:
                     for kind in kinds
                 ),
             ],
-            "accuracies": found,
+            "accuracies": accuracies,
         },
     )
 

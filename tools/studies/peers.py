@@ -95,13 +95,13 @@ def solo_learn(source: Path | None, size: int) -> Recipe:
     view = transforms.build_transform_pipeline("cifar10", settings)
 
     def optimizer(model: nn.Module, batch_size: int, epochs: int, steps_per_epoch: int) -> Scheduled:
-        made = lars.LARS(
+        lars_optimizer = lars.LARS(
             model.parameters(), lr=0.4 * batch_size / 256, momentum=0.9, weight_decay=1e-4, eta=0.02, clip_lr=True,
             exclude_bias_n_norm=True,
         )  # fmt: skip
         total, warm = epochs * steps_per_epoch, max(1, epochs * steps_per_epoch // 10)
-        return made, LambdaLR(
-            made,
+        return lars_optimizer, LambdaLR(
+            lars_optimizer,
             lambda step: step / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2,
         )
 

@@ -49,15 +49,25 @@ class Study:
     def splits(self) -> Job:
         """Return the job that draws labelled, validation, test and unlabelled patients."""
         out = self.runs / "splits"
-        words = ("make-splits", str(self.data), str(out), "--n-labelled", "[2]", "--n-validation", "1", "--n-test", "3")
-        return _job("splits", (*words, "--draws", "3"), out / "2-labelled-draw1.json")
+        arguments = (
+            "make-splits",
+            str(self.data),
+            str(out),
+            "--n-labelled",
+            "[2]",
+            "--n-validation",
+            "1",
+            "--n-test",
+            "3",
+        )
+        return _job("splits", (*arguments, "--draws", "3"), out / "2-labelled-draw1.json")
 
     def draw(self, draw: int) -> Iterator[Job]:
         """Yield the jobs of a draw: both stages, the control, and the test of every model."""
         split, run = self.split(draw), self.runs / f"draw{draw}"
-        shared = ("--cache", str(self.runs / "cache"), "--seed", str(draw), *NETWORK, *CPU)
+        common = ("--cache", str(self.runs / "cache"), "--seed", str(draw), *NETWORK, *CPU)
         stages = ("--baseline_steps", str(FIRST), "--rounds", str(ROUNDS), "--steps", str(STEPS))
-        words = (
+        arguments = (
             "run",
             str(self.data),
             str(run),
@@ -69,16 +79,26 @@ class Study:
             "--method",
             "rounds",
         )
-        yield _job(run.name, (*words, "--pseudo.guard", "warn", *shared), run / "model" / "model.json", "splits")
+        yield _job(run.name, (*arguments, "--pseudo.guard", "warn", *common), run / "model" / "model.json", "splits")
         labels = self.runs / f"labels-draw{draw}"
         longer = ("train", str(self.data), str(labels), "--split", str(split), "--steps", str(FIRST + MORE))
-        yield _job(labels.name, (*longer, *shared), labels / "model" / "model.json", "splits")
+        yield _job(labels.name, (*longer, *common), labels / "model" / "model.json", "splits")
         for name, (_, folder) in MODELS.items():
             model = folder.format(run=run, labels=labels)
-            scores, needed = self.scores(name, draw), labels.name if name == "labels" else run.name
-            scored = ("evaluate", model, str(self.data), "--split", str(split), "--part", "test", "--name", "test")
+            scores, dependency = self.scores(name, draw), labels.name if name == "labels" else run.name
+            test_arguments = (
+                "evaluate",
+                model,
+                str(self.data),
+                "--split",
+                str(split),
+                "--part",
+                "test",
+                "--name",
+                "test",
+            )
             where = ("--out", str(scores.parent), "--pictures", "false", "--device", "cpu")
-            yield _job(f"{name}-draw{draw}-test", (*scored, *where), scores, needed)
+            yield _job(f"{name}-draw{draw}-test", (*test_arguments, *where), scores, dependency)
 
     def split(self, draw: int) -> Path:
         """Return the split file of a draw."""
@@ -91,41 +111,41 @@ class Study:
     def validation(self, draw: int) -> list[float]:
         """Return the validation Dice of the first segmenter and of the best step after it."""
         rounds = sorted((self.runs / f"draw{draw}" / "selftrain" / "rounds").glob("round-*.json"))
-        found = [json.loads(path.read_text())["validation"] for path in rounds]
-        return [found[0]["before"], max(entry["after"] for entry in found)] if found else []
+        dice = [json.loads(path.read_text())["validation"] for path in rounds]
+        return [dice[0]["before"], max(entry["after"] for entry in dice)] if dice else []
 
 
 def measured(path: Path) -> dict[str, float | None]:
     """Return the mean of each measure over structures and test volumes; None if a structure has no distance."""
     structures = json.loads(path.read_text())["summary"]["structures"]
-    found: dict[str, float | None] = {}
+    means: dict[str, float | None] = {}
     for measure in MEASURES:
         entries = [structure["measures"].get(measure) for structure in structures]
-        whole = all(entry is not None and not entry["n_missing"] for entry in entries)
-        found[measure] = statistics.mean(entry["mean"] for entry in entries) if whole else None
-    return found
+        is_complete = all(entry is not None and not entry["n_missing"] for entry in entries)
+        means[measure] = statistics.mean(entry["mean"] for entry in entries) if is_complete else None
+    return means
 
 
 def rows(study: Study) -> list[list[object]]:
     """Return a row of the table for every model."""
     lines: list[list[object]] = []
-    for name, (words, _) in MODELS.items():
+    for name, (title, _) in MODELS.items():
         paths = [study.scores(name, draw) for draw in range(1, study.draws + 1)]
-        found = [measured(path) for path in paths if path.exists()]
-        if not found:
+        results = [measured(path) for path in paths if path.exists()]
+        if not results:
             continue
-        line: list[object] = [words, len(found)]
+        line: list[object] = [title, len(results)]
         for measure, decimals in zip(MEASURES, (3, 1, 1), strict=True):
-            values = [value for entry in found if (value := entry[measure]) is not None]
-            missing = len(found) - len(values)
+            values = [value for entry in results if (value := entry[measure]) is not None]
+            missing = len(results) - len(values)
             text = mean_and_spread(values, decimals=decimals) if values else "-"
             line.append(f"{text} ({missing} draws lack a structure)" if missing else text)
         lines.append(line)
     return lines
 
 
-def _job(name: str, words: tuple[str, ...], result: Path, *after: str) -> Job:
-    return Job(name, words, result, after, program="ssl-medseg")
+def _job(name: str, arguments: tuple[str, ...], result: Path, *after: str) -> Job:
+    return Job(name, arguments, result, after, program="ssl-medseg")
 
 
 def main() -> None:

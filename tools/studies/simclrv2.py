@@ -60,13 +60,15 @@ def distilled(place: Place, encoder: str, percent: int, seed: int, *, epochs: in
     )
     # Temperatures of the paper for a student of the same size and for a smaller one. At 0.1 the linear layer, which
     # LARS does not adapt, diverges without the factor of the released notebook.
-    own = {"simclr": ("--temperature", "0.1", "--scale_by_temperature"), "small": ("--temperature", "1.0")}[encoder]
-    words = (
+    temperature = {"simclr": ("--temperature", "0.1", "--scale_by_temperature"), "small": ("--temperature", "1.0")}[
+        encoder
+    ]
+    arguments = (
         *("distill", str(place.runs / teacher), str(place.data), str(place.runs / name), *DISTIL),
         *("--epochs", str(epochs)),
-        *(*own, "--init", str(place.runs / start), "--seed", str(seed)),
+        *(*temperature, "--init", str(place.runs / start), "--seed", str(seed)),
     )
-    return [Job(name, words, place.model(name), (teacher, start)), place.test(name)]
+    return [Job(name, arguments, place.model(name), (teacher, start)), place.test(name)]
 
 
 def main() -> None:
@@ -80,8 +82,8 @@ def main() -> None:
     }
     rows: list[list[object]] = []
     for encoder, (row, title) in itertools.product(ENCODERS, ROWS.items()):
-        found = [accuracies.get(row.format(encoder=encoder, percent=percent)) for percent in PER_CLASS]
-        rows.append([WIDTHS[encoder], title, *(mean_and_spread(values) if values else None for values in found)])
+        runs = [accuracies.get(row.format(encoder=encoder, percent=percent)) for percent in PER_CLASS]
+        rows.append([WIDTHS[encoder], title, *(mean_and_spread(values) if values else None for values in runs)])
     about = (
         "Top-1 % on 10,000 test images: mean and standard deviation over three seeds with different labelled images. "
         "25,000 training images, 8 epochs of pre-training. The wide network has a quarter of the channels of "
@@ -122,8 +124,8 @@ def claims(accuracies: dict[str, list[float]]) -> list[str]:
             for first, second in [(better.format(percent), worse.format(percent))]
             if first in accuracies
         }
-        found = ", ".join(f"{gain} at {percent} %" for percent, gain in gains.items())
-        sentences.append(f"Difference in points, {question}: {found}.")
+        differences = ", ".join(f"{gain} at {percent} %" for percent, gain in gains.items())
+        sentences.append(f"Difference in points, {question}: {differences}.")
     return sentences
 
 
@@ -132,10 +134,10 @@ def draw(accuracies: dict[str, list[float]], path: Path) -> None:
     for axes, percent in zip(figure.subplots(1, len(PER_CLASS)), PER_CLASS, strict=True):
         plain_axes(axes, f"{percent} % of the labels: top-1 on test images")
         for number, (encoder, colour) in enumerate(zip(ENCODERS, SERIES, strict=False)):
-            found = {
+            runs = {
                 place: accuracies.get(row.format(encoder=encoder, percent=percent)) for place, row in enumerate(ROWS)
             }
-            values = {place: top1 for place, top1 in found.items() if top1}
+            values = {place: top1 for place, top1 in runs.items() if top1}
             axes.barh(
                 [place + 0.38 * number for place in values],
                 [statistics.mean(top1) for top1 in values.values()],

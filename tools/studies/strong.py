@@ -82,7 +82,7 @@ class Method:
     """Row of the table with its name and the additional arguments of `selftrain`; None: labels alone."""
 
     name: str
-    words: tuple[str, ...] | None = None
+    arguments: tuple[str, ...] | None = None
 
 
 LABELS = "labels"
@@ -156,38 +156,40 @@ class Study:
         if self.by_draw:
             lines = [job for cell in cells for name in self.methods for job in self.line(name, *cell)]
             return [self.splits(), *lines]
-        rest = [name for name in self.methods if name not in MAIN]
+        other_methods = [name for name in self.methods if name not in MAIN]
         return [
             self.splits(),
             *(job for cell in cells for name in MAIN if name in self.methods for job in self.line(name, *cell)),
             *(self.upper() if self.material.upper else ()),
-            *(job for name in rest for cell in cells for job in self.line(name, *cell)),
+            *(job for name in other_methods for cell in cells for job in self.line(name, *cell)),
         ]
 
     def splits(self) -> Job:
         """Return the job that draws labelled, validation, test and unlabelled patients."""
         out, counts = self.runs / "splits", ",".join(map(str, sorted(self._counts)))
-        words = ("make-splits", str(self.data), str(out), "--n-labelled", counts, "--draws", str(self.draws))
-        chosen = (str(self.data / "split.csv") if word == "TABLE" else word for word in self.material.splits)
+        arguments = ("make-splits", str(self.data), str(out), "--n-labelled", counts, "--draws", str(self.draws))
+        material_arguments = (
+            str(self.data / "split.csv") if argument == "TABLE" else argument for argument in self.material.splits
+        )
         last = f"{max(self._counts)}-labelled-draw{self.draws}.json"
-        return Job("splits", (*words, *chosen), out / last, program="ssl-medseg")
+        return Job("splits", (*arguments, *material_arguments), out / last, program="ssl-medseg")
 
     def line(self, name: str, count: int, draw: int) -> list[Job]:
         """Return the jobs that train and test one method with a number of labelled patients."""
         split = self.runs / "splits" / f"{count}-labelled-draw{draw}.json"
         out, first = self.out(name, count, draw), self.out("first", count, draw)
-        words = METHODS[name].words
-        if words is None:
+        flags = METHODS[name].arguments
+        if flags is None:
             command = ["train", str(self.data), str(out), "--split", str(split)]
             command += [*self._steps(2 if name == LABELS else 1), *self.flags]
-            return self._trained(out, command, draw, "splits")
-        command = ["selftrain", str(first), str(self.data), str(out), "--split", str(split), *words, *self._steps(1)]
-        return self._trained(out, command, draw, first.name)
+            return self._training(out, command, draw, "splits")
+        command = ["selftrain", str(first), str(self.data), str(out), "--split", str(split), *flags, *self._steps(1)]
+        return self._training(out, command, draw, first.name)
 
     def upper(self) -> list[Job]:
         """Return the jobs that train for 2N steps on all labels except those of validation and test."""
         out, split = self.runs / "all", self.runs / "splits" / "all-labelled.json"
-        return self._trained(
+        return self._training(
             out, ["train", str(self.data), str(out), "--split", str(split), *self._steps(2), *self.flags], 1, "splits"
         )
 
@@ -214,16 +216,16 @@ class Study:
 
     def distances(self, name: str, count: int, which: str) -> list[float]:
         """Return the 95th percentile of the surface distance in mm of every draw that has all structures."""
-        found = [measured(path)["hd95"] for path in self.files(name, count, which).values()]
-        return [value for value in found if value is not None]
+        distances = [measured(path)["hd95"] for path in self.files(name, count, which).values()]
+        return [value for value in distances if value is not None]
 
     def files(self, name: str, count: int, which: str) -> dict[int, Path]:
         """Return the scores file of every finished draw."""
         paths = {draw: _scores(self.out(name, count, draw), which) for draw in range(1, self.draws + 1)}
         return {draw: path for draw, path in paths.items() if path.exists()}
 
-    def _trained(self, out: Path, command: list[str], seed: int, after: str) -> list[Job]:
-        shared = [
+    def _training(self, out: Path, command: list[str], seed: int, after: str) -> list[Job]:
+        common = [
             "--effort",
             self.effort,
             "--seed",
@@ -233,23 +235,23 @@ class Study:
             "--device",
             self.device,
         ]
-        shared += ["--threads", "1", "--precision", self.precision, "--log_every", "25"]
-        jobs = [Job(out.name, (*command, *shared), out / "model" / "model.json", (after,), "ssl-medseg")]
+        common += ["--threads", "1", "--precision", self.precision, "--log_every", "25"]
+        jobs = [Job(out.name, (*command, *common), out / "model" / "model.json", (after,), "ssl-medseg")]
         models = {"chosen": out, "last": out / "models" / "last"}
         if "rounds" in command:  # the models of the rounds are kept instead of that of the last step
             del models["last"]
         for which, model in models.items():
             result = _scores(out, which)
             split = ("--split", _split(command), "--part", "test")
-            words = ("evaluate", str(model), str(self.data), *split, "--name", which, "--out", str(result.parent))
+            arguments = ("evaluate", str(model), str(self.data), *split, "--name", which, "--out", str(result.parent))
             flags = ("--pictures", "false", "--device", self.device)
-            jobs.append(Job(f"{out.name}-{which}", (*words, *flags), result, (out.name,), "ssl-medseg"))
+            jobs.append(Job(f"{out.name}-{which}", (*arguments, *flags), result, (out.name,), "ssl-medseg"))
         return jobs
 
 
 def _split(command: list[str]) -> str:
     """Return the split file in the arguments of a training."""
-    return next(word for word in command if word.endswith(".json"))
+    return next(argument for argument in command if argument.endswith(".json"))
 
 
 def _scores(run: Path, which: str) -> Path:
@@ -266,18 +268,18 @@ def rows(study: Study) -> list[list[object]]:
     for count in sorted(study.material.counts):
         baseline = study.scores(LABELS, count, "chosen")
         for name, method in METHODS.items():
-            chosen, last = (study.scores(name, count, which) for which in ("chosen", "last"))
-            if not chosen:
+            best, last = (study.scores(name, count, which) for which in ("chosen", "last"))
+            if not best:
                 continue
-            gains = [chosen[draw] - baseline[draw] for draw in sorted(chosen.keys() & baseline.keys())]
+            gains = [best[draw] - baseline[draw] for draw in sorted(best.keys() & baseline.keys())]
             better = f"{statistics.mean(gains):+.3f} ({sum(g > 0 for g in gains)} of {len(gains)})" if gains else None
             far = study.distances(name, count, "chosen")
             lines.append(
                 [
-                    count, method.name, len(chosen), mean_and_spread(list(chosen.values()), decimals=3),
-                    f"{min(chosen.values()):.3f}", None if name == LABELS else better,
+                    count, method.name, len(best), mean_and_spread(list(best.values()), decimals=3),
+                    f"{min(best.values()):.3f}", None if name == LABELS else better,
                     mean_and_spread(list(last.values()), decimals=3) if last else None,
-                    mean_and_spread(far, decimals=1) if len(far) == len(chosen) else None,
+                    mean_and_spread(far, decimals=1) if len(far) == len(best) else None,
                 ]
             )  # fmt: skip
     upper = {which: _scores(study.runs / "all", which) for which in ("chosen", "last")}
@@ -295,11 +297,11 @@ def isotropic(data: Path, out: Path, spacing: tuple[float, float, float]) -> Pat
             target.parent.mkdir(parents=True, exist_ok=True)
             image = nib.load(path)
             order = 0 if path.parent.name == "labelsTr" else 1
-            resampled = resample_to_output(image, spacing, order=order)
+            result = resample_to_output(image, spacing, order=order)
             if not order:
-                resampled = nib.Nifti1Image(np.asarray(resampled.dataobj).astype(np.uint8), resampled.affine)
-            resampled.header.set_xyzt_units("mm")
-            nib.save(resampled, target)
+                result = nib.Nifti1Image(np.asarray(result.dataobj).astype(np.uint8), result.affine)
+            result.header.set_xyzt_units("mm")
+            nib.save(result, target)
     shutil.copy(data / "dataset.json", out / "dataset.json")
     return out
 

@@ -40,13 +40,13 @@ def study(place: Place) -> list[Job]:
 def suncet(place: Place, seed: int) -> Job:
     """Return the job that pre-trains with SimCLR and SuNCEt, with as many steps and inputs as SimCLR alone."""
     name = f"suncet-s{seed}"
-    words = (
+    arguments = (
         *("pretrain", str(place.data), str(place.runs / name), *PRETRAIN, "--epochs", "4", "--save_every", "1"),
         *("--batch_size", "128", "--optimizer.warmup_epochs", "0.5", "--seed", str(seed)),
         *("--suncet.labels", str(place.label_file(PERCENT, seed))),
         *("--suncet.classes_per_batch", "10", "--suncet.images_per_class", "25", "--suncet.temperature", "0.1"),
     )
-    return Job(name, words, place.model(name), ("labels",))
+    return Job(name, arguments, place.model(name), ("labels",))
 
 
 def model_after(place: Place, method: str, share: int, seed: int) -> Path:
@@ -97,10 +97,10 @@ def main() -> None:
         for method, curve in curves.items()
     ]
     rows.append(["labels alone", None, None, None, None, mean_and_spread(baseline)])
-    reached = compute_to_reach(curves["suncet"], statistics.mean(curves["simclr"][100]))
+    share_of_budget = compute_to_reach(curves["suncet"], statistics.mean(curves["simclr"][100]))
     verdict = (
-        f"SuNCEt reaches SimCLR's final accuracy at {reached:.0f} % of the budget (by linear interpolation)."
-        if reached is not None
+        f"SuNCEt reaches SimCLR's final accuracy at {share_of_budget:.0f} % of the budget (by linear interpolation)."
+        if share_of_budget is not None
         else "SuNCEt does not reach SimCLR's final accuracy within the budget."
     )
     about = (

@@ -27,7 +27,7 @@ def study(data: Path, runs: Path, weights: Path, *, epochs: int) -> list[Job]:
     """Return all commands in the order of their dependencies."""
     labels = str(runs / "labels" / f"{LABELS // 10}-per-class-draw{DRAW}.json")
     network, teacher, student = runs / "lite0", runs / "lite0-few", runs / _name(epochs)
-    imported = ("import-checkpoint", str(weights), str(network), "--architecture", NETWORK)
+    import_command = ("import-checkpoint", str(weights), str(network), "--architecture", NETWORK)
     few = ("few-labels", str(network), str(data), str(teacher), "--labels", labels, "--methods", "[linear,knn]")
     taught = (
         *("distill", str(teacher / "linear"), str(data), str(student), "--init", str(runs / "encoder")),
@@ -35,7 +35,7 @@ def study(data: Path, runs: Path, weights: Path, *, epochs: int) -> list[Job]:
         *("--optimizer.name", "adamw", "--optimizer.lr", "1e-3", "--optimizer.scaling", "linear"),
     )
     return [
-        Job("lite0", (*imported, "--image-size", str(IMAGE_SIZE)), network / "model" / "model.json"),
+        Job("lite0", (*import_command, "--image-size", str(IMAGE_SIZE)), network / "model" / "model.json"),
         Job("lite0-few", (*few, "--seed", str(DRAW)), teacher / "few-labels.json", ("lite0",)),
         Job(_name(epochs), taught, student / "model" / "model.json", ("lite0-few",)),
         Place(data, runs).test(_name(epochs)),
@@ -47,7 +47,7 @@ def _name(epochs: int) -> str:
 
 
 def _test_accuracies(file: Path) -> dict[str, float]:
-    return {found["method"]: float(found["test"]) for found in json.loads(file.read_text())["candidates"]}
+    return {candidate["method"]: float(candidate["test"]) for candidate in json.loads(file.read_text())["candidates"]}
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ class Method:
     """Row of the table with its name and the additional arguments of its command."""
 
     name: str
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     supervised: bool = False
     views: tuple[str, ...] = VIEWS
     warmup: float = WARMUP
@@ -121,38 +121,38 @@ class Study:
     def jobs(self) -> list[Job]:
         """Return all commands, the most informative ones first."""
         first, later = DRAWS[:FEW], DRAWS[FEW:]
-        others = [method for method in METHODS if method not in (*CORE, "fixmatch")]
+        other_methods = [method for method in METHODS if method not in (*CORE, "fixmatch")]
         cells = [(percent, method, draw) for percent in (10, 5) for draw in first for method in CORE]
         cells += [(percent, "fixmatch", draw) for percent in (10, 5) for draw in first]
-        cells += [(10, method, draw) for draw in first for method in others]
+        cells += [(10, method, draw) for draw in first for method in other_methods]
         cells += [(20, method, draw) for draw in first for method in (*CORE, "fixmatch")]
         cells += [(percent, method, draw) for draw in later for percent in (10, 5) for method in (*CORE, "fixmatch")]
-        cells += [(5, method, draw) for draw in first for method in others]
-        wanted = [cell for cell in cells if cell[2] in self.draws]
-        return [self.splits(), *(job for cell in wanted for job in self.cell(*cell))]
+        cells += [(5, method, draw) for draw in first for method in other_methods]
+        selection = [cell for cell in cells if cell[2] in self.draws]
+        return [self.splits(), *(job for cell in selection for job in self.cell(*cell))]
 
     def splits(self) -> Job:
         """Return the job that draws the labelled videos, the validation part and the test part."""
         out = self.runs / "splits"
-        words = (
+        arguments = (
             *("make-splits", str(self.data), str(out), "--fractions", "[0.05,0.1,0.2]", "--draws", "7"),
             *("--by", "block", "--blocks", "40", "--validation-fraction", "0.15", "--test-fraction", "0.25"),
         )
-        return Job("splits", words, out / "20percent-draw6.json", program="ssl-video")
+        return Job("splits", arguments, out / "20percent-draw6.json", program="ssl-video")
 
     def cell(self, percent: int, method: str, draw: int) -> list[Job]:
         """Return the jobs that train and test one method."""
         out, split = self.out(percent, method, draw), str(self.split(percent, draw))
-        chosen = METHODS[method]
-        recipe = "supervised-small-cpu" if chosen.supervised else "mvpl-small-cpu"
+        settings = METHODS[method]
+        recipe = "supervised-small-cpu" if settings.supervised else "mvpl-small-cpu"
         # The flag refers to 40 clips per step; the peak is the same in all runs.
-        rate = PEAK * REFERENCE_CLIPS / (CLIPS if chosen.supervised else CLIPS * (1 + MU))
+        rate = PEAK * REFERENCE_CLIPS / (CLIPS if settings.supervised else CLIPS * (1 + MU))
         train = (
             *("train", str(self.data), str(out), "--split", split, "--config", recipe, *CLIP, "--seed", str(draw)),
-            *("--batch_size", str(CLIPS), "--mu", str(MU), "--steps", str(chosen.steps(self.steps))),
-            *("--optimizer.lr", f"{rate:.4g}", *CPU, *chosen.words),
+            *("--batch_size", str(CLIPS), "--mu", str(MU), "--steps", str(settings.steps(self.steps))),
+            *("--optimizer.lr", f"{rate:.4g}", *CPU, *settings.arguments),
         )
-        if not chosen.supervised:
+        if not settings.supervised:
             train += ("--diagnose",)
         test = (
             *("evaluate", str(out), str(self.data), "--split", split, "--clips", "2", "--crops", "1"),
@@ -177,14 +177,14 @@ class Study:
 
     def scores(self, percent: int, methods: Mapping[str, Method]) -> Scores:
         """Return the scores of all finished tests."""
-        found: Scores = {}
+        scores: Scores = {}
         for method in methods:
             for draw in DRAWS:
                 path = self.out(percent, method, draw) / "evaluation" / "test.json"
                 if path.exists():
                     views = json.loads(path.read_text())["views"]
-                    found.setdefault(method, {})[draw] = {view: score["top1"] for view, score in views.items()}
-        return found
+                    scores.setdefault(method, {})[draw] = {view: score["top1"] for view, score in views.items()}
+        return scores
 
     def pseudo_labels(self, percent: int, method: str, draw: int) -> dict[str, float] | None:
         """Return coverage and accuracy of the pseudo-labels in the last quarter of a run."""
@@ -195,13 +195,13 @@ class Study:
         ]
         if not last:
             return None
-        found = {}
+        means = {}
         for name in ("coverage", "pseudo_accuracy", "pseudo_accuracy_all"):
             # The accuracy is "NaN" in a step without selected pseudo-labels.
             numbers = [value for line in last if isinstance(value := line.get(name), int | float)]
             if numbers:
-                found[name] = statistics.mean(numbers)
-        return found
+                means[name] = statistics.mean(numbers)
+        return means
 
 
 _IMPORTED = ("ssl_video.commands.train", "ssl_video.commands.evaluate", "ssl_video.optical_flow.methods", "cv2")
@@ -220,13 +220,13 @@ def forking(videos: Path, pattern: str) -> Callable[[Job, Path], int]:
     """
     for name in _IMPORTED:
         importlib.import_module(name)
-    plain, kept = reader.read_frames, {}
+    plain, cache = reader.read_frames, {}
     for path in sorted(videos.glob(pattern)):
-        kept[str(path)] = plain(path, list(range(len(video_index.index_video(path)))))
+        cache[str(path)] = plain(path, list(range(len(video_index.index_video(path)))))
 
     def read_frames(path: str | Path, frames: list[int]) -> dict[int, reader.Picture]:
-        found = kept.get(str(path))
-        return plain(path, frames) if found is None else {frame: found[frame] for frame in frames}
+        pictures = cache.get(str(path))
+        return plain(path, frames) if pictures is None else {frame: pictures[frame] for frame in frames}
 
     reader.read_frames = read_frames  # used by `read_clip`
     context = multiprocessing.get_context("fork")
@@ -272,7 +272,7 @@ PERCENTS = (5, 10, 20)
 
 
 @dataclass(frozen=True)
-class Found:
+class Results:
     """Scores with one percentage of labels, and the pseudo-labels of the runs.
 
     Attributes:
@@ -285,11 +285,11 @@ class Found:
 
     def mean(self, method: str, name: str) -> float | None:
         """Return the mean of one property of the pseudo-labels over all draws that have it."""
-        known = [(len(part["draws"]), part[name]) for part in self.pseudo_labels.get(method, []) if name in part]
-        return sum(count * value for count, value in known) / sum(count for count, _ in known) if known else None
+        pairs = [(len(entry["draws"]), entry[name]) for entry in self.pseudo_labels.get(method, []) if name in entry]
+        return sum(count * value for count, value in pairs) / sum(count for count, _ in pairs) if pairs else None
 
 
-def collect(study: Study, percent: int, earlier: Mapping[str, Any]) -> Found:
+def collect(study: Study, percent: int, earlier: Mapping[str, Any]) -> Results:
     """Return the finished runs of a study, and those of an earlier results file that were not repeated."""
     new = study.scores(percent, METHODS)
     old = earlier.get("top1", {}).get(str(percent), {})
@@ -300,35 +300,35 @@ def collect(study: Study, percent: int, earlier: Mapping[str, Any]) -> Found:
         runs = {int(number): views for number, views in old.get(method, {}).items()} | new.get(method, {})
         if runs:
             scores[method] = dict(sorted(runs.items()))
-        parts = list(old_pseudo.get(method, []))
-        known = {number for part in parts for number in part["draws"]}
-        parts += [
-            {"draws": [number], **found}
-            for number in sorted(set(new.get(method, {})) - known)
-            if (found := study.pseudo_labels(percent, method, number))
+        entries = list(old_pseudo.get(method, []))
+        old_draws = {number for entry in entries for number in entry["draws"]}
+        entries += [
+            {"draws": [number], **means}
+            for number in sorted(set(new.get(method, {})) - old_draws)
+            if (means := study.pseudo_labels(percent, method, number))
         ]
-        if parts:
-            pseudo[method] = parts
-    return Found(scores, pseudo)
+        if entries:
+            pseudo[method] = entries
+    return Results(scores, pseudo)
 
 
 def paired(scores: Scores, method: str, baseline: str, view: str) -> list[float]:
     """Return the differences in the draws that both methods have."""
-    mine, theirs = scores.get(method, {}), scores.get(baseline, {})
+    method_scores, baseline_scores = scores.get(method, {}), scores.get(baseline, {})
     return [
-        mine[draw][view] - theirs[draw][view]
-        for draw in sorted(mine.keys() & theirs.keys())
-        if view in mine[draw] and view in theirs[draw]
+        method_scores[draw][view] - baseline_scores[draw][view]
+        for draw in sorted(method_scores.keys() & baseline_scores.keys())
+        if view in method_scores[draw] and view in baseline_scores[draw]
     ]
 
 
-def row(found: Found, method: str) -> list[object]:
+def row(results: Results, method: str) -> list[object]:
     """Return a row of the table."""
-    runs = found.scores[method]
+    runs = results.scores[method]
     rgb, fused = ([run[view] for run in runs.values() if view in run] for view in ("rgb", "fused"))
-    shares = [found.mean(method, name) for name in ("coverage", "pseudo_accuracy")]
+    shares = [results.mean(method, name) for name in ("coverage", "pseudo_accuracy")]
     differences = [
-        signed(values) if method != BASELINE and (values := paired(found.scores, method, BASELINE, view)) else None
+        signed(values) if method != BASELINE and (values := paired(results.scores, method, BASELINE, view)) else None
         for view in ("rgb", "fused")
     ]
     return [
@@ -373,7 +373,7 @@ def draw(scores: Scores, path: Path) -> None:
 def write(study: Study, jobs: Sequence[Job], out: Path, commit: str | None) -> None:
     """Write the results file and the figure from the existing results, and add to those of an earlier file."""
     earlier = json.loads(out.read_text()) if out.exists() else {}
-    found = {percent: collect(study, percent, earlier) for percent in PERCENTS}
+    by_percent = {percent: collect(study, percent, earlier) for percent in PERCENTS}
     lines = [*earlier.get("config", {}).get("commands", []), *(study.line(job) for job in jobs if job.result.exists())]
     write_result(
         out,
@@ -381,18 +381,24 @@ def write(study: Study, jobs: Sequence[Job], out: Path, commit: str | None) -> N
             "name": out.stem,
             **provenance(),
             **({"commit": commit} if commit else {}),
-            "seeds": sorted({number for part in found.values() for runs in part.scores.values() for number in runs}),
+            "seeds": sorted(
+                {number for results in by_percent.values() for runs in results.scores.values() for number in runs}
+            ),
             "config": {"commands": list(dict.fromkeys(lines))},
             "table": {
                 "columns": list(COLUMNS),
-                "rows": [[percent, *row(part, method)] for percent, part in found.items() for method in part.scores],
+                "rows": [
+                    [percent, *row(results, method)]
+                    for percent, results in by_percent.items()
+                    for method in results.scores
+                ],
             },
             "notes": earlier.get("notes", [ABOUT.format(study.steps), PSEUDO_LABELS, CHOSEN]),
-            "top1": {str(percent): part.scores for percent, part in found.items()},
-            "pseudo_labels": {str(percent): part.pseudo_labels for percent, part in found.items()},
+            "top1": {str(percent): results.scores for percent, results in by_percent.items()},
+            "pseudo_labels": {str(percent): results.pseudo_labels for percent, results in by_percent.items()},
         },
     )
-    draw(found[10].scores, out.with_suffix(".png"))
+    draw(by_percent[10].scores, out.with_suffix(".png"))
 
 
 def main() -> None:

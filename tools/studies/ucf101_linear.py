@@ -67,22 +67,22 @@ def features(videos: VideoSet) -> Features:
     return Features(torch.stack(means), torch.stack(histograms), videos.labels())
 
 
-def predict(train: Tensor, labels: Tensor, tested: Sequence[Tensor], *, classes: int, decay: float) -> list[Tensor]:
+def predict(train: Tensor, labels: Tensor, queries: Sequence[Tensor], *, classes: int, decay: float) -> list[Tensor]:
     """Predict the classes of other videos by logistic regression on standardised features."""
     mean, spread = train.mean(0), train.std(0).clamp(min=1e-4) * train.shape[1] ** 0.5
     weight, bias = (torch.zeros(*shape, requires_grad=True) for shape in ((train.shape[1], classes), (classes,)))
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
-    scaled = (train - mean) / spread
+    samples = (train - mean) / spread
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(scaled @ weight + bias, labels) + decay * weight.square().sum()
+        loss = F.cross_entropy(samples @ weight + bias, labels) + decay * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        return [((x - mean) / spread @ weight + bias).argmax(dim=1) for x in tested]
+        return [((x - mean) / spread @ weight + bias).argmax(dim=1) for x in queries]
 
 
 def main() -> None:
@@ -93,8 +93,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     split, videos = read_split(arguments.split), open_videos(arguments.data)
-    wanted = (split.train, [key for key, _ in split.validation], [key for key, _ in split.test])
-    parts = [features(videos.subset(select(videos, keys, file=arguments.split))) for keys in wanted]
+    keys_of_parts = (split.train, [key for key, _ in split.validation], [key for key, _ in split.test])
+    parts = [features(videos.subset(select(videos, keys, file=arguments.split))) for keys in keys_of_parts]
     rows: list[list[object]] = []
     for name, of in (
         ("mean frame", lambda part: part.mean_frame),
@@ -104,8 +104,10 @@ def main() -> None:
         train, validation, test = map(of, parts)
         scores = []
         for decay in DECAYS:
-            found = predict(train, parts[0].labels, (validation, test), classes=len(videos.classes), decay=decay)
-            scores.append([100 * float((x == p.labels).float().mean()) for x, p in zip(found, parts[1:], strict=True)])
+            predictions = predict(train, parts[0].labels, (validation, test), classes=len(videos.classes), decay=decay)
+            scores.append(
+                [100 * float((x == p.labels).float().mean()) for x, p in zip(predictions, parts[1:], strict=True)]
+            )
         rows.append([name, round(max(scores)[1], 1)])
     write_result(
         arguments.out,

@@ -247,6 +247,28 @@ def test_a_label_of_a_series_in_another_order_stays_on_its_anatomy(tmp_path: Pat
     assert not [str(finding) for finding in examine(tmp_path / "copy").errors]
 
 
+@pytest.mark.parametrize("form", ["cropped to the structures", "of double voxels"])
+def test_a_resampled_label_keeps_its_outermost_voxels(form: str, tmp_path: Path) -> None:
+    image, classes = ball(0, SHAPE)
+    matrix = affine((1.37, 1.37, 3.61), angles=(10, 20, 30))
+    if form == "of double voxels":
+        coarse, own = classes[::2, ::2], matrix @ np.diag([2.0, 2.0, 1.0, 1.0])
+        own[:3, 3] = (matrix @ (0.5, 0.5, 0.0, 1.0))[:3]
+        coarse[0, 0] = 1  # a corner of the image
+        expected = coarse.repeat(2, axis=0).repeat(2, axis=1)
+        stored = nib.Nifti1Image(coarse, own)
+    else:
+        low, high = np.argwhere(classes).min(axis=0), np.argwhere(classes).max(axis=0) + 1
+        stored = nib.Nifti1Image(classes, matrix).slicer[tuple(map(slice, low, high))]
+        expected = classes
+    save(tmp_path / "data" / "images" / "p1.nii.gz", image, matrix)
+    save(tmp_path / "data" / "labels" / "p1.nii.gz", np.asarray(stored.dataobj), stored.affine)
+    (tmp_path / "data" / "labels.json").write_text('{"shell": 1, "core": 2}')
+    repair(str(tmp_path / "data"), tmp_path / "copy", ["grid"])
+    written = nib.load(tmp_path / "copy" / "labels" / "p1.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), expected)
+
+
 def test_two_repairs_at_once_do_not_mix_their_copies(root: Path, tmp_path: Path) -> None:
     """The second one removed the unfinished copy of the first one."""
     code = "import sys; from pathlib import Path; from contrastive_core.training import files; "

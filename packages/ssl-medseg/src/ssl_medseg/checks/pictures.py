@@ -20,6 +20,7 @@ from ssl_medseg.checks.facts import CaseFacts
 from ssl_medseg.checks.report import Report
 from ssl_medseg.datasets.dataset import Case
 from ssl_medseg.io import Volume, grid_difference, read_label_values, read_volume
+from ssl_medseg.io.channels import resample_label
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.reports.overlay import Sheet, sheet_figure, view
 
@@ -129,7 +130,7 @@ def _masks(case: Case, volume: Volume, labels: LabelMap | None) -> tuple[Mapping
     classes, structures = _classes(array, labels)
     if not grid_difference(grid, volume.grid):
         return {"label": classes}, structures
-    masks = {"label placed by its affine": _placed(classes, grid.affine, volume)}
+    masks = {"label placed by its affine": resample_label(classes, grid, volume.grid)}
     if classes.shape == volume.array.shape:
         masks = {"label placed voxel by voxel": classes, **masks}
     return masks, structures
@@ -146,14 +147,3 @@ def _classes(array: NDArray[Any], labels: LabelMap | None) -> tuple[NDArray[np.u
         classes[whole == value] = number
     extra = ["not in the map"] if (classes == len(labels)).any() else []
     return classes, [*labels.structures, *extra]
-
-
-def _placed(classes: NDArray[np.uint8], affine: NDArray[np.float64], volume: Volume) -> NDArray[np.uint8]:
-    """Resample a label to the grid of an image by nearest neighbour."""
-    from scipy.ndimage import affine_transform  # noqa: PLC0415 - needed for few cases
-
-    step = np.linalg.inv(affine) @ volume.affine
-    label: NDArray[np.uint8] = affine_transform(
-        classes, step[:3, :3], step[:3, 3], output_shape=volume.array.shape, order=0, cval=0
-    )
-    return label

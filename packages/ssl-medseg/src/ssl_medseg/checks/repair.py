@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +19,7 @@ from contrastive_core.training.files import FileLocks, check_space, replace_fold
 from ssl_medseg.datasets import Case, DataOptions
 from ssl_medseg.datasets.open import label_map_for, list_cases
 from ssl_medseg.io import Grid, grid_difference, read_grid, read_label_values, read_volume
+from ssl_medseg.io.channels import resample_label
 from ssl_medseg.io.file_types import walk
 from ssl_medseg.io.label_map import ROUNDING, LabelMap
 from ssl_medseg.io.mask import write_on_grid
@@ -122,11 +122,7 @@ def _onto(array: NDArray[Any], own: Grid, target: Grid, path: Path) -> tuple[NDA
             "affine without a unit); if both have the same shape, use --repair header"
         )
     kind = array.dtype if np.issubdtype(array.dtype, np.floating) else _small(array).dtype
-    from nibabel.processing import resample_from_to  # noqa: PLC0415 - scipy
-
-    source = nibabel.Nifti1Image(array.astype(kind), own.affine)
-    image = resample_from_to(source, (target.shape, target.affine), order=0, mode="constant", cval=0)
-    result = np.asarray(image.dataobj).astype(kind)
+    result = resample_label(array.astype(kind), own, target)
     voxel, new_voxel = (abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000 for grid in (own, target))
     volumes = []
     for value in np.unique(array[array != 0]).tolist():

@@ -1,10 +1,12 @@
-"""Resample the channels of an image, such as T2, ADC and DWI, to the grid of the first channel."""
+"""Resample the channels of an image, such as T2, ADC and DWI, to the grid of the first, and labels to another grid."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates
 
 from contrastive_core.errors import UserError
 from ssl_medseg.io.volume import Grid, Volume, grid_difference
@@ -85,6 +87,16 @@ def resample(array: NDArray[np.float32], source: Grid, target: Grid) -> NDArray[
         values = map_coordinates(array, places, order=1, mode="nearest")
         result[:, :, number] = np.where(inside, values, fill)
     return result
+
+
+def resample_label(array: NDArray[Any], source: Grid, target: Grid) -> NDArray[Any]:
+    """Resample label values ``[X, Y, Z]`` to another grid by nearest neighbour, with 0 outside their field of view."""
+    # scipy takes places beyond the centres of the outermost voxels, even by rounding, as outside of the array.
+    step = np.linalg.inv(source.affine) @ target.affine
+    resampled: NDArray[Any] = affine_transform(
+        np.pad(array, 1), step[:3, :3], step[:3, 3] + 1, output_shape=target.shape, order=0, cval=0
+    )
+    return resampled
 
 
 def share_covered(source: Grid, target: Grid) -> float:

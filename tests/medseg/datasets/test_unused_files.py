@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 import shutil
@@ -267,9 +268,29 @@ def test_masks_of_a_run_in_the_folder_are_no_unused_images(tmp_path: Path) -> No
     write_nifti(root / "masks" / "p0.nii.gz", phantom((40, 36, 5))[1], MATRIX)
     with pytest.raises(UserError, match=r"p0 has several labels.*\n.*labels/p0\.nii\.gz, masks/p0\.nii\.gz"):
         open_dataset(root)
-    (root / "masks" / "predictions.json").write_text("{}")
+    _state_masks(root / "masks", ["p0"])
     assert examine(root).unused == 0
     assert open_dataset(root).case("p0").label == root / "labels" / "p0.nii.gz"
+
+
+def test_masks_of_predict_are_labels_once_they_have_been_corrected(tmp_path: Path) -> None:
+    root = folders(tmp_path / "data")
+    for name in ("p2", "p3"):
+        shutil.copy(root / "images" / "p0.nii.gz", root / "images" / f"{name}.nii.gz")
+        shutil.copy(root / "labels" / "p0.nii.gz", root / "labels" / f"{name}.nii.gz")
+    _state_masks(root / "labels", ["p2", "p3"])  # copied with the masks, among labels drawn by hand
+    corrected = phantom((40, 36, 5))[1]
+    corrected[0, 0, 0] = 1
+    write_nifti(root / "labels" / "p3.nii.gz", corrected, MATRIX)
+    dataset = open_dataset(root, allow_unlabelled=True)
+    assert dataset.labelled == ("p0", "p1", "p3")
+    assert any(note.startswith("1 mask of `predict` without changes") and "p2" in note for note in dataset.notes)
+
+
+def _state_masks(folder: Path, names: list[str]) -> None:
+    files = [folder / f"{name}.nii.gz" for name in names]
+    cases = [{"mask": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in files]
+    (folder / "predictions.json").write_text(json.dumps({"cases": cases}))
 
 
 def test_pairs_of_img_and_hdr_are_images(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.text import several, size
-from contrastive_core.training.files import check_space, write_atomic
+from contrastive_core.training.files import check_space, sha256, write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
 from ssl_medseg.datasets import DataOptions
@@ -44,6 +44,7 @@ class PredictedCase:
     Attributes:
         image: Name of the image, relative to the folder of images.
         mask: Mask file, relative to the output folder; empty if there is none.
+        sha256: Hash of the mask file, by which masks that somebody has corrected are recognised.
         millilitres: Volume of each structure; None if the voxel size is unknown.
         seconds: Time for reading, segmenting and writing.
         quality: With `uncertainty`, the agreement of the predictions of the volume and its mirror images (or quarter
@@ -56,6 +57,7 @@ class PredictedCase:
 
     image: str
     mask: str = ""
+    sha256: str = ""
     millilitres: dict[str, float] | None = None
     seconds: float = 0.0
     quality: float | None = None
@@ -218,6 +220,7 @@ def predict(
                 case = PredictedCase(
                     source.name,
                     mask=target.relative_to(folder).as_posix(),
+                    sha256=sha256(target),
                     millilitres=_millilitres(prediction.classes, volume, segmenter.labels.structures),
                     seconds=time.perf_counter() - start,
                     quality=None if prediction.agreement is None else round(quality(prediction.agreement), 4),

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
+from contrastive_core.text import several
+from contrastive_core.training.documents import read_object, reading
+from contrastive_core.training.files import sha256
 from contrastive_core.training.names import check_path
 from ssl_medseg.datasets.channels import choose_channels, unique_names
 from ssl_medseg.datasets.layouts.channel_files import ChannelCase, channel_files
@@ -119,15 +122,17 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
     A label has the name of its image, with an optional ``_label``, ``_seg``, ``_mask``, ``_gt`` or ``_segmentation`` at
     the end, also after a dot or hyphen; an ``_image`` at the end of the image name is ignored. Labels by several
     raters (``CASE_rater1``, ``CASE_rater2``) are an error, because one must be chosen. Labels may be DICOM
-    segmentations, also in a folder of their own. The label map is read from labels.json, labels.csv or labels.tsv.
+    segmentations, also in a folder of their own. Masks of `predict` are labels once they have been changed. The label
+    map is read from labels.json, labels.csv or labels.tsv.
     """
     labels: dict[str, list[Path]] = {}
     own_names = {name for name, _ in _named(root, IMAGES)}  # an image may be called 1_seg, too
+    predicted = {path for folder in folders_of(root, LABELS) for path in _unchanged_masks(folder)}
     for path in _label_files(root):
-        if not (path.parent / "predictions.json").is_file():  # masks written by `predict`
+        if path not in predicted:
             labels.setdefault(stem(path) if stem(path) in own_names else image_name(path), []).append(path)
     label_of = {name: paths[0] for name, paths in labels.items()}
-    several_labels = [
+    findings = [
         Finding(
             "error", "several_labels", f"{name} has several labels: keep one, or list the cases in a CSV file",
             [Item([path.relative_to(root).as_posix() for path in paths])],
@@ -147,11 +152,18 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
         else:
             cases, others, duplicates = channels.cases(unlabelled if is_unlabelled else images)
             unused += others
-            several_labels += duplicates
+            findings += duplicates
         for case in cases:
             names = [] if is_unlabelled else [case.name, stem(case.image.path)]
             label = next((label_of.pop(name) for name in names if name in label_of), None)
             entries.append(Entry(case.name, case.image, label, listed, is_unlabelled, lacks=case.lacks))
+    bare = {entry.name for entry in entries if entry.label is None}
+    if left := sorted(path.relative_to(root).as_posix() for path in predicted if image_name(path) in bare):
+        title = (
+            f"{several(len(left), 'mask')} of `predict` without changes: not used as labels. If they are correct, move "
+            "them to another folder"
+        )
+        findings.append(Finding("warning", "predicted_masks", title, [Item(left)]))
     return Listing(
         root.resolve().name,
         root,
@@ -160,7 +172,7 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
         own_label_map(root),
         labels_without_image=list(label_of.values()),
         channels=[] if channels is None else channels.names,
-        findings=several_labels,
+        findings=findings,
         set_aside=[*unused, *(path for paths in labels.values() for path in paths[1:])],
     )
 
@@ -172,6 +184,23 @@ def own_label_map(root: Path) -> LabelMap | None:
         UserError: The file cannot be read.
     """
     return next((read_label_map(root / name) for name in _MAPS if (root / name).is_file()), None)
+
+
+def _unchanged_masks(folder: Path) -> set[Path]:
+    """Return the masks in a folder that `predict` wrote and nobody has changed since, by its predictions.json.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    file = folder / "predictions.json"
+    if not file.is_file():
+        return set()
+    content = read_object(file)
+    with reading(file, "is damaged", "expected a file written by `ssl-medseg predict`; remove it"):
+        hashes = {str(case["mask"]): case.get("sha256") for case in content["cases"]}
+        hashes |= dict.fromkeys(map(str, content.get("stale", ())))
+    written = {folder / name: digest for name, digest in hashes.items()}
+    return {path for path, digest in written.items() if path.is_file() and digest in (None, sha256(path))}
 
 
 def _label_files(root: Path) -> Iterator[Path]:

@@ -216,6 +216,27 @@ def test_without_its_split_file_a_run_knows_its_unlabelled_cases_by_their_conten
     assert [case.case for case in ranking.cases] == ["c"]
 
 
+def test_cases_that_were_labelled_after_the_training_are_not_ranked_again(place: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    dataset = open_dataset(decathlon(data, ["a"], unlabelled=["b", "c", "d"]))
+    shutil.copytree(place / "run", run)
+    parts = Split(labelled=("a",), unlabelled=("b", "c", "d"))
+    write_split(tmp_path / "split.json", parts, dataset)
+    (run / "config.yaml").write_text(f"split: {tmp_path / 'split.json'}\n")
+    (run / "data.json").write_text(json.dumps({"cases": identify(dataset, parts)}))
+    decathlon(data, ["a"], unlabelled=["x", "c", "d"])  # b is renamed to x, and c receives a label
+    shutil.move(data / "imagesTr" / "b.nii.gz", data / "imagesTr" / "x.nii.gz")
+    listed = json.loads((data / "dataset.json").read_text())
+    save_case(data, "c", number=2)
+    listed["training"].append({"image": "imagesTr/c.nii.gz", "label": "labelsTr/c.nii.gz"})
+    listed["unlabeled"].remove("./imagesTr/c.nii.gz")
+    (data / "dataset.json").write_text(json.dumps(listed))
+    ranking = next_cases(str(run), str(data), tmp_path / "next", pictures=False)
+    assert sorted(case.case for case in ranking.cases) == ["d", "x"]
+    assert ranking.left_out == ("c",)
+    assert "1 case with a label is left out: c" in str(ranking)
+
+
 def test_names_of_another_data_set_are_not_those_of_the_split(place: Path, tmp_path: Path) -> None:
     run, names = tmp_path / "run", ["a", "b", "c", "d"]
     dataset = open_dataset(decathlon(tmp_path / "data", ["a", "b"], unlabelled=["c", "d"]))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from contrastive_core.errors import UserError
-from contrastive_core.text import several
+from contrastive_core.text import several, some_of
 from contrastive_core.training.files import write_atomic
 from contrastive_core.training.outputs import Outputs, run_files
 from contrastive_core.training.progress import track
@@ -55,11 +55,19 @@ class RankedCase:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The ranked cases, most uncertain first, and the folder of the ranking."""
+    """Ranking of cases.
+
+    Attributes:
+        out: Folder of the ranking.
+        cases: The ranked cases, most uncertain first.
+        shown: Number of cases to print.
+        left_out: Cases that the run used without labels and that have labels by now.
+    """
 
     out: Path
     cases: tuple[RankedCase, ...]
     shown: int
+    left_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         ranked = [case for case in self.cases if case.quality is not None]
@@ -73,6 +81,11 @@ class Ranking:
         if len(ranked) > self.shown:
             lines.append(f"  and {len(ranked) - self.shown:,} more in next.csv")
         lines += [f"  {case.case}: no prediction: {case.error}" for case in failed]
+        if self.left_out:
+            verb = "is" if len(self.left_out) == 1 else "are"
+            lines.append(
+                f"  {several(len(self.left_out), 'case')} with a label {verb} left out: {some_of(self.left_out)}"
+            )
         lines.append("Label the first ones, add their labels to the data set, and train again.")
         return "\n".join(lines)
 
@@ -106,8 +119,9 @@ def next_cases(
         data: Data set: a folder in one of the layouts listed by `check`, or a CSV file.
         out: Folder for the ranking.
         split: Split file whose unlabelled cases are ranked. By default the split of the run, whose cases are recognised
-            by their content if files were renamed; for other data and models without a run, every case that has no
-            label and was not used as a labelled case in training.
+            by their content if files were renamed, and of which those with labels are left out unless all have one; for
+            other data and models without a run, every case that has no label and was not used as a labelled case in
+            training.
         number: Number of cases to print and draw.
         pictures: Draw the first cases with their masks.
         overwrite: Whether to replace files that this command did not write.
@@ -128,7 +142,7 @@ def next_cases(
     settings = segmenter.preprocessing
     dataset = dataset.with_channels(settings.channels, settings.channel_numbers)
     baseline = _baseline(run, segmenter, device=inference.device)
-    cases = _unlabelled(dataset, segmenter, run, split)
+    cases, left_out = _unlabelled(dataset, segmenter, run, split)
     pairs: list[tuple[RankedCase, Case]] = []
     for case in track(cases, total=len(cases), what="volumes"):
         try:
@@ -139,7 +153,7 @@ def next_cases(
     pairs.sort(key=lambda pair: (pair[0].quality is None, pair[0].quality or 0.0, pair[0].case))
     top = [(rank, case) for rank, case in pairs[:number] if rank.quality is not None] if pictures else []
     sheets = {case.name: out / f"{place:03d}-{case.name}.png" for place, (_, case) in enumerate(top, 1)}
-    ranking = Ranking(out, tuple(rank for rank, _ in pairs), number)
+    ranking = Ranking(out, tuple(rank for rank, _ in pairs), number, left_out)
     targets = [out / "next.json", out / "next.csv", *sheets.values()]
     sources = [path for case in dataset.cases for path in (*case.image.paths, case.label) if path is not None]
     sources += [*run_files(model), *filter(None, [split])]
@@ -162,7 +176,10 @@ def _baseline(run: Path, segmenter: Segmenter, *, device: str) -> Segmenter | No
     return baseline if baseline.labels == segmenter.labels else None
 
 
-def _unlabelled(dataset: DataSet, segmenter: Segmenter, run: Path, split: Path | None) -> tuple[Case, ...]:
+def _unlabelled(
+    dataset: DataSet, segmenter: Segmenter, run: Path, split: Path | None
+) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    """Return the cases to rank, and the names of those left out because they have been labelled since the training."""
     if segmenter.labels != dataset.labels and dataset.labelled:
         raise UserError(
             f"{dataset.name} has the structures {dataset.labels}, but the model was trained for {segmenter.labels}; "
@@ -170,7 +187,10 @@ def _unlabelled(dataset: DataSet, segmenter: Segmenter, run: Path, split: Path |
         )
     parts, part = (read_split(split, dataset), "") if split else split_of_run(run, dataset, "unlabelled")[:2]
     if parts is not None and parts.unlabelled:
-        return dataset.select(parts.unlabelled)
+        unlabelled = dataset.select(parts.unlabelled)
+        # In a data set with labels for all cases, the split alone states which ones count as unlabelled.
+        cases = tuple(case for case in unlabelled if case.label is None) or unlabelled
+        return cases, tuple(case.name for case in unlabelled if case not in cases)
     if parts is not None and part != "all":
         raise UserError(f"{split or own_split(run)}: the split has no unlabelled cases; expected some to rank")
     # The data are others than those of the run, whose names mean nothing here.
@@ -181,7 +201,7 @@ def _unlabelled(dataset: DataSet, segmenter: Segmenter, run: Path, split: Path |
             f"{dataset.name}: all {len(dataset)} cases have labels, so there is nothing to rank. Pass the split file "
             "of the training (--split) to rank its unlabelled cases"
         )
-    return cases
+    return cases, ()
 
 
 def _examine(

@@ -189,8 +189,9 @@ def _unlabelled(
     if parts is not None and parts.unlabelled:
         unlabelled = dataset.select(parts.unlabelled)
         # In a data set with labels for all cases, the split alone states which ones count as unlabelled.
-        cases = tuple(case for case in unlabelled if case.label is None) or unlabelled
-        return cases, tuple(case.name for case in unlabelled if case not in cases)
+        if without_label := tuple(case for case in unlabelled if case.label is None):
+            return without_label, tuple(case.name for case in unlabelled if case.label is not None)
+        return unlabelled, ()
     if parts is not None and part != "all":
         raise UserError(f"{split or own_split(run)}: the split has no unlabelled cases; expected some to rank")
     # The data are others than those of the run, whose names mean nothing here.

@@ -26,7 +26,7 @@ def test_every_command_of_the_studies_is_one_that_the_program_takes(capsys: pyte
     jobs = {job.name: job for study in studies for job in study.jobs() if "-8-" not in job.name}
     assert {"both-1-draw1-test", "trunk-2-draw1", "all-seed3", "kept-draw1-test"} <= jobs.keys()
     for job in jobs.values():
-        assert main([*job.words, "--print_config"]) == 0, f"{job.line}\n{capsys.readouterr().err}"
+        assert main([*job.arguments, "--print_config"]) == 0, f"{job.line}\n{capsys.readouterr().err}"
 
 
 def write_scores(path: Path, **structures: dict[str, float | None]) -> None:

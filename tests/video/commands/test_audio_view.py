@@ -67,7 +67,7 @@ def test_silent_videos_train_and_test_without_their_sound(
     named = VideoSet("test", [Video(key, tmp_path / "set" / key, label) for key, label in listed.test])
     recognizer = load_recognizer(tmp_path / "run", device="cpu")
     recognizer = replace(recognizer, recipe=replace(recognizer.recipe, views=("audio", "rgb")))
-    accuracy = _accuracy(recognizer, named, max_bad=0, skipped=set(), say=print)
+    accuracy = _accuracy(recognizer, named, max_bad=0, unreadable=set(), say=print)
     assert accuracy == pytest.approx(found.views["audio"].top1 / 100)
     alone = SamplingOptions(views=("audio",), clips=1, crops=1)
     found = evaluate(

@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Found]:
     )
 
 
-@pytest.fixture(params=[2, 3, 4])
+@pytest.fixture(params=[2, 3])
 def found(request: pytest.FixtureRequest, run: Callable[[int], Found]) -> Found:
     return run(request.param)
 

@@ -11,7 +11,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
 from contrastive_core.app.report import page
-from contrastive_core.app.report.figures import RATE, Panel, new_figure, to_png, to_svg, training_curves
+from contrastive_core.app.report.figures import RATE, Panel, new_figure, to_inline_svg, to_png, to_svg, training_curves
 from tests.pages import Page, assert_fits_a_phone
 
 
@@ -47,6 +47,15 @@ def test_curves_are_separate_figures_that_wrap(unit: str) -> None:
     rules = style()
     assert "minmax(min(100%, 14rem), 1fr)" in rules  # a column is at most as wide as the page
     assert "overflow-x: auto" in rules.partition(".wide {")[2].partition("}")[0]
+
+
+@pytest.mark.parametrize("width", [2.0, 8.0])
+def test_a_page_enlarges_a_figure_by_a_half_at_most(width: float) -> None:
+    svg = to_inline_svg(new_figure(width, 1), name="figure", label="Figure")
+    start = svg[: svg.index(">")]
+    assert f'style="max-width: {1.5 * 72 * width:.0f}pt"' in start  # 72 points per inch
+    assert " width=" not in start
+    assert " height=" not in start
 
 
 def test_names_in_other_scripts_print_no_warnings(recwarn: pytest.WarningsRecorder) -> None:

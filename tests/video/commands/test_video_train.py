@@ -238,6 +238,7 @@ def test_a_report_shows_what_there_is(videos: Path, trained: Path, tmp_path: Pat
     assert page.count("<svg") >= 3
     assert_fits_a_phone(Page(page))
     assert "Views alone, on unlabelled clips" in page
+    assert "3 labelled videos and 6 others whose labels were not used" in page
     evaluate(
         str(trained),
         str(videos / "clips.csv"),

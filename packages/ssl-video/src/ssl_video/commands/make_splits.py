@@ -374,7 +374,9 @@ def _readable(parts: _Parts) -> _Parts:
     number = {place: count for count, place in enumerate(readable_places)}
     readable_videos = VideoSet(videos.name, [videos[place] for place in readable_places])
     examples = some_of([f"{videos[place].key} {reason}" for place, reason in bad.items()], 3)
-    note = f"{several(len(bad), 'video')} left out, because they cannot be read: {examples}"
+    note = (
+        f"{several(len(bad), 'video')} left out, because {'it' if len(bad) == 1 else 'they'} cannot be read: {examples}"
+    )
     lost_classes = [label for label in videos.classes if label not in readable_videos.classes]
     if lost_classes:
         note += f"; no videos remain of {several(len(lost_classes), 'class', 'classes')}: {some_of(lost_classes, 3)}"

@@ -38,7 +38,8 @@ def header(record: RunRecord, *, card: Mapping[str, Any] | None, evaluations: Se
     views = ", ".join(VIEW_NAMES.get(view, view) for view in config["inputs"]["views"])
     data_text = "a few labelled videos" if card is None else f"{card['labelled']} labelled videos"
     if config["method"] != "supervised":
-        data_text += f" and {'other videos' if card is None else len(card['learned_from'])} whose labels were not used"
+        others = "others" if card is None else f"{max(0, len(card['learned_from']) - card['labelled']):,} others"
+        data_text += f" and {others} whose labels were not used"
     size = config["inputs"]["image_size"]
     text = (
         f"An action recognition network trained on {data_text}. Views: {views}; clips of "

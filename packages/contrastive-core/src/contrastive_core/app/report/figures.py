@@ -105,6 +105,10 @@ def to_svg(figure: Figure) -> bytes:
     return file.getvalue()
 
 
+_ENLARGED = 1.5
+"""Largest factor by which a page enlarges a figure."""
+
+
 def to_inline_svg(figure: Figure, *, name: str, label: str) -> str:
     """Render the figure as an ``<svg>`` element for an HTML page, in the font and colours of the page.
 
@@ -125,7 +129,7 @@ def to_inline_svg(figure: Figure, *, name: str, label: str) -> str:
         text = text.replace(colour, f"var({variable})")
     return re.sub(
         r"<svg ([^>]*)>",
-        lambda match: f'<svg role="img" aria-label="{label}" {_without_size(match[1])}>',
+        lambda match: f'<svg role="img" aria-label="{label}" {_with_largest_width(match[1])}>',
         text,
         count=1,
     ).strip()
@@ -136,9 +140,14 @@ def _font_size(match: re.Match[str]) -> str:
     return f"font-size: {match[1]}px{weight}"
 
 
-def _without_size(attributes: str) -> str:
-    """Remove width and height, which the page sets; the viewBox preserves the aspect ratio."""
-    return re.sub(r'\b(width|height)="[^"]*"\s*', "", attributes).strip()
+def _with_largest_width(attributes: str) -> str:
+    """Replace width and height by a largest width, so that the page does not enlarge the text of small figures.
+
+    The page sets the width up to this one; the viewBox preserves the aspect ratio.
+    """
+    width = re.search(r'\bwidth="([\d.]+)pt"', attributes)
+    others = re.sub(r'\b(width|height)="[^"]*"\s*', "", attributes).strip()
+    return others if width is None else f'{others} style="max-width: {_ENLARGED * float(width[1]):.0f}pt"'
 
 
 Record = Mapping[str, int | float]

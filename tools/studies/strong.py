@@ -8,7 +8,7 @@ steps from this baseline. For comparison, a network is trained on the labels alo
 paired by draw. On ACDC, the test patients are those that `split.csv` reserves for validation, and two other patients
 select the step. Of the ten patients of the prostate data, three are for the test and one selects the step. The last
 step is also scored. `prostate-1mm` first resamples the prostate volumes to voxels of 1 mm. Commands with a result are
-not repeated.
+not repeated. Runs that the results file already contains are kept unless they were repeated.
 
     python -m tools.studies.strong acdc --data data/acdc --runs runs/gpu --out acdc.json --device cuda --counts 2 \
         --effort minutes --precision bf16-mixed --workers 12 --by-draw --seconds 240
@@ -26,8 +26,10 @@ import shlex
 import shutil
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -85,6 +87,10 @@ class Method:
     arguments: tuple[str, ...] | None = None
 
 
+Scores = dict[str, float]
+"""Mean Dice of the chosen and the last step, and HD95, of one run."""
+Results = dict[str, dict[str, dict[int, Scores]]]
+"""Scores by number of labelled patients, method and draw."""
 LABELS = "labels"
 METHODS = {
     "first": Method("labels alone, N steps: where the methods begin"),
@@ -210,19 +216,10 @@ class Study:
         """Return the folder of a run."""
         return self.runs / f"{name}-{count}-draw{draw}"
 
-    def scores(self, name: str, count: int, which: str) -> dict[int, float]:
-        """Return the mean Dice on the test patients for every finished draw; `which` is chosen or last."""
-        return {draw: _mean(path) for draw, path in self.files(name, count, which).items()}
-
-    def distances(self, name: str, count: int, which: str) -> list[float]:
-        """Return the 95th percentile of the surface distance in mm of every draw that has all structures."""
-        distances = [measured(path)["hd95"] for path in self.files(name, count, which).values()]
-        return [value for value in distances if value is not None]
-
-    def files(self, name: str, count: int, which: str) -> dict[int, Path]:
-        """Return the scores file of every finished draw."""
-        paths = {draw: _scores(self.out(name, count, draw), which) for draw in range(1, self.draws + 1)}
-        return {draw: path for draw, path in paths.items() if path.exists()}
+    def scores(self, name: str, count: int) -> dict[int, Scores]:
+        """Return the scores of every finished draw."""
+        paths = {draw: self.out(name, count, draw) for draw in range(1, self.draws + 1)}
+        return {draw: scores for draw, path in paths.items() if (scores := _scores(path))}
 
     def _training(self, out: Path, command: list[str], seed: int, after: str) -> list[Job]:
         common = [
@@ -241,7 +238,7 @@ class Study:
         if "rounds" in command:  # the models of the rounds are kept instead of that of the last step
             del models["last"]
         for which, model in models.items():
-            result = _scores(out, which)
+            result = _file(out, which)
             split = ("--split", _split(command), "--part", "test")
             arguments = ("evaluate", str(model), str(self.data), *split, "--name", which, "--out", str(result.parent))
             flags = ("--pictures", "false", "--device", self.device)
@@ -254,39 +251,74 @@ def _split(command: list[str]) -> str:
     return next(argument for argument in command if argument.endswith(".json"))
 
 
-def _scores(run: Path, which: str) -> Path:
+def _file(run: Path, which: str) -> Path:
     return run / "evaluation" / f"{which}.json"
+
+
+def _scores(run: Path) -> Scores:
+    """Return the mean Dice of a run on the test patients, that of its last step, and HD95; empty if not finished."""
+    if not _file(run, "chosen").exists():
+        return {}
+    scores = {name: _mean(_file(run, name)) for name in ("chosen", "last") if _file(run, name).exists()}
+    distance = measured(_file(run, "chosen"))["hd95"]
+    return scores if distance is None else {**scores, "hd95": distance}
 
 
 def _mean(path: Path) -> float:
     return float(json.loads(path.read_text())["summary"]["mean_dice"]["mean"])
 
 
-def rows(study: Study) -> list[list[object]]:
-    """Return the table, with a row for each number of labelled patients and method."""
-    lines: list[list[object]] = []
-    for count in sorted(study.material.counts):
-        baseline = study.scores(LABELS, count, "chosen")
-        for name, method in METHODS.items():
-            best, last = (study.scores(name, count, which) for which in ("chosen", "last"))
-            if not best:
-                continue
-            gains = [best[draw] - baseline[draw] for draw in sorted(best.keys() & baseline.keys())]
+ALL = "all"
+"""Key of the training on all labels, in place of the number of labelled patients."""
+COLUMNS = (
+    "labelled patients", "method", "draws", "Dice", "worst draw", "against labels alone, 2N steps",
+    "Dice of the last step", "HD95",
+)  # fmt: skip
+
+
+def collect(study: Study, earlier: Mapping[str, Any]) -> Results:
+    """Return the scores of the finished runs, and those of an earlier results file that were not repeated."""
+    old: Mapping[str, Any] = earlier.get("scores", {})
+    results: Results = {}
+    for count in sorted({*study.material.counts, *(int(key) for key in old if key != ALL)}):
+        for name in METHODS:
+            runs = {int(draw): scores for draw, scores in old.get(str(count), {}).get(name, {}).items()}
+            runs |= study.scores(name, count)
+            if runs:
+                results.setdefault(str(count), {})[name] = dict(sorted(runs.items()))
+    upper = _scores(study.runs / ALL) or old.get(ALL, {}).get(LABELS, {}).get("1")
+    if upper:
+        results[ALL] = {LABELS: {1: upper}}
+    return results
+
+
+def rows(results: Results, earlier: Sequence[Sequence[object]] = ()) -> list[list[object]]:
+    """Return the table, with a row for each number of labelled patients and method.
+
+    Args:
+        results: Scores of the runs.
+        earlier: Rows of an earlier table; those without scores in `results` are kept.
+    """
+    lines: dict[tuple[str, str], list[object]] = {(str(line[0]), str(line[1])): list(line) for line in earlier}
+    for count, methods in results.items():
+        for name, runs in methods.items():
+            baseline = methods.get(LABELS, {})
+            best, last, far = (
+                {draw: scores[key] for draw, scores in runs.items() if key in scores}
+                for key in ("chosen", "last", "hd95")
+            )
+            gains = [best[draw] - baseline[draw]["chosen"] for draw in sorted(best.keys() & baseline.keys())]
             better = f"{statistics.mean(gains):+.3f} ({sum(g > 0 for g in gains)} of {len(gains)})" if gains else None
-            far = study.distances(name, count, "chosen")
-            lines.append(
-                [
-                    count, method.name, len(best), mean_and_spread(list(best.values()), decimals=3),
-                    f"{min(best.values()):.3f}", None if name == LABELS else better,
-                    mean_and_spread(list(last.values()), decimals=3) if last else None,
-                    mean_and_spread(far, decimals=1) if len(far) == len(best) else None,
-                ]
-            )  # fmt: skip
-    upper = {which: _scores(study.runs / "all", which) for which in ("chosen", "last")}
-    if upper["chosen"].exists():
-        values = [f"{_mean(path):.3f}" if path.exists() else None for path in upper.values()]
-        lines.append(["all", METHODS[LABELS].name, 1, values[0], values[0], None, values[1], None])
-    return lines
+            lines[count, METHODS[name].name] = [
+                count if count == ALL else int(count), METHODS[name].name, len(best),
+                mean_and_spread(list(best.values()), decimals=3), f"{min(best.values()):.3f}",
+                None if name == LABELS else better,
+                mean_and_spread(list(last.values()), decimals=3) if last else None,
+                mean_and_spread(list(far.values()), decimals=1) if len(far) == len(best) else None,
+            ]  # fmt: skip
+    counts = {count: (count == ALL, int(count) if count.isdigit() else 0) for count, _ in lines}
+    names = [method.name for method in METHODS.values()]
+    return [lines[key] for key in sorted(lines, key=lambda key: (counts[key[0]], names.index(key[1])))]
 
 
 def isotropic(data: Path, out: Path, spacing: tuple[float, float, float]) -> Path:
@@ -333,6 +365,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="number of steps N; by default that of the effort")
     parser.add_argument("--flags", default="", help="additional flags of training on labels, in one string")
     parser.add_argument("--collect", action="store_true", help="write the existing results without running commands")
+    parser.add_argument("--commit", help="commit of the code that ran the commands, if it differs from this one")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     deadline = None if arguments.seconds is None else time.monotonic() + arguments.seconds
@@ -363,21 +396,22 @@ def main() -> None:
                 f"no results were written, because these jobs failed: {', '.join(missing)}; see their logs"
             )
     size, steps = EFFORTS[study.effort].size, study.n
+    earlier = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    results = collect(study, earlier)
+    lines = [*earlier.get("config", {}).get("commands", []), *(job.line for job in jobs if job.result.exists())]
     write_result(
         arguments.out,
         {
             "name": arguments.out.stem,
             **provenance(),
-            "seeds": list(range(1, study.draws + 1)),
-            "config": {"commands": [job.line for job in jobs if job.result.exists()]},
+            **({"commit": arguments.commit} if arguments.commit else {}),
+            "seeds": sorted({*earlier.get("seeds", ()), *range(1, study.draws + 1)}),
+            "config": {"commands": list(dict.fromkeys(lines))},
             "table": {
-                "columns": [
-                    "labelled patients", "method", "draws", "Dice", "worst draw", "against labels alone, 2N steps",
-                    "Dice of the last step", "HD95",
-                ],
-                "rows": rows(study),
+                "columns": list(COLUMNS),
+                "rows": rows(results, earlier.get("table", {}).get("rows", ())),
             },
-            "notes": [
+            "notes": earlier.get("notes") or [
                 f"Mean foreground Dice of the {material.test} on their original grids: mean and standard deviation "
                 f"over the completed draws. Recipe strong, effort {study.effort}: slices of {size} x {size} pixels, "
                 f"N = {steps:,} steps of 12 labelled slices, and 12 unlabelled ones in self-training; precision "
@@ -387,6 +421,7 @@ def main() -> None:
                 "train for N further steps. A step of self-training costs about 2.5 times a step on labels alone, "
                 "because unlabelled slices pass through both student and teacher.",
             ],
+            "scores": results,
         },
     )  # fmt: skip
 

@@ -79,6 +79,15 @@ def test_groups_stay_together_and_choices_are_nested(ucf: Path, tmp_path: Path) 
     assert len(dive) == 2
 
 
+def test_splits_with_the_same_labelled_videos_are_noted(ucf: Path, tmp_path: Path) -> None:
+    said = make_splits(str(ucf), tmp_path / "out", draw=LabelDrawOptions(fractions=(0.05, 0.1, 0.5), draws=2))
+    found = {path.stem: read_split(path) for path in (tmp_path / "out").iterdir()}
+    for draw in (0, 1):
+        assert found[f"5percent-draw{draw}"].labelled == found[f"10percent-draw{draw}"].labelled
+        assert f"note: 5percent-draw{draw} and 10percent-draw{draw} label the same samples" in said
+    assert said.count("the same samples") == 2
+
+
 def test_blocks_are_taken_from_the_end(ucf: Path, tmp_path: Path) -> None:
     make_splits(str(ucf), tmp_path / "out", draw=LabelDrawOptions(fractions=(0.25,), draws=1), by="block", blocks=5)
     split = read_split(tmp_path / "out/25percent-draw0.json")

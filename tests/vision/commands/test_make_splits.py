@@ -47,6 +47,13 @@ def test_choices_are_balanced_nested_and_independent(tmp_path: Path) -> None:
     assert "10percent-draw1.json       143  14 to 15" in str(made)
 
 
+def test_files_with_the_same_images_are_noted(tmp_path: Path) -> None:
+    made = make_splits("digits", tmp_path, draw=LabelDrawOptions(fractions=(0.001, 0.002, 0.1), draws=1))
+    note = "note: 0.1percent-draw0 and 0.2percent-draw0 label the same samples"
+    assert [line for line in str(made).splitlines() if line.startswith(note)]
+    assert chosen(tmp_path, "0.1percent-draw0.json") == chosen(tmp_path, "0.2percent-draw0.json")
+
+
 def test_the_seed_decides(tmp_path: Path) -> None:
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
     for folder, seed in ((first, 1), (again, 1), (other, 2)):

@@ -9,7 +9,7 @@ import dataclasses
 import enum
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +153,25 @@ class DrawOptions:
             raise UserError(f"validation_fraction is {self.validation_fraction:g}; expected at least 0 and less than 1")
         if self.draws < 1 or not (self.fractions or self.per_class):
             raise UserError("nothing to label: expected draws >= 1, and fractions or numbers per class")
+
+
+def equal_selections(selections: Mapping[str, Sequence[Hashable]]) -> list[str]:
+    """Describe the selections that are equal, as 5 % and 10 % of a small class, which both are one sample.
+
+    Args:
+        selections: Name of each selection, and its samples.
+
+    >>> equal_selections({"5percent-draw0": [3, 8], "10percent-draw0": [3, 8], "20percent-draw0": [3, 4, 8, 9]})
+    ['5percent-draw0 and 10percent-draw0 label the same samples, because they take equal numbers of each class']
+    """
+    names: dict[tuple[Hashable, ...], list[str]] = {}
+    for name, samples in selections.items():
+        names.setdefault(tuple(samples), []).append(name)
+    return [
+        f"{' and '.join(same)} label the same samples, because they take equal numbers of each class"
+        for same in names.values()
+        if len(same) > 1
+    ]
 
 
 def check_counts(options: object, **least: int) -> None:

@@ -18,7 +18,7 @@ import av.logging
 from contrastive_core.app.checks import most_first
 from contrastive_core.errors import UserError, without_path
 from contrastive_core.text import several, some_of
-from contrastive_core.training.config import DrawOptions
+from contrastive_core.training.config import DrawOptions, equal_selections
 from contrastive_core.training.progress import track
 from ssl_video.data import VideoSet, open_videos
 from ssl_video.data.official_lists import read_list
@@ -134,8 +134,7 @@ def make_splits(
     unlabelled = [place for place in _apart(videos, parts, holdout, by=together) if place not in copies]
     train = sorted({*labelled_train, *unlabelled})
     settings: dict[str, object] = {"data": data, "by": together, "seed": seed}
-    if together == "block":
-        settings["blocks"] = blocks
+    settings |= {"blocks": blocks} if together == "block" else {}
     label_sets: dict[str, tuple[list[int], dict[str, object]]] = {}
     if parts.labelled is not None and labelled_list is not None:
         label_sets["listed"] = sorted(parts.labelled), {"labelled_list": labelled_list.name}
@@ -149,8 +148,7 @@ def make_splits(
                 name = f"{count}each-draw{number}"
                 label_sets[name] = first_of_each(order, count=count), {"per_class": count, "draw": number}
         label_sets = {name: ([labelled[place] for place in places], how) for name, (places, how) in label_sets.items()}
-    out, lines = Path(out), []
-    splits: dict[Path, Split] = {}
+    out, lines, splits = Path(out), [], dict[Path, Split]()
     for name, (places, how) in label_sets.items():
         split = Split(
             classes=videos.classes,
@@ -170,6 +168,7 @@ def make_splits(
         f"{len(train)} training videos{without}, {len(videos.classes)} classes, {len(holdout['validation'])} "
         f"validation videos, {len(holdout['test'])} test videos; kept together by {together}"
     )
+    notes += equal_selections({name: places for name, (places, _) in label_sets.items()})
     return "\n".join([head, *(f"note: {note}" for note in notes), *lines])
 
 

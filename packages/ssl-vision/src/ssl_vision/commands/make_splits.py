@@ -10,7 +10,7 @@ from pathlib import Path
 from contrastive_core.errors import UserError
 from contrastive_core.rng import derive
 from contrastive_core.text import several, some_of
-from contrastive_core.training.config import DrawOptions
+from contrastive_core.training.config import DrawOptions, equal_selections
 from contrastive_core.training.outputs import write_once
 from ssl_vision.data import ImageSet, input_files, open_images
 from ssl_vision.data.dataset import map_images
@@ -42,6 +42,8 @@ class SplitsWritten:
             counts = Counter(label for _, label in content.images).values()
             spread = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
             lines.append(f"{file!s:{width}}  {len(content.images):6,}  {spread}")
+        selections = {file.stem: content.images for file, content in self.files.items()}
+        lines += [f"note: {note}" for note in equal_selections(selections)]
         if self.unreadable:
             lines.append(f"left out {several(len(self.unreadable), 'unreadable image')}:")
             lines += [f"  {reason}" for reason in self.unreadable[:_SHOWN]]

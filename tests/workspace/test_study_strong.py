@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+import yaml
+
+from ssl_medseg.cli import main
+from tools.studies import ingredients
 from tools.studies.strong import MATERIALS, Study, collect, rows
 
 ROWS = ("labels alone, 2N steps", "consistency")
@@ -48,3 +53,27 @@ def test_rows_without_scores_stay(tmp_path: Path) -> None:
     ]
     table = rows(collect(study, {}), old)
     assert [(row[0], row[3]) for row in table] == [(1, "0.755"), (2, "0.800"), ("all", "0.872")]
+
+
+def test_ingredients_differ_from_the_recipe_in_one_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    catalogue = ingredients.LABELS | ingredients.SELFTRAINING
+    study = Study(MATERIALS["acdc"], Path("data"), Path("runs"), 1, "minutes", counts=(2,), catalogue=catalogue)
+
+    def config(name: str) -> dict[str, object]:
+        (job, *_) = study.line(name, 2, 1)
+        assert main([*job.arguments, "--print-config"]) == 0
+        return leaves(yaml.safe_load(capsys.readouterr().out))
+
+    for base, methods in ((ingredients.RECIPE, ingredients.LABELS), (ingredients.UNLABELLED, ingredients.SELFTRAINING)):
+        recipe = config(base)
+        for name in methods.keys() - {base}:
+            changes = {key for key, value in config(name).items() if recipe[key] != value} - {"out"}
+            assert len(changes) == {"augment-none": 3, "size-96": 2}.get(name, 1), (name, changes)
+
+
+def leaves(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Return the values of nested settings by dotted name."""
+    values: dict[str, object] = {}
+    for key, value in settings.items():
+        values |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from ssl_video.cli import main
-from tools.studies.ucf101 import METHODS, STEPS, Study, paired, signed, write
+from tools.studies.common import signed
+from tools.studies.ucf101 import METHODS, STEPS, Study, paired, write
 from tools.studies.ucf101_linear import flow_histogram, predict
 
 

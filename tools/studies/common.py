@@ -147,6 +147,12 @@ def mean_and_spread(values: Sequence[float], *, decimals: int = 1) -> str:
 HALF_PER_CLASS = 2500
 
 
+def signed(values: Sequence[float], *, decimals: int = 1) -> str:
+    """Format mean and standard error of differences: ``+1.5 ± 0.4``."""
+    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):+.{decimals}f}{error}"
+
+
 def half_of(cifar10: Path, out: Path) -> Path:
     """Create a folder with half of the training images of CIFAR-10, unless it exists, and return it."""
     if not (out / "test").exists():

@@ -27,7 +27,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,19 @@ MATERIALS = {
 
 @dataclass(frozen=True)
 class Method:
-    """Row of the table with its name and the additional arguments of `selftrain`; None: labels alone."""
+    """Row of the table.
+
+    Attributes:
+        name: Name in the table.
+        arguments: Additional arguments of `selftrain`; None: labels alone.
+        training: Additional arguments of `train`.
+        effort: Effort of the training, if it differs from that of the study.
+    """
 
     name: str
     arguments: tuple[str, ...] | None = None
+    training: tuple[str, ...] = ()
+    effort: str | None = None
 
 
 Scores = dict[str, float]
@@ -141,6 +150,7 @@ class Study:
         by_draw: Whether to run all rows of a draw before the next draw.
         steps: Number of steps N; 0 for that of the effort.
         flags: Additional flags of every training on labels, whose size and network the methods inherit.
+        catalogue: All rows by name.
     """
 
     material: Material
@@ -155,6 +165,7 @@ class Study:
     by_draw: bool = False
     steps: int = 0
     flags: tuple[str, ...] = ()
+    catalogue: Mapping[str, Method] = field(default_factory=lambda: METHODS)
 
     def jobs(self) -> list[Job]:
         """Return all commands: main rows draw by draw, all labels, then the other methods; or everything by draw."""
@@ -184,12 +195,13 @@ class Study:
         """Return the jobs that train and test one method with a number of labelled patients."""
         split = self.runs / "splits" / f"{count}-labelled-draw{draw}.json"
         out, first = self.out(name, count, draw), self.out("first", count, draw)
-        flags = METHODS[name].arguments
-        if flags is None:
+        method = self.catalogue[name]
+        if method.arguments is None:
             command = ["train", str(self.data), str(out), "--split", str(split)]
-            command += [*self._steps(2 if name == LABELS else 1), *self.flags]
-            return self._training(out, command, draw, "splits")
-        command = ["selftrain", str(first), str(self.data), str(out), "--split", str(split), *flags, *self._steps(1)]
+            command += [*self._steps(2 if name == LABELS else 1), *self.flags, *method.training]
+            return self._training(out, command, draw, "splits", effort=method.effort)
+        command = ["selftrain", str(first), str(self.data), str(out), "--split", str(split)]
+        command += [*method.arguments, *self._steps(1)]
         return self._training(out, command, draw, first.name)
 
     def upper(self) -> list[Job]:
@@ -221,10 +233,12 @@ class Study:
         paths = {draw: self.out(name, count, draw) for draw in range(1, self.draws + 1)}
         return {draw: scores for draw, path in paths.items() if (scores := _scores(path))}
 
-    def _training(self, out: Path, command: list[str], seed: int, after: str) -> list[Job]:
+    def _training(
+        self, out: Path, command: list[str], seed: int, after: str, *, effort: str | None = None
+    ) -> list[Job]:
         common = [
             "--effort",
-            self.effort,
+            effort or self.effort,
             "--seed",
             str(seed),
             "--cache",
@@ -281,7 +295,7 @@ def collect(study: Study, earlier: Mapping[str, Any]) -> Results:
     old: Mapping[str, Any] = earlier.get("scores", {})
     results: Results = {}
     for count in sorted({*study.material.counts, *(int(key) for key in old if key != ALL)}):
-        for name in METHODS:
+        for name in study.catalogue:
             runs = {int(draw): scores for draw, scores in old.get(str(count), {}).get(name, {}).items()}
             runs |= study.scores(name, count)
             if runs:

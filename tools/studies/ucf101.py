@@ -29,7 +29,7 @@ from contrastive_core.app.report.figures import SERIES, new_figure, plain_axes, 
 from ssl_video.data import reader, video_index
 from ssl_video.training.options import REFERENCE_CLIPS
 from tools.results import provenance, write_result
-from tools.studies.common import Job, mean_and_spread, run_all
+from tools.studies.common import Job, mean_and_spread, run_all, signed
 
 STEPS, MU, CLIPS, PEAK = 2000, 2, 8, 0.3
 """Steps, unlabelled clips per labelled clip, labelled clips, and peak learning rate of the recommended method."""
@@ -336,12 +336,6 @@ def row(results: Results, method: str) -> list[object]:
         mean_and_spread(fused) if fused else None, differences[1],
         *(None if share is None else f"{100 * share:.0f}" for share in shares),
     ]  # fmt: skip
-
-
-def signed(values: Sequence[float]) -> str:
-    """Return mean and standard error."""
-    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):+.1f}{error}"
 
 
 COLUMNS = (

@@ -107,8 +107,8 @@ def test_every_problem_is_found_at_its_case(report: Report) -> None:
         ("grid", "grid_shift: voxels up to 15 mm apart, 10 times a voxel's side: shifted by -15, 0, 0 mm"),
         (
             "grid",
-            "grid_mirror: voxels up to 58.5 mm apart, 39 times a voxel's side: flipped along axis 0, or its affine is "
-            "wrong",
+            "grid_mirror: the same voxels in another order: axis 0 flipped, or its affine is wrong; --repair grid "
+            "reorders it",
         ),
         ("fraction", "fraction: 5 voxels, such as 0.5"),
         ("constant", "constant: all but 0.014 % of the voxels are 7: the image is nearly empty"),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from itertools import permutations, product
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +18,9 @@ from contrastive_core.errors import UserError
 from ssl_medseg.checks import examine
 from ssl_medseg.checks.repair import Repaired, repair
 from ssl_medseg.cli import main
+from ssl_medseg.datasets import open_dataset
+from ssl_medseg.io import read_grid
+from ssl_medseg.preprocessing.cases import read_truth
 from tests.medseg.broken_set import AFFINE, SHAPE, broken
 from tests.medseg.small_sets import ball, decathlon, save
 from tests.medseg.volumes_on_disk import affine
@@ -284,3 +288,33 @@ def test_two_repairs_at_once_do_not_mix_their_copies(root: Path, tmp_path: Path)
             repair(str(root), tmp_path / "copy", ("grid",))
         assert unfinished.exists()
         other.communicate()
+
+
+def test_a_label_of_the_same_voxels_in_another_order_is_named_and_reordered(tmp_path: Path) -> None:
+    matrix = affine((1.37, 1.37, 3.61), angles=(10, 20, 30))
+    (tmp_path / "data" / "labels").mkdir(parents=True)
+    labels, name_of = {}, {}
+    for number, order in enumerate(product(permutations(range(3)), product((1, -1), repeat=3))):
+        image, labels[f"p{number}"] = ball(0, (9, 9, 9) if number % 2 else (9, 8, 7))  # equal sides, or not
+        labels[f"p{number}"][1:3, 2, 4] = 2
+        save(tmp_path / "data" / "images" / f"p{number}.nii.gz", image + number, matrix)
+        name_of[order] = f"p{number}"
+        own = nib.Nifti1Image(labels[f"p{number}"], matrix).as_reoriented(np.transpose(order))
+        own.to_filename(tmp_path / "data" / "labels" / f"p{number}.nii.gz")
+    (tmp_path / "data" / "labels.json").write_text('{"shell": 1, "core": 2}')
+    (finding,) = (finding for finding in examine(tmp_path / "data").errors if finding.kind == "grid")
+    details = {name: item.detail for item in finding.items for name in item.files}
+    assert {*details} == {*labels} - {"p0"}
+    assert all(detail.startswith("the same voxels in another order: ax") for detail in details.values())
+    # The label's axes are 1, 2 and 0 of the image: axis 0 of the image became 2, 1 became 0, and 2 became 1.
+    assert (
+        "order: axes in the order 1, 2, 0, axes 0 and 2 flipped, or its affine"
+        in details[name_of[(2, 0, 1), (-1, -1, 1)]]
+    )
+    dataset = open_dataset(tmp_path / "data")
+    with pytest.raises(UserError, match=r"\(the same voxels in another order: axis 2 flipped\).*--repair grid"):
+        read_truth(dataset, dataset.case("p1"), read_grid(dataset.case("p1").image))
+    repair(str(tmp_path / "data"), tmp_path / "copy", ["grid"])
+    for name, expected in labels.items():
+        written = nib.load(tmp_path / "copy" / "labels" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(np.asarray(written.dataobj), expected, err_msg=name)

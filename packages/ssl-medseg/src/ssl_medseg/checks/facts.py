@@ -22,7 +22,7 @@ from ssl_medseg.io.dicom import series_images
 from ssl_medseg.io.file_types import DICOM_ENDINGS, is_series
 from ssl_medseg.io.label_map import ROUNDING, LabelMap
 from ssl_medseg.io.nifti import one_volume, open_nifti
-from ssl_medseg.io.volume import ImageFile, rounding_note
+from ssl_medseg.io.volume import REORDERED, ImageFile, rounding_note
 from ssl_medseg.preprocessing.prepare import axis_letters, skips_slices
 
 _NIFTI_FIELDS = ("descrip", "aux_file", "db_name", "intent_name")
@@ -318,6 +318,8 @@ def _by_structure(whole: NDArray[Any], values: Sequence[int]) -> tuple[tuple[int
 
 def _difference(label: Grid, image: Grid) -> str:
     difference = grid_difference(label, image)
+    if difference.startswith(REORDERED):
+        return f"{difference}, or its affine is wrong; --repair grid reorders it by the affine, without a loss"
     if not difference or label.shape != image.shape:
         return difference
     if not (label.place_known and image.place_known):
@@ -326,9 +328,6 @@ def _difference(label: Grid, image: Grid) -> str:
     candidate = replace(label, affine=np.block([[label.affine[:, :3], image.affine[:, 3:]]]))
     if not grid_difference(candidate, image) and np.any(shift):
         return f"{difference}: shifted by {', '.join(f'{mm:.3g}' for mm in shift)} mm"
-    for axis in range(3):
-        if not grid_difference(_mirrored(label, axis), image):
-            return f"{difference}: flipped along axis {axis}, or its affine is wrong"
     cosines = np.sum(label.affine[:3, :3] * image.affine[:3, :3], axis=0)
     return f"{difference}: its {'axes are flipped' if (cosines < 0).any() else 'directions or spacing differ'}"
 
@@ -339,12 +338,6 @@ def _drawn_on(label: Grid, image: Grid, others: Mapping[str, Grid]) -> str:
         return ""
     channels = [name for name, grid in others.items() if not grid_difference(label, grid)]
     return f"; it lies on the grid of {channels[0]}: put that channel first with --channels" if channels else ""
-
-
-def _mirrored(grid: Grid, axis: int) -> Grid:
-    flip = np.eye(4)
-    flip[axis, axis], flip[axis, 3] = -1, grid.shape[axis] - 1
-    return Grid(grid.shape, grid.affine @ flip)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ def read_pair(mask: Path, case: Case, dataset: DataSet) -> tuple[NDArray[np.uint
     if difference:
         raise UserError(
             f"{mask}: has a different grid from the image of {case.name} ({difference}); expected a mask on the grid "
-            "of the image, as `ssl-medseg predict` writes it"
+            "of the image, as `ssl-medseg predict` writes it. If the mask is the label of a data set, `ssl-medseg "
+            "check --repair grid` puts it on that grid"
         )
     return prediction, truth, image
 

@@ -29,7 +29,7 @@ from ssl_medseg.io.dicom_seg import NAME_LENGTH, named_segments, read_segmentati
 from ssl_medseg.io.file_types import is_dicom
 from ssl_medseg.io.itk import nrrd_fields, read_itk
 from ssl_medseg.io.label_map import LabelMap
-from ssl_medseg.io.volume import SAME_GRID, Grid
+from ssl_medseg.io.volume import SAME_GRID, Grid, turn_grid
 
 _NRRD = (".nrrd", ".nhdr")
 _LARGEST = 2**31 - 1
@@ -172,14 +172,10 @@ def _turned(array: NDArray[Any], own: Grid, image: Grid) -> tuple[NDArray[Any], 
 
     None if its voxels do not coincide with those of the image, or a position is unknown.
     """
-    if not (own.place_known and image.place_known):
+    if (alignment := turn_grid(own, image)) is None:
         return None
-    to_image = np.linalg.inv(image.affine)
-    axes = nibabel.io_orientation(to_image @ own.affine)
-    if np.isnan(axes).any():
-        return None
-    turned = nibabel.apply_orientation(array, axes)
-    change = to_image @ own.affine @ nibabel.orientations.inv_ornt_aff(axes, array.shape)
+    turned = nibabel.apply_orientation(array, alignment[1])
+    change = np.linalg.inv(image.affine) @ alignment[0].affine
     start = np.rint(change[:3, 3]).astype(int)
     corners = np.array([(x, y, z, 1) for x in (0, 1) for y in (0, 1) for z in (0, 1)])
     corners[:, :3] *= np.array(turned.shape) - 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +21,8 @@ SMALLEST_VOXEL, LARGEST_VOXEL = 0.01, 50.0
 
 SAME_GRID = 0.01
 """Largest distance between corresponding voxels of equal grids, as a fraction of a voxel's side."""
+REORDERED = "the same voxels in another order"
+"""How the difference between grids begins that only have other axes."""
 _DECIMALS = 5.1e-5
 """Largest difference between affines that is explained by rounding to four decimals."""
 _ROUNDING = 1e-3
@@ -240,10 +243,11 @@ def grid_difference(first: Grid, second: Grid) -> str:
 
     Grids of the same shape are equal if the distance between corresponding voxels is at most 1 % of a voxel's side, or
     if the affines differ only by rounding to four decimals. If neither file states a position, only the shapes are
-    compared.
+    compared. Grids of the same voxels whose axes are permuted or flipped are not equal, because a program may have
+    changed only the header, or only the voxels.
     """
     if first.shape != second.shape:
-        return f"{by(first.shape)} voxels against {by(second.shape)}"
+        return _order(first, second) or f"{by(first.shape)} voxels against {by(second.shape)}"
     if _is_rounding(first, second):
         return ""
     if first.place_known != second.place_known:
@@ -251,8 +255,27 @@ def grid_difference(first: Grid, second: Grid) -> str:
     if not first.place_known:
         return ""
     share, apart = _apart(first, second)
+    if share <= SAME_GRID:
+        return ""
     far = f"{share:.0%} of a voxel" if share < 1 else f"{share:.3g} times a voxel's side"
-    return f"voxels up to {apart:.3g} mm apart, {far}" if share > SAME_GRID else ""
+    return _order(first, second) or f"voxels up to {apart:.3g} mm apart, {far}"
+
+
+def turn_grid(grid: Grid, target: Grid) -> tuple[Grid, NDArray[np.float64]] | None:
+    """Permute and flip the axes of a grid so that they follow those of another.
+
+    Returns:
+        The grid, and the orientation for `nibabel.apply_orientation`, which turns an array to it; None if a position is
+        unknown or no axes correspond to each other.
+    """
+    if not (grid.place_known and target.place_known):
+        return None
+    axes = nibabel.io_orientation(np.linalg.inv(target.affine) @ grid.affine)
+    if np.isnan(axes).any():
+        return None
+    x, y, z = (grid.shape[number] for number in np.argsort(axes[:, 0]))
+    affine = grid.affine @ nibabel.orientations.inv_ornt_aff(axes, grid.shape)
+    return replace(grid, shape=(x, y, z), affine=affine), axes
 
 
 def rounding_note(first: Grid, second: Grid) -> str:
@@ -286,6 +309,18 @@ def import_extra(module: str, *, extra: str, needed_for: str) -> Any:
         raise UserError(
             f'{needed_for} needs {module.partition(".")[0]}: pip install "ssl-medseg[{extra}]" ({error})'
         ) from error
+
+
+def _order(first: Grid, second: Grid) -> str:
+    """Describe how the axes of a grid are permuted and flipped against those of another; empty if voxels differ."""
+    alignment = turn_grid(first, second)
+    if alignment is None or alignment[0].shape != second.shape or _apart(alignment[0], second)[0] > SAME_GRID:
+        return ""
+    order = alignment[1][:, 0].astype(int).tolist()
+    flips = [str(axis) for axis, sign in enumerate(alignment[1][:, 1]) if sign < 0]
+    parts = [f"axes in the order {', '.join(map(str, order))}"] if order != [0, 1, 2] else []
+    parts += [f"{'axes' if len(flips) > 1 else 'axis'} {' and '.join(flips)} flipped"] if flips else []
+    return f"{REORDERED}: {', '.join(parts)}"
 
 
 def _apart(first: Grid, second: Grid) -> tuple[float, float]:

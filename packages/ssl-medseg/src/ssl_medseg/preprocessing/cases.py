@@ -154,8 +154,9 @@ def read_truth(dataset: DataSet, case: Case, grid: Grid) -> NDArray[np.uint8]:
     if difference:
         raise UserError(
             f"{case.label}: the label does not lie on the grid of its image ({difference}); expected the same grid. "
-            "`ssl-medseg check` lists all such cases and can repair some; otherwise export the label on the grid of "
-            "its image" + (", or list the channel it was drawn on first with --channels" if case.image.others else "")
+            "`ssl-medseg check` lists all such cases, and with --repair grid it writes a copy of the data set with "
+            "labels on the grids of their images; or export the label again"
+            + (", or list the channel it was drawn on first with --channels" if case.image.others else "")
         )
     return classes
 

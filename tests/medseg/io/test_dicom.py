@@ -527,6 +527,26 @@ def test_localizers_and_other_objects_are_left_out_and_said(tmp_path: Path) -> N
     assert "1 localizer image (scout)" in found.warnings[1]
 
 
+def test_localizers_beside_several_series_are_left_out_and_said(tmp_path: Path) -> None:
+    image = phantom(SHAPE)[0].round()
+    for number, name in enumerate(("t2", "adc", "scout")):
+        matrix = affine((1.0, 1.0, 5.0), letters="LPS")
+        write_series(tmp_path / "study", image + number, matrix, description=name, prefix=name)
+    for file in sorted((tmp_path / "study").glob("scout*")):
+        scout = pydicom.dcmread(file)
+        scout.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        scout.save_as(file)
+    found = find_images(tmp_path / "study")
+    assert [wanted.name.split("_")[-1] for wanted in found] == ["adc", "t2"]
+    for wanted, number in zip(found, (1, 0), strict=True):
+        volume = read_volume(wanted.image)
+        assert volume.array.mean() == pytest.approx((image + number).mean(), abs=1e-3)
+        assert [note for note in volume.warnings if note.startswith(f"left out: {SHAPE[2]} localizer images (scout")]
+    assert scout.SeriesInstanceUID not in {wanted.image.series for wanted in found}
+    whole = read_volume(ImageFile(tmp_path / "study", series=scout.SeriesInstanceUID))  # asked for, in one plane
+    assert (whole.array.shape, whole.warnings) == (SHAPE, ())
+
+
 def test_images_of_a_private_kind_are_read_and_get_no_segmentation(tmp_path: Path) -> None:
     def private(dataset, place: int) -> None:
         dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.3.46.670589.11.0.0.12.1"

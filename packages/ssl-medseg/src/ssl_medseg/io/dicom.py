@@ -143,12 +143,9 @@ def list_series(folder: Path) -> list[Series]:
         UserError: A file is damaged, or pydicom is not installed.
     """
     first: dict[str, Any] = {}
-    localizers: set[str] = set()
     for image in _images(folder, pixels=False, notes=[]):
-        if image.is_localizer:
-            localizers.add(image.series)
-        elif image.series not in first:
-            first[image.series] = image.dataset
+        if not image.is_localizer:
+            first.setdefault(image.series, image.dataset)
     if not first:  # localizers alone
         first = {image.series: image.dataset for image in series_images(folder, pixels=False)[0]}
     all_series = []
@@ -179,17 +176,22 @@ def series_images(path: Path, *, series: str | None = None, pixels: bool = True)
         UserError: There are several series, or a file is damaged.
     """
     notes: list[str] = []
-    images = [image for image in _images(path, pixels=pixels, notes=notes) if series in (None, image.series)]
-    localizers = [image for image in images if image.is_localizer]
-    if localizers and len(localizers) < len(images):
+    images, localizers = list[SeriesImage](), list[SeriesImage]()
+    for image in _images(path, pixels=pixels, notes=notes):
+        if image.is_localizer:
+            localizers.append(image)
+        elif series in (None, image.series):
+            images.append(image)
+    if images and localizers:
         notes.append(
             f"left out: {several(len(localizers), 'localizer image')} ({some_of(image.name for image in localizers)})"
         )
-        images = [image for image in images if image not in localizers]
-    planes = {_numbers(image.dataset, "ImageOrientationPatient") for image in localizers}
-    if len(localizers) == len(images) and len(planes) > 1:
-        notes.append(f"left out: {several(len(images), 'localizer image')} in {len(planes)} orientations")
-        images = []
+    elif localizers:
+        images = [image for image in localizers if series in (None, image.series)]
+        planes = {_numbers(image.dataset, "ImageOrientationPatient") for image in images}
+        if len(planes) > 1:
+            notes.append(f"left out: {several(len(images), 'localizer image')} in {len(planes)} orientations")
+            images = []
     if not images:
         reason = f" ({'; '.join(notes)})" if notes else ""
         raise NoImagesError(f"{path}: contains no DICOM images; expected the folder of one series{reason}")

@@ -76,7 +76,7 @@ def test_masks_of_predict_inside_of_its_input_are_no_images(tmp_path: Path) -> N
     for name in ("p0", "masks/p0", "masks/deep/p1", "deep/p1"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{name}.nii.gz").touch()
-    (tmp_path / "masks" / "predictions.json").write_text("{}")
+    (tmp_path / "masks" / "predictions.json").write_text('{"format": "ssl-medseg predictions 1"}')
     found = find_images(tmp_path)
     assert [wanted.name for wanted in found] == ["p0", "deep/p1"]
     assert unread_files(tmp_path, found) == ["masks: masks of `predict`, which are not segmented"]
@@ -287,10 +287,23 @@ def test_masks_of_predict_are_labels_once_they_have_been_corrected(tmp_path: Pat
     assert any(note.startswith("1 mask of `predict` without changes") and "p2" in note for note in dataset.notes)
 
 
+@pytest.mark.parametrize("content", ["[]", '{"cases": "none"}', "{", '{"p0": [0.5, 0.5]}'])
+def test_a_predictions_json_of_another_program_hides_no_labels_and_images(tmp_path: Path, content: str) -> None:
+    root = folders(tmp_path / "data")
+    for folder in (root / "labels", root / "images"):
+        (folder / "predictions.json").write_text(content)
+    assert open_dataset(root).labelled == ("p0", "p1")
+    assert [source.name for source in find_images(tmp_path)] == ["data/images/p0", "data/images/p1"]
+    (root / "images" / "notes.xyz.nii.gz.part").write_bytes(b"x")
+    found = {finding.kind: finding for finding in examine(root).findings}
+    assert found["other_predictions"].title == "labels/predictions.json was not written by `predict`: not used"
+    assert "not_used" in found
+
+
 def _state_masks(folder: Path, names: list[str]) -> None:
     files = [folder / f"{name}.nii.gz" for name in names]
     cases = [{"mask": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in files]
-    (folder / "predictions.json").write_text(json.dumps({"cases": cases}))
+    (folder / "predictions.json").write_text(json.dumps({"format": "ssl-medseg predictions 1", "cases": cases}))
 
 
 def test_pairs_of_img_and_hdr_are_images(tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_wrong_input_is_named(phantom: Path, masks: Path, tmp_path: Path, capsys
     assert "0.5 mm apart" in said
     (tmp_path / "none").mkdir()
     assert main(["evaluate", str(tmp_path / "none"), str(phantom)]) == 1
-    assert "none of its 0 images has the name of a case" in capsys.readouterr().err
+    assert "is empty; expected a mask for each case to evaluate, such as patient001" in capsys.readouterr().err
     assert main(["evaluate", str(masks), str(phantom), "--tolerance", "0"]) == 1
     assert "expected a tolerance above 0" in capsys.readouterr().err
 
@@ -314,11 +314,24 @@ def test_masks_with_the_values_of_other_structures_are_refused(
     labels = open_dataset(phantom).labels
     first, second, *others = labels.structures
     words = ["evaluate", str(masks), str(phantom), "--out", str(tmp_path / "e"), "--no-pictures"]
+    ours = {"format": "ssl-medseg predictions 1", "cases": []}
     for names, status in (((second, first), 1), ((first.upper(), "another name"), 0)):
         stated = {"names": ["background", *names, *others], "values": list(labels.values)}
-        (masks / "predictions.json").write_text(json.dumps({"labels": stated, "cases": []}))
+        (masks / "predictions.json").write_text(json.dumps(ours | {"labels": stated}))
         assert main(words) == status
         assert ("expected the same value for a structure" in capsys.readouterr().err) is bool(status)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"cases": {"a": 1}}', "{", "\x00\xff", '{"labels": ["LV"]}'])
+def test_a_predictions_json_of_another_program_is_not_used(phantom: Path, masks: Path, content: str) -> None:
+    (masks / "predictions.json").write_bytes(content.encode("latin-1"))
+    done = evaluate(masks, str(phantom), pictures=False)
+    assert len(done.evaluation.cases) == 6
+    assert "predictions.json in the folder of the masks was not written by `predict`" in done.notes[0]
+    # What is damaged could have listed masks of an earlier run, or the images of the training.
+    (masks / "predictions.json").write_text('{"format": "ssl-medseg predictions 1", "cases": [')
+    with pytest.raises(UserError, match=r"predictions\.json: is not readable as JSON"):
+        evaluate(masks, str(phantom), pictures=False)
 
 
 def test_masks_of_predict_in_a_subfolder_are_found(tmp_path: Path) -> None:

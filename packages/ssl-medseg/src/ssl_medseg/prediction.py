@@ -38,6 +38,7 @@ from ssl_medseg.io.file_types import (
     why_unread,
     without_paths,
 )
+from ssl_medseg.io.mask import has_predictions
 from ssl_medseg.io.volume import ImageFile, Volume
 from ssl_medseg.models.largest_parts import largest_parts
 from ssl_medseg.models.model_folder import load_segmenter
@@ -132,7 +133,7 @@ _UNREAD_SHOWN = 10
 def _walk(root: Path, channels: Sequence[str] = ()) -> list[tuple[str, Path]]:
     places = []
     for folder, folders, names in walk(root):
-        if folder != root and _is_of_predict(names):
+        if folder != root and has_predictions(folder):
             folders.clear()
             continue
         for name in label_folders(folders, [folder / name for name in names]):
@@ -148,11 +149,6 @@ def _walk(root: Path, channels: Sequence[str] = ()) -> list[tuple[str, Path]]:
         ]
         places += [((inside / stem(path)).as_posix(), path) for path in images]
     return places
-
-
-def _is_of_predict(names: Sequence[str]) -> bool:
-    """Return whether a folder with these files was written by `predict`."""
-    return "predictions.json" in names
 
 
 def _series(name: str, folder: Path, opening: DataOptions) -> list[InputImage]:
@@ -177,7 +173,7 @@ def unread_files(data: Path, inputs: Sequence[InputImage]) -> list[str]:
     for folder, folders, names in walk(data):
         if folder in used:
             continue
-        if folder != data and _is_of_predict(names):
+        if folder != data and has_predictions(folder):
             folders.clear()
             unread.append(f"{folder.relative_to(data).as_posix()}: masks of `predict`, which are not segmented")
             continue

@@ -26,7 +26,7 @@ from ssl_medseg.io import Volume, read_volume, write_mask
 from ssl_medseg.io.dicom_seg import missing_for_seg, write_dicom_seg
 from ssl_medseg.io.file_types import DICOM_ENDINGS, ENDINGS, stem, without_paths
 from ssl_medseg.io.label_map import LabelMap
-from ssl_medseg.io.mask import write_on_grid
+from ssl_medseg.io.mask import PREDICTIONS, PREDICTIONS_FORMAT, write_on_grid
 from ssl_medseg.models.model_folder import Segmenter, load_segmenter
 from ssl_medseg.models.network import Refinement
 from ssl_medseg.prediction import InferenceOptions, Segmented, bytes_of_masks, find_images, segment, unread_files
@@ -34,7 +34,6 @@ from ssl_medseg.reports.used_cases import images_seen
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
 _SHOWN = 10
-_SUMMARY = "predictions.json"
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ def predict(
         )
     ]
     if folder == Path(out):
-        files.append(folder / _SUMMARY)
+        files.append(folder / PREDICTIONS)
     input_files = [path for source in inputs for path in (*source.image.paths, source.label) if path is not None]
     input_files += [*run_files(model), *filter(None, [split])]
     maps = len(segmenter.labels) * probabilities + uncertainty
@@ -358,7 +357,7 @@ def _millilitres(classes: NDArray[np.uint8], volume: Volume, names: tuple[str, .
 
 def _write_summary(result: PredictResult, segmenter: Segmenter, seen: Sequence[Mapping[str, str]]) -> None:
     card = {
-        "format": "ssl-medseg predictions 1",
+        "format": f"{PREDICTIONS_FORMAT} 1",
         "labels": segmenter.labels.to_json(),
         "cases": [asdict(case) for case in result.cases],
         "unread": list(result.unread),
@@ -366,7 +365,7 @@ def _write_summary(result: PredictResult, segmenter: Segmenter, seen: Sequence[M
         # Without the names of the cases, which may identify patients that do not belong to these masks.
         "training": [{key: image.get(key, "") for key in ("part", "image", "voxels")} for image in seen],
     }
-    write_atomic(result.out / _SUMMARY, (json.dumps(card, indent=1) + "\n").encode())
+    write_atomic(result.out / PREDICTIONS, (json.dumps(card, indent=1) + "\n").encode())
 
 
 def _failures(failed: list[PredictedCase], result: PredictResult) -> str:

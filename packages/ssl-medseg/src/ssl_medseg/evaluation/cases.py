@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
-from contrastive_core.training.documents import read_json, reading
+from contrastive_core.text import several
+from contrastive_core.training.documents import reading
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.splits import Split
 from ssl_medseg.evaluation.metrics import measure
@@ -18,6 +19,7 @@ from ssl_medseg.evaluation.results import CaseScores, Evaluation
 from ssl_medseg.io import Grid, grid_difference, read_grid, read_label
 from ssl_medseg.io.file_types import DICOM_ENDINGS, is_dicom, is_image, stem
 from ssl_medseg.io.label_map import LabelMap
+from ssl_medseg.io.mask import PREDICTIONS, read_predictions
 from ssl_medseg.preprocessing.cases import read_truth
 
 _NAMED = 5
@@ -71,21 +73,21 @@ def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], di
             + "); predict again"
         )
     if not masks:
+        found = f"contains {several(len(files), 'image')}, but none with the name of a case" if files else "is empty"
+        if not files and any(folder.iterdir()):
+            found = "contains no masks"
         raise UserError(
-            f"{folder}: none of its {len(files)} images has the name of a case to evaluate (such as "
-            f"{names[0] if names else 'none'}); expected masks named like the cases, as `ssl-medseg predict` writes "
-            "them"
+            f"{folder}: {found}; expected a mask for each case to evaluate, such as {names[0]}.nii.gz, as `ssl-medseg "
+            "predict` writes them"
         )
     return masks, reasons
 
 
 def _of_predict(folder: Path) -> tuple[set[str], dict[str, str], list[str]]:
     """Return what predictions.json states: files of earlier runs, case -> why it failed, and masks in subfolders."""
-    file = folder / "predictions.json"
-    if not file.is_file():
+    if not (content := read_predictions(folder)):
         return set(), {}, []
-    content = read_json(file)
-    with reading(file, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
+    with reading(folder / PREDICTIONS, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
         old = set(content.get("stale", []))
         failed = {PurePosixPath(case["image"]).name: str(case["error"]) for case in content["cases"] if case["error"]}
         masks = {*(str(case.get("mask") or "") for case in content["cases"]), *old}
@@ -108,10 +110,9 @@ def check_labels(folder: Path, dataset: DataSet) -> None:
     Raises:
         UserError: A structure has another value in predictions.json than in the data set.
     """
-    file = folder / "predictions.json"
-    if not file.is_file() or (content := read_json(file).get("labels")) is None:
+    if (content := read_predictions(folder).get("labels")) is None:
         return
-    with reading(file, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
+    with reading(folder / PREDICTIONS, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
         labels = LabelMap.from_json(content)
     values = {name.casefold(): value for name, value in zip(dataset.labels.names, dataset.labels.values, strict=True)}
     pairs = zip(labels.names, labels.values, strict=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from contrastive_core.errors import UserError
 from contrastive_core.training import files
+from contrastive_core.training.documents import read_object, reading
 from ssl_medseg.io.itk import ITK_ENDINGS, read_itk, write_itk
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.volume import Volume, grid_difference
@@ -26,6 +27,34 @@ _PLACE = (
 """Header fields, other than pixdim, that give the position of an image."""
 _LARGEST_SIDE = 32767
 """Largest dimension of NIfTI-1. Only larger masks are written as NIfTI-2, which ITK-based programs cannot read."""
+
+
+PREDICTIONS = "predictions.json"
+"""File that `predict` writes next to its masks."""
+PREDICTIONS_FORMAT = "ssl-medseg predictions"
+"""How the format in this file begins; files of other programs may have the same name."""
+
+
+def has_predictions(folder: Path) -> bool:
+    """Return whether a folder contains the predictions.json of `predict`, intact or damaged.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    file = folder / PREDICTIONS
+    if not file.is_file():
+        return False
+    with reading(file, "cannot be read", "make it readable, or remove it if `ssl-medseg predict` did not write it"):
+        return PREDICTIONS_FORMAT.encode() in file.read_bytes()
+
+
+def read_predictions(folder: Path) -> dict[str, Any]:
+    """Read the predictions.json of `predict`; empty if a folder has none, or that of another program.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    return read_object(folder / PREDICTIONS) if has_predictions(folder) else {}
 
 
 def write_mask(classes: NDArray[np.uint8], like: Volume, path: Path, labels: LabelMap) -> None:

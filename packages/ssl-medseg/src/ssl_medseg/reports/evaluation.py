@@ -32,9 +32,8 @@ from ssl_medseg.reports.used_cases import (
     by_content,
     images_seen,
     own_split,
-    split_by_use,
+    split_of_masks,
     split_of_run,
-    uses_of_masks,
 )
 
 _OPENING = DataOptions()
@@ -129,14 +128,13 @@ def evaluate(
         settings = load_segmenter(folder, device="cpu").preprocessing
         dataset = dataset.with_channels(settings.channels, settings.channel_numbers)
     parts: Split | None
-    notes: list[str] = []
+    notes: list[str]
     if split is not None:
-        parts, scope = read_split(split, dataset), part
+        parts, scope, notes = read_split(split, dataset), part, []
     elif model:
         parts, scope, notes = split_of_run(folder, dataset, part)
     else:
-        uses = uses_of_masks(folder)
-        parts, scope = split_by_use(uses, dataset) if uses != Uses() else None, "all"
+        (parts, notes), scope = split_of_masks(folder, dataset), "all"
     cases = choose_cases(dataset, parts, scope)
     if parts is not None:
         seen = images_seen(folder) if model else []

@@ -19,6 +19,7 @@ from contrastive_core.training.documents import read_object, reading
 from ssl_medseg.datasets.dataset import Case, DataSet
 from ssl_medseg.datasets.splits import Split, data_file, fingerprint, read_fingerprints, read_split
 from ssl_medseg.io import read_volume
+from ssl_medseg.io.mask import PREDICTIONS, read_predictions
 from ssl_medseg.reports.run_folder import split_places
 
 Part = Literal["test", "validation", "labelled", "unlabelled", "all"]
@@ -151,14 +152,18 @@ def cases_seen(run: Path) -> dict[str, dict[str, str]]:
         return {name: {key: str(value) for key, value in entry.items()} for name, entry in seen.items()}
 
 
-def uses_of_masks(folder: Path) -> Uses:
-    """Read from predictions.json which images training used; nothing if `predict` did not write the masks."""
-    file = folder / "predictions.json"
-    if not file.is_file():
-        return Uses()
-    with reading(file, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
-        seen = read_object(file).get("training", [])
-        return Uses.of({key: str(value) for key, value in entry.items()} for entry in seen)
+def split_of_masks(folder: Path, dataset: DataSet) -> tuple[Split | None, list[str]]:
+    """Return the parts that cases had in training, by the predictions.json next to their masks, and notes.
+
+    The split is None if `predict` did not write the masks.
+    """
+    content = read_predictions(folder)
+    with reading(folder / PREDICTIONS, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
+        seen = content.get("training", [])
+        uses = Uses.of({key: str(value) for key, value in entry.items()} for entry in seen)
+    if not content and (folder / PREDICTIONS).is_file():
+        return None, [f"{PREDICTIONS} in the folder of the masks was not written by `predict`, and is not used."]
+    return split_by_use(uses, dataset) if uses != Uses() else None, []
 
 
 def images_seen(run: Path) -> list[dict[str, str]]:

@@ -25,6 +25,7 @@ from ssl_medseg.io.file_types import (
     walk,
     why_unread,
 )
+from ssl_medseg.io.mask import has_predictions
 
 _LISTERS: dict[str, Callable[[Path, DataOptions], Listing]] = {
     "decathlon": list_decathlon,
@@ -67,7 +68,7 @@ def _unused(listing: Listing) -> Iterator[tuple[Path, str]]:
     # A CSV file may be anywhere; only the folders that it names belong to the data set.
     folders = [(folder, list[str](), [path.name for path in folder.iterdir()]) for folder in beside if folder.is_dir()]
     for folder, inside, names in sorted(folders) if listing.layout == "csv" else walk(listing.root):
-        is_ours = any(name in names for name in ("predictions.json", "config.yaml", "model.json"))
+        is_ours = has_predictions(folder) or any(name in names for name in ("config.yaml", "model.json"))
         if is_ours or os.path.realpath(folder) in used:
             inside.clear()
             continue

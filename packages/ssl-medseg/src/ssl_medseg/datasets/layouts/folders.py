@@ -10,7 +10,7 @@ from pathlib import Path
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
-from contrastive_core.training.documents import read_object, reading
+from contrastive_core.training.documents import reading
 from contrastive_core.training.files import sha256
 from contrastive_core.training.names import check_path
 from ssl_medseg.datasets.channels import choose_channels, unique_names
@@ -20,6 +20,7 @@ from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.datasets.phases import phase_in_table
 from ssl_medseg.io.file_types import DICOM_ENDINGS, images_in, is_dicom, is_image, is_segmentation, is_series, stem
 from ssl_medseg.io.label_map import LabelMap, read_label_map
+from ssl_medseg.io.mask import PREDICTIONS, has_predictions, read_predictions
 from ssl_medseg.io.tables import read_table, whole_number
 from ssl_medseg.io.volume import join_channels
 
@@ -164,6 +165,12 @@ def list_folders(root: Path, options: DataOptions) -> Listing:
             "them to another folder"
         )
         findings.append(Finding("warning", "predicted_masks", title, [Item(left)]))
+    others = [file for folder in folders_of(root, LABELS) if (file := folder / PREDICTIONS).is_file()]
+    findings += [
+        Finding("note", "other_predictions", f"{file.relative_to(root)} was not written by `predict`: not used")
+        for file in others
+        if not has_predictions(file.parent)
+    ]
     return Listing(
         root.resolve().name,
         root,
@@ -192,11 +199,9 @@ def _unchanged_masks(folder: Path) -> set[Path]:
     Raises:
         UserError: The file is damaged.
     """
-    file = folder / "predictions.json"
-    if not file.is_file():
+    if not (content := read_predictions(folder)):
         return set()
-    content = read_object(file)
-    with reading(file, "is damaged", "expected a file written by `ssl-medseg predict`; remove it"):
+    with reading(folder / PREDICTIONS, "is damaged", "expected a file written by `ssl-medseg predict`; remove it"):
         hashes = {str(case["mask"]): case.get("sha256") for case in content["cases"]}
         hashes |= dict.fromkeys(map(str, content.get("stale", ())))
     written = {folder / name: digest for name, digest in hashes.items()}

@@ -358,8 +358,10 @@ def test_masks_of_predict_in_a_subfolder_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_long_names_are_not_cut_off_in_pictures(rows: int) -> None:
-    names = ["<b>RV</b><script>alert(1)</script>", *(f"left ventricular myocardium, segment {n}" for n in range(7))]
+@pytest.mark.parametrize("segments", [3, 7, 60])
+def test_many_long_names_are_not_cut_off_in_pictures(segments: int, rows: int) -> None:
+    names = [f"left ventricular myocardium, segment {n}" for n in range(segments)]
+    names.insert(0, "<b>RV</b><script>alert(1)</script>")
     classes = np.zeros((24, 24, 6), np.uint8)
     classes[8:16, 8:16, 1:5] = 1
     sheet = Sheet(
@@ -375,7 +377,8 @@ def test_long_names_are_not_cut_off_in_pictures(rows: int) -> None:
     canvas.draw()
     whole = figure.bbox
     legend = next(legend for axes in figure.axes if (legend := axes.get_legend()) is not None)
-    around = [figure.axes[0], *figure.texts]  # the overview, title and subtitle
+    panels = [axes for axes in figure.axes if axes.get_images()]
+    around = [*panels, *figure.texts]  # the overview and the slices, title and subtitle
     boxes = [artist.get_window_extent(canvas.get_renderer()) for artist in (legend, *around)]
     assert not any(boxes[0].overlaps(box) for box in boxes[1:])
     for artist in (*figure.texts, legend):
@@ -384,7 +387,8 @@ def test_long_names_are_not_cut_off_in_pictures(rows: int) -> None:
         assert box.x1 <= whole.x1
         assert whole.y0 <= box.y0
         assert box.y1 <= whole.y1
-    assert figure.axes[1].bbox.width > whole.width / 10  # the names leave room for the slices
+    assert panels[1].bbox.width > whole.width / 12  # the names leave room for the slices
+    assert boxes[0].height <= max(box.y1 for box in boxes[1:-2]) - min(box.y0 for box in boxes[1:-2])
 
 
 def test_structures_of_a_picture_can_be_told_apart() -> None:

@@ -141,6 +141,7 @@ _MARGIN = 0.35  # margin around the structures, relative to their extent
 _LEAST = 0.25  # smallest displayed region, relative to the shorter side of the slice
 _LINE_HEIGHT = 0.17  # inches of a line in the legend
 _NAME_WIDTH = 22  # characters of a line in the legend, which has the width of a slice
+_COLUMN_WIDTH = 2.1  # inches of a column of the legend
 _WINDOW = (1.0, 99.5)  # percentiles of the displayed region that become black and white
 
 
@@ -183,26 +184,28 @@ def sheet_figure(sheet: Sheet, *, slices: int = 6) -> Figure:
     names = [*sheet.images, *sheet.masks]
     height, width = _size(view.slice(first, indices[0])[box].shape, view)
     inches = 1.6 * width * (len(indices) + 1) + 0.4
+    legend, panels = _legend(sheet) if union.any() and len(names) > 1 else [], 1.6 * height * len(names)
+    # The legend is below the overview, beside the other rows, or below all of them if it needs more room.
+    columns, below = 1, 0.0
+    if _legend_height(legend, 1) > panels - 1.6 * height:
+        columns, below = _legend_columns(legend, width=inches, height=panels)
+    inches = max(inches, _COLUMN_WIDTH * columns)
     title, subtitle = textwrap.wrap(sheet.title, round(10 * inches)), textwrap.wrap(sheet.subtitle, round(14 * inches))
-    legend = _legend(sheet) if union.any() and len(names) > 1 else []
-    lines = sum(str(patch.get_label()).count("\n") + 1 for patch in legend)
-    # The legend stands below the overview, beside the other rows, which are higher if it needs more room.
-    row = 1.6 * height
-    others = max(row, (_LINE_HEIGHT * lines + 0.2) / max(1, len(names) - 1))
-    figure = new_figure(inches, row + others * (len(names) - 1) + 0.6 + 0.15 * (len(title) + len(subtitle)))
+    figure = new_figure(inches, panels + below + 0.6 + 0.15 * (len(title) + len(subtitle)))
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     figure.suptitle("\n".join(title), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
-    ratios = [row, *[others] * (len(names) - 1)]
-    grid = figure.subplots(len(names), len(indices) + 1, squeeze=False, height_ratios=ratios)
+    ratios = [*[1.6 * height] * len(names), *[below] * bool(below)]
+    grid = figure.subplots(len(ratios), len(indices) + 1, squeeze=False, height_ratios=ratios)
     middle = indices[len(indices) // 2]
     window = next(iter(windows.values()))
     _overview(grid[0, 0], view.slice(first, middle), box, window, view)
-    for axes in grid[1:, 0]:
+    for axes in (*grid[1:, 0], *grid[len(names) :, 1:].flat):
         axes.remove()
     if legend:
-        beside = figure.add_subplot(grid[0, 0].get_gridspec()[1:, 0])
-        beside.set_axis_off()
-        beside.legend(handles=legend, loc="center", frameon=False, fontsize=8, labelcolor=INK)
+        whole = grid[0, 0].get_gridspec()
+        place = figure.add_subplot(whole[len(names) :, :] if below else whole[1:, 0])
+        place.set_axis_off()
+        place.legend(handles=legend, loc="center", ncols=columns, frameon=False, fontsize=8, labelcolor=INK)
     traced = next(iter(sheet.masks), None)
     for column, index in enumerate(indices, 1):
         for row, name in enumerate(names):
@@ -343,6 +346,20 @@ def _legend(sheet: Sheet) -> list[Patch]:
     if len(sheet.masks) > 1:
         handles.append(Patch(facecolor="none", edgecolor=MUTED, label=f"white line: {next(iter(sheet.masks))}"))
     return handles
+
+
+def _legend_columns(legend: Sequence[Patch], *, width: float, height: float) -> tuple[int, float]:
+    """Return how many columns a legend has in a width, more if it were higher than a height, and its height."""
+    columns = max(1, min(len(legend), int(width / _COLUMN_WIDTH)))
+    while _legend_height(legend, columns) > height and columns < len(legend):
+        columns += 1
+    return columns, _legend_height(legend, columns)
+
+
+def _legend_height(legend: Sequence[Patch], columns: int) -> float:
+    """Return the height of a legend in inches; matplotlib fills column after column with as many entries."""
+    lines = [str(patch.get_label()).count("\n") + 1 for patch in legend]
+    return _LINE_HEIGHT * max(int(part.sum()) for part in np.array_split(lines, columns)) + 0.2
 
 
 def choose(evaluation: Evaluation) -> dict[str, CaseScores]:

@@ -18,7 +18,7 @@ LABELS = LabelMap(("background", "outer", "middle", "inner"), (0, 500, 600, 205)
 def random_segmenter(folder: Path, p: Preprocessing, *, labels: LabelMap = LABELS, width: int = 2) -> Path:
     """Save an untrained U-Net whose batch statistics differ from their initial values."""
     torch.manual_seed(3)
-    options = NetworkOptions(width=width)
+    options = NetworkOptions("unet", width)
     network = build_network(options, len(labels), channels=len(p.channels))
     with torch.no_grad():
         for _ in range(3):

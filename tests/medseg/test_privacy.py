@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_split(place / "split.json", Split(labelled=one, validation=two, unlabelled=three, test=four), dataset)
     train(
         str(data), place / "run", split=place / "split.json",
-        training=TrainingOptions(steps=60, batch_size=4, validate_every=30), network=NetworkOptions(width=4),
+        training=TrainingOptions(steps=60, batch_size=4, validate_every=30), network=NetworkOptions("unet", 4),
         preprocessing=PreprocessingOptions(image_size=32), cache=place / "cache",
         run=RunOptions(progress=False, log_every=10, checkpoint_every=30),
     )  # fmt: skip

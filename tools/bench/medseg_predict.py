@@ -134,7 +134,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, float], float]:
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     torch.manual_seed(0)
     p = Preprocessing(size=(arguments.size, arguments.size), spacing=(SPACING[0], SPACING[1]))
-    network = build_network(NetworkOptions(width=arguments.width), len(LABELS)).eval()
+    network = build_network(NetworkOptions("unet", arguments.width), len(LABELS)).eval()
     network = network.to(memory_format=torch.channels_last)
     contestants = {"predict, float32": ours(network, p, "32-true")}
     contestants |= {f"MONAI, {size:2} at once": monai_script(network, p, size) for size in SLICES_AT_ONCE}

@@ -108,7 +108,7 @@ def test_trained_without_labels_and_gone_on_with(place: tuple[Path, Path], tmp_p
     folder = pretrain(str(data), out, split=split, **{**SHORT, "pretraining": stages})
     assert len(losses(out, "global_loss")) == len(losses(out, "local_loss")) == 3
     trunk = load_trunk(folder)
-    assert trunk.options == NetworkOptions(width=2)
+    assert trunk.options == NetworkOptions("unet", 2)
     model = train(
         str(data), tmp_path / "train", split=split, **grouped(init=str(out), steps=1, batch_size=2, lr=1e-12, run=RUN)
     )
@@ -167,7 +167,7 @@ def test_the_global_loss_falls(place: tuple[Path, Path], tmp_path: Path) -> None
         **SHORT,
         "pretraining": PretrainingOptions(global_steps=24, local_steps=0, partitions=3, global_volumes=4),
         "run": RunOptions(**{**vars(RUN), "checkpoint_every": 99}),
-        "network": NetworkOptions(width=4),
+        "network": NetworkOptions("unet", 4),
     }
     pretrain(str(data), tmp_path / "run", split=split, **longer)
     curve = losses(tmp_path / "run", "global_loss")

@@ -46,7 +46,7 @@ RUN = RunOptions(device="cpu", threads=1, checkpoint_every=2, progress=False)
 SHORT: dict[str, Any] = {
     "method": "rounds", "baseline_steps": 4, "rounds": 2, "steps": 2, "batch_size": 4, "unlabelled_batch": 4,
     "validate_every": 2, "baseline_floor": 0.0,
-    "network": NetworkOptions(width=2), "preprocessing": PreprocessingOptions(image_size=32),
+    "network": NetworkOptions("unet", 2), "preprocessing": PreprocessingOptions(image_size=32),
     "pseudo": PseudoLabelOptions(guard="off"), "run": RUN,
 }  # fmt: skip
 

@@ -54,7 +54,7 @@ class Place:
         train(
             str(self.data), self.start, split=self.split,
             training=TrainingOptions("paper", steps=80, batch_size=8, validate_every=80),
-            network=NetworkOptions(width=4), preprocessing=PreprocessingOptions(image_size=32), opening=OPENING,
+            network=NetworkOptions("unet", 4), preprocessing=PreprocessingOptions(image_size=32), opening=OPENING,
             run=RUN,
         )  # fmt: skip
         self.unlabelled = names[3:]

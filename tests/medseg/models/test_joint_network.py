@@ -13,7 +13,7 @@ from ssl_medseg.models import JointNetwork, NetworkOptions, SegmentationNetwork,
 
 def parts(norm: Any) -> tuple[SegmentationNetwork, JointNetwork, Tensor]:
     torch.manual_seed(0)
-    network = build_network(NetworkOptions(width=2), 3)
+    network = build_network(NetworkOptions("unet", 2), 3)
     images = torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     images[4:] = 3 * images[4:] + 1
     return network, JointNetwork(network, embedding=4, norm=norm), images

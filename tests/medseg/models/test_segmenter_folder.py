@@ -18,7 +18,7 @@ from ssl_medseg.models.model_folder import FORMAT, load_segmenter, save_segmente
 from ssl_medseg.models.pretraining import load_trunk
 from ssl_medseg.preprocessing import Preprocessing
 
-OPTIONS = NetworkOptions(width=2)
+OPTIONS = NetworkOptions("unet", 2)
 LABELS = LabelMap(("background", "left", "right"), (0, 500, 600))
 PREPROCESSING = Preprocessing(size=(64, 32), spacing=(1.5, 1.25), slice_axis=1, orientation="LPS")
 

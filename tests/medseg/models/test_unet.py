@@ -47,7 +47,7 @@ def formula(number: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def test_parameters_of_the_paper() -> None:
-    network = build_network(NetworkOptions(), classes=4)
+    network = build_network(NetworkOptions("unet", 16), classes=4)
     counts = [sum(p.numel() for p in part.parameters()) for part in (network.trunk, network.head, ContrastHead(16))]
     assert counts == [885_552 + 1_204_928, 5_280, 544]
     assert sum(counts) == 2_096_304
@@ -57,7 +57,7 @@ def test_whole_graph_against_the_released_code(golden: Golden) -> None:
     """Losses, probabilities, embeddings and the norm of every gradient, with batch norm in training mode."""
     recorded = golden("medseg")
     variables = json.loads(bytes(recorded["meta_json"]).decode())["net_variables"]
-    network = build_network(NetworkOptions(), classes=4).double()
+    network = build_network(NetworkOptions("unet", 16), classes=4).double()
     contrast = ContrastHead(16).double()
     assert isinstance(network.trunk, UNet)
     parameters = official_order(network.trunk, network.head, contrast)
@@ -102,7 +102,7 @@ def test_whole_graph_against_the_released_code(golden: Golden) -> None:
 
 
 def test_sizes_that_32_does_not_divide_are_padded_and_cut_back() -> None:
-    network = build_network(NetworkOptions(width=2), classes=3).eval()
+    network = build_network(NetworkOptions("unet", 2), classes=3).eval()
     x = torch.randn(2, 1, 50, 33)
     assert network.features(x).shape == (2, 2, 50, 33)
     assert network(x).shape == (2, 3, 50, 33)
@@ -140,7 +140,7 @@ def test_wrong_options_are_refused(options: dict[str, object], said: str) -> Non
     with pytest.raises(UserError, match=said):
         NetworkOptions(**options)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="classes is 1"):
-        build_network(NetworkOptions(), classes=1)
+        build_network(NetworkOptions("unet", 16), classes=1)
 
 
 MONAI = ["UNet", "BasicUNet", "DynUNet", "FlexibleUNet", "AttentionUnet", "SegResNet"]

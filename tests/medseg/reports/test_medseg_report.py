@@ -59,7 +59,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_split(folder / "split.json", Split(labelled=one, validation=two, unlabelled=three, test=four), dataset)
     train(
         str(data), folder / "run", split=folder / "split.json",
-        training=TrainingOptions(steps=4, batch_size=2, validate_every=2), network=NetworkOptions(width=4),
+        training=TrainingOptions(steps=4, batch_size=2, validate_every=2), network=NetworkOptions("unet", 4),
         preprocessing=PreprocessingOptions(image_size=32),
         run=RunOptions(progress=False, log_every=1, checkpoint_every=4),
     )  # fmt: skip
@@ -268,7 +268,7 @@ def test_pre_training_is_no_segmenter(finished: Path, tmp_path: Path) -> None:
         tmp_path / "pre",
         split=finished / "split.json",
         pretraining=PretrainingOptions(global_steps=1, local_steps=1, global_volumes=2, local_volumes=2),
-        network=NetworkOptions(width=4),
+        network=NetworkOptions("unet", 4),
         preprocessing=PreprocessingOptions(image_size=64),
         run=RunOptions(progress=False, log_every=1),
     )

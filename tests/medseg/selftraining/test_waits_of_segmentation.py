@@ -44,7 +44,7 @@ def test_a_step_of_supervised_training(kind: Any, loss: Any) -> None:
         device_run(), LABELLED, classes=CLASSES, pool=torch.arange(len(LABELLED)), batch_size=4,
         augment=AugmentOptions(kind=kind), rare_share=0.5,
     )  # fmt: skip
-    network = build_network(NetworkOptions(width=4), CLASSES, channels=1).to(DEVICE)
+    network = build_network(NetworkOptions("unet", 4), CLASSES, channels=1).to(DEVICE)
     average = moving_average(
         network, 0.99
     )  # the optimiser is one fused kernel of torch, which has none for this device
@@ -63,7 +63,7 @@ def test_a_step_of_supervised_training(kind: Any, loss: Any) -> None:
 def test_what_unlabelled_slices_add(method: str, kind: Any) -> None:
     run, augment = device_run(), AugmentOptions(kind=kind)
     criterion = segmentation_loss("dice-ce", classes=CLASSES)
-    network = build_network(NetworkOptions(width=4), CLASSES, channels=1).to(DEVICE)
+    network = build_network(NetworkOptions("unet", 4), CLASSES, channels=1).to(DEVICE)
     options = ConsistencyOptions(feature_dropout=0.5 if method == "consistency" else 0.0)
     teacher = losses.TeacherBatches(
         run, UNLABELLED, network, classes=CLASSES, batch_size=4, augment=augment, confidence=0.9

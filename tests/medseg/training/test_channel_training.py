@@ -99,7 +99,7 @@ def test_two_channels_from_pre_training_to_a_model(tmp_path: Path, capsys: pytes
         pretraining=PretrainingOptions(
             global_steps=1, local_steps=1, partitions=2, global_volumes=2, local_volumes=2
         ),
-        network=NetworkOptions(width=4), **small,
+        network=NetworkOptions("unet", 4), **small,
     )  # fmt: skip
     assert load_trunk(tmp_path / "trunk").preprocessing.channels == ("noise", "signal")
     train(str(data), tmp_path / "begun", split=split, init=str(tmp_path / "trunk"),

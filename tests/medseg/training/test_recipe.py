@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from contrastive_core.training import Run, RunOptions
 from ssl_medseg.models import NetworkOptions
 from ssl_medseg.training.recipe import EFFORTS, OptimizerOptions, TrainingOptions, choose
 from ssl_medseg.training.slices import AugmentOptions, SegmentationBatches, stack_slices
+from ssl_medseg.training.supervised import train
 from tests.medseg.grouped import grouped
 from tests.medseg.toy_cases import toy_case
 
@@ -35,6 +37,9 @@ def test_what_is_given_comes_first() -> None:
     assert (chosen.steps, chosen.lr, chosen.ema, chosen.weight_decay, chosen.validate_every) == (100, 1e-4, 0, 0, 7)
     assert chosen.network == NetworkOptions("unet", EFFORTS["minutes"].width)
     assert chosen.augment.kind == "paper"
+    assert choose(device="cpu", network=NetworkOptions(width=4)).network == NetworkOptions("plain-unet", 4)
+    assert choose(TrainingOptions("paper"), network=NetworkOptions(width=4), device="cpu").network.name == "unet"
+    assert signature(train).parameters["network"].default == NetworkOptions()  # that of the command
     assert "recipe strong, effort minutes: 100 steps of 12 labelled slices, unet of width 16" in str(chosen)
 
 

@@ -119,7 +119,7 @@ def test_validation_scores_volumes_on_their_own_grid(tmp_path: Path) -> None:
 
 def test_probabilities_do_not_depend_on_the_batch() -> None:
     torch.manual_seed(0)
-    network = build_network(NetworkOptions(width=2), 3)
+    network = build_network(NetworkOptions("unet", 2), 3)
     x = torch.randn(7, 1, 32, 32)
     network(x)
     whole = slice_probabilities(network, x, batch_size=7)
@@ -172,7 +172,7 @@ def test_running_averages_fit_a_short_run() -> None:
     errors = []
     for settled in (True, False):
         torch.manual_seed(1)
-        network = build_network(NetworkOptions(width=2), 2)
+        network = build_network(NetworkOptions("unet", 2), 2)
         if settled:
             settle_statistics(network, steps=12)
         for _ in range(12):
@@ -180,7 +180,7 @@ def test_running_averages_fit_a_short_run() -> None:
         errors.append(float((network.eval()(x) - trained).detach().std() / trained.detach().std()))
     assert errors[0] < 0.2
     assert errors[1] > 0.5
-    long = build_network(NetworkOptions(width=2), 2)
+    long = build_network(NetworkOptions("unet", 2), 2)
     settle_statistics(long, steps=1000)
     assert {m.momentum for m in long.modules() if isinstance(m, nn.BatchNorm2d)} == {0.01}
 

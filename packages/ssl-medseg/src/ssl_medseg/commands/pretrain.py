@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.pretraining.stages import GlobalStage, LocalStage, PretrainingOptions, Stage
 from ssl_medseg.training.data import PLACES, keep_identity, open_training_data
 from ssl_medseg.training.optim import DurationEstimate, adam
+from ssl_medseg.training.recipe import PAPER
 from ssl_medseg.training.slices import stack_slices
 
 
@@ -24,7 +26,7 @@ def pretrain(
     *,
     split: Path,
     pretraining: PretrainingOptions = PretrainingOptions(),  # noqa: B008 - frozen
-    network: NetworkOptions = NetworkOptions(),  # noqa: B008
+    network: NetworkOptions = NetworkOptions("unet", PAPER.width),  # noqa: B008
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
     opening: DataOptions = DataOptions(),  # noqa: B008
     cache: Path | None = None,
@@ -54,6 +56,9 @@ def pretrain(
     Returns:
         The folder of the pre-trained trunk.
     """
+    network = replace(
+        network, name="unet" if network.name == "auto" else network.name, width=network.width or PAPER.width
+    )
     config = dict(locals())
     if network.name != "unet":
         raise UserError(f"network.name is {network.name}; pretrain supports only unet")

@@ -27,7 +27,6 @@ from ssl_medseg.evaluation.results import read_evaluation
 from ssl_medseg.evaluation.summary import Summary, dice_where_present, never_found, summarise
 from ssl_medseg.evaluation.text import failures, number
 from ssl_medseg.models import NetworkOptions
-from ssl_medseg.models.network import AUTO
 from ssl_medseg.prediction import InferenceOptions
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.reports.evaluation import Evaluated, evaluate
@@ -52,7 +51,7 @@ def run(
     selftraining: SelfTrainingOptions = SelfTrainingOptions(),  # noqa: B008 - frozen
     training: TrainingOptions = TrainingOptions(),  # noqa: B008
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
-    network: NetworkOptions = AUTO,
+    network: NetworkOptions = NetworkOptions(),  # noqa: B008
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
     opening: DataOptions = DataOptions(),  # noqa: B008

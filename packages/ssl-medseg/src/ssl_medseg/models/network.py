@@ -30,14 +30,14 @@ class NetworkOptions:
     Attributes:
         name: ``plain-unet``, five levels with instance norm and leaky ReLU as in nnU-Net; ``unet``, the paper's, six
             levels with batch norm; ``monai:NAME``, a network of ``monai.networks.nets`` such as ``monai:DynUNet``; or
-            ``auto``, set by the recipe.
+            ``auto``, set by the recipe; `pretrain` trains ``unet``.
         width: Channels at full resolution; deeper levels have multiples of it. Half the width takes about a third of
             the time on a CPU. 0 leaves the choice to recipe and effort.
         arguments: Further arguments of MONAI's network, by name; BasicUNet, DynUNet, FlexibleUNet and UNet need none.
     """
 
-    name: str = "unet"
-    width: int = 16
+    name: str = "auto"
+    width: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,14 +49,10 @@ class NetworkOptions:
             raise UserError(
                 f"there is no network named {self.name!r}; use plain-unet, unet, or monai:NAME such as monai:DynUNet"
             )
-        if self.name in OWN and self.arguments:
+        if self.arguments and not self.name.startswith("monai:"):
             raise UserError(
                 f"network.arguments ({', '.join(self.arguments)}) are for monai:NAME; {self.name} accepts only a width"
             )
-
-
-AUTO = NetworkOptions(name="auto", width=0)
-"""Options that leave the choice of the network to recipe and effort."""
 
 
 BLOCKS = 5

@@ -16,7 +16,7 @@ from contrastive_core.training.documents import reading
 from ssl_medseg.models import NetworkOptions, UNet
 from ssl_medseg.models.model_folder import FORMAT as SEGMENTER
 from ssl_medseg.models.monai import opened_options
-from ssl_medseg.models.network import AUTO, BLOCKS, batch_norm, he_init
+from ssl_medseg.models.network import BLOCKS, batch_norm, he_init
 from ssl_medseg.preprocessing import Preprocessing
 from ssl_medseg.preprocessing.plan import PreprocessingOptions
 
@@ -126,7 +126,9 @@ class Trunk:
         if plane not in ("auto", p.plane.removeprefix("oblique "), str(p.slice_axis)):
             settings["preprocessing.slice_axis"] = (plane, p.plane or p.slice_axis)
         settings |= {
-            f"network.{key}": (x, trained_with[key]) for key, x in asdict(network).items() if x != asdict(AUTO)[key]
+            f"network.{key}": (x, trained_with[key])
+            for key, x in asdict(network).items()
+            if x != asdict(NetworkOptions())[key]
         }
         conflicts = [f"{name} {x} (the weights have {here})" for name, (x, here) in settings.items() if x != here]
         if conflicts:

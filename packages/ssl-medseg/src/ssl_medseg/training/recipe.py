@@ -11,7 +11,7 @@ from contrastive_core.training.config import FixedPrecision, Precision
 from contrastive_core.training.launch import choose_device, resolve_precision
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.losses.segmentation import SegmentationLoss
-from ssl_medseg.models.network import AUTO, NetworkOptions
+from ssl_medseg.models.network import NetworkOptions
 from ssl_medseg.preprocessing.cases import PreparedCase
 from ssl_medseg.training.optim import Schedule
 from ssl_medseg.training.slices import AugmentOptions
@@ -241,7 +241,7 @@ def choose(
     optimizer: OptimizerOptions = OptimizerOptions(),
     *,
     device: str,
-    network: NetworkOptions = AUTO,
+    network: NetworkOptions = NetworkOptions(),  # noqa: B008
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
     precision: Precision = "auto",
 ) -> Settings:

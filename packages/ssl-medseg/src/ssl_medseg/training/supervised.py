@@ -14,7 +14,7 @@ from ssl_medseg.datasets import DataOptions
 from ssl_medseg.losses.segmentation import segmentation_loss
 from ssl_medseg.models import NetworkOptions, build_network, settle_statistics
 from ssl_medseg.models.model_folder import save_segmenter
-from ssl_medseg.models.network import AUTO, Refinement
+from ssl_medseg.models.network import Refinement
 from ssl_medseg.models.pretraining import load_trunk
 from ssl_medseg.preprocessing import PreprocessingOptions
 from ssl_medseg.training.data import PLACES, keep_identity, labels_before, open_training_data
@@ -32,7 +32,7 @@ def train(  # noqa: PLR0915 - the whole of a run, to be read from top to bottom
     init: str | None = None,
     training: TrainingOptions = TrainingOptions(),  # noqa: B008 - frozen
     optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008
-    network: NetworkOptions = AUTO,
+    network: NetworkOptions = NetworkOptions(),  # noqa: B008
     augment: AugmentOptions = AugmentOptions(),  # noqa: B008
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
     opening: DataOptions = DataOptions(),  # noqa: B008

@@ -254,8 +254,21 @@ def test_a_structure_that_is_never_labelled_is_an_error_before_training(
     names = [*labels.names, "aorta"]
     meaning.write_text(json.dumps(dict(zip(names, [*labels.values, 77], strict=True))))
     opening = DataOptions(label_map=meaning)
-    with pytest.raises(UserError, match=r"labelled slices .* contains aorta"):
+    with pytest.raises(UserError, match=r"labelled slices .* contains aorta \(value 77\).*with a label map without it"):
         train(str(data), tmp_path / "run", split=split, **grouped(steps=2, run=QUIET, **(SMALL | {"opening": opening})))
+    [[name, _]] = json.loads(split.read_text())["validation"]
+    shutil.copytree(data, tmp_path / "copy")
+    (label,) = (tmp_path / "copy" / "labelsTr").glob(f"{name}.*")
+    opened = nibabel.load(label)
+    nibabel.save(nibabel.Nifti1Image(np.where(opened.dataobj, 77, 0).astype(np.uint8), opened.affine), label)
+    changed = write_parts(tmp_path / "copy", tmp_path / "split.json")
+    with pytest.raises(UserError, match=rf"make labelled cases of those for validation that do \({name}\)"):
+        train(
+            str(tmp_path / "copy"),
+            tmp_path / "run",
+            split=changed,
+            **grouped(steps=2, run=QUIET, **(SMALL | {"opening": opening})),
+        )
 
 
 def test_a_run_goes_on_where_its_data_lie_now(

@@ -429,3 +429,24 @@ def test_slices_of_a_sheet_hold_structures() -> None:
     assert choose_slices(inside, 2, 4) == [4, 7, 11, 14]
     assert choose_slices(inside[..., :6], 2, 4) == [4, 5]
     assert choose_slices(np.zeros((5, 5, 9), dtype=bool), 2, 3) == [0, 4, 8]
+
+
+def test_structures_that_the_model_was_not_trained_for_are_scored_as_missed_and_named(tmp_path: Path) -> None:
+    data = decathlon(tmp_path / "data", ["a", "b"])
+    (tmp_path / "shell.json").write_text('{"background": 0, "shell": 1}')
+    own = open_dataset(data, label_map=tmp_path / "shell.json").labels
+    model = random_segmenter(tmp_path / "model", Preprocessing((32, 32)), labels=own)
+    cpu = InferenceOptions(device="cpu")
+    predict(str(model), str(data), tmp_path / "masks", inference=cpu)
+    for predicted in (model, tmp_path / "masks"):
+        done = evaluate(predicted, str(data), out=tmp_path / "out", pictures=False, inference=cpu)
+        assert [note for note in done.notes if note.startswith("core: the model was not trained for this structure")]
+        assert [[score.found for score in case.structures][1] for case in done.evaluation.cases] == ["truth only"] * 2
+        assert [case.structures[1].dice for case in done.evaluation.cases] == [0, 0]
+        assert max(case.structures[0].truth_ml for case in done.evaluation.cases) == pytest.approx(
+            (ball()[1] == 1).sum() * 18 / 1000
+        )
+    # The other way round, a structure of the model would have no label.
+    (tmp_path / "core.json").write_text('{"background": 0, "core": 2}')
+    with pytest.raises(UserError, match="was trained for 0 background, 1 shell"):
+        evaluate(model, str(data), pictures=False, opening=DataOptions(label_map=tmp_path / "core.json"), inference=cpu)

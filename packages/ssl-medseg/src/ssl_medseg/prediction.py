@@ -38,6 +38,7 @@ from ssl_medseg.io.file_types import (
     why_unread,
     without_paths,
 )
+from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.io.mask import has_predictions
 from ssl_medseg.io.volume import ImageFile, Volume
 from ssl_medseg.models.largest_parts import largest_parts
@@ -367,11 +368,13 @@ class Predicted:
         masks: Case -> mask file.
         failed: Case -> reason why it has no mask.
         labelled: Names of the cases whose labels were used to train the segmenter.
+        labels: Label map of the segmenter.
     """
 
     masks: dict[str, Path]
     failed: dict[str, str]
     labelled: tuple[str, ...]
+    labels: LabelMap
 
 
 def is_model(path: Path) -> bool:
@@ -413,13 +416,14 @@ def predict_cases(
         inference: Batch size and device.
 
     Returns:
-        Mask files, cases that failed, and cases whose labels the model was trained with.
+        Mask files, cases that failed, cases whose labels the model was trained with, and its label map.
 
     Raises:
-        UserError: There is no model, or its structures differ from those of the data set.
+        UserError: There is no model, or the data set lacks one of its structures, or has another value for it.
     """
     segmenter = load_segmenter(model, device=inference.device)
-    if segmenter.labels != dataset.labels:
+    own, given = (set(zip(one.names, one.values, strict=True)) for one in (segmenter.labels, dataset.labels))
+    if not own <= given:
         raise UserError(
             f"{model} was trained for {segmenter.labels}, but {dataset.name} has {dataset.labels}; expected the same "
             "names and values. Pass the label map of the training (--label-map)"
@@ -438,8 +442,8 @@ def predict_cases(
                 precision=inference.precision, refinement=segmenter.refinement,
             )  # fmt: skip
             path = folder / f"{case.name}.nii.gz"
-            write_mask(prediction.classes, volume, path, dataset.labels)
+            write_mask(prediction.classes, volume, path, segmenter.labels)
             masks[case.name] = path
         except UserError as error:
             failed[case.name] = without_paths(error, case.image.paths)
-    return Predicted(masks, failed, tuple(segmenter.details.get("labelled", ())))
+    return Predicted(masks, failed, tuple(segmenter.details.get("labelled", ())), segmenter.labels)

@@ -102,16 +102,19 @@ def _of_predict(folder: Path) -> tuple[set[str], dict[str, str], list[str]]:
     )
 
 
-def check_labels(folder: Path, dataset: DataSet) -> None:
+def check_labels(folder: Path, dataset: DataSet) -> LabelMap | None:
     """Refuse masks of `predict` in which a value stands for another structure than in the data set.
 
     DICOM segmentations are matched by the names of their segments, so their folders may have other values.
+
+    Returns:
+        The label map of the masks; None if `predict` did not write them.
 
     Raises:
         UserError: A structure has another value in predictions.json than in the data set.
     """
     if (content := read_predictions(folder).get("labels")) is None:
-        return
+        return None
     with reading(folder / PREDICTIONS, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
         labels = LabelMap.from_json(content)
     values = {name.casefold(): value for name, value in zip(dataset.labels.names, dataset.labels.values, strict=True)}
@@ -121,6 +124,20 @@ def check_labels(folder: Path, dataset: DataSet) -> None:
             f"{folder}: the masks were written for {labels}, but {dataset.name} has {dataset.labels}; expected the "
             "same value for a structure. Pass the label map of the training (--label-map), if it is that of the labels"
         )
+    return labels
+
+
+def untrained_notes(labels: LabelMap | None, dataset: DataSet) -> list[str]:
+    """Note the structures of a data set that are not in the label map of a model, if it is known."""
+    if labels is None:
+        return []
+    own = {name.casefold() for name in labels.names}
+    return [
+        f"{name}: the model was not trained for this structure, so it is in none of the masks. Where the label "
+        "contains it, its Dice is 0."
+        for name, value in zip(dataset.labels.names, dataset.labels.values, strict=True)
+        if name.casefold() not in own and value not in labels.values
+    ]
 
 
 def read_pair(mask: Path, case: Case, dataset: DataSet) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Grid]:

@@ -17,7 +17,7 @@ from ssl_medseg.datasets.dataset import DataSet
 from ssl_medseg.datasets.open import open_with
 from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.datasets.splits import Split, read_split
-from ssl_medseg.evaluation.cases import check_labels, choose_cases, find_masks, score_cases
+from ssl_medseg.evaluation.cases import check_labels, choose_cases, find_masks, score_cases, untrained_notes
 from ssl_medseg.evaluation.plots import bland_altman_figure
 from ssl_medseg.evaluation.results import Evaluation, write_evaluation
 from ssl_medseg.evaluation.summary import Summary, summarise, summary_csv
@@ -145,7 +145,7 @@ def evaluate(
     target = Path(out) if out is not None else folder / "evaluation"
     masks, failed = ({}, {}) if model else find_masks(folder, cases)
     if not all(map(is_dicom, masks.values())):
-        check_labels(folder, dataset)
+        notes += untrained_notes(check_labels(folder, dataset), dataset)
     targets = [target / f"{stem}{ending}" for ending in _ENDINGS]
     targets += [target / f"{stem}-masks" / f"{case.name}.nii.gz" for case in cases if model]
     input_files = [
@@ -160,6 +160,7 @@ def evaluate(
         if model:
             predictions = predict_cases(folder, dataset, cases, target / f"{stem}-masks", inference=inference)
             masks, failed = predictions.masks, predictions.failed
+            notes += untrained_notes(predictions.labels, dataset)
             if parts is None:  # the model itself lists the cases whose labels it was trained with
                 parts = Split(labelled=tuple(case.name for case in cases if case.name in predictions.labelled))
         evaluation = score_cases(

@@ -103,10 +103,17 @@ class TrainingData:
                 "Use larger slices (--image-size) or larger pixels (--spacing)"
             )
         if missing:
+            numbers = [self.labels.names.index(name) for name in missing]
+            texts = [f"{name} (value {self.labels.values[n]})" for name, n in zip(missing, numbers, strict=True)]
+            pairs = zip(self.validation, self.truths, strict=True)
+            others = [case.name for case, truth in pairs if np.isin(numbers, truth).any()]
+            # A network that never saw a structure would leave it out of every mask, with a volume of 0 mL.
             raise UserError(
-                f"none of the {len(slices)} labelled slices ({some_of(slices.names)}) contains "
-                f"{', '.join(missing)}; expected every structure of the label map. Label cases that contain it, or "
-                "remove it from the label map"
+                f"none of the {len(slices)} labelled slices ({some_of(slices.names)}) contains {', '.join(texts)}; "
+                "expected every structure of the label map. Label cases that contain it"
+                + (f", make labelled cases of those for validation that do ({some_of(others)})" if others else "")
+                + ", or train with a label map without it (--label-map); `ssl-medseg evaluate` also accepts "
+                "labels with further structures, and their map"
             )
         return slices
 

@@ -414,6 +414,34 @@ def test_a_multi_frame_image_has_the_intensities_of_its_slices(tmp_path: Path, c
     np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)
 
 
+@pytest.mark.parametrize("by_frame", [["PixelMeasures"], ["PlaneOrientation"], ["PixelMeasures", "PlaneOrientation"]])
+def test_sizes_and_orientations_stated_by_frame_place_an_image_and_its_segmentation(
+    tmp_path: Path, by_frame: list[str]
+) -> None:
+    from highdicom.seg import segread
+
+    folder = series(tmp_path)
+    expected, classes = read_volume(ImageFile(folder)), phantom(SHAPE)[1]
+    file = _multi_frame(tmp_path / "enhanced", _datasets(folder)) / "image.dcm"
+    image = pydicom.dcmread(file)
+    (shared,) = image.SharedFunctionalGroupsSequence
+    for name in by_frame:
+        for frame in image.PerFrameFunctionalGroupsSequence:
+            setattr(frame, f"{name}Sequence", shared[f"{name}Sequence"].value)
+        delattr(shared, f"{name}Sequence")
+    image.save_as(file)
+    volume = read_volume(ImageFile(file.parent))
+    np.testing.assert_array_equal(volume.array, expected.array)
+    np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-5)
+    write_dicom_seg(classes, volume, tmp_path / "mask.dcm", LABELS)
+    np.testing.assert_array_equal(read_label(tmp_path / "mask.dcm", LABELS, image=expected.grid)[0], classes)
+    written = segread(tmp_path / "mask.dcm")
+    assert (
+        written.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID
+        == image.SOPInstanceUID
+    )
+
+
 @pytest.mark.parametrize("signed", [0, 1])
 def test_bits_above_the_stored_ones_are_no_intensity(tmp_path: Path, signed: int) -> None:
     rng = np.random.default_rng(0)

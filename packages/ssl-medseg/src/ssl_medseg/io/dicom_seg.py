@@ -204,7 +204,15 @@ def _complete(dataset: Any, thickness: float) -> Any:
     for name in _MAY_BE_EMPTY:
         if name not in completed:
             setattr(completed, name, None if name in ("SeriesNumber", "InstanceNumber") else "")
-    if not completed.get("SliceThickness") and "SharedFunctionalGroupsSequence" not in completed:
+    if frames := completed.get("PerFrameFunctionalGroupsSequence"):
+        # Scanners may state the size and orientation of the pixels by frame; highdicom needs those of all frames, which
+        # are equal, because the frames form a volume.
+        shared = copy.copy(next(iter(completed.get("SharedFunctionalGroupsSequence") or ()), type(frames[0])()))
+        for name in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+            if name not in shared and name in frames[0]:
+                setattr(shared, name, frames[0].get(name))
+        completed.SharedFunctionalGroupsSequence = [shared]
+    elif not completed.get("SliceThickness"):
         completed.SliceThickness = f"{thickness:.6g}"
     return completed
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from contrastive_core.errors import UserError
 from ssl_medseg.cli import main
+from ssl_medseg.commands import predict as commands_predict
 from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets import DataOptions
 from ssl_medseg.datasets.open import open_dataset
@@ -450,3 +451,37 @@ def test_structures_that_the_model_was_not_trained_for_are_scored_as_missed_and_
     (tmp_path / "core.json").write_text('{"background": 0, "core": 2}')
     with pytest.raises(UserError, match="was trained for 0 background, 1 shell"):
         evaluate(model, str(data), pictures=False, opening=DataOptions(label_map=tmp_path / "core.json"), inference=cpu)
+
+
+def test_masks_of_two_models_are_not_scored_together_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = decathlon(tmp_path / "data", ["a", "b", "c"])
+    labels = open_dataset(data).labels
+    models = [
+        random_segmenter(tmp_path / f"model{size}", Preprocessing((size, size)), labels=labels) for size in (32, 64)
+    ]
+    cpu, write, left = InferenceOptions(device="cpu"), commands_predict._write, [0]
+
+    def write_some(*arguments: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        write(*arguments)
+
+    def interrupted(model: Path, out: Path, *, count: int) -> None:
+        left[0] = count
+        with monkeypatch.context() as patched:
+            patched.setattr(commands_predict, "_write", write_some)
+            with pytest.raises(KeyboardInterrupt):
+                predict(str(model), str(data), out, inference=cpu)
+
+    predict(str(models[0]), str(data), tmp_path / "masks", inference=cpu)
+    interrupted(models[1], tmp_path / "masks", count=1)
+    with pytest.raises(UserError, match=r"predict was interrupted, or has not ended yet.*predict again"):
+        evaluate(tmp_path / "masks", str(data), pictures=False)
+    predict(str(models[1]), str(data), tmp_path / "masks", inference=cpu)
+    assert len(evaluate(tmp_path / "masks", str(data), pictures=False).evaluation.cases) == 3
+    interrupted(models[0], tmp_path / "new", count=2)  # nothing to mix with
+    done = evaluate(tmp_path / "new", str(data), pictures=False)
+    assert ([case.case for case in done.evaluation.cases], done.evaluation.missing) == (["a", "b"], ("c",))

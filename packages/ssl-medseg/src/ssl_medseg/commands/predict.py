@@ -34,6 +34,7 @@ from ssl_medseg.reports.used_cases import images_seen
 
 _TROUBLE = (UserError, OSError, ValueError, RuntimeError, ArithmeticError, MemoryError)
 _SHOWN = 10
+_INTERRUPTED = "predict was interrupted, or has not ended yet"
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,11 @@ def predict(
         check_space(folder, n_bytes, what=f"the outputs of {several(len(inputs), 'image')}", files=len(files))
         folder.mkdir(parents=True, exist_ok=True)
         before = _masks_in(folder) if folder == Path(out) else set()
+        seen = images_seen(Path(model))
+        if folder == Path(out):
+            # Replaced at the end. If the command is interrupted, evaluate shall not mix the masks of two models.
+            all_missing = tuple(PredictedCase(source.name, error=_INTERRUPTED) for source in inputs)
+            _write_summary(PredictResult(folder, all_missing, stale=tuple(sorted(before))), segmenter, seen)
         cases: list[PredictedCase] = []
         for source, target in track(zip(inputs, targets, strict=True), total=len(inputs), what="volumes"):
             start = time.perf_counter()
@@ -245,7 +251,7 @@ def predict(
             stale=tuple(sorted(before - masks)),
         )
         if folder == Path(out):
-            _write_summary(result, segmenter, images_seen(Path(model)))
+            _write_summary(result, segmenter, seen)
     failed = [case for case in cases if case.error]
     if failed:
         raise UserError(_failures(failed, result))

@@ -20,6 +20,7 @@ from ssl_medseg.commands.predict import predict
 from ssl_medseg.datasets import DataOptions, open_dataset, open_with
 from ssl_medseg.datasets.splits import Split, write_split
 from ssl_medseg.io import Grid, read_label, read_volume
+from ssl_medseg.io.mask import masks_of_predict
 from ssl_medseg.io.volume import ImageFile
 from ssl_medseg.prediction import InferenceOptions, find_images, largest_parts, segment
 from ssl_medseg.preprocessing import Preprocessing
@@ -333,13 +334,14 @@ def test_masks_of_an_earlier_run_are_said_and_not_scored(tmp_path: Path, model: 
         predict(str(model), str(data / "again"), tmp_path / "out", inference=CPU)
     said = str(caught.value)
     assert "replaced 1 mask from an earlier prediction" in said
-    assert "kept 2 files from an earlier prediction, which evaluate will not score: p1.nii.gz, p2.nii.gz" in said
+    assert "kept 2 masks that this run did not write, which evaluate will not score: p1.nii.gz, p2.nii.gz" in said
     assert "scan.npz: .npz files are not read" in said
     done = evaluate(tmp_path / "out", str(data), pictures=False)
     assert [case.case for case in done.evaluation.cases] == ["p0"]
     assert done.evaluation.missing == ("p1", "p2")
-    assert "the last run failed for this case" in done.failed["p1"]
-    assert "by an earlier run" in done.failed["p2"]
+    assert "the last run of predict, which failed for this case" in done.failed["p1"]
+    assert "the last run of predict, which did not include" in done.failed["p2"]
+    assert masks_of_predict(tmp_path / "out").keys() == {"p0.nii.gz", "p1.nii.gz", "p2.nii.gz"}
     (tmp_path / "out" / "p0.nii.gz").unlink()
     with pytest.raises(UserError, match="the last run of predict wrote no mask"):
         evaluate(tmp_path / "out", str(data), pictures=False)
@@ -424,3 +426,33 @@ def test_labels_of_bids_are_not_segmented(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True)
         write_nifti(tmp_path / f"{name}.nii.gz", np.ones((4, 4, 2)), affine((1.0, 1.0, 4.0)))
     assert [wanted.name for wanted in find_images(tmp_path)] == ["sub-01/anat/sub-01_T2w"]
+
+
+def test_masks_written_beside_labels_hide_none_of_them(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels drawn by hand stay labels, and masks do not become labels, even if `predict` is interrupted."""
+    shape, matrix = GEOMETRIES["oblique"]
+    data = tmp_path / "data"
+    for number in range(3):
+        image, classes = phantom(shape, seed=number)
+        for folder in ("images", *(["again"] if number == 1 else []), *(["new"] if number else [])):
+            (data / folder if folder == "images" else tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            write_nifti((data if folder == "images" else tmp_path) / folder / f"p{number}.nii.gz", image, matrix)
+        if number == 0:
+            (data / "labels").mkdir()
+            write_nifti(data / "labels" / "p0.nii.gz", LABELS.lookup[classes], matrix)
+    (data / "labels.json").write_text(json.dumps(dict(zip(LABELS.names, LABELS.values, strict=True))))
+    predict(str(model), str(tmp_path / "new"), data / "labels", inference=CPU)
+    assert open_dataset(data, allow_unlabelled=True).labelled == ("p0",)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ssl_medseg.commands.predict.segment", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            predict(str(model), str(tmp_path / "again"), data / "labels", inference=CPU)
+    assert open_dataset(data, allow_unlabelled=True).labelled == ("p0",)
+    predict(str(model), str(tmp_path / "again"), data / "labels", inference=CPU)
+    assert open_dataset(data, allow_unlabelled=True).labelled == ("p0",)

@@ -355,7 +355,7 @@ def test_masks_of_predict_in_a_subfolder_are_found(tmp_path: Path) -> None:
     save(data / "images" / "a.nii.gz", ball(0)[0])
     done = evaluate(tmp_path / "masks", str(data), pictures=False)
     assert [case.case for case in done.evaluation.cases] == names[1:]
-    assert "the last run failed for this case" in done.failed["a"]
+    assert "the last run of predict, which failed for this case" in done.failed["a"]
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -26,7 +26,7 @@ from ssl_medseg.io import Volume, read_volume, write_mask
 from ssl_medseg.io.dicom_seg import missing_for_seg, write_dicom_seg
 from ssl_medseg.io.file_types import DICOM_ENDINGS, ENDINGS, stem, without_paths
 from ssl_medseg.io.label_map import LabelMap
-from ssl_medseg.io.mask import PREDICTIONS, PREDICTIONS_FORMAT, write_on_grid
+from ssl_medseg.io.mask import PREDICTIONS, PREDICTIONS_FORMAT, masks_of_predict, write_on_grid
 from ssl_medseg.models.model_folder import Segmenter, load_segmenter
 from ssl_medseg.models.network import Refinement
 from ssl_medseg.prediction import InferenceOptions, Segmented, bytes_of_masks, find_images, segment, unread_files
@@ -75,7 +75,8 @@ class PredictResult:
         cases: Result for every image.
         unread: Files in the folder of images that were not read, with the reason.
         replaced: Number of masks from an earlier prediction that were replaced.
-        stale: Masks from an earlier prediction whose image failed or is no longer in the folder.
+        stale: Other masks in the folder: those of an earlier prediction whose image failed or is no longer among the
+            images, and labels drawn by hand.
     """
 
     out: Path
@@ -92,13 +93,13 @@ class PredictResult:
 
     @property
     def remarks(self) -> list[str]:
-        """Remarks about files that were not read and masks from earlier predictions."""
+        """Remarks about files that were not read and masks that were already in the folder."""
         remarks = []
         if self.replaced:
             remarks.append(f"replaced {several(self.replaced, 'mask')} from an earlier prediction")
         if self.stale:
             remarks.append(
-                f"kept {several(len(self.stale), 'file')} from an earlier prediction, which evaluate will not score: "
+                f"kept {several(len(self.stale), 'mask')} that this run did not write, which evaluate will not score: "
                 f"{', '.join(_shortened(self.stale))}"
             )
         if self.unread:
@@ -199,7 +200,10 @@ def predict(
         if folder == Path(out):
             # Replaced at the end. If the command is interrupted, evaluate shall not mix the masks of two models.
             all_missing = tuple(PredictedCase(source.name, error=_INTERRUPTED) for source in inputs)
-            _write_summary(PredictResult(folder, all_missing, stale=tuple(sorted(before))), segmenter, seen)
+            unfinished = PredictResult(folder, all_missing, stale=tuple(sorted(before)))
+            names = [target.relative_to(folder).as_posix() for target in targets]
+            written = _written(folder)
+            _write_summary(unfinished, segmenter, seen, written, unfinished=names)
         cases: list[PredictedCase] = []
         for source, target in track(zip(inputs, targets, strict=True), total=len(inputs), what="volumes"):
             start = time.perf_counter()
@@ -251,7 +255,7 @@ def predict(
             stale=tuple(sorted(before - masks)),
         )
         if folder == Path(out):
-            _write_summary(result, segmenter, seen)
+            _write_summary(result, segmenter, seen, written)
     failed = [case for case in cases if case.error]
     if failed:
         raise UserError(_failures(failed, result))
@@ -361,13 +365,39 @@ def _millilitres(classes: NDArray[np.uint8], volume: Volume, names: tuple[str, .
     return {name: round(float(count * voxel), 4) for name, count in zip(names, counts, strict=True)}
 
 
-def _write_summary(result: PredictResult, segmenter: Segmenter, seen: Sequence[Mapping[str, str]]) -> None:
+def _written(folder: Path) -> dict[str, str]:
+    """Return the masks in a folder that earlier runs wrote, with hashes; none if their record cannot be read."""
+    try:
+        hashes = masks_of_predict(folder)
+    except UserError:
+        return {}  # the record is replaced
+    return {name: digest or sha256(folder / name) for name, digest in hashes.items() if (folder / name).is_file()}
+
+
+def _write_summary(
+    result: PredictResult,
+    segmenter: Segmenter,
+    seen: Sequence[Mapping[str, str]],
+    written: Mapping[str, str],
+    *,
+    unfinished: Sequence[str] = (),
+) -> None:
+    """Write predictions.json.
+
+    Args:
+        result: Result to describe.
+        segmenter: Model that wrote the masks.
+        seen: Images that the model was trained on.
+        written: Masks of earlier runs, with the hash of each. Other files in the folder may have been drawn by hand.
+        unfinished: Masks that are being replaced.
+    """
     card = {
         "format": f"{PREDICTIONS_FORMAT} 1",
         "labels": segmenter.labels.to_json(),
         "cases": [asdict(case) for case in result.cases],
         "unread": list(result.unread),
-        "stale": list(result.stale),
+        "stale": {name: written.get(name) for name in result.stale},
+        "unfinished": list(unfinished),
         # Without the names of the cases, which may identify patients that do not belong to these masks.
         "training": [{key: image.get(key, "") for key in ("part", "image", "voxels")} for image in seen],
     }

@@ -56,7 +56,7 @@ def find_masks(folder: Path, cases: Iterable[Case]) -> tuple[dict[str, Path], di
         paths = [path for path in files.get(name, []) if path.relative_to(folder).as_posix() not in old]
         if not paths and name in files:
             reasons[name] = errors.get(
-                name, "its mask was written by an earlier run of predict, and the last run did not include its image"
+                name, "its mask was not written by the last run of predict, which did not include its image"
             )
         if len(paths) > 1:
             raise UserError(
@@ -88,14 +88,14 @@ def _of_predict(folder: Path) -> tuple[set[str], dict[str, str], list[str]]:
     if not (content := read_predictions(folder)):
         return set(), {}, []
     with reading(folder / PREDICTIONS, "is damaged", "expected a file written by `ssl-medseg predict`; predict again"):
-        old = set(content.get("stale", []))
+        old = set(content.get("stale", ()))
         failed = {PurePosixPath(case["image"]).name: str(case["error"]) for case in content["cases"] if case["error"]}
         masks = {*(str(case.get("mask") or "") for case in content["cases"]), *old}
         inside = sorted(mask for mask in masks if "/" in mask and not {"..", "/"} & {*PurePosixPath(mask).parts})
     return (
         old,
         {
-            name: f"its mask was written by an earlier run of predict; the last run failed for this case: {error}"
+            name: f"its mask was not written by the last run of predict, which failed for this case: {error}"
             for name, error in failed.items()
         },
         inside,

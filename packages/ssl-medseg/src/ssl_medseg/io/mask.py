@@ -57,6 +57,25 @@ def read_predictions(folder: Path) -> dict[str, Any]:
     return read_object(folder / PREDICTIONS) if has_predictions(folder) else {}
 
 
+def masks_of_predict(folder: Path) -> dict[str, str | None]:
+    """Return the masks that `predict` wrote to a folder, by its predictions.json.
+
+    Returns:
+        Name of each mask and hash of its file; None for any content, because `predict` was interrupted while it
+        replaced the mask.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    if not (content := read_predictions(folder)):
+        return {}
+    with reading(folder / PREDICTIONS, "is damaged", "expected a file written by `ssl-medseg predict`; remove it"):
+        stale = dict(content.get("stale", {}))
+        hashes: dict[str, str | None] = {str(name): str(digest) for name, digest in stale.items() if digest}
+        hashes |= {str(case["mask"]): case.get("sha256") for case in content["cases"] if case["mask"]}
+        return hashes | dict.fromkeys(map(str, content.get("unfinished", ())))
+
+
 def write_mask(classes: NDArray[np.uint8], like: Volume, path: Path, labels: LabelMap) -> None:
     """Write a mask on the grid of its image, with the label values of the user.
 

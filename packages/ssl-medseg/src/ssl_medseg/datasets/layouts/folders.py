@@ -10,7 +10,6 @@ from pathlib import Path
 from contrastive_core.app.checks import Finding, Item
 from contrastive_core.errors import UserError
 from contrastive_core.text import several
-from contrastive_core.training.documents import reading
 from contrastive_core.training.files import sha256
 from contrastive_core.training.names import check_path
 from ssl_medseg.datasets.channels import choose_channels, unique_names
@@ -20,7 +19,7 @@ from ssl_medseg.datasets.options import DataOptions
 from ssl_medseg.datasets.phases import phase_in_table
 from ssl_medseg.io.file_types import DICOM_ENDINGS, images_in, is_dicom, is_image, is_segmentation, is_series, stem
 from ssl_medseg.io.label_map import LabelMap, read_label_map
-from ssl_medseg.io.mask import PREDICTIONS, has_predictions, read_predictions
+from ssl_medseg.io.mask import PREDICTIONS, has_predictions, masks_of_predict
 from ssl_medseg.io.tables import read_table, whole_number
 from ssl_medseg.io.volume import join_channels
 
@@ -199,12 +198,7 @@ def _unchanged_masks(folder: Path) -> set[Path]:
     Raises:
         UserError: The file is damaged.
     """
-    if not (content := read_predictions(folder)):
-        return set()
-    with reading(folder / PREDICTIONS, "is damaged", "expected a file written by `ssl-medseg predict`; remove it"):
-        hashes = {str(case["mask"]): case.get("sha256") for case in content["cases"]}
-        hashes |= dict.fromkeys(map(str, content.get("stale", ())))
-    written = {folder / name: digest for name, digest in hashes.items()}
+    written = {folder / name: digest for name, digest in masks_of_predict(folder).items()}
     return {path for path, digest in written.items() if path.is_file() and digest in (None, sha256(path))}
 
 

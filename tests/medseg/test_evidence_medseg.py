@@ -53,7 +53,7 @@ def test_gains_of_the_strong_recipe_are_paired_with_labels_trained_as_long(tmp_p
     study = strong.Study(strong.MATERIALS["acdc"], Path("data"), tmp_path, 5, "minutes")
     for name, draw, dice in [("labels", 1, 0.5), ("labels", 2, 0.75), ("consistency", 1, 0.625), ("first", 2, 0.5)]:
         write_scores(study.out(name, 2, draw) / "evaluation" / "chosen.json", LV={"dice": dice})
-    lines = {line[1]: line for line in strong.rows(study)}
+    lines = {line[1]: line for line in strong.rows(strong.collect(study, {}))}
     assert lines["labels alone, 2N steps"][2:] == [2, "0.625 ± 0.177", "0.500", None, None, None]
     assert lines["consistency"][2:] == [1, "0.625", "0.625", "+0.125 (1 of 1)", None, None]
     assert lines["labels alone, N steps: where the methods begin"][5] == "-0.250 (0 of 1)"

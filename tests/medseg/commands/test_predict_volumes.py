@@ -446,11 +446,12 @@ def test_masks_written_beside_labels_hide_none_of_them(
     predict(str(model), str(tmp_path / "new"), data / "labels", inference=CPU)
     assert open_dataset(data, allow_unlabelled=True).labelled == ("p0",)
 
-    def interrupt(*_: object, **__: object) -> None:
+    def interrupt(_prediction: object, _volume: object, target: Path, _labels: object) -> None:
+        target.write_bytes((data / "labels" / "p2.nii.gz").read_bytes())
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ssl_medseg.commands.predict.segment", interrupt)
+        patch.setattr("ssl_medseg.commands.predict._write", interrupt)
         with pytest.raises(KeyboardInterrupt):
             predict(str(model), str(tmp_path / "again"), data / "labels", inference=CPU)
     assert open_dataset(data, allow_unlabelled=True).labelled == ("p0",)

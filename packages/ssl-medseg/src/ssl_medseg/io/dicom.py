@@ -308,6 +308,9 @@ def _multi_frame(image: SeriesImage, path: Path) -> tuple[NDArray[np.float32], N
     if frames := _frames_of(image):
         _check_contrasts(frames, path)
     _clear_unused_bits(image, path)
+    if not image.dataset.get("SharedFunctionalGroupsSequence", True):
+        # highdicom reads its first item, which an empty sequence lacks.
+        del image.dataset.SharedFunctionalGroupsSequence
     problem = f"the frames of {image.name} do not form one volume"
     with reading(path, problem, "expected parallel frames at equal distances. Export the series again, or split it"):
         # The transforms are those of single-frame images; by default, highdicom would also invert what is displayed

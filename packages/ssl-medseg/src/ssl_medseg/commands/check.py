@@ -26,7 +26,7 @@ def check(
     opening: DataOptions = DataOptions(),  # noqa: B008 - frozen
     split: Path | None = None,
     preprocessing: PreprocessingOptions = PreprocessingOptions(),  # noqa: B008
-    effort: EffortName = "auto",
+    effort: EffortName = "hour",
     out: Path | None = None,
     picture_folder: Path | None = None,
     picture_all: bool = False,
@@ -62,7 +62,7 @@ def check(
         split: Split file, as written by `ssl-medseg make-splits`, to check against the data set.
         preprocessing: Preprocessing settings of the planned training; labels must fit into the resulting slices.
         effort: Effort of the planned training, which limits the size of its slices: ``minutes``, ``hour``, ``night`` or
-            ``gpu``; ``auto`` selects gpu on a GPU and hour elsewhere.
+            ``gpu``.
         out: JSON file to write, with all findings.
         picture_folder: Folder for PNG pictures of every case with findings.
         picture_all: Draw the other cases, too.

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from contrastive_core.errors import UserError
 from contrastive_core.training.config import FixedPrecision, Precision
-from contrastive_core.training.launch import choose_device, resolve_precision
+from contrastive_core.training.launch import resolve_precision
 from ssl_medseg.io.label_map import LabelMap
 from ssl_medseg.losses.segmentation import SegmentationLoss
 from ssl_medseg.models.network import NetworkOptions
@@ -21,8 +21,8 @@ RecipeName = Literal["strong", "paper"]
 
 Number = TypeVar("Number", int, float)
 
-EffortName = Literal["auto", "minutes", "hour", "night", "gpu"]
-"""Compute budget: `auto` selects `gpu` on a GPU and `hour` elsewhere."""
+EffortName = Literal["minutes", "hour", "night", "gpu"]
+"""Compute budget."""
 
 Keep = Literal["auto", "best", "last"]
 """Weights to keep."""
@@ -104,7 +104,7 @@ class TrainingOptions:
         recipe: ``strong``, designed for few labels, or ``paper``, the settings of the released code; by default strong,
             or the recipe of the initial segmenter in self-training.
         effort: Compute budget, which sets size, width, steps and batch size of the strong recipe: ``minutes``,
-            ``hour``, ``night`` or ``gpu``; ``auto`` selects gpu on a GPU and hour elsewhere.
+            ``hour``, ``night`` or ``gpu``. Results of ``night`` and ``gpu`` were not measured.
         steps: Training steps; with the method ``rounds``, steps of each round. By default set by the effort.
         batch_size: Labelled slices per step, over all processes; by default set by the effort.
         loss: Segmentation loss: ``dice-ce``, Dice over the batch plus cross-entropy; ``dice``, that of the released
@@ -125,7 +125,7 @@ class TrainingOptions:
     """
 
     recipe: RecipeName | None = None
-    effort: EffortName = "auto"
+    effort: EffortName = "hour"
     steps: int | None = None
     batch_size: int | None = None
     loss: SegmentationLoss | None = None
@@ -136,10 +136,10 @@ class TrainingOptions:
     test_time: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.recipe not in (None, *RECIPES) or self.effort not in ("auto", *EFFORTS):
+        if self.recipe not in (None, *RECIPES) or self.effort not in EFFORTS:
             raise UserError(
                 f"got recipe {self.recipe!r} and effort {self.effort!r}; expected one of the recipes "
-                f"{', '.join(RECIPES)} and one of the efforts auto, {', '.join(EFFORTS)}"
+                f"{', '.join(RECIPES)} and one of the efforts {', '.join(EFFORTS)}"
             )
 
 
@@ -259,8 +259,6 @@ def choose(
         UserError: A number is out of range.
     """
     recipe, effort = training.recipe or "strong", training.effort
-    if effort == "auto":
-        effort = "hour" if choose_device(device).type == "cpu" else "gpu"
     base, size = RECIPES[recipe], PAPER if recipe == "paper" else EFFORTS[effort]
     steps = _or(training.steps, size.steps)
     settings = Settings(
